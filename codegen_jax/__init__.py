@@ -1,0 +1,29 @@
+"""CodeGen in JAX: pretrain, fine-tune, convert and run the models of arXiv 2203.13474."""
+
+from typing import TYPE_CHECKING
+
+from codegen_jax.config import CodeGenConfig
+from codegen_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from codegen_jax.inference.generate import Generator
+
+__version__ = "0.1.0"
+__all__ = ["CodeGenConfig", "UserError", "load"]
+
+
+def load(model: str) -> "Generator":
+    """Load a model for generation.
+
+    Args:
+        model: a run's output folder (its latest checkpoint) or one checkpoint's folder.
+
+    Returns:
+        A generator: `load("runs/tiny_cpu").generate("def add(a, b):", max_new_tokens=64)` is the completion as text.
+
+    Raises:
+        UserError: if the folder holds no whole checkpoint.
+    """
+    from codegen_jax.inference.generate import Generator  # importing jax takes a second; the tokenizing workers skip it
+
+    return Generator.load(model)

@@ -1,0 +1,262 @@
+"""Every knob of a training run, as frozen dataclasses that are read from YAML plus `--section.field value`."""
+
+import dataclasses
+from argparse import ArgumentError
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from codegen_jax.errors import UserError
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `UserError(message)` unless the condition holds."""
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass(frozen=True)
+class CodeGenConfig:
+    """Architecture of one network (the paper's section 2.2; sizes from jaxformer's config/*.json).
+
+    Attributes:
+        n_layer: number of blocks.
+        n_embd: width of the residual stream.
+        n_head: attention heads a block; must divide n_embd.
+        rotary_dim: leading channels of each head that are rotated; even, at most head_dim.
+        vocab_size: rows of the embedding; at least the tokenizer's vocabulary.
+        n_positions: longest context in tokens.
+        layer_norm_epsilon: added to the variance.
+        init: the authors' initialisation (jaxformer) or plain normal(0.02) (huggingface).
+        dtype: of activations and matrix products; parameters are float32.
+    """
+
+    n_layer: int
+    n_embd: int
+    n_head: int
+    rotary_dim: int
+    vocab_size: int = 51200
+    n_positions: int = 2048
+    layer_norm_epsilon: float = 1e-5
+    init: Literal["jaxformer", "huggingface"] = "jaxformer"
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+    def __post_init__(self) -> None:
+        for name in ("n_layer", "n_embd", "n_head", "vocab_size", "n_positions"):
+            require(getattr(self, name) > 0, f"model.{name}: {getattr(self, name)} must be positive")
+        require(
+            self.n_embd % self.n_head == 0,
+            f"model.n_head: {self.n_head} does not divide model.n_embd = {self.n_embd}; choose a divisor",
+        )
+        require(
+            self.rotary_dim % 2 == 0 and 0 < self.rotary_dim <= self.head_dim,
+            f"model.rotary_dim: {self.rotary_dim} must be even and at most n_embd / n_head = {self.head_dim}",
+        )
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def n_inner(self) -> int:
+        """Width of the MLP."""
+        return 4 * self.n_embd
+
+    @property
+    def n_params(self) -> int:
+        """Number of parameters, in closed form."""
+        d = self.n_embd
+        return self.n_layer * (12 * d * d + 7 * d) + 2 * self.vocab_size * d + 2 * d + self.vocab_size
+
+    def flops_per_token(self, sequence_length: int) -> int:
+        """Model FLOPs of training on one token, forward and backward, with causal attention counted at half."""
+        return 6 * self.n_params + 12 * self.n_layer * self.n_embd * sequence_length // 2
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Token files made by `codegen-jax prepare`.
+
+    Attributes:
+        train: folder of token files.
+        validation: folder of token files, or null for no validation.
+        sequence_length: tokens that a row trains on; a row holds one token more.
+    """
+
+    train: str
+    validation: str | None = None
+    sequence_length: int = 2048
+
+    def __post_init__(self) -> None:
+        require(self.sequence_length > 0, f"data.sequence_length: {self.sequence_length} must be positive")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up, half-cosine and a flat tail (jaxformer's model.py and utils.py).
+
+    Attributes:
+        learning_rate: at the end of the warm-up.
+        end_learning_rate: after the cosine, until the run's end.
+        warmup_steps: linear from 0; the first update has learning rate 0.
+        decay_steps: length of the cosine, counted after the warm-up.
+        weight_decay: decoupled, multiplied by the learning rate.
+        decay_mask: kernels: matrices and embeddings only; jaxformer: what the authors' code decays, which is also every
+            block's LayerNorm and MLP biases.
+        clip_norm: largest global norm of the gradient.
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to the root of the second moment.
+    """
+
+    learning_rate: float
+    end_learning_rate: float
+    warmup_steps: int
+    decay_steps: int
+    weight_decay: float = 0.1
+    decay_mask: Literal["kernels", "jaxformer"] = "kernels"
+    clip_norm: float = 1.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "end_learning_rate", "warmup_steps", "weight_decay"):
+            require(getattr(self, name) >= 0, f"optimizer.{name}: {getattr(self, name)} must not be negative")
+        for name in ("decay_steps", "clip_norm", "eps"):
+            require(getattr(self, name) > 0, f"optimizer.{name}: {getattr(self, name)} must be positive")
+        for name in ("b1", "b2"):
+            require(0 <= getattr(self, name) < 1, f"optimizer.{name}: {getattr(self, name)} must be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The loop.
+
+    Attributes:
+        steps: number of updates.
+        batch_size: rows an update, over all devices and micro-batches.
+        gradient_accumulation_steps: micro-batches an update; saves memory, changes nothing else.
+        z_loss: weight of the squared log-partition in the loss; the authors' is 1e-4.
+        remat: what the backward pass keeps of a block: full: nothing; attention: its output; qkv_attention: q, k and v
+            too; dots: every matrix product; none: everything.
+        log_every: steps between lines of the log.
+        eval_every: steps between validations; every checkpoint is validated too.
+        eval_batches: batches of the validation set that are used, at most.
+    """
+
+    steps: int
+    batch_size: int
+    gradient_accumulation_steps: int = 1
+    z_loss: float = 0.0
+    remat: Literal["none", "dots", "qkv_attention", "attention", "full"] = "full"
+    log_every: int = 10
+    eval_every: int = 1000
+    eval_batches: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "gradient_accumulation_steps", "log_every", "eval_every", "eval_batches"):
+            require(getattr(self, name) > 0, f"training.{name}: {getattr(self, name)} must be positive")
+        require(self.z_loss >= 0, f"training.z_loss: {self.z_loss} must not be negative")
+        require(
+            self.batch_size % self.gradient_accumulation_steps == 0,
+            f"training.batch_size: {self.batch_size} rows do not divide into "
+            f"training.gradient_accumulation_steps = {self.gradient_accumulation_steps} micro-batches",
+        )
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept.
+
+    Attributes:
+        save_every: steps between checkpoints; the last step is saved too.
+        keep_latest: number of newest checkpoints to keep; the one with the best validation loss is kept besides.
+    """
+
+    save_every: int = 1000
+    keep_latest: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("save_every", "keep_latest"):
+            require(getattr(self, name) > 0, f"checkpoint.{name}: {getattr(self, name)} must be positive")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices by axis; one axis may be -1 and takes what the others leave.
+
+    Attributes:
+        data: replicas of the parameters.
+        fsdp: shards of parameters, moments and batch.
+        tensor: shards of heads, MLP and vocabulary.
+    """
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        sizes = dataclasses.astuple(self)
+        for axis, size in zip(("data", "fsdp", "tensor"), sizes, strict=True):
+            require(size > 0 or size == -1, f"mesh.{axis}: {size} must be positive, or -1 for the devices left")
+        require(sizes.count(-1) <= 1, "mesh: only one axis may be -1")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run, the whole of a file in configs/.
+
+    Attributes:
+        output: folder of checkpoints, logs and pictures; a run that was stopped there goes on.
+        init_from: checkpoint whose weights start the run, with fresh optimizer and schedule; null: random weights.
+        seed: of the random weights and of the data's order.
+    """
+
+    output: str
+    model: CodeGenConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    training: TrainingConfig
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    init_from: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            self.data.sequence_length <= self.model.n_positions,
+            f"data.sequence_length: {self.data.sequence_length} is longer than model.n_positions = "
+            f"{self.model.n_positions}",
+        )
+        require(0 <= self.seed < 2**32, f"seed: {self.seed} must be in [0, 2**32)")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as nested dicts of plain values, as in YAML."""
+        return dataclasses.asdict(self)
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a run's YAML file.
+
+    Args:
+        path: file in the layout of `RunConfig`.
+        overrides: command-line words such as `["--mesh.fsdp", "4", "--seed=1"]`; they win over the file.
+
+    Raises:
+        UserError: for a missing file, an unknown key, a wrong type or an impossible value, named in the message.
+    """
+    from jsonargparse import ArgumentParser  # only training reads YAML
+
+    parser = ArgumentParser(prog="codegen-jax train CONFIG.yaml", exit_on_error=False)
+    parser.add_argument("--config", action="config", help="the YAML file")
+    parser.add_class_arguments(RunConfig)
+    try:
+        return RunConfig(**_without_config(parser, ["--config", str(path), *(overrides or [])]))
+    except ArgumentError as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def _without_config(parser: Any, words: list[str]) -> dict[str, Any]:
+    values = vars(parser.instantiate(parser.parse_args(words)))
+    return {name: value for name, value in values.items() if name != "config"}

@@ -1,0 +1,1 @@
+"""Other formats' weights to and from our parameter tree."""

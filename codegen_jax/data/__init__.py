@@ -1,0 +1,1 @@
+"""From raw shards to the batch of a step."""

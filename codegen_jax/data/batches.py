@@ -1,0 +1,67 @@
+"""batch = f(seed, step): which windows make up a step, whatever the mesh and the number of hosts.
+
+The order is a pure function of the seed, so the data's resume state is the step number alone.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from codegen_jax.data.tokens import Windows
+
+
+class Batches:
+    """Training batches, shuffled anew each epoch.
+
+    Args:
+        windows: rows to draw from.
+        batch_size: rows a step.
+        seed: of the order.
+        sharding: of a batch, over its rows.
+    """
+
+    def __init__(self, windows: Windows, batch_size: int, seed: int, sharding: NamedSharding):
+        self.rows = grain.MapDataset.source(windows).shuffle(seed=seed).repeat()
+        self.shape = (batch_size, windows.sequence_length + 1)
+        self.sharding = sharding
+
+    def __call__(self, step: int) -> jax.Array:
+        """The batch of a step, int32 [batch_size, sequence_length + 1]; a host reads only the rows that it owns."""
+        first = step * self.shape[0]
+        return _global_array(self.shape, self.sharding, lambda row: self.rows[first + row])
+
+
+def validation_batches(windows: Windows, batch_size: int, sharding: NamedSharding, most: int) -> Iterator[jax.Array]:
+    """The first rows of a validation set in their order, always the same; rows past its end are -1 (not trained on)."""
+    shape = (batch_size, windows.sequence_length + 1)
+    padding = np.full(shape[1], -1, np.int32)
+    for first in range(0, min(len(windows), most * batch_size), batch_size):
+
+        def row_of(row: int, first: int = first) -> np.ndarray:
+            return windows[first + row] if first + row < len(windows) else padding
+
+        yield _global_array(shape, sharding, row_of)
+
+
+def _global_array(
+    shape: tuple[int, int], sharding: NamedSharding, row_of: Callable[[int], np.ndarray]
+) -> jax.Array:
+    def rows(index: tuple[slice, ...]) -> np.ndarray:
+        return np.stack([row_of(row) for row in range(*index[0].indices(shape[0]))])
+
+    return jax.make_array_from_callback(shape, sharding, rows)
+
+
+def prefetch(load: Callable[[int], jax.Array], steps: range, depth: int = 2) -> Iterator[jax.Array]:
+    """`load(step)` for each step, made by a thread that runs up to `depth` steps ahead."""
+    with ThreadPoolExecutor(1) as pool:
+        pending = deque(pool.submit(load, step) for step in steps[:depth])
+        for step in range(steps.start + depth, steps.stop + depth):
+            yield pending.popleft().result()
+            if step < steps.stop:
+                pending.append(pool.submit(load, step))

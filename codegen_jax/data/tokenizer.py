@@ -1,0 +1,205 @@
+"""Text to ids and back: GPT-2's byte-level BPE with CodeGen's whitespace tokens, and sentencepiece models for code."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from codegen_jax.errors import UserError
+
+# Runs of 31..2 spaces are ids 50257..50286, runs of 9..2 tabs 50287..50294 (authors' sample.py); NL models have none.
+WHITESPACE_TOKENS = [" " * n for n in range(31, 1, -1)] + ["\t" * n for n in range(9, 1, -1)]
+END_OF_TEXT = "<|endoftext|>"
+
+
+class Tokenizer(ABC):
+    """What the rest of the program needs of a tokenizer. Encoding adds nothing: no BOS, no eos.
+
+    Attributes:
+        vocab_size: number of ids; a model may have more rows, which are never sampled.
+        eos_id: the id that ends a document.
+        fingerprint: equal for tokenizers that encode alike; travels with token files and checkpoints.
+    """
+
+    vocab_size: int
+    eos_id: int
+    fingerprint: str
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_batch([text])[0]
+
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    @abstractmethod
+    def files(self) -> dict[str, bytes]:
+        """The tokenizer as files by name, for a folder that `load_tokenizer` reads."""
+
+    def save(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.files().items():
+            (folder / name).write_bytes(content)
+
+
+class BpeTokenizer(Tokenizer):
+    """A model of the `tokenizers` library: GPT-2's vocabulary, with or without the whitespace tokens."""
+
+    def __init__(self, tokenizer_json: str, whitespace_tokens: bool = False):
+        from tokenizers import AddedToken
+        from tokenizers import Tokenizer as FastTokenizer
+
+        self._tokenizer = FastTokenizer.from_str(tokenizer_json)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        if whitespace_tokens:
+            self._tokenizer.add_tokens([AddedToken(token, normalized=False) for token in WHITESPACE_TOKENS])
+        eos_id = self._tokenizer.token_to_id(END_OF_TEXT)
+        if eos_id is None:
+            raise UserError(f"tokenizer.json has no token {END_OF_TEXT}, which ends documents; use a GPT-2 vocabulary")
+        self.eos_id = eos_id
+        self.vocab_size = self._tokenizer.get_vocab_size()
+        self.fingerprint = "bpe-" + hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()[:16]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    def files(self) -> dict[str, bytes]:
+        return {"tokenizer.json": self._tokenizer.to_str().encode()}
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A sentencepiece model made by `train_sentencepiece`; any text round-trips exactly."""
+
+    # sentencepiece writes a space as U+2581, so a U+2581 of the text itself goes in as its bytes, ids after <0x00>.
+    SPACE = "\u2581"
+
+    def __init__(self, model: bytes):
+        from sentencepiece import SentencePieceProcessor
+
+        self._model = model
+        self._processor = SentencePieceProcessor(model_proto=model)
+        self.eos_id = self._processor.eos_id()
+        self.vocab_size = self._processor.vocab_size()
+        self.fingerprint = "sentencepiece-" + hashlib.sha256(model).hexdigest()[:16]
+        first_byte = self._processor.piece_to_id("<0x00>")
+        self._space_ids = [first_byte + byte for byte in self.SPACE.encode()]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self._encode(text) if self.SPACE in text else ids for text, ids in zip(texts, self._fast(texts))]
+
+    def _fast(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._processor.encode(list(texts), num_threads=1)  # prepare has a process a core already
+
+    def _encode(self, text: str) -> list[int]:
+        first, *others = self._fast(text.split(self.SPACE))
+        return first + [id for ids in others for id in (*self._space_ids, *ids)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._processor.decode([int(id) for id in ids])
+
+    def files(self) -> dict[str, bytes]:
+        return {"tokenizer.model": self._model}
+
+
+def load_tokenizer(source: str | Path, whitespace_tokens: bool = False) -> Tokenizer:
+    """Load a tokenizer from a folder, a file or a hub id.
+
+    Args:
+        source: a sentencepiece `.model`, a `tokenizer.json`, a folder with either or with `vocab.json` and
+            `merges.txt`, or a hub id such as "Salesforce/codegen-350M-mono".
+        whitespace_tokens: add the 38 tokens of Multi and Mono to a GPT-2 vocabulary that lacks them.
+
+    Raises:
+        UserError: if there is no such tokenizer, or its file is damaged.
+    """
+    path = Path(source)
+    if path.is_dir():
+        candidates = [path / name for name in ("tokenizer.json", "tokenizer.model", "vocab.json")]
+        path = next((file for file in candidates if file.exists()), path)
+    try:
+        if path.is_dir():
+            raise UserError(f"{source}: no tokenizer.json, tokenizer.model or vocab.json in this folder")
+        if path.name == "vocab.json":
+            return BpeTokenizer(_gpt2_json(path, path.with_name("merges.txt")), whitespace_tokens)
+        if path.is_file() and path.suffix == ".json":
+            return BpeTokenizer(path.read_text(encoding="utf-8"), whitespace_tokens)
+        if path.is_file():
+            if whitespace_tokens:
+                raise UserError(f"{source}: whitespace tokens belong to GPT-2's vocabulary, not to sentencepiece")
+            return SentencePieceTokenizer(path.read_bytes())
+        return BpeTokenizer(_hub_json(str(source)), whitespace_tokens)
+    except UserError:
+        raise
+    except Exception as error:  # the two libraries raise bare Exception and RuntimeError for a damaged file
+        raise UserError(f"{source}: not a tokenizer that can be read ({error})") from error
+
+
+def _gpt2_json(vocab: Path, merges: Path) -> str:
+    from tokenizers import AddedToken, decoders, pre_tokenizers
+    from tokenizers import Tokenizer as FastTokenizer
+    from tokenizers.models import BPE
+
+    tokenizer = FastTokenizer(BPE.from_file(str(vocab), str(merges)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False)])
+    return tokenizer.to_str()
+
+
+def _hub_json(name: str) -> str:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, "tokenizer.json")).read_text(encoding="utf-8")
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise UserError(f"{name}: neither a tokenizer on this machine nor one on the hub") from error
+
+
+def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
+    """Train a BPE sentencepiece model for code: no normalisation, whitespace kept, byte fallback.
+
+    Args:
+        texts: documents; a few tens of MB are plenty.
+        vocab_size: number of ids, at least 300 or so: 256 bytes, the characters seen, and merges.
+
+    Raises:
+        UserError: if the texts do not yield that many ids.
+    """
+    import io
+
+    from sentencepiece import SentencePieceTrainer
+
+    model = io.BytesIO()
+    # the trainer drops sentences of more than 4192 bytes, so documents go in as pieces of 1000 characters
+    pieces = (text[i : i + 1000] for text in texts for i in range(0, len(text), 1000))
+    try:
+        SentencePieceTrainer.train(  # pyright: ignore[reportAttributeAccessIssue]
+            sentence_iterator=pieces,
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            byte_fallback=True,
+            split_digits=True,
+            user_defined_symbols=["\n"],
+            unk_id=0,
+            eos_id=1,
+            bos_id=-1,
+            pad_id=-1,
+            eos_piece=END_OF_TEXT,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(f"--vocab-size {vocab_size}: sentencepiece cannot train on these texts ({error})") from error
+    return SentencePieceTokenizer(model.getvalue())

@@ -1,0 +1,124 @@
+"""Token files on disk, as datatrove writes them, with one manifest: open, validate, cut into windows.
+
+A folder holds `*.ds` (flat uint16, or uint32 past 65,536 ids; documents end with eos), `*.ds.index` (uint64 document
+ends), the tokenizer under `tokenizer/`, and `manifest.json`, which is written last: without it the folder is unfinished.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from codegen_jax.data.tokenizer import Tokenizer, load_tokenizer
+from codegen_jax.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What the token files of a folder are.
+
+    Attributes:
+        tokenizer: fingerprint of the tokenizer that made them.
+        vocab_size: its number of ids.
+        eos_id: the id at the end of each document.
+        token_bytes: 2 for uint16, 4 for uint32.
+        documents: in all files.
+        tokens: in all files, eos included.
+        text_bytes: UTF-8 bytes of the documents, for bits per byte.
+        skipped: lines left out, by reason.
+        files: tokens of each file by name, in reading order.
+        sources: the shards that were read.
+        seed: of the document shuffle.
+    """
+
+    tokenizer: str
+    vocab_size: int
+    eos_id: int
+    token_bytes: int
+    documents: int
+    tokens: int
+    text_bytes: int
+    skipped: dict[str, int]
+    files: dict[str, int]
+    sources: list[str]
+    seed: int
+
+    def save(self, folder: Path) -> None:
+        (folder / MANIFEST).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+
+
+class TokenFiles:
+    """The token files of a folder, memory-mapped.
+
+    Raises:
+        UserError: if the folder is not one of token files, is unfinished, empty, or a file's size is not the manifest's.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        path = self.folder / MANIFEST
+        if not path.exists():
+            state = "unfinished" if self.folder.is_dir() and any(self.folder.iterdir()) else "missing or empty"
+            raise UserError(f"{folder}: {state} token files (no {MANIFEST}); run codegen-jax prepare --output {folder}")
+        try:
+            self.manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}: damaged ({error}); run codegen-jax prepare again") from error
+        dtype = np.dtype({2: "<u2", 4: "<u4"}[self.manifest.token_bytes])
+        self.arrays = [self._open(name, tokens, dtype) for name, tokens in self.manifest.files.items()]
+
+    def _open(self, name: str, tokens: int, dtype: np.dtype) -> np.ndarray:
+        path = self.folder / name
+        expected = tokens * dtype.itemsize
+        if not path.exists() or path.stat().st_size != expected:
+            size = f"{path.stat().st_size} bytes" if path.exists() else "missing"
+            raise UserError(f"{path}: {size}, but {MANIFEST} says {expected} bytes; run codegen-jax prepare again")
+        return np.memmap(path, dtype, mode="r")
+
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the files.
+
+        Raises:
+            UserError: if the copy in the folder is not the one that the manifest names.
+        """
+        tokenizer = load_tokenizer(self.folder / "tokenizer")
+        if tokenizer.fingerprint != self.manifest.tokenizer:
+            raise UserError(
+                f"{self.folder}: made with tokenizer {self.manifest.tokenizer}, but its tokenizer/ holds "
+                f"{tokenizer.fingerprint}; run codegen-jax prepare again"
+            )
+        return tokenizer
+
+
+class Windows:
+    """Random access to windows of sequence_length + 1 tokens over the concatenated documents of each file.
+
+    Neighbours overlap by one token, so that every token but a file's first is a target exactly once.
+
+    Raises:
+        UserError: if no file is long enough for one window.
+    """
+
+    def __init__(self, files: TokenFiles, sequence_length: int):
+        self.sequence_length = sequence_length
+        self.arrays = files.arrays
+        counts = [max(0, (len(array) - 1) // sequence_length) for array in files.arrays]
+        self.ends = np.cumsum(counts)
+        if sum(counts) == 0:
+            raise UserError(
+                f"{files.folder}: {files.manifest.tokens} tokens are too few for one window of "
+                f"data.sequence_length + 1 = {sequence_length + 1}; prepare more text or shorten it"
+            )
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Window `index`, int32 [sequence_length + 1]."""
+        file = int(np.searchsorted(self.ends, index, side="right"))
+        start = (index - (int(self.ends[file - 1]) if file else 0)) * self.sequence_length
+        return self.arrays[file][start : start + self.sequence_length + 1].astype(np.int32)

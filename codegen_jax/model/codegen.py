@@ -1,0 +1,194 @@
+"""The CodeGen network: embedding, parallel attention/MLP blocks under one LayerNorm, untied head with bias.
+
+Axes: L layers, B batch, T time, S cached time, D n_embd, H heads, K head_dim, F MLP width, V vocabulary; C is the three
+of q, k, v.
+
+Each weight is declared once, with shape, logical axes and initializer; that declaration drives initialisation,
+shardings, checkpoints, conversion and ahead-of-time compilation. The blocks' weights are stacked on a leading axis L
+and run by `lax.scan`, so compile time does not grow with depth. Outside this file the parameters are a plain nested
+dict of arrays; `graphdef` turns them back into the module.
+"""
+
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.nn.initializers import Initializer, normal, ones, truncated_normal, zeros
+
+from codegen_jax.config import CodeGenConfig
+from codegen_jax.model.attention import KVCache, causal_attention
+from codegen_jax.model.rotary import rotary_angles, rotate
+from codegen_jax.sharding import constrain
+
+Params = dict[str, Any]
+
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names("attention"),
+    "qkv_attention": jax.checkpoint_policies.save_only_these_names("qkv", "attention"),
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], init: Initializer) -> nnx.Param:
+    """A float32 parameter that knows the logical names of its axes."""
+    return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
+
+
+def matrix_init(config: CodeGenConfig, std: float) -> Initializer:
+    """The authors' truncated normal (haiku's: cut at two sigma, variance not corrected), or HF's normal(0.02)."""
+    return normal(0.02) if config.init == "huggingface" else truncated_normal(std)
+
+
+class LayerNorm(nnx.Module):
+    """LayerNorm over the last axis, statistics in float32; `stack` is (n_layer,) inside the blocks, else ()."""
+
+    def __init__(self, config: CodeGenConfig, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
+        shape, axes = (*stack, config.n_embd), ("layers",) * len(stack) + ("norm",)
+        self.epsilon = config.layer_norm_epsilon
+        self.scale = weight(rngs, shape, axes, ones)
+        self.bias = weight(rngs, shape, axes, zeros)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        x = x_BTD.astype(jnp.float32)
+        x -= x.mean(-1, keepdims=True)
+        x *= jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
+        return (x * self.scale[...] + self.bias[...]).astype(x_BTD.dtype)
+
+
+class Block(nnx.Module):
+    """x + attention(LN(x)) + mlp(LN(x)): declared for all layers at once, called on one layer's slice."""
+
+    def __init__(self, config: CodeGenConfig, rngs: nnx.Rngs):
+        L, D, H, K, F = config.n_layer, config.n_embd, config.n_head, config.head_dim, config.n_inner
+        fan_in = matrix_init(config, D**-0.5)
+        residual = matrix_init(config, 2 / L * D**-0.5)  # fc_out too: the authors take sqrt(D) there, not sqrt(F)
+        self.rotary_dim = config.rotary_dim
+        self.ln = LayerNorm(config, rngs, stack=(L,))
+        self.qkv = weight(rngs, (L, D, 3, H, K), ("layers", "embed", "qkv", "heads", "head_dim"), fan_in)
+        self.attention_out = weight(rngs, (L, H, K, D), ("layers", "heads", "head_dim", "embed"), residual)
+        self.fc_in = weight(rngs, (L, D, F), ("layers", "embed", "mlp"), fan_in)
+        self.fc_in_bias = weight(rngs, (L, F), ("layers", "mlp"), zeros)
+        self.fc_out = weight(rngs, (L, F, D), ("layers", "mlp", "embed"), residual)
+        self.fc_out_bias = weight(rngs, (L, D), ("layers", "norm"), zeros)
+
+    def __call__(
+        self, x_BTD: jax.Array, angles_BTR: jax.Array, segment_ids: Any, cache: Any, q_offset: jax.Array | int
+    ) -> tuple[jax.Array, Any]:
+        dtype = x_BTD.dtype
+        h_BTD = self.ln(x_BTD)
+        with jax.named_scope("attention"):
+            qkv_BTCHK = jnp.einsum("BTD,DCHK->BTCHK", h_BTD, self.qkv[...].astype(dtype))
+            q, k, v = (checkpoint_name(qkv_BTCHK[:, :, c], "qkv") for c in range(3))
+            q, k = rotate(q, angles_BTR), rotate(k, angles_BTR)
+            if cache is not None:
+                k, v = (jax.lax.dynamic_update_slice_in_dim(old, new, q_offset, 1) for old, new in zip(cache, (k, v)))
+                cache = (k, v)
+            a_BTHK = causal_attention(q, k, v, segment_ids=segment_ids, q_offset=q_offset)
+            a_BTHK = checkpoint_name(a_BTHK, "attention")
+            attention_BTD = jnp.einsum("BTHK,HKD->BTD", a_BTHK, self.attention_out[...].astype(dtype))
+        with jax.named_scope("mlp"):
+            u_BTF = h_BTD @ self.fc_in[...].astype(dtype) + self.fc_in_bias[...].astype(dtype)
+            mlp_BTD = jax.nn.gelu(u_BTF) @ self.fc_out[...].astype(dtype) + self.fc_out_bias[...].astype(dtype)
+        return constrain(x_BTD + attention_BTD + mlp_BTD, "batch", None, None), cache
+
+
+class CodeGen(nnx.Module):
+    """The decoder. Its weights hold all layers; calling it traces one block and scans it over them."""
+
+    def __init__(self, config: CodeGenConfig, rngs: nnx.Rngs):
+        D, V = config.n_embd, config.vocab_size
+        self.config = config
+        self.embedding = weight(rngs, (V, D), ("vocab", "embed"), matrix_init(config, V**-0.5))
+        self.blocks = Block(config, rngs)
+        self.ln_f = LayerNorm(config, rngs)
+        self.head = weight(rngs, (D, V), ("embed", "vocab"), matrix_init(config, D**-0.5))
+        self.head_bias = weight(rngs, (V,), ("vocab",), zeros)
+
+    def hidden(
+        self,
+        tokens_BT: jax.Array,
+        *,
+        positions_BT: jax.Array | None = None,
+        segment_ids_BT: jax.Array | None = None,
+        cache: KVCache | None = None,
+        remat: str = "none",
+    ) -> tuple[jax.Array, KVCache | None]:
+        """The states that the head reads, after the last LayerNorm.
+
+        Args:
+            tokens_BT: int32 ids.
+            positions_BT: int32; 0..T-1 after what the cache holds, unless given (left-padded rows need it).
+            segment_ids_BT: int32; tokens attend within their own segment only. Padding has a segment of its own.
+            cache: keys and values of earlier tokens; needs segment_ids_BT.
+            remat: a name in `REMAT_POLICIES`, or none.
+
+        Returns:
+            [B, T, D] in the compute dtype, and the cache with these tokens added (None without one).
+        """
+        T = tokens_BT.shape[1]
+        q_offset, segment_ids, layer_caches = 0, None, None
+        if segment_ids_BT is not None:
+            segment_ids = (segment_ids_BT, segment_ids_BT)
+        if cache is not None:
+            assert segment_ids_BT is not None
+            q_offset, layer_caches = cache.length, (cache.keys_LBSHK, cache.values_LBSHK)
+            key_ids_BS = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids_BS, segment_ids_BT, q_offset, 1)
+            segment_ids = (segment_ids_BT, key_ids_BS)
+        if positions_BT is None:
+            positions_BT = q_offset + jnp.arange(T)[None]
+
+        graphdef, stacked = nnx.split(self.blocks)
+        angles_BTR = rotary_angles(positions_BT, self.config.rotary_dim)
+
+        def layer(x_BTD: jax.Array, xs: Any) -> tuple[jax.Array, Any]:
+            weights, layer_cache = xs
+            return nnx.merge(graphdef, weights)(x_BTD, angles_BTR, segment_ids, layer_cache, q_offset)
+
+        if remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
+        # the width is gathered before the lookup: looked up in shards, the result would move from width to batch
+        embedding_VD = constrain(self.embedding[...].astype(self.config.dtype), "vocab", None)
+        x_BTD = constrain(embedding_VD[tokens_BT], "batch", None, None)
+        x_BTD, layer_caches = jax.lax.scan(layer, x_BTD, (stacked, layer_caches))
+        if cache is not None:
+            cache = KVCache(*layer_caches, key_ids_BS, cache.length + T)
+        return self.ln_f(x_BTD), cache
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """float32 scores [B, T, V] of the next token."""
+        kernel = self.head[...].astype(x_BTD.dtype)
+        return jnp.einsum("BTD,DV->BTV", x_BTD, kernel, preferred_element_type=jnp.float32) + self.head_bias[...]
+
+    def __call__(self, tokens_BT: jax.Array, **kwargs: Any) -> jax.Array:
+        """float32 logits [B, T, V] of a batch without a cache; arguments as in `hidden`."""
+        return self.logits(self.hidden(tokens_BT, **kwargs)[0])
+
+
+@cache
+def _abstract(config: CodeGenConfig) -> tuple[nnx.GraphDef[CodeGen], nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: CodeGen(config, nnx.Rngs(0))))
+
+
+def module(config: CodeGenConfig, params: Params) -> CodeGen:
+    """The network over these parameters; cheap, also inside jit."""
+    return nnx.merge(_abstract(config)[0], params)
+
+
+def init_params(config: CodeGenConfig, seed: int) -> Params:
+    """Random parameters, float32; the same whatever the mesh they are made on."""
+    return nnx.to_pure_dict(nnx.split(CodeGen(config, nnx.Rngs(seed)))[1])
+
+
+def abstract_params(config: CodeGenConfig) -> Params:
+    """Shapes and dtypes of the parameters (`jax.ShapeDtypeStruct`)."""
+    return nnx.to_pure_dict(_abstract(config)[1])
+
+
+def param_axes(config: CodeGenConfig) -> Params:
+    """Logical axes of the parameters, for `sharding.tree_shardings`."""
+    axes = jax.tree.map(lambda p: p.get_metadata("axes"), _abstract(config)[1], is_leaf=lambda p: isinstance(p, nnx.Param))
+    return nnx.to_pure_dict(axes)

@@ -1,0 +1,85 @@
+"""The mesh of devices, and which axis of an array lies along which axis of the mesh.
+
+Arrays name their axes logically ("embed", "heads"); `RULES` maps these names to the mesh's axes and is the only place
+that knows both. `data` holds replicas, `fsdp` shards parameters and batch, `tensor` shards heads, MLP and vocabulary.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from codegen_jax.config import MeshConfig, RunConfig, require
+
+RULES: dict[str | None, str | tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp"),
+    "embed": "fsdp",
+    "heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "layers": None,
+    "qkv": None,
+    "head_dim": None,
+    "norm": None,  # LayerNorms and biases along the width: a few KiB, cheaper whole than gathered
+    None: None,
+}
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """Arrange devices (all of them unless given) in a mesh with axes data, fsdp and tensor.
+
+    Raises:
+        UserError: if the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = [config.data, config.fsdp, config.tensor]
+    if -1 in shape:
+        shape[shape.index(-1)] = max(1, len(devices) // -int(np.prod(shape)))
+    require(
+        int(np.prod(shape)) == len(devices),
+        f"mesh: data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} does not fit {len(devices)} "
+        f"device(s); the product must be {len(devices)} (one axis may be -1)",
+    )
+    grid = mesh_utils.create_device_mesh(tuple(shape), devices)
+    return Mesh(grid, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+
+
+def check_fit(config: RunConfig, mesh: Mesh) -> None:
+    """Check that the mesh divides what it shards.
+
+    Raises:
+        UserError: naming the axis and the field.
+    """
+    model, axes = config.model, dict(mesh.shape)
+    for axis, name, size in (
+        ("fsdp", "model.n_embd", model.n_embd),
+        ("tensor", "model.n_head", model.n_head),
+        ("tensor", "model.vocab_size", model.vocab_size),
+    ):
+        require(size % axes[axis] == 0, f"mesh.{axis}: {axes[axis]} does not divide {name} = {size}")
+    rows = config.training.batch_size // config.training.gradient_accumulation_steps
+    shards = axes["data"] * axes["fsdp"]
+    require(
+        rows % shards == 0,
+        f"training.batch_size: a micro-batch of {rows} rows does not divide over mesh.data x mesh.fsdp = {shards}",
+    )
+
+
+def spec(*axes: str | None) -> P:
+    """The partition of an array whose axes have these logical names."""
+    return P(*(RULES[axis] for axis in axes))
+
+
+def tree_shardings(mesh: Mesh, axes: Any) -> Any:
+    """Shardings of a tree of arrays, from the tree of their logical axes (tuples of names)."""
+    return jax.tree.map(lambda a: NamedSharding(mesh, spec(*a)), axes, is_leaf=lambda a: isinstance(a, tuple))
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Pin an intermediate's partition inside jit, under the mesh of `jax.set_mesh`; without a mesh, do nothing."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(*axes))

@@ -1,0 +1,126 @@
+"""Next-token cross-entropy with z-loss, over chunks of the sequence, so that [B, T, V] logits never exist.
+
+Axes: B batch, T time, C a chunk of time, D width, V vocabulary.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from codegen_jax.sharding import constrain
+
+
+class LossSums(NamedTuple):
+    """float32 sums over tokens; sums of micro-batches add up to the sums of the batch.
+
+    Attributes:
+        loss: cross-entropy plus z-loss, in nats; the only differentiable one.
+        cross_entropy: in nats.
+        tokens: number of tokens that count.
+    """
+
+    loss: jax.Array
+    cross_entropy: jax.Array
+    tokens: jax.Array
+
+
+def next_token_loss(
+    x_BTD: jax.Array,
+    head_DV: jax.Array,
+    head_bias_V: jax.Array,
+    targets_BT: jax.Array,
+    *,
+    z_loss: float = 0.0,
+    chunk_size: int = 512,
+) -> LossSums:
+    """Sum over tokens of -log p(target) + z_loss * log(Z)^2 (jaxformer's model.py: 1e-4), in float32.
+
+    Args:
+        x_BTD: states after the last LayerNorm.
+        head_DV: output kernel, float32; cast to the dtype of x for the products.
+        head_bias_V: output bias.
+        targets_BT: int32 ids; targets below 0 do not count.
+        z_loss: weight of the squared log-partition.
+        chunk_size: positions whose logits exist at a time.
+    """
+    T = targets_BT.shape[1]
+    chunk_size = min(chunk_size, T)
+    padding = -T % chunk_size
+    if padding:
+        x_BTD = jnp.pad(x_BTD, ((0, 0), (0, padding), (0, 0)))
+        targets_BT = jnp.pad(targets_BT, ((0, 0), (0, padding)), constant_values=-1)
+    loss, cross_entropy = _chunked_loss(x_BTD, head_DV, head_bias_V, targets_BT, z_loss, chunk_size)
+    return LossSums(loss, cross_entropy, jnp.sum(targets_BT >= 0, dtype=jnp.float32))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _chunked_loss(
+    x_BTD: jax.Array, head_DV: jax.Array, head_bias_V: jax.Array, targets_BT: jax.Array, z_loss: float, chunk_size: int
+) -> tuple[jax.Array, jax.Array]:
+    def chunk(sums: Any, xs: Any) -> tuple[Any, None]:
+        x_BCD, targets_BC = xs
+        loss, cross_entropy, _ = _dense(x_BCD, head_DV.astype(x_BCD.dtype), head_bias_V, targets_BC, z_loss)
+        return (sums[0] + loss, sums[1] + cross_entropy), None
+
+    return jax.lax.scan(chunk, (0.0, 0.0), _chunks(x_BTD, targets_BT, chunk_size))[0]
+
+
+def _forward(
+    x_BTD: jax.Array, head_DV: jax.Array, head_bias_V: jax.Array, targets_BT: jax.Array, z_loss: float, chunk_size: int
+) -> Any:
+    """The sums and, while each chunk's logits are there, the gradients.
+
+    The loss is a scalar, so its gradient is known up to a factor in the forward pass already; jax.checkpoint would
+    compute the logits a second time (3 instead of 4 products with the head).
+    """
+    kernel = head_DV.astype(x_BTD.dtype)
+
+    def chunk(carry: Any, xs: Any) -> tuple[Any, jax.Array]:
+        loss_sum, cross_entropy_sum, d_head_DV, d_bias_V = carry
+        x_BCD, targets_BC = xs
+        loss, cross_entropy, d_logits_BCV = _dense(x_BCD, kernel, head_bias_V, targets_BC, z_loss)
+        d_bias_V += d_logits_BCV.sum((0, 1))
+        d_logits_BCV = d_logits_BCV.astype(x_BCD.dtype)
+        d_head_DV += jnp.einsum("BCD,BCV->DV", x_BCD, d_logits_BCV, preferred_element_type=jnp.float32)
+        d_x_BCD = jnp.einsum("BCV,DV->BCD", d_logits_BCV, kernel)
+        return (loss_sum + loss, cross_entropy_sum + cross_entropy, d_head_DV, d_bias_V), d_x_BCD
+
+    zeros = (0.0, 0.0, constrain(jnp.zeros_like(head_DV), "embed", "vocab"), jnp.zeros_like(head_bias_V))
+    (loss, cross_entropy, d_head_DV, d_bias_V), d_x = jax.lax.scan(chunk, zeros, _chunks(x_BTD, targets_BT, chunk_size))
+    d_x_BTD = d_x.swapaxes(0, 1).reshape(x_BTD.shape)
+    return (loss, cross_entropy), (d_x_BTD, d_head_DV, d_bias_V)
+
+
+def _backward(z_loss: float, chunk_size: int, gradients: Any, cotangents: Any) -> Any:
+    scale = cotangents[0]
+    d_x, d_head, d_bias = (gradient * scale.astype(gradient.dtype) for gradient in gradients)
+    return d_x, d_head, d_bias, None
+
+
+_chunked_loss.defvjp(_forward, _backward)
+
+
+def _chunks(x_BTD: jax.Array, targets_BT: jax.Array, chunk_size: int) -> tuple[jax.Array, jax.Array]:
+    """Cut time into chunks on a leading axis, for scan."""
+    B, T, D = x_BTD.shape
+    x = x_BTD.reshape(B, T // chunk_size, chunk_size, D).swapaxes(0, 1)
+    return x, targets_BT.reshape(B, T // chunk_size, chunk_size).swapaxes(0, 1)
+
+
+def _dense(
+    x_BCD: jax.Array, kernel_DV: jax.Array, bias_V: jax.Array, targets_BC: jax.Array, z_loss: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Loss, cross-entropy, and the loss's gradient in the logits, of one chunk."""
+    logits_BCV = jnp.einsum("BCD,DV->BCV", x_BCD, kernel_DV, preferred_element_type=jnp.float32) + bias_V
+    counts_BC = targets_BC >= 0
+    # a comparison with iota instead of a gather: it shards over the vocabulary and fuses
+    is_target_BCV = jnp.arange(bias_V.shape[0]) == targets_BC[..., None]
+    log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
+    target_BC = jnp.sum(jnp.where(is_target_BCV, logits_BCV, 0.0), axis=-1)
+    cross_entropy = jnp.sum(jnp.where(counts_BC, log_z_BC - target_BC, 0.0))
+    z = jnp.sum(jnp.where(counts_BC, jnp.square(log_z_BC), 0.0))
+    p_BCV = jnp.exp(logits_BCV - log_z_BC[..., None])
+    d_logits_BCV = p_BCV * (1 + 2 * z_loss * log_z_BC[..., None]) - is_target_BCV
+    return cross_entropy + z_loss * z, cross_entropy, jnp.where(counts_BC[..., None], d_logits_BCV, 0.0)

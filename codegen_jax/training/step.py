@@ -1,0 +1,142 @@
+"""The training step: a pure function of (state, batch), jitted with shardings, its state donated."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from codegen_jax.config import RunConfig
+from codegen_jax.model.codegen import Params, abstract_params, init_params, module, param_axes
+from codegen_jax.sharding import constrain, spec, tree_shardings
+from codegen_jax.training.loss import LossSums, next_token_loss
+from codegen_jax.training.optimizer import learning_rate_schedule, make_optimizer
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes.
+
+    Attributes:
+        step: updates done, int32.
+        params: float32 parameters.
+        opt_state: optax's, float32 moments.
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+
+
+Metrics = dict[str, jax.Array]
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over data and fsdp; time whole."""
+    return NamedSharding(mesh, spec("batch", None))
+
+
+def abstract_state(config: RunConfig, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state: for initialisation, restore and ahead-of-time compilation."""
+    params = abstract_params(config.model)
+    shardings = tree_shardings(mesh, param_axes(config.model))
+    optimizer = make_optimizer(config.optimizer)
+    replicated = NamedSharding(mesh, P())
+
+    def with_sharding(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    opt_state = optax.tree.map_params(
+        optimizer,
+        with_sharding,
+        jax.eval_shape(optimizer.init, params),
+        shardings,  # each moment lies like its parameter
+        transform_non_params=lambda x: with_sharding(x, replicated),
+    )
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
+    return TrainState(step, jax.tree.map(with_sharding, params, shardings), opt_state)
+
+
+def shardings_of(abstract: Any) -> Any:
+    return jax.tree.map(lambda x: x.sharding, abstract)
+
+
+def init_state(config: RunConfig, mesh: Mesh, params: Params | None = None) -> TrainState:
+    """A fresh state, made where it lies; the same on every mesh. Given params start it in place of random ones."""
+
+    def init(params: Params | None) -> TrainState:
+        params = init_params(config.model, config.seed) if params is None else params
+        return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(config.optimizer).init(params))
+
+    with jax.set_mesh(mesh):
+        return jax.jit(init, out_shardings=shardings_of(abstract_state(config, mesh)))(params)
+
+
+def batch_loss(config: RunConfig, params: Params, tokens_BT: jax.Array, z_loss: float) -> LossSums:
+    """Loss sums of rows of sequence_length + 1 tokens; the first is input only, the last is target only."""
+    model = module(config.model, params)
+    targets_BT = tokens_BT[:, 1:]
+    inputs_BT = jnp.maximum(tokens_BT[:, :-1], 0)
+    x_BTD, _ = model.hidden(inputs_BT, remat=config.training.remat)
+    return next_token_loss(x_BTD, model.head[...], model.head_bias[...], targets_BT, z_loss=z_loss)
+
+
+def accumulated_gradients(config: RunConfig, params: Params, tokens_BT: jax.Array) -> tuple[LossSums, Params]:
+    """Loss sums and the gradient of the mean loss over the batch's tokens, micro-batch by micro-batch in float32."""
+    micro_batches = config.training.gradient_accumulation_steps
+    axes = param_axes(config.model)
+
+    def loss(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, LossSums]:
+        sums = batch_loss(config, params, tokens_BT, config.training.z_loss)
+        return sums.loss, sums
+
+    def add(carry: Any, tokens_BT: jax.Array) -> tuple[Any, None]:
+        gradients, sums = jax.grad(loss, has_aux=True)(params, tokens_BT)
+        # without this the partitioner may leave whole gradients on each device, and fsdp loses its memory win
+        gradients = jax.tree.map(lambda g, a: constrain(g, *a), gradients, axes)
+        return jax.tree.map(jnp.add, carry, (sums, gradients)), None
+
+    zeros = (LossSums(*jnp.zeros(3)), jax.tree.map(jnp.zeros_like, params))
+    # row r goes to micro-batch r mod n: so each device's rows stay on it
+    rows = tokens_BT.reshape(-1, micro_batches, tokens_BT.shape[1]).swapaxes(0, 1)
+    (sums, gradients), _ = jax.lax.scan(add, zeros, constrain(rows, None, "batch", None))
+    return sums, jax.tree.map(lambda g: g / sums.tokens, gradients)
+
+
+def make_train_step(config: RunConfig, mesh: Mesh) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
+    """The jitted update: (state, int32 tokens [batch_size, sequence_length + 1]) to (new state, metrics).
+
+    The given state is donated. Metrics are float32 scalars: loss (z-loss included), cross_entropy (nats a token),
+    grad_norm (before the clip), learning_rate (the one applied). Call it under `jax.set_mesh(mesh)`.
+    """
+    optimizer, schedule = make_optimizer(config.optimizer), learning_rate_schedule(config.optimizer)
+
+    def train_step(state: TrainState, tokens_BT: jax.Array) -> tuple[TrainState, Metrics]:
+        sums, gradients = accumulated_gradients(config, state.params, tokens_BT)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        metrics = {
+            "loss": sums.loss / sums.tokens,
+            "cross_entropy": sums.cross_entropy / sums.tokens,
+            "grad_norm": optax.global_norm(gradients),
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+        }
+        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+
+    state_shardings = shardings_of(abstract_state(config, mesh))
+    return jax.jit(
+        train_step,
+        in_shardings=(state_shardings, batch_sharding(mesh)),
+        out_shardings=(state_shardings, None),
+        donate_argnums=0,
+    )
+
+
+def make_eval_step(config: RunConfig, mesh: Mesh) -> Callable[[Params, jax.Array], LossSums]:
+    """The jitted validation: (params, tokens) to loss sums without z-loss."""
+    shardings = shardings_of(abstract_state(config, mesh).params)
+    return jax.jit(
+        lambda params, tokens_BT: batch_loss(config, params, tokens_BT, z_loss=0.0),
+        in_shardings=(shardings, batch_sharding(mesh)),
+    )
