@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from codegen_jax.errors import UserError
@@ -75,7 +75,7 @@ class BpeTokenizer(Tokenizer):
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A sentencepiece model made by `train_sentencepiece`; any text round-trips exactly."""
+    """A sentencepiece model made by train_tokenizer.py; any text round-trips exactly."""
 
     # sentencepiece writes a space as U+2581, so a U+2581 of the text itself goes in as its bytes, ids after <0x00>.
     SPACE = "\u2581"
@@ -161,45 +161,3 @@ def _hub_json(name: str) -> str:
         return Path(hf_hub_download(name, "tokenizer.json")).read_text(encoding="utf-8")
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise UserError(f"{name}: neither a tokenizer on this machine nor one on the hub") from error
-
-
-def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
-    """Train a BPE sentencepiece model for code: no normalisation, whitespace kept, byte fallback.
-
-    Args:
-        texts: documents; a few tens of MB are plenty.
-        vocab_size: number of ids, at least 300 or so: 256 bytes, the characters seen, and merges.
-
-    Raises:
-        UserError: if the texts do not yield that many ids.
-    """
-    import io
-
-    from sentencepiece import SentencePieceTrainer
-
-    model = io.BytesIO()
-    # the trainer drops sentences of more than 4192 bytes, so documents go in as pieces of 1000 characters
-    pieces = (text[i : i + 1000] for text in texts for i in range(0, len(text), 1000))
-    try:
-        SentencePieceTrainer.train(  # pyright: ignore[reportAttributeAccessIssue]
-            sentence_iterator=pieces,
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            byte_fallback=True,
-            split_digits=True,
-            user_defined_symbols=["\n"],
-            unk_id=0,
-            eos_id=1,
-            bos_id=-1,
-            pad_id=-1,
-            eos_piece=END_OF_TEXT,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        raise UserError(f"--vocab-size {vocab_size}: sentencepiece cannot train on these texts ({error})") from error
-    return SentencePieceTokenizer(model.getvalue())

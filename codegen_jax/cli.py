@@ -1,0 +1,121 @@
+"""The command codegen-jax: one function a verb, parsing only."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+
+from codegen_jax.errors import UserError
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the command; exits with 0, with 2 after a `UserError` on one line of stderr, with 130 after Ctrl-C."""
+    parser = make_parser()
+    arguments, arguments.overrides = parser.parse_known_args(words)
+    if arguments.overrides and arguments.verb is not train:
+        parser.error(f"unrecognized arguments: {' '.join(arguments.overrides)}")
+    try:
+        arguments.verb(arguments)
+    except UserError as error:
+        sys.exit(_fail(str(error), 2))
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted", 130))
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"codegen-jax: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="codegen-jax", description="CodeGen in JAX.", allow_abbrev=False)
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    inputs = argparse.ArgumentParser(add_help=False)
+    inputs.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help=".jsonl[.zst|.gz] or .parquet: a file, folder, glob or URL; or a hub dataset, hub:OWNER/NAME[@SPLIT]",
+    )
+    inputs.add_argument("--output", required=True, metavar="DIR", help="a new folder")
+
+    tokenizer = verbs.add_parser("tokenizer", help="train a tokenizer")
+    tokenizer_verbs = tokenizer.add_subparsers(required=True, metavar="VERB")
+    verb = tokenizer_verbs.add_parser("train", parents=[inputs], help="train a sentencepiece model from raw shards")
+    verb.add_argument("--vocab-size", type=int, required=True, metavar="N")
+    verb.add_argument("--max-megabytes", type=float, default=100, metavar="N", help="text to read (default: %(default)s)")
+    verb.set_defaults(verb=train_tokenizer)
+
+    verb = verbs.add_parser("prepare", parents=[inputs], help="turn raw shards into token files")
+    verb.add_argument("--tokenizer", required=True, metavar="T", help="a tokenizer's folder, file or hub id")
+    verb.add_argument("--whitespace-tokens", action="store_true", help="add CodeGen's 38 to a GPT-2 vocabulary")
+    verb.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: %(default)s)")
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="of the document shuffle (default: %(default)s)")
+    verb.set_defaults(verb=prepare)
+
+    verb = verbs.add_parser("train", help="train from a YAML config, or go on with a run", allow_abbrev=False)
+    verb.add_argument("config", metavar="CONFIG.yaml", help="then any field as --section.field VALUE")
+    verb.set_defaults(verb=train)
+
+    verb = verbs.add_parser("generate", help="complete prompts", allow_abbrev=False)
+    verb.add_argument("model", metavar="MODEL", help="a run's output folder or a checkpoint")
+    verb.add_argument("--prompt", required=True, action="append", metavar="TEXT", help="may be given several times")
+    verb.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default: %(default)s")
+    verb.add_argument("--temperature", type=float, default=0.2, metavar="X", help="0 is greedy (default: %(default)s)")
+    verb.add_argument("--top-p", type=float, default=0.95, metavar="X", help="default: %(default)s")
+    verb.add_argument("--top-k", type=int, default=0, metavar="N", help="0 keeps all (default: %(default)s)")
+    verb.add_argument("--num-samples", type=int, default=1, metavar="N", help="default: %(default)s")
+    verb.add_argument("--stop", metavar="REGEX", help="end a completion before its first match")
+    verb.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    verb.add_argument("--json", action="store_true", help="one object a line")
+    verb.set_defaults(verb=generate)
+    return parser
+
+
+def train_tokenizer(arguments: argparse.Namespace) -> None:
+    from codegen_jax.data.train_tokenizer import train_tokenizer
+
+    tokenizer = train_tokenizer(arguments.inputs, arguments.output, arguments.vocab_size, arguments.max_megabytes)
+    print(f"{arguments.output}: {tokenizer.vocab_size} ids, {tokenizer.fingerprint}")
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    from codegen_jax.data.prepare import prepare
+    from codegen_jax.data.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(arguments.tokenizer, arguments.whitespace_tokens)
+    manifest = prepare(
+        arguments.inputs, arguments.output, tokenizer, workers=arguments.workers, seed=arguments.seed
+    )
+    for reason, lines in Counter(manifest.skipped).most_common():
+        print(f"skipped {lines:,} lines: {reason}")
+    print(
+        f"{arguments.output}: {manifest.tokens:,} tokens of {manifest.documents:,} documents, "
+        f"{manifest.text_bytes / manifest.tokens:.2f} bytes a token"
+    )
+
+
+def train(arguments: argparse.Namespace) -> None:
+    from codegen_jax.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    from codegen_jax.training.loop import train
+
+    train(config)
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    from codegen_jax.inference.generate import Generator
+
+    options = {
+        name: getattr(arguments, name)
+        for name in ("max_new_tokens", "temperature", "top_p", "top_k", "num_samples", "stop", "seed")
+    }
+    for completion in Generator.load(arguments.model).complete(arguments.prompt, **options):
+        if arguments.json:
+            print(json.dumps(dataclasses.asdict(completion)))
+        else:
+            print(completion.prompt + completion.completion)

@@ -1,0 +1,79 @@
+"""Train a sentencepiece tokenizer for code on raw shards."""
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from sentencepiece import SentencePieceTrainer
+
+from codegen_jax.data.shards import list_shards, read_texts
+from codegen_jax.data.tokenizer import END_OF_TEXT, SentencePieceTokenizer
+from codegen_jax.errors import UserError
+
+
+def train_tokenizer(inputs: list[str], output: str, vocab_size: int, max_megabytes: float) -> SentencePieceTokenizer:
+    """Train on the first documents of the shards and save into a new folder.
+
+    Args:
+        inputs: as in `list_shards`.
+        output: a new or empty folder.
+        vocab_size: number of ids.
+        max_megabytes: how much text to read, 1e6 UTF-8 bytes each.
+
+    Raises:
+        UserError: if the folder holds something, or the shards cannot be read or yield too few ids.
+    """
+    folder = Path(output)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{output}: not empty; choose another --output")
+    tokenizer = train_sentencepiece(_first_texts(list_shards(inputs), max_megabytes * 1e6), vocab_size)
+    tokenizer.save(folder)
+    return tokenizer
+
+
+def _first_texts(shards: list[str], most_bytes: float) -> Iterator[str]:
+    for shard in shards:
+        for text in read_texts(shard, Counter()):
+            yield text
+            most_bytes -= len(text.encode())
+            if most_bytes <= 0:
+                return
+
+
+def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
+    """Train a BPE sentencepiece model for code: no normalisation, whitespace kept, byte fallback.
+
+    Args:
+        texts: documents; a few tens of MB are plenty.
+        vocab_size: number of ids, at least 300 or so: 256 bytes, the characters seen, and merges.
+
+    Raises:
+        UserError: if the texts do not yield that many ids.
+    """
+    model = io.BytesIO()
+    # the trainer drops sentences of more than 4192 bytes, so documents go in as pieces of 1000 characters
+    pieces = (text[i : i + 1000] for text in texts for i in range(0, len(text), 1000))
+    try:
+        SentencePieceTrainer.train(  # pyright: ignore[reportAttributeAccessIssue]
+            sentence_iterator=pieces,
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            byte_fallback=True,
+            split_digits=True,
+            user_defined_symbols=["\n"],
+            unk_id=0,
+            eos_id=1,
+            bos_id=-1,
+            pad_id=-1,
+            eos_piece=END_OF_TEXT,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(f"--vocab-size {vocab_size}: sentencepiece cannot train on these texts ({error})") from error
+    return SentencePieceTokenizer(model.getvalue())

@@ -1,0 +1,203 @@
+"""Checkpoints that stand alone: parameters, optimizer, step, config, tokenizer and metrics in one Orbax transaction.
+
+    OUTPUT/run.json                       the run's config and data, to recognise it
+    OUTPUT/checkpoints/STEP/params        float32 parameters
+    OUTPUT/checkpoints/STEP/optimizer     step and optax's state
+    OUTPUT/checkpoints/STEP/run           config, data and tokenizer files, as JSON
+    OUTPUT/checkpoints/STEP/metrics       validation loss
+
+A folder without `_CHECKPOINT_METADATA` was cut short while it was written and does not count.
+"""
+
+import base64
+import json
+import logging
+import math
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from codegen_jax.config import CodeGenConfig, RunConfig
+from codegen_jax.data.tokenizer import Tokenizer, load_tokenizer
+from codegen_jax.errors import UserError
+from codegen_jax.model.codegen import Params
+from codegen_jax.training.step import TrainState
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save and warns of its own defaults
+
+# What may differ between a run and its resumption: where it lies and runs, how long, how often it reports.
+FREE_FIELDS = {"output", "mesh", "checkpoint", "data.train", "data.validation"} | {
+    f"training.{name}" for name in ("steps", "gradient_accumulation_steps", "remat", "log_every", "eval_every", "eval_batches")
+}
+
+
+class Run(NamedTuple):
+    """What a checkpoint says of itself.
+
+    Attributes:
+        config: the run's config as nested dicts.
+        data: tokenizer fingerprint and number of training tokens.
+        tokenizer: that made the data.
+    """
+
+    config: dict[str, Any]
+    data: dict[str, Any]
+    tokenizer: Tokenizer
+
+    @property
+    def model(self) -> CodeGenConfig:
+        return CodeGenConfig(**self.config["model"])
+
+
+class Checkpoints:
+    """The checkpoints of one run's output folder: the newest few and the one with the best validation loss.
+
+    Raises:
+        UserError: if the folder holds another run, or something that is no run.
+    """
+
+    def __init__(self, config: RunConfig, tokenizer: Tokenizer, data: dict[str, Any]):
+        self.folder = Path(config.output).absolute()
+        self.record = {"config": config.to_dict(), "data": data}
+        self.tokenizer_files = {n: base64.b64encode(c).decode() for n, c in tokenizer.files().items()}
+        _claim(self.folder, self.record)
+        keep_latest = policies.LatestN(config.checkpoint.keep_latest)
+        keep_best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics["validation_loss"],
+            reverse=True,  # BestN keeps the end of the sorted list: the lowest loss
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        # AnyPreservationPolicy, not best_fn + max_to_keep: the latter deletes the newest when they are not the best
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy([keep_latest, keep_best]), cleanup_tmp_directories=True
+        )
+        self.manager = ocp.CheckpointManager(self.folder / "checkpoints", options=options)
+
+    def latest_step(self) -> int | None:
+        return self.manager.latest_step()
+
+    def save(self, state: TrainState, validation_loss: float | None) -> None:
+        """Start writing a checkpoint; returns when the state is copied and may change."""
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),  # pyright: ignore[reportCallIssue]
+            optimizer=ocp.args.StandardSave(_optimizer(state)),  # pyright: ignore[reportCallIssue]
+            run=ocp.args.JsonSave(self.record | {"tokenizer": self.tokenizer_files}),  # pyright: ignore[reportCallIssue]
+        )
+        metrics = None
+        if validation_loss is not None:
+            metrics = {"validation_loss": validation_loss if math.isfinite(validation_loss) else math.inf}
+        self.manager.save(int(state.step), args=items, metrics=metrics)
+
+    def restore(self, step: int, abstract: TrainState) -> TrainState:
+        """The state saved at a step, on the shardings of `abstract`.
+
+        Raises:
+            UserError: if the checkpoint is damaged; nothing is deleted.
+        """
+        folder = self.folder / "checkpoints" / str(step)
+        params = _restore(folder, "params", abstract.params)
+        return TrainState(params=params, **_restore(folder, "optimizer", _optimizer(abstract)))
+
+    def close(self) -> None:
+        """Wait for the last save."""
+        self.manager.wait_until_finished()
+        self.manager.close()
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The folder of one checkpoint: the path itself, or the newest whole one of a run's output folder.
+
+    Raises:
+        UserError: if there is none.
+    """
+    path = Path(path).absolute()
+    steps = [p for p in [path, *(path / "checkpoints").glob("*")] if (p / "_CHECKPOINT_METADATA").exists()]
+    if path in steps:
+        return path
+    steps = [p for p in steps if p.name.isdigit()]
+    if not steps:
+        raise UserError(f"{path}: no whole checkpoint here; give a run's output folder or one of its checkpoints")
+    return max(steps, key=lambda p: int(p.name))
+
+
+def load_run(checkpoint: Path) -> Run:
+    """Config and tokenizer of a checkpoint.
+
+    Raises:
+        UserError: if the checkpoint is damaged.
+    """
+    try:
+        record = json.loads((checkpoint / "run" / "metadata").read_text())
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in record["tokenizer"].items():
+                (Path(folder) / name).write_bytes(base64.b64decode(content))
+            return Run(record["config"], record["data"], load_tokenizer(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise _damaged(checkpoint, error) from error
+
+
+def load_params(checkpoint: Path, abstract: Params) -> Params:
+    """Parameters of a checkpoint, on the shardings of `abstract`.
+
+    Raises:
+        UserError: if the checkpoint is damaged.
+    """
+    return _restore(checkpoint, "params", abstract)
+
+
+def _optimizer(state: TrainState) -> dict[str, Any]:
+    return {"step": state.step, "opt_state": state.opt_state}
+
+
+def _restore(checkpoint: Path, item: str, abstract: Any) -> Any:
+    try:
+        return ocp.StandardCheckpointer().restore(checkpoint / item, abstract)
+    except Exception as error:  # TensorStore and Orbax raise ValueError, FileNotFoundError, KeyError, RuntimeError, ...
+        raise _damaged(checkpoint / item, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+    return UserError(f"{path}: damaged checkpoint ({reason}); move it away to go on from the one before")
+
+
+def _claim(folder: Path, record: dict[str, Any]) -> None:
+    """Take an output folder for a run, or go on with the same run's."""
+    path = folder / "run.json"
+    if path.exists():
+        try:
+            held = json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(f"output: {path} is damaged ({error}); choose another folder") from error
+        ours, theirs = _flat(record), _flat(held)
+        for name in sorted(ours.keys() | theirs.keys()):
+            if ours.get(name) != theirs.get(name):
+                raise UserError(
+                    f"output: {folder} holds another run ({name} is {theirs.get(name)} there, {ours.get(name)} here); "
+                    "choose another output folder or remove it"
+                )
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"output: {folder} exists and is not a run of codegen-jax; choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    """The record's fields that must stay the same, by dotted name."""
+    flat = {f"data: {name}": value for name, value in record["data"].items()}
+
+    def add(prefix: str, value: Any) -> None:
+        if prefix in FREE_FIELDS:
+            return
+        if isinstance(value, dict):
+            for name, child in value.items():
+                add(f"{prefix}.{name}" if prefix else name, child)
+        else:
+            flat[prefix] = value
+
+    add("", record["config"])
+    return flat

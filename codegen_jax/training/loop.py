@@ -1,0 +1,195 @@
+"""The training loop: start or resume, then step, log, validate, save."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from codegen_jax.config import RunConfig, require
+from codegen_jax.data.batches import Batches, prefetch, validation_batches
+from codegen_jax.data.tokens import TokenFiles, Windows
+from codegen_jax.model.codegen import Params
+from codegen_jax.sharding import check_fit, make_mesh
+from codegen_jax.training.checkpoint import Checkpoints, find_checkpoint, load_params, load_run
+from codegen_jax.training.metrics import MetricsLog, peak_flops, plot_loss
+from codegen_jax.training.step import (
+    TrainState,
+    abstract_state,
+    batch_sharding,
+    init_state,
+    make_eval_step,
+    make_train_step,
+)
+
+
+def train(config: RunConfig) -> None:
+    """Run, or go on with, the training that `config` describes; everything it makes is in `config.output`.
+
+    Raises:
+        UserError: for data, mesh, output folder or checkpoint that do not fit the config; before the first step.
+    """
+    files = TokenFiles(config.data.train)
+    tokenizer = files.tokenizer()
+    require(
+        tokenizer.vocab_size <= config.model.vocab_size,
+        f"model.vocab_size: {config.model.vocab_size} is smaller than the {tokenizer.vocab_size} ids of the tokenizer "
+        f"of {config.data.train}",
+    )
+    windows = Windows(files, config.data.sequence_length)
+    mesh = make_mesh(config.mesh)
+    check_fit(config, mesh)
+    evaluate = make_evaluation(config, mesh, files) if config.data.validation else None
+    data = {"tokenizer": files.manifest.tokenizer, "tokens": files.manifest.tokens}
+    checkpoints = Checkpoints(config, tokenizer, data)
+
+    with jax.set_mesh(mesh):
+        state, first = start(config, mesh, checkpoints)
+        log = MetricsLog(config.output, first)
+        try:
+            batches = Batches(windows, config.training.batch_size, config.seed, batch_sharding(mesh))
+            run_steps(config, mesh, state, first, batches, evaluate, checkpoints, log)
+        finally:
+            checkpoints.close()
+            log.close()
+    print(f"loss curve: {plot_loss(config.output)}")
+
+
+def start(config: RunConfig, mesh: Mesh, checkpoints: Checkpoints) -> tuple[TrainState, int]:
+    """The first state and its step: 1. the run's own newest checkpoint, 2. the weights of init_from, 3. random."""
+    abstract = abstract_state(config, mesh)
+    step = checkpoints.latest_step()
+    if step is not None:
+        print(f"resuming {config.output} after step {step}")
+        return checkpoints.restore(step, abstract), step
+    if config.init_from is None:
+        return init_state(config, mesh), 0
+    source = find_checkpoint(config.init_from)
+    held = load_run(source).model
+    for name, ours, theirs in ((n, getattr(config.model, n), getattr(held, n)) for n in vars(held)):
+        # init and dtype do not shape the weights
+        require(ours == theirs or name in ("init", "dtype"), f"model.{name}: {ours}, but init_from {source} has {theirs}")
+    print(f"starting from the weights of {source}")
+    return init_state(config, mesh, load_params(source, abstract.params)), 0
+
+
+def run_steps(
+    config: RunConfig,
+    mesh: Mesh,
+    state: TrainState,
+    first: int,
+    batches: Callable[[int], jax.Array],
+    evaluate: Callable[[Params], dict[str, float]] | None,
+    checkpoints: Checkpoints,
+    log: MetricsLog,
+) -> None:
+    """Steps first+1 .. steps, numbered from 1; step n trains on batch n-1 with learning rate number n-1."""
+    training = config.training
+    train_step = make_train_step(config, mesh)
+    reporter = Reporter(config, log, first)
+    pending = None
+    for step, batch in enumerate(prefetch(batches, range(first, training.steps)), first + 1):
+        state, metrics = train_step(state, batch)
+        # this step is on its way, so the numbers of the one before can be fetched without keeping the device waiting
+        if pending is not None:
+            reporter.step(*pending)
+        pending = (step, metrics)
+
+        saves = step % config.checkpoint.save_every == 0 or step == training.steps
+        validates = evaluate is not None and (saves or step % training.eval_every == 0)
+        if saves or validates:
+            reporter.step(*pending)
+            pending = None
+            validation: dict[str, float] = {}
+            if evaluate is not None:
+                validation = evaluate(state.params)
+                reporter.validation(step, validation)
+            if saves:
+                checkpoints.save(state, validation.get("validation_loss"))
+            reporter.restart_clock()
+    reporter.close()
+
+
+def make_evaluation(config: RunConfig, mesh: Mesh, train_files: TokenFiles) -> Callable[[Params], dict[str, float]]:
+    """A function from parameters to validation_loss (nats a token), validation_perplexity and bits_per_byte.
+
+    Raises:
+        UserError: if the validation files are not usable or were made with another tokenizer than the training files.
+    """
+    files = TokenFiles(str(config.data.validation))
+    require(
+        files.manifest.tokenizer == train_files.manifest.tokenizer,
+        f"data.validation: {files.folder} was made with tokenizer {files.manifest.tokenizer}, data.train with "
+        f"{train_files.manifest.tokenizer}; prepare both with one tokenizer",
+    )
+    windows = Windows(files, config.data.sequence_length)
+    eval_step = make_eval_step(config, mesh)
+    tokens_per_byte = files.manifest.tokens / files.manifest.text_bytes
+    training = config.training
+
+    def evaluate(params: Params) -> dict[str, float]:
+        rows = validation_batches(windows, training.batch_size, batch_sharding(mesh), training.eval_batches)
+        sums = [eval_step(params, batch) for batch in rows]
+        loss = sum(float(s.cross_entropy) for s in sums) / sum(float(s.tokens) for s in sums)
+        return {
+            "validation_loss": loss,
+            "validation_perplexity": math.exp(min(loss, 700.0)),
+            "bits_per_byte": loss / math.log(2) * tokens_per_byte,
+        }
+
+    return evaluate
+
+
+class Reporter:
+    """Turns steps into lines, log entries and a progress bar (none where stderr is not a terminal)."""
+
+    def __init__(self, config: RunConfig, log: MetricsLog, first: int):
+        self.config, self.log = config, log
+        self.tokens_per_step = config.training.batch_size * config.data.sequence_length
+        peak = peak_flops(jax.devices()[0])
+        self.peak = peak * jax.device_count() if peak else None
+        self.bar = tqdm(total=config.training.steps, initial=first, unit="step", disable=None, dynamic_ncols=True)
+        self.began: float | None = None  # no clock until the first step, which compiles, is done
+        self.steps = 0
+        self.launched = time.perf_counter()
+
+    def restart_clock(self) -> None:
+        """Leave out of tokens/s what has passed since the last step: compilation, validation, saving."""
+        self.began, self.steps = time.perf_counter(), 0
+
+    def step(self, step: int, metrics: Any) -> None:
+        training = self.config.training
+        self.bar.update()
+        self.steps += 1
+        if self.began is None:
+            jax.block_until_ready(metrics)
+            tqdm.write(f"first step, compilation included: {time.perf_counter() - self.launched:.1f} s")
+            self.restart_clock()
+        if step % training.log_every and step not in (1, training.steps):
+            return
+        values = {name: float(value) for name, value in metrics.items()}
+        values["perplexity"] = math.exp(min(values.pop("cross_entropy"), 700.0))
+        line = f"step {step:>6}  loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}  grad norm {values['grad_norm']:.2f}"
+        if self.steps and self.began is not None:
+            values["tokens_per_second"] = rate = self.steps * self.tokens_per_step / (time.perf_counter() - self.began)
+            line += f"  {rate:,.0f} tokens/s"
+            if self.peak:
+                values["mfu"] = rate * self.config.model.flops_per_token(self.config.data.sequence_length) / self.peak
+                line += f"  MFU {values['mfu']:.1%}"
+            self.restart_clock()
+        self.bar.set_postfix(loss=f"{values['loss']:.3f}")
+        self.log.write(step, values)
+        tqdm.write(line)
+
+    def validation(self, step: int, values: dict[str, float]) -> None:
+        self.log.write(step, values)
+        tqdm.write(
+            f"step {step:>6}  validation loss {values['validation_loss']:.4f}  "
+            f"perplexity {values['validation_perplexity']:.2f}  bits per byte {values['bits_per_byte']:.3f}"
+        )
+
+    def close(self) -> None:
+        self.bar.close()

@@ -1,0 +1,77 @@
+"""Where a run's numbers go: metrics.jsonl, TensorBoard, and a picture of the loss."""
+
+import json
+from pathlib import Path
+
+import jax
+from tensorboardX import SummaryWriter
+
+# Dense bfloat16 FLOP/s of one device, by the start of JAX's device_kind, from the vendors' data sheets.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """Peak FLOP/s of a device, or None where it is not known (CPUs)."""
+    return next((flops for kind, flops in PEAK_FLOPS.items() if device.device_kind.startswith(kind)), None)
+
+
+class MetricsLog:
+    """Appends each step's numbers to OUTPUT/metrics.jsonl and OUTPUT/tensorboard.
+
+    Lines past `first_step` are those of steps that a stop undid; they are dropped, since the run makes them again.
+    """
+
+    def __init__(self, output: str | Path, first_step: int):
+        self.path = Path(output) / "metrics.jsonl"
+        kept = [line for line in read_metrics(output) if line["step"] <= first_step]
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self.file = self.path.open("a", buffering=1)
+        self.tensorboard = SummaryWriter(str(Path(output) / "tensorboard"), purge_step=first_step + 1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self.tensorboard.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.file.close()
+        self.tensorboard.close()
+
+
+def read_metrics(output: str | Path) -> list[dict[str, float]]:
+    """The whole lines of a run's metrics.jsonl; a last line that a kill cut short does not count."""
+    path = Path(output) / "metrics.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+
+
+def plot_loss(output: str | Path) -> Path:
+    """Draw the run's training and validation loss into OUTPUT/loss.png."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    lines = read_metrics(output)
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for name, style in (("loss", {"linewidth": 1}), ("validation_loss", {"marker": "o", "markersize": 4})):
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        if points:
+            axes.plot(*zip(*points), label=name.replace("_", " "), **style)
+    axes.set(xlabel="step", ylabel="nats per token", title=Path(output).absolute().name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    path = Path(output) / "loss.png"
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
