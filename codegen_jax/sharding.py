@@ -21,7 +21,6 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
     "mlp": "tensor",
     "vocab": "tensor",
     "layers": None,
-    "qkv": None,
     "head_dim": None,
     "norm": None,  # LayerNorms and biases along the width: a few KiB, cheaper whole than gathered
     None: None,

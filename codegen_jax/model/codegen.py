@@ -1,7 +1,6 @@
 """The CodeGen network: embedding, parallel attention/MLP blocks under one LayerNorm, untied head with bias.
 
-Axes: L layers, B batch, T time, S cached time, D n_embd, H heads, K head_dim, F MLP width, V vocabulary; C is the three
-of q, k, v.
+Axes: L layers, B batch, T time, S cached time, D n_embd, H heads, K head_dim, F MLP width, V vocabulary.
 
 Each weight is declared once, with shape, logical axes and initializer; that declaration drives initialisation,
 shardings, checkpoints, conversion and ahead-of-time compilation. The blocks' weights are stacked on a leading axis L
@@ -68,7 +67,8 @@ class Block(nnx.Module):
         residual = matrix_init(config, 2 / L * D**-0.5)  # fc_out too: the authors take sqrt(D) there, not sqrt(F)
         self.rotary_dim = config.rotary_dim
         self.ln = LayerNorm(config, rngs, stack=(L,))
-        self.qkv = weight(rngs, (L, D, 3, H, K), ("layers", "embed", "qkv", "heads", "head_dim"), fan_in)
+        for name in ("query", "key", "value"):
+            setattr(self, name, weight(rngs, (L, D, H, K), ("layers", "embed", "heads", "head_dim"), fan_in))
         self.attention_out = weight(rngs, (L, H, K, D), ("layers", "heads", "head_dim", "embed"), residual)
         self.fc_in = weight(rngs, (L, D, F), ("layers", "embed", "mlp"), fan_in)
         self.fc_in_bias = weight(rngs, (L, F), ("layers", "mlp"), zeros)
@@ -78,18 +78,21 @@ class Block(nnx.Module):
     def __call__(
         self, x_BTD: jax.Array, angles_BTR: jax.Array, segment_ids: Any, cache: Any, q_offset: jax.Array | int
     ) -> tuple[jax.Array, Any]:
-        dtype = x_BTD.dtype
+        dtype, (B, T, D), (_, H, K) = x_BTD.dtype, x_BTD.shape, self.query.shape
         h_BTD = self.ln(x_BTD)
         with jax.named_scope("attention"):
-            qkv_BTCHK = jnp.einsum("BTD,DCHK->BTCHK", h_BTD, self.qkv[...].astype(dtype))
-            q, k, v = (checkpoint_name(qkv_BTCHK[:, :, c], "qkv") for c in range(3))
+            # heads and head_dim as one axis in the products: XLA on CPU transposes a weight that contracts over two
+            q, k, v = (
+                checkpoint_name((h_BTD @ w[...].reshape(D, H * K).astype(dtype)).reshape(B, T, H, K), "qkv")
+                for w in (self.query, self.key, self.value)
+            )
             q, k = rotate(q, angles_BTR), rotate(k, angles_BTR)
             if cache is not None:
                 k, v = (jax.lax.dynamic_update_slice_in_dim(old, new, q_offset, 1) for old, new in zip(cache, (k, v)))
                 cache = (k, v)
             a_BTHK = causal_attention(q, k, v, segment_ids=segment_ids, q_offset=q_offset)
             a_BTHK = checkpoint_name(a_BTHK, "attention")
-            attention_BTD = jnp.einsum("BTHK,HKD->BTD", a_BTHK, self.attention_out[...].astype(dtype))
+            attention_BTD = a_BTHK.reshape(B, T, H * K) @ self.attention_out[...].reshape(H * K, D).astype(dtype)
         with jax.named_scope("mlp"):
             u_BTF = h_BTD @ self.fc_in[...].astype(dtype) + self.fc_in_bias[...].astype(dtype)
             mlp_BTD = jax.nn.gelu(u_BTF) @ self.fc_out[...].astype(dtype) + self.fc_out_bias[...].astype(dtype)

@@ -132,8 +132,8 @@ def make_evaluation(config: RunConfig, mesh: Mesh, train_files: TokenFiles) -> C
 
     def evaluate(params: Params) -> dict[str, float]:
         rows = validation_batches(windows, training.batch_size, batch_sharding(mesh), training.eval_batches)
-        sums = [eval_step(params, batch) for batch in rows]
-        loss = sum(float(s.cross_entropy) for s in sums) / sum(float(s.tokens) for s in sums)
+        sums, tokens = zip(*(eval_step(params, batch) for batch in rows))
+        loss = sum(map(float, sums)) / sum(map(float, tokens))
         return {
             "validation_loss": loss,
             "validation_perplexity": math.exp(min(loss, 700.0)),

@@ -12,18 +12,21 @@ import jax.numpy as jnp
 from codegen_jax.sharding import constrain
 
 
-class LossSums(NamedTuple):
-    """float32 sums over tokens; sums of micro-batches add up to the sums of the batch.
+class Loss(NamedTuple):
+    """float32 scalars in nats, summed over tokens and scaled; those of micro-batches add up to those of the batch.
 
     Attributes:
-        loss: cross-entropy plus z-loss, in nats; the only differentiable one.
-        cross_entropy: in nats.
-        tokens: number of tokens that count.
+        total: cross-entropy plus z-loss; the only differentiable one.
+        cross_entropy: alone.
     """
 
-    loss: jax.Array
+    total: jax.Array
     cross_entropy: jax.Array
-    tokens: jax.Array
+
+
+def count_targets(targets_BT: jax.Array) -> jax.Array:
+    """Number of targets that count, float32: those that are not below 0."""
+    return jnp.sum(targets_BT >= 0, dtype=jnp.float32)
 
 
 def next_token_loss(
@@ -32,16 +35,18 @@ def next_token_loss(
     head_bias_V: jax.Array,
     targets_BT: jax.Array,
     *,
+    scale: jax.Array | float = 1.0,
     z_loss: float = 0.0,
     chunk_size: int = 512,
-) -> LossSums:
-    """Sum over tokens of -log p(target) + z_loss * log(Z)^2 (jaxformer's model.py: 1e-4), in float32.
+) -> Loss:
+    """scale * sum over tokens of -log p(target) + z_loss * log(Z)^2, in float32 (jaxformer's model.py: z_loss 1e-4).
 
     Args:
         x_BTD: states after the last LayerNorm.
         head_DV: output kernel, float32; cast to the dtype of x for the products.
         head_bias_V: output bias.
         targets_BT: int32 ids; targets below 0 do not count.
+        scale: 1 / (targets of the whole batch) makes the mean, without a pass over the gradients.
         z_loss: weight of the squared log-partition.
         chunk_size: positions whose logits exist at a time.
     """
@@ -51,24 +56,38 @@ def next_token_loss(
     if padding:
         x_BTD = jnp.pad(x_BTD, ((0, 0), (0, padding), (0, 0)))
         targets_BT = jnp.pad(targets_BT, ((0, 0), (0, padding)), constant_values=-1)
-    loss, cross_entropy = _chunked_loss(x_BTD, head_DV, head_bias_V, targets_BT, z_loss, chunk_size)
-    return LossSums(loss, cross_entropy, jnp.sum(targets_BT >= 0, dtype=jnp.float32))
+    scale = jnp.asarray(scale, jnp.float32)
+    return Loss(*_chunked_loss(x_BTD, head_DV, head_bias_V, targets_BT, scale, z_loss, chunk_size))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _chunked_loss(
-    x_BTD: jax.Array, head_DV: jax.Array, head_bias_V: jax.Array, targets_BT: jax.Array, z_loss: float, chunk_size: int
+    x_BTD: jax.Array,
+    head_DV: jax.Array,
+    head_bias_V: jax.Array,
+    targets_BT: jax.Array,
+    scale: jax.Array,
+    z_loss: float,
+    chunk_size: int,
 ) -> tuple[jax.Array, jax.Array]:
+    kernel = head_DV.astype(x_BTD.dtype)
+
     def chunk(sums: Any, xs: Any) -> tuple[Any, None]:
         x_BCD, targets_BC = xs
-        loss, cross_entropy, _ = _dense(x_BCD, head_DV.astype(x_BCD.dtype), head_bias_V, targets_BC, z_loss)
+        loss, cross_entropy, _ = _dense(x_BCD, kernel, head_bias_V, targets_BC, scale, z_loss)
         return (sums[0] + loss, sums[1] + cross_entropy), None
 
     return jax.lax.scan(chunk, (0.0, 0.0), _chunks(x_BTD, targets_BT, chunk_size))[0]
 
 
 def _forward(
-    x_BTD: jax.Array, head_DV: jax.Array, head_bias_V: jax.Array, targets_BT: jax.Array, z_loss: float, chunk_size: int
+    x_BTD: jax.Array,
+    head_DV: jax.Array,
+    head_bias_V: jax.Array,
+    targets_BT: jax.Array,
+    scale: jax.Array,
+    z_loss: float,
+    chunk_size: int,
 ) -> Any:
     """The sums and, while each chunk's logits are there, the gradients.
 
@@ -80,7 +99,7 @@ def _forward(
     def chunk(carry: Any, xs: Any) -> tuple[Any, jax.Array]:
         loss_sum, cross_entropy_sum, d_head_DV, d_bias_V = carry
         x_BCD, targets_BC = xs
-        loss, cross_entropy, d_logits_BCV = _dense(x_BCD, kernel, head_bias_V, targets_BC, z_loss)
+        loss, cross_entropy, d_logits_BCV = _dense(x_BCD, kernel, head_bias_V, targets_BC, scale, z_loss)
         d_bias_V += d_logits_BCV.sum((0, 1))
         d_logits_BCV = d_logits_BCV.astype(x_BCD.dtype)
         d_head_DV += jnp.einsum("BCD,BCV->DV", x_BCD, d_logits_BCV, preferred_element_type=jnp.float32)
@@ -94,9 +113,8 @@ def _forward(
 
 
 def _backward(z_loss: float, chunk_size: int, gradients: Any, cotangents: Any) -> Any:
-    scale = cotangents[0]
-    d_x, d_head, d_bias = (gradient * scale.astype(gradient.dtype) for gradient in gradients)
-    return d_x, d_head, d_bias, None
+    d_x, d_head, d_bias = (gradient * cotangents[0].astype(gradient.dtype) for gradient in gradients)
+    return d_x, d_head, d_bias, None, None
 
 
 _chunked_loss.defvjp(_forward, _backward)
@@ -110,7 +128,12 @@ def _chunks(x_BTD: jax.Array, targets_BT: jax.Array, chunk_size: int) -> tuple[j
 
 
 def _dense(
-    x_BCD: jax.Array, kernel_DV: jax.Array, bias_V: jax.Array, targets_BC: jax.Array, z_loss: float
+    x_BCD: jax.Array,
+    kernel_DV: jax.Array,
+    bias_V: jax.Array,
+    targets_BC: jax.Array,
+    scale: jax.Array,
+    z_loss: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Loss, cross-entropy, and the loss's gradient in the logits, of one chunk."""
     logits_BCV = jnp.einsum("BCD,DV->BCV", x_BCD, kernel_DV, preferred_element_type=jnp.float32) + bias_V
@@ -123,4 +146,5 @@ def _dense(
     z = jnp.sum(jnp.where(counts_BC, jnp.square(log_z_BC), 0.0))
     p_BCV = jnp.exp(logits_BCV - log_z_BC[..., None])
     d_logits_BCV = p_BCV * (1 + 2 * z_loss * log_z_BC[..., None]) - is_target_BCV
-    return cross_entropy + z_loss * z, cross_entropy, jnp.where(counts_BC[..., None], d_logits_BCV, 0.0)
+    d_logits_BCV *= jnp.where(counts_BC, scale, 0.0)[..., None]
+    return scale * (cross_entropy + z_loss * z), scale * cross_entropy, d_logits_BCV

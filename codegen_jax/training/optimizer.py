@@ -1,12 +1,13 @@
 """AdamW as the authors ran it: clip, Adam, decoupled decay, warm-up + half-cosine + flat tail."""
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from codegen_jax.config import OptimizerConfig
 from codegen_jax.model.codegen import Params
 
-KERNELS = {"embedding", "qkv", "attention_out", "fc_in", "fc_out", "head"}
+KERNELS = {"embedding", "query", "key", "value", "attention_out", "fc_in", "fc_out", "head"}
 
 
 def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
@@ -34,10 +35,20 @@ def decay_mask(config: OptimizerConfig, params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(is_decayed, params)
 
 
+def clip_by_global_norm(gradients: Params, max_norm: float) -> Params:
+    """Scale all gradients by one factor so that their global norm is at most max_norm.
+
+    optax's divides each element by the norm, and XLA holds a division too dear to repeat in the updates of both moments:
+    it writes the quotients out as a second gradient (1.3 GiB at 350M). A product is repeated instead.
+    """
+    factor = jnp.minimum(1.0, max_norm / optax.global_norm(gradients))
+    return jax.tree.map(lambda gradient: gradient * factor, gradients)
+
+
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """The chain, in the authors' order."""
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
+        optax.stateless(lambda gradients, _: clip_by_global_norm(gradients, config.clip_norm)),
         optax.scale_by_adam(config.b1, config.b2, config.eps),
         optax.add_decayed_weights(config.weight_decay, lambda params: decay_mask(config, params)),
         optax.scale_by_learning_rate(learning_rate_schedule(config)),

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from codegen_jax.config import RunConfig
 from codegen_jax.model.codegen import Params, abstract_params, init_params, module, param_axes
 from codegen_jax.sharding import constrain, spec, tree_shardings
-from codegen_jax.training.loss import LossSums, next_token_loss
+from codegen_jax.training.loss import Loss, count_targets, next_token_loss
 from codegen_jax.training.optimizer import learning_rate_schedule, make_optimizer
 
 
@@ -74,35 +74,38 @@ def init_state(config: RunConfig, mesh: Mesh, params: Params | None = None) -> T
         return jax.jit(init, out_shardings=shardings_of(abstract_state(config, mesh)))(params)
 
 
-def batch_loss(config: RunConfig, params: Params, tokens_BT: jax.Array, z_loss: float) -> LossSums:
-    """Loss sums of rows of sequence_length + 1 tokens; the first is input only, the last is target only."""
+def batch_loss(
+    config: RunConfig, params: Params, tokens_BT: jax.Array, *, scale: jax.Array | float, z_loss: float
+) -> Loss:
+    """Loss of rows of sequence_length + 1 tokens; the first is input only, the last is target only."""
     model = module(config.model, params)
-    targets_BT = tokens_BT[:, 1:]
-    inputs_BT = jnp.maximum(tokens_BT[:, :-1], 0)
+    inputs_BT, targets_BT = jnp.maximum(tokens_BT[:, :-1], 0), tokens_BT[:, 1:]
     x_BTD, _ = model.hidden(inputs_BT, remat=config.training.remat)
-    return next_token_loss(x_BTD, model.head[...], model.head_bias[...], targets_BT, z_loss=z_loss)
+    return next_token_loss(x_BTD, model.head[...], model.head_bias[...], targets_BT, scale=scale, z_loss=z_loss)
 
 
-def accumulated_gradients(config: RunConfig, params: Params, tokens_BT: jax.Array) -> tuple[LossSums, Params]:
-    """Loss sums and the gradient of the mean loss over the batch's tokens, micro-batch by micro-batch in float32."""
+def accumulated_gradients(config: RunConfig, params: Params, tokens_BT: jax.Array) -> tuple[Loss, Params]:
+    """Mean loss over the batch's tokens and its gradient, micro-batch by micro-batch in float32."""
     micro_batches = config.training.gradient_accumulation_steps
     axes = param_axes(config.model)
+    scale = 1.0 / count_targets(tokens_BT[:, 1:])
 
-    def loss(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, LossSums]:
-        sums = batch_loss(config, params, tokens_BT, config.training.z_loss)
-        return sums.loss, sums
+    def loss(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, Loss]:
+        share = batch_loss(config, params, tokens_BT, scale=scale, z_loss=config.training.z_loss)
+        return share.total, share
 
-    def add(carry: Any, tokens_BT: jax.Array) -> tuple[Any, None]:
-        gradients, sums = jax.grad(loss, has_aux=True)(params, tokens_BT)
+    def gradients_of(tokens_BT: jax.Array) -> tuple[Loss, Params]:
+        gradients, share = jax.grad(loss, has_aux=True)(params, tokens_BT)
         # without this the partitioner may leave whole gradients on each device, and fsdp loses its memory win
-        gradients = jax.tree.map(lambda g, a: constrain(g, *a), gradients, axes)
-        return jax.tree.map(jnp.add, carry, (sums, gradients)), None
+        return share, jax.tree.map(lambda g, a: constrain(g, *a), gradients, axes)
 
-    zeros = (LossSums(*jnp.zeros(3)), jax.tree.map(jnp.zeros_like, params))
+    if micro_batches == 1:
+        return gradients_of(tokens_BT)
+    zeros = (Loss(*jnp.zeros(2)), jax.tree.map(jnp.zeros_like, params))
     # row r goes to micro-batch r mod n: so each device's rows stay on it
     rows = tokens_BT.reshape(-1, micro_batches, tokens_BT.shape[1]).swapaxes(0, 1)
-    (sums, gradients), _ = jax.lax.scan(add, zeros, constrain(rows, None, "batch", None))
-    return sums, jax.tree.map(lambda g: g / sums.tokens, gradients)
+    rows = constrain(rows, None, "batch", None)
+    return jax.lax.scan(lambda sums, row: (jax.tree.map(jnp.add, sums, gradients_of(row)), None), zeros, rows)[0]
 
 
 def make_train_step(config: RunConfig, mesh: Mesh) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
@@ -114,11 +117,11 @@ def make_train_step(config: RunConfig, mesh: Mesh) -> Callable[[TrainState, jax.
     optimizer, schedule = make_optimizer(config.optimizer), learning_rate_schedule(config.optimizer)
 
     def train_step(state: TrainState, tokens_BT: jax.Array) -> tuple[TrainState, Metrics]:
-        sums, gradients = accumulated_gradients(config, state.params, tokens_BT)
+        loss, gradients = accumulated_gradients(config, state.params, tokens_BT)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         metrics = {
-            "loss": sums.loss / sums.tokens,
-            "cross_entropy": sums.cross_entropy / sums.tokens,
+            "loss": loss.total,
+            "cross_entropy": loss.cross_entropy,
             "grad_norm": optax.global_norm(gradients),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
@@ -133,10 +136,12 @@ def make_train_step(config: RunConfig, mesh: Mesh) -> Callable[[TrainState, jax.
     )
 
 
-def make_eval_step(config: RunConfig, mesh: Mesh) -> Callable[[Params, jax.Array], LossSums]:
-    """The jitted validation: (params, tokens) to loss sums without z-loss."""
+def make_eval_step(config: RunConfig, mesh: Mesh) -> Callable[[Params, jax.Array], tuple[jax.Array, jax.Array]]:
+    """The jitted validation: (params, tokens) to the sum of the cross-entropy and the number of its tokens."""
+
+    def eval_step(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        loss = batch_loss(config, params, tokens_BT, scale=1.0, z_loss=0.0)
+        return loss.cross_entropy, count_targets(tokens_BT[:, 1:])
+
     shardings = shardings_of(abstract_state(config, mesh).params)
-    return jax.jit(
-        lambda params, tokens_BT: batch_loss(config, params, tokens_BT, z_loss=0.0),
-        in_shardings=(shardings, batch_sharding(mesh)),
-    )
+    return jax.jit(eval_step, in_shardings=(shardings, batch_sharding(mesh)))
