@@ -1,0 +1,45 @@
+"""Eight simulated CPU devices, and small data that every test may share."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import json
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from codegen_jax.data.prepare import prepare
+from codegen_jax.data.tokenizer import SentencePieceTokenizer
+from codegen_jax.data.train_tokenizer import train_sentencepiece
+
+
+def write_shard(path: Path, texts: list[str]) -> str:
+    """A Pile-format shard, compressed by its name's ending."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with fsspec.open(str(path), "wt", compression="infer", encoding="utf-8") as file:
+        for text in texts:
+            file.write(json.dumps({"text": text, "meta": {"pile_set_name": "test"}}) + "\n")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """Our own source files: real code, the same on every machine."""
+    return [path.read_text() for path in sorted(Path(__file__).parents[1].glob("codegen_jax/**/*.py"))]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(texts) -> SentencePieceTokenizer:
+    return train_sentencepiece(texts, vocab_size=512)
+
+
+@pytest.fixture(scope="session")
+def token_folder(tmp_path_factory, texts, tokenizer) -> Path:
+    """Token files of those texts, from two shards; read only."""
+    root = tmp_path_factory.mktemp("tokens")
+    shards = [write_shard(root / f"{i}.jsonl.zst", texts[i::2]) for i in range(2)]
+    prepare(shards, str(root / "tokens"), tokenizer)
+    return root / "tokens"
