@@ -122,7 +122,7 @@ def make_train_step(config: RunConfig, mesh: Mesh) -> Callable[[TrainState, jax.
         metrics = {
             "loss": loss.total,
             "cross_entropy": loss.cross_entropy,
-            "grad_norm": optax.global_norm(gradients),
+            "grad_norm": optax.tree.norm(gradients),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics

@@ -1,0 +1,31 @@
+"""Configs of small runs for the tests."""
+
+import dataclasses
+
+from codegen_jax.config import (
+    CheckpointConfig,
+    CodeGenConfig,
+    DataConfig,
+    MeshConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainingConfig,
+)
+
+
+def tiny_run(output="unused", tokens="unused", **sections) -> RunConfig:
+    """A run of six float32 steps on 16 x 32 tokens; `training={"steps": 9}` changes fields of a section."""
+    config = RunConfig(
+        output=str(output),
+        model=CodeGenConfig(n_layer=2, n_embd=32, n_head=4, rotary_dim=4, vocab_size=512, dtype="float32"),
+        data=DataConfig(train=str(tokens), sequence_length=32),
+        optimizer=OptimizerConfig(learning_rate=1e-2, end_learning_rate=1e-3, warmup_steps=2, decay_steps=4),
+        training=TrainingConfig(steps=6, batch_size=16, z_loss=1e-4, log_every=1, eval_every=3, eval_batches=2),
+        checkpoint=CheckpointConfig(save_every=2),
+        mesh=MeshConfig(1, 8, 1),
+    )
+    for name, fields in sections.items():
+        old = getattr(config, name)
+        new = dataclasses.replace(old, **fields) if isinstance(fields, dict) else fields
+        config = dataclasses.replace(config, **{name: new})
+    return config

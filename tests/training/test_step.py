@@ -1,0 +1,146 @@
+"""The step's numbers do not depend on how it is spread; its arrays lie where they should."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from codegen_jax.config import MeshConfig
+from codegen_jax.model.codegen import REMAT_POLICIES, init_params, module
+from codegen_jax.sharding import make_mesh
+from codegen_jax.training.step import accumulated_gradients, batch_sharding, init_state, make_eval_step, make_train_step
+from tests.runs import tiny_run
+
+MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2)]
+
+
+def tokens():
+    return np.random.default_rng(0).integers(0, 512, (32, 33)).astype(np.int32)
+
+
+def loss_and_gradients(config):
+    mesh = make_mesh(config.mesh, jax.devices()[: np.prod(dataclasses.astuple(config.mesh))])
+    with jax.set_mesh(mesh):
+        params = init_state(config, mesh).params
+        batch = jax.device_put(tokens(), batch_sharding(mesh))
+        return jax.device_get(jax.jit(accumulated_gradients, static_argnums=0)(config, params, batch))
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """Loss and gradients by the definition: one device, dense logits, no scan over micro-batches."""
+    config = tiny_run()
+    params, batch = init_params(config.model, config.seed), tokens()
+
+    def loss(params):
+        logits = module(config.model, params)(batch[:, :-1])
+        log_z = jax.nn.logsumexp(logits, axis=-1)
+        target = jnp.take_along_axis(logits, batch[:, 1:, None], axis=-1)[..., 0]
+        return jnp.mean(log_z - target + config.training.z_loss * log_z**2)
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+def assert_equal(actual, expected):
+    loss, gradients = actual
+    np.testing.assert_allclose(loss.total, expected[0], rtol=1e-5)
+    leaves = jax.tree_util.tree_leaves_with_path(gradients)
+    for (path, gradient), reference in zip(leaves, jax.tree.leaves(expected[1]), strict=True):
+        difference = np.abs(gradient - reference).max() / np.abs(reference).max()
+        assert difference < 1e-5, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("micro_batches", [1, 2, 4])
+def test_loss_and_gradients_do_not_depend_on_mesh_or_micro_batches(mesh, micro_batches, expected):
+    config = tiny_run(mesh=MeshConfig(*mesh), training={"gradient_accumulation_steps": micro_batches})
+    assert_equal(loss_and_gradients(config), expected)
+
+
+@pytest.mark.parametrize("remat", ["none", *REMAT_POLICIES])
+def test_loss_and_gradients_do_not_depend_on_remat(remat, expected):
+    assert_equal(loss_and_gradients(tiny_run(mesh=MeshConfig(2, 2, 2), training={"remat": remat})), expected)
+
+
+def test_micro_batches_are_weighted_by_their_tokens():
+    batch = tokens()
+    batch[::2, 5:] = -1  # micro-batch 0 of 2 gets these rows
+    config = tiny_run(mesh=MeshConfig(1, 1, 1))
+    halves = tiny_run(mesh=MeshConfig(1, 1, 1), training={"gradient_accumulation_steps": 2})
+    params = init_params(config.model, 0)
+    one, two = (accumulated_gradients(c, params, batch) for c in (config, halves))
+    np.testing.assert_allclose(one[0].total, two[0].total, rtol=1e-6)
+    np.testing.assert_allclose(one[1]["head"], two[1]["head"], rtol=1e-4, atol=1e-7)
+
+
+def test_every_parameter_and_moment_lies_where_its_axes_say():
+    config = tiny_run(mesh=MeshConfig(2, 2, 2))
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        state, _ = make_train_step(config, mesh)(
+            init_state(config, mesh), jax.device_put(tokens(), batch_sharding(mesh))
+        )
+    expected = {
+        "embedding": P("tensor", "fsdp"),
+        "head": P("fsdp", "tensor"),
+        "head_bias": P("tensor"),
+        "ln_f": {"scale": P(None), "bias": P(None)},
+        "blocks": {
+            "ln": {"scale": P(None, None), "bias": P(None, None)},
+            "query": P(None, "fsdp", "tensor", None),
+            "key": P(None, "fsdp", "tensor", None),
+            "value": P(None, "fsdp", "tensor", None),
+            "attention_out": P(None, "tensor", None, "fsdp"),
+            "fc_in": P(None, "fsdp", "tensor"),
+            "fc_in_bias": P(None, "tensor"),
+            "fc_out": P(None, "tensor", "fsdp"),
+            "fc_out_bias": P(None, None),
+        },
+    }
+    adam = state.opt_state[1]
+    for tree in (state.params, adam.mu, adam.nu):
+        assert jax.tree.map(lambda leaf: leaf.sharding.spec, tree) == expected
+    shard = state.params["blocks"]["fc_in"].addressable_shards[0].data
+    assert shard.shape == (2, 32 // 2, 128 // 2)
+
+
+def test_state_is_donated():
+    config = tiny_run()
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        before = init_state(config, mesh)
+        after, _ = make_train_step(config, mesh)(before, jax.device_put(tokens(), batch_sharding(mesh)))
+    assert before.params["head"].is_deleted() and not after.params["head"].is_deleted()
+
+
+def test_first_update_has_learning_rate_zero_and_the_second_lowers_the_loss():
+    config = tiny_run()
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        state, batch = init_state(config, mesh), jax.device_put(tokens(), batch_sharding(mesh))
+        step = make_train_step(config, mesh)
+        metrics = []
+        for _ in range(3):
+            state, values = step(state, batch)
+            metrics.append(jax.device_get(values))
+    assert metrics[0]["learning_rate"] == 0 and metrics[0]["loss"] == metrics[1]["loss"] > metrics[2]["loss"]
+    assert metrics[1]["learning_rate"] == pytest.approx(config.optimizer.learning_rate / 2)
+    assert int(state.step) == 3
+
+
+def test_validation_counts_whole_rows_only():
+    config = tiny_run(mesh=MeshConfig(1, 1, 1))
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    padded = tokens()
+    padded[4:] = -1
+    with jax.set_mesh(mesh):
+        params = init_state(config, mesh).params
+        cross_entropy, count = make_eval_step(config, mesh)(params, padded)
+    model = module(config.model, params)
+    log_p = jax.nn.log_softmax(model(padded[:4, :-1]))
+    expected = -jnp.take_along_axis(log_p, padded[:4, 1:, None], axis=-1).sum()
+    assert count == 4 * 32
+    np.testing.assert_allclose(cross_entropy, expected, rtol=1e-5)
