@@ -1,0 +1,113 @@
+"""The command as a user types it, in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from codegen_jax.training.checkpoint import find_checkpoint
+from tests.conftest import write_shard
+from tests.runs import tiny_run
+
+
+def command(*words, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "codegen_jax", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"},
+    )
+
+
+def assert_fails(result, *words):
+    """One line on stderr that says these words, no traceback, a non-zero exit."""
+    lines = result.stderr.strip().splitlines()
+    assert result.returncode == 2 and len(lines) == 1, result.stderr
+    assert lines[0].startswith("codegen-jax: error: ") and all(str(word) in lines[0] for word in words), lines[0]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, texts):
+    """A folder with shards, a tokenizer, token files and a trained run, all made by the command."""
+    root = tmp_path_factory.mktemp("project")
+    write_shard(root / "shards/0.jsonl.zst", texts[::2])
+    write_shard(root / "shards/1.jsonl.zst", texts[1::2])
+    for words in (
+        ["tokenizer", "train", "shards", "--output", "tokenizer", "--vocab-size", "512"],
+        ["prepare", "shards", "--output", "tokens", "--tokenizer", "tokenizer", "--workers", "2"],
+    ):
+        result = command(*words, cwd=root)
+        assert result.returncode == 0, result.stderr
+    config = tiny_run("run", "tokens", data={"validation": "tokens"}).to_dict()
+    (root / "run.yaml").write_text(yaml.safe_dump(config))
+    result = command("train", "run.yaml", "--training.steps", "4", cwd=root)
+    assert result.returncode == 0, result.stderr
+    assert "step      4  loss" in result.stdout and "validation loss" in result.stdout
+    assert "Traceback" not in result.stderr and "WARNING" not in result.stderr, result.stderr
+    return root
+
+
+def test_generate_prints_one_object_a_completion(project):
+    result = command(
+        "generate", "run", "--prompt", "def f(", "--prompt", "class A", "--num-samples", 2, "--max-new-tokens", 5,
+        "--json", cwd=project,
+    )  # fmt: skip
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["prompt"] for row in rows] == ["def f(", "def f(", "class A", "class A"]
+    assert all(row.keys() == {"prompt", "completion", "token_ids", "finish_reason"} for row in rows)
+    assert all(len(row["token_ids"]) <= 5 for row in rows)
+
+
+def test_generate_prints_prompt_and_completion(project):
+    words = ["generate", find_checkpoint(project / "run"), "--prompt", "def f(", "--max-new-tokens", 5]
+    text = command(*words, cwd=project).stdout
+    row = json.loads(command(*words, "--json", cwd=project).stdout)
+    assert text == row["prompt"] + row["completion"] + "\n"
+
+
+def test_train_goes_on_with_a_run(project):
+    result = command("train", "run.yaml", "--training.steps", 5, "--training.log_every", 1, cwd=project)
+    assert "resuming run after step 4" in result.stdout and "step      5  loss" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "none.yaml"], ["none.yaml"]),
+        (["train", "run.yaml", "--model.n_head", "5"], ["model.n_head", "5"]),
+        (["train", "run.yaml", "--model.n_layr", "5"], ["model.n_layr"]),
+        (["train", "run.yaml", "--mesh.fsdp", "3"], ["mesh", "8 device"]),
+        (["train", "run.yaml", "--seed", "9"], ["output", "run holds another run", "seed"]),
+        (["train", "run.yaml", "--data.train", "shards"], ["shards", "token files", "codegen-jax prepare"]),
+        (["train", "run.yaml", "--model.vocab_size", "64", "--output", "new"], ["model.vocab_size", "64", "512"]),
+        (["prepare", "none", "--output", "new", "--tokenizer", "tokenizer"], ["none"]),
+        (["prepare", "shards", "--output", "tokens", "--tokenizer", "tokenizer"], ["tokens", "already"]),
+        (["prepare", "shards", "--output", "new", "--tokenizer", "shards"], ["shards", "tokenizer"]),
+        (["tokenizer", "train", "shards", "--output", "tokens", "--vocab-size", "512"], ["tokens", "--output"]),
+        (["generate", "shards", "--prompt", "x"], ["shards", "no whole checkpoint"]),
+        (["generate", "run", "--prompt", ""], ["--prompt"]),
+        (["generate", "run", "--prompt", "x", "--temperature", "-1"], ["--temperature"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_changes_nothing(project, words, message):
+    before = {path: path.stat().st_mtime_ns for path in project.rglob("*") if path.is_file()}
+    assert_fails(command(*words, cwd=project), *message)
+    assert {path: path.stat().st_mtime_ns for path in project.rglob("*") if path.is_file()} == before
+
+
+def test_an_unreadable_shard_is_named_by_a_worker_process_too(project, tmp_path):
+    for number in range(2):
+        shard = write_shard(tmp_path / f"shards/{number}.jsonl.zst", ["x = 1\n" * 1000])
+    Path(shard).write_bytes(Path(shard).read_bytes()[:20])
+    words = ["prepare", "shards", "--output", "out", "--tokenizer", project / "tokenizer", "--workers", "2"]
+    assert_fails(command(*words, cwd=tmp_path), "shards/1.jsonl.zst", "cannot be read")
+
+
+def test_words_that_a_verb_does_not_know_are_refused(project):
+    result = command("generate", "run", "--prompt", "x", "--top_p", "0.5", cwd=project)
+    assert result.returncode == 2 and "--top_p" in result.stderr and "Traceback" not in result.stderr

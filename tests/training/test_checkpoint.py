@@ -1,0 +1,155 @@
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from codegen_jax.config import MeshConfig
+from codegen_jax.errors import UserError
+from codegen_jax.sharding import make_mesh
+from codegen_jax.training.checkpoint import Checkpoints, find_checkpoint, load_params, load_run
+from codegen_jax.training.step import TrainState, abstract_state, init_state
+from tests.runs import tiny_run
+
+DATA = {"tokenizer": "none", "tokens": 100}
+
+
+def state_at(step, config, mesh):
+    state = init_state(config, mesh)
+    return TrainState(state.step + step, state.params, state.opt_state)
+
+
+@pytest.fixture
+def saved(tmp_path, tokenizer):
+    """A function that saves a run's states with these validation losses, at steps 1, 2, ..."""
+
+    def save(*losses, **sections):
+        config = tiny_run(output=tmp_path / "run", **sections)
+        mesh = make_mesh(config.mesh)
+        checkpoints = Checkpoints(config, tokenizer, DATA)
+        for step, loss in enumerate(losses, 1):
+            checkpoints.save(state_at(step, config, mesh), loss)
+        checkpoints.close()
+        return config, mesh
+
+    return save
+
+
+def steps_of(config):
+    return sorted(int(path.name) for path in find_checkpoint(config.output).parent.glob("[0-9]*"))
+
+
+def test_the_newest_and_the_best_are_kept(saved):
+    # orbax's own best_fn + max_to_keep would keep steps 1 and 2 here, and resume would jump back
+    config, _ = saved(1.0, 2.0, 5.0, 6.0, checkpoint={"keep_latest": 2})
+    assert steps_of(config) == [1, 3, 4]
+
+
+def test_a_loss_that_is_not_finite_is_never_the_best(saved):
+    config, _ = saved(float("nan"), 2.0, 3.0, checkpoint={"keep_latest": 1})
+    assert steps_of(config) == [2, 3]
+
+
+def test_without_validation_the_newest_are_kept(saved):
+    config, _ = saved(None, None, None, checkpoint={"keep_latest": 1})
+    assert steps_of(config) == [3]
+
+
+@pytest.mark.parametrize("axes", [(1, 8, 1), (2, 2, 2), (8, 1, 1)])
+def test_a_state_is_restored_on_any_mesh_bit_for_bit(saved, tokenizer, axes):
+    config, mesh = saved(1.0)
+    expected = state_at(1, config, mesh)
+    other = tiny_run(output=config.output, mesh=MeshConfig(*axes))
+    abstract = abstract_state(other, make_mesh(other.mesh))
+    restored = Checkpoints(other, tokenizer, DATA).restore(1, abstract)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), restored, expected)
+    assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(lambda x: x.sharding, abstract)
+
+
+def test_one_checkpoint_moved_elsewhere_stands_alone(saved, tmp_path, tokenizer):
+    config, mesh = saved(1.0, 2.0)
+    moved = tmp_path / "elsewhere"
+    shutil.move(find_checkpoint(config.output), moved)
+    shutil.rmtree(config.output)
+    run = load_run(find_checkpoint(moved))
+    assert run.model == config.model and run.tokenizer.fingerprint == tokenizer.fingerprint
+    params = load_params(moved, abstract_state(config, mesh).params)
+    np.testing.assert_array_equal(params["head"], init_state(config, mesh).params["head"])
+
+
+def test_what_is_saved_does_not_change_when_the_state_moves_on(tmp_path, tokenizer):
+    # saving is asynchronous, and the next step reuses the state's memory
+    config = tiny_run(output=tmp_path / "run", model={"n_embd": 256}, mesh=MeshConfig(1, 1, 1))
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    checkpoints = Checkpoints(config, tokenizer, DATA)
+    state = init_state(config, mesh)
+    expected = jax.tree.map(np.array, state.params)
+    overwrite = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    checkpoints.save(state, None)
+    for _ in range(5):
+        state = overwrite(state)
+    checkpoints.close()
+    restored = checkpoints.restore(0, abstract_state(config, mesh)).params
+    jax.tree.map(np.testing.assert_array_equal, restored, expected)
+
+
+def test_a_checkpoint_without_its_last_file_does_not_count(saved):
+    config, _ = saved(1.0, 2.0)
+    (find_checkpoint(config.output) / "_CHECKPOINT_METADATA").unlink()
+    assert find_checkpoint(config.output).name == "1"
+
+
+@pytest.mark.parametrize("item", ["params", "optimizer"])
+def test_a_checkpoint_cut_short_is_named_and_kept(saved, tokenizer, item):
+    config, mesh = saved(1.0)
+    files = sorted((p for p in (find_checkpoint(config.output) / item).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    for file in files[-3:]:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(UserError, match=rf"checkpoints/1/{item}: damaged checkpoint"):
+        Checkpoints(config, tokenizer, DATA).restore(1, abstract_state(config, mesh))
+    assert steps_of(config) == [1]
+
+
+def test_a_damaged_record_is_named(saved):
+    config, _ = saved(1.0)
+    record = find_checkpoint(config.output) / "run" / "metadata"
+    record.write_text(record.read_text()[:100])
+    with pytest.raises(UserError, match=r"checkpoints/1: damaged"):
+        load_run(find_checkpoint(config.output))
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"model": {"n_layer": 3}}, "model.n_layer is 2 there, 3 here"),
+        ({"seed": 1}, "seed is 0 there, 1 here"),
+        ({"optimizer": {"learning_rate": 0.5}}, "optimizer.learning_rate"),
+        ({"training": {"batch_size": 32}}, "training.batch_size"),
+    ],
+)
+def test_an_output_folder_of_another_run_is_refused_and_left_alone(saved, tokenizer, changes, name):
+    config, _ = saved(1.0)
+    before = json.loads((find_checkpoint(config.output).parents[1] / "run.json").read_text())
+    with pytest.raises(UserError, match=name):
+        Checkpoints(tiny_run(output=config.output, **changes), tokenizer, DATA)
+    assert json.loads((find_checkpoint(config.output).parents[1] / "run.json").read_text()) == before
+    assert steps_of(config) == [1]
+
+
+def test_other_data_is_another_run(saved, tokenizer):
+    config, _ = saved(1.0)
+    with pytest.raises(UserError, match="tokens is 100 there, 101 here"):
+        Checkpoints(config, tokenizer, DATA | {"tokens": 101})
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, tokenizer):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="not a run"):
+        Checkpoints(tiny_run(output=tmp_path), tokenizer, DATA)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["thesis.txt"]
+
+
+def test_a_folder_without_checkpoints_is_named(tmp_path):
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        find_checkpoint(tmp_path)

@@ -1,0 +1,133 @@
+"""Whole runs: exact resume, on this mesh and on others, also after a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from codegen_jax.config import MeshConfig
+from codegen_jax.data.prepare import prepare
+from codegen_jax.data.train_tokenizer import train_sentencepiece
+from codegen_jax.errors import UserError
+from codegen_jax.training.checkpoint import find_checkpoint
+from codegen_jax.training.loop import train
+from codegen_jax.training.metrics import read_metrics
+from tests.conftest import write_shard
+from tests.runs import tiny_run
+
+
+def run(output, tokens, **sections):
+    data = {"validation": str(tokens)} | sections.pop("data", {})
+    return tiny_run(output, tokens, data=data, **sections)
+
+
+def losses(output):
+    return {line["step"]: line["loss"] for line in read_metrics(output) if "loss" in line}
+
+
+def validation(output):
+    return {line["step"]: line["validation_loss"] for line in read_metrics(output) if "validation_loss" in line}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, token_folder):
+    output = tmp_path_factory.mktemp("loop") / "whole"
+    train(run(output, token_folder))
+    return output
+
+
+def test_a_run_learns_and_leaves_its_records(uninterrupted):
+    values = losses(uninterrupted)
+    assert list(values) == [1, 2, 3, 4, 5, 6] and values[6] < values[1] - 0.2
+    assert list(validation(uninterrupted)) == [2, 3, 4, 6]
+    line = read_metrics(uninterrupted)[-2]
+    assert {"perplexity", "grad_norm", "learning_rate"} <= line.keys()
+    line = read_metrics(uninterrupted)[-1]
+    assert line["bits_per_byte"] == pytest.approx(line["validation_loss"] / np.log(2) / 2.3, rel=0.3)
+    assert (uninterrupted / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert list((uninterrupted / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 5])
+def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(tmp_path, token_folder, uninterrupted, stop):
+    train(run(tmp_path / "run", token_folder, training={"steps": stop}))
+    train(run(tmp_path / "run", token_folder))
+    assert losses(tmp_path / "run") == losses(uninterrupted)
+    assert validation(tmp_path / "run").items() >= validation(uninterrupted).items()
+
+
+@pytest.mark.parametrize("axes", [(8, 1, 1), (2, 2, 2)])
+def test_a_run_resumed_on_another_mesh_has_the_same_losses(tmp_path, token_folder, uninterrupted, axes):
+    train(run(tmp_path / "run", token_folder, training={"steps": 3}))
+    train(run(tmp_path / "run", token_folder, mesh=MeshConfig(*axes)))
+    actual, expected = losses(tmp_path / "run"), losses(uninterrupted)
+    np.testing.assert_allclose([actual[s] for s in expected], list(expected.values()), rtol=1e-5)
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint_bit_for_bit(tmp_path, token_folder, uninterrupted):
+    config = run(tmp_path / "run", token_folder, training={"steps": 100_000})
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(config.to_dict()))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "codegen_jax", "train", str(file)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    while not (tmp_path / "run/checkpoints/2/_CHECKPOINT_METADATA").exists():
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    killed_at = int(find_checkpoint(tmp_path / "run").name)
+    train(run(tmp_path / "run", token_folder, training={"steps": max(6, killed_at)}))
+    values = losses(tmp_path / "run")
+    assert list(values) == list(range(1, max(6, killed_at) + 1))
+    assert {step: values[step] for step in range(1, 7)} == losses(uninterrupted)
+
+
+def test_validating_and_saving_do_not_change_the_training(tmp_path, token_folder, uninterrupted):
+    seldom = run(tmp_path / "run", token_folder, training={"eval_every": 1000}, checkpoint={"save_every": 1000})
+    train(seldom)
+    assert losses(tmp_path / "run") == losses(uninterrupted)
+
+
+def test_init_from_takes_the_weights_and_nothing_else(tmp_path, token_folder, uninterrupted):
+    config = run(tmp_path / "run", token_folder, init_from=str(uninterrupted), seed=7)
+    train(config)
+    lines = read_metrics(tmp_path / "run")
+    assert lines[0]["step"] == 1 and lines[0]["learning_rate"] == 0
+    assert lines[0]["loss"] < losses(uninterrupted)[1] - 0.3
+
+
+def test_init_from_of_another_shape_is_refused(tmp_path, token_folder, uninterrupted):
+    config = run(tmp_path / "run", token_folder, init_from=str(uninterrupted), model={"n_layer": 3})
+    with pytest.raises(UserError, match=r"model.n_layer: 3, but init_from .* has 2"):
+        train(config)
+
+
+def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(tmp_path, token_folder):
+    with pytest.raises(UserError, match=r"model.vocab_size: 256 is smaller than the 512 ids"):
+        train(run(tmp_path / "run", token_folder, model={"vocab_size": 256}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_files_of_another_tokenizer_are_refused(tmp_path, token_folder, texts):
+    other = train_sentencepiece(texts, vocab_size=400)
+    prepare([write_shard(tmp_path / "v.jsonl", texts)], str(tmp_path / "v"), other)
+    with pytest.raises(UserError, match=r"data.validation: .* was made with tokenizer sentencepiece-"):
+        train(run(tmp_path / "run", token_folder, data={"validation": str(tmp_path / "v")}))
+
+
+@pytest.mark.parametrize("missing", ["train", "validation"])
+def test_missing_token_files_are_named_before_anything_is_written(tmp_path, token_folder, missing):
+    with pytest.raises(UserError, match=r"nowhere: missing or empty token files"):
+        train(run(tmp_path / "run", token_folder, data={missing: str(tmp_path / "nowhere")}))
+    assert not (tmp_path / "run").exists()
