@@ -46,7 +46,9 @@ def make_parser() -> argparse.ArgumentParser:
     tokenizer_verbs = tokenizer.add_subparsers(required=True, metavar="VERB")
     verb = tokenizer_verbs.add_parser("train", parents=[inputs], help="train a sentencepiece model from raw shards")
     verb.add_argument("--vocab-size", type=int, required=True, metavar="N")
-    verb.add_argument("--max-megabytes", type=float, default=100, metavar="N", help="text to read (default: %(default)s)")
+    verb.add_argument(
+        "--max-megabytes", type=float, default=100, metavar="N", help="text to read (default: %(default)s)"
+    )
     verb.set_defaults(verb=train_tokenizer)
 
     verb = verbs.add_parser("prepare", parents=[inputs], help="turn raw shards into token files")
@@ -87,9 +89,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     from codegen_jax.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(arguments.tokenizer, arguments.whitespace_tokens)
-    manifest = prepare(
-        arguments.inputs, arguments.output, tokenizer, workers=arguments.workers, seed=arguments.seed
-    )
+    manifest = prepare(arguments.inputs, arguments.output, tokenizer, workers=arguments.workers, seed=arguments.seed)
     for reason, lines in Counter(manifest.skipped).most_common():
         print(f"skipped {lines:,} lines: {reason}")
     print(

@@ -4,6 +4,7 @@ Arrays name their axes logically ("embed", "heads"); `RULES` maps these names to
 that knows both. `data` holds replicas, `fsdp` shards parameters and batch, `tensor` shards heads, MLP and vocabulary.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -27,7 +28,7 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
 }
 
 
-def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Arrange devices (all of them unless given) in a mesh with axes data, fsdp and tensor.
 
     Raises:

@@ -6,6 +6,7 @@ The order is a pure function of the seed, so the data's resume state is the step
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grain
 import jax
@@ -33,7 +34,7 @@ class Batches:
     def __call__(self, step: int) -> jax.Array:
         """The batch of a step, int32 [batch_size, sequence_length + 1]; a host reads only the rows that it owns."""
         first = step * self.shape[0]
-        return _global_array(self.shape, self.sharding, lambda row: self.rows[first + row])
+        return _global_array(self.shape, self.sharding, lambda row: np.asarray(self.rows[first + row]))
 
 
 def validation_batches(windows: Windows, batch_size: int, sharding: NamedSharding, most: int) -> Iterator[jax.Array]:
@@ -48,10 +49,8 @@ def validation_batches(windows: Windows, batch_size: int, sharding: NamedShardin
         yield _global_array(shape, sharding, row_of)
 
 
-def _global_array(
-    shape: tuple[int, int], sharding: NamedSharding, row_of: Callable[[int], np.ndarray]
-) -> jax.Array:
-    def rows(index: tuple[slice, ...]) -> np.ndarray:
+def _global_array(shape: tuple[int, int], sharding: NamedSharding, row_of: Callable[[int], np.ndarray]) -> jax.Array:
+    def rows(index: Any) -> np.ndarray:
         return np.stack([row_of(row) for row in range(*index[0].indices(shape[0]))])
 
     return jax.make_array_from_callback(shape, sharding, rows)

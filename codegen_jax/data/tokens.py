@@ -1,7 +1,7 @@
 """Token files on disk, as datatrove writes them, with one manifest: open, validate, cut into windows.
 
 A folder holds `*.ds` (flat uint16, or uint32 past 65,536 ids; documents end with eos), `*.ds.index` (uint64 document
-ends), the tokenizer under `tokenizer/`, and `manifest.json`, which is written last: without it the folder is unfinished.
+ends), the tokenizer under `tokenizer/`, and `manifest.json`, written last: without it the folder is unfinished.
 """
 
 import dataclasses
@@ -55,7 +55,7 @@ class TokenFiles:
     """The token files of a folder, memory-mapped.
 
     Raises:
-        UserError: if the folder is not one of token files, is unfinished, empty, or a file's size is not the manifest's.
+        UserError: if the folder is missing, empty or unfinished, or a file's size is not the manifest's.
     """
 
     def __init__(self, folder: str | Path):

@@ -144,7 +144,7 @@ class Generator:
 
 
 def _left_pad(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of ids, right-aligned in a power of two so that few lengths compile, and segment ids: 1, or 0 for padding."""
+    """Rows of ids, right-aligned in a power of two so that few lengths compile, and segment ids: 0 for padding."""
     length = 1 << max(4, (max(map(len, rows)) - 1).bit_length())
     tokens_BT, segment_ids_BT = np.zeros((2, len(rows), length), np.int32)
     for row, ids in enumerate(rows):
@@ -208,7 +208,6 @@ def _decode(
         x_B1D, cache = model.hidden(
             last_B[:, None],
             positions_BT=(lengths_B + step - 1)[:, None],
-            segment_ids_BT=jnp.ones((B, 1), jnp.int32),
             cache=cache,
         )
         token_B = jnp.where(last_B == eos_id, eos_id, choose(x_B1D, step))

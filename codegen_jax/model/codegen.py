@@ -22,7 +22,7 @@ from codegen_jax.model.attention import KVCache, causal_attention
 from codegen_jax.model.rotary import rotary_angles, rotate
 from codegen_jax.sharding import constrain
 
-Params = dict[str, Any]
+Params = Any  # a nested dict of arrays, or of what describes them
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -67,8 +67,9 @@ class Block(nnx.Module):
         residual = matrix_init(config, 2 / L * D**-0.5)  # fc_out too: the authors take sqrt(D) there, not sqrt(F)
         self.rotary_dim = config.rotary_dim
         self.ln = LayerNorm(config, rngs, stack=(L,))
-        for name in ("query", "key", "value"):
-            setattr(self, name, weight(rngs, (L, D, H, K), ("layers", "embed", "heads", "head_dim"), fan_in))
+        self.query, self.key, self.value = (
+            weight(rngs, (L, D, H, K), ("layers", "embed", "heads", "head_dim"), fan_in) for _ in range(3)
+        )
         self.attention_out = weight(rngs, (L, H, K, D), ("layers", "heads", "head_dim", "embed"), residual)
         self.fc_in = weight(rngs, (L, D, F), ("layers", "embed", "mlp"), fan_in)
         self.fc_in_bias = weight(rngs, (L, F), ("layers", "mlp"), zeros)
@@ -126,21 +127,21 @@ class CodeGen(nnx.Module):
             tokens_BT: int32 ids.
             positions_BT: int32; 0..T-1 after what the cache holds, unless given (left-padded rows need it).
             segment_ids_BT: int32; tokens attend within their own segment only. Padding has a segment of its own.
-            cache: keys and values of earlier tokens; needs segment_ids_BT.
+            cache: keys and values of earlier tokens; with it, tokens without segment ids are in segment 1.
             remat: a name in `REMAT_POLICIES`, or none.
 
         Returns:
             [B, T, D] in the compute dtype, and the cache with these tokens added (None without one).
         """
         T = tokens_BT.shape[1]
-        q_offset, segment_ids, layer_caches = 0, None, None
-        if segment_ids_BT is not None:
-            segment_ids = (segment_ids_BT, segment_ids_BT)
+        q_offset, layer_caches = 0, None
+        segment_ids = None if segment_ids_BT is None else (segment_ids_BT, segment_ids_BT)
         if cache is not None:
-            assert segment_ids_BT is not None
+            segment_ids_BT = jnp.ones_like(tokens_BT) if segment_ids_BT is None else segment_ids_BT
             q_offset, layer_caches = cache.length, (cache.keys_LBSHK, cache.values_LBSHK)
             key_ids_BS = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids_BS, segment_ids_BT, q_offset, 1)
             segment_ids = (segment_ids_BT, key_ids_BS)
+            cache = cache._replace(segment_ids_BS=key_ids_BS, length=q_offset + T)
         if positions_BT is None:
             positions_BT = q_offset + jnp.arange(T)[None]
 
@@ -158,7 +159,7 @@ class CodeGen(nnx.Module):
         x_BTD = constrain(embedding_VD[tokens_BT], "batch", None, None)
         x_BTD, layer_caches = jax.lax.scan(layer, x_BTD, (stacked, layer_caches))
         if cache is not None:
-            cache = KVCache(*layer_caches, key_ids_BS, cache.length + T)
+            cache = cache._replace(keys_LBSHK=layer_caches[0], values_LBSHK=layer_caches[1])
         return self.ln_f(x_BTD), cache
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
@@ -193,5 +194,6 @@ def abstract_params(config: CodeGenConfig) -> Params:
 
 def param_axes(config: CodeGenConfig) -> Params:
     """Logical axes of the parameters, for `sharding.tree_shardings`."""
-    axes = jax.tree.map(lambda p: p.get_metadata("axes"), _abstract(config)[1], is_leaf=lambda p: isinstance(p, nnx.Param))
+    is_param = lambda node: isinstance(node, nnx.Param)
+    axes = jax.tree.map(lambda p: p.get_metadata("axes"), _abstract(config)[1], is_leaf=is_param)
     return nnx.to_pure_dict(axes)

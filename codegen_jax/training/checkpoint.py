@@ -30,7 +30,8 @@ logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save a
 
 # What may differ between a run and its resumption: where it lies and runs, how long, how often it reports.
 FREE_FIELDS = {"output", "mesh", "checkpoint", "data.train", "data.validation"} | {
-    f"training.{name}" for name in ("steps", "gradient_accumulation_steps", "remat", "log_every", "eval_every", "eval_batches")
+    f"training.{name}"
+    for name in ("steps", "gradient_accumulation_steps", "remat", "log_every", "eval_every", "eval_batches")
 }
 
 

@@ -71,7 +71,9 @@ def start(config: RunConfig, mesh: Mesh, checkpoints: Checkpoints) -> tuple[Trai
     held = load_run(source).model
     for name, ours, theirs in ((n, getattr(config.model, n), getattr(held, n)) for n in vars(held)):
         # init and dtype do not shape the weights
-        require(ours == theirs or name in ("init", "dtype"), f"model.{name}: {ours}, but init_from {source} has {theirs}")
+        require(
+            ours == theirs or name in ("init", "dtype"), f"model.{name}: {ours}, but init_from {source} has {theirs}"
+        )
     print(f"starting from the weights of {source}")
     return init_state(config, mesh, load_params(source, abstract.params)), 0
 
@@ -172,7 +174,8 @@ class Reporter:
             return
         values = {name: float(value) for name, value in metrics.items()}
         values["perplexity"] = math.exp(min(values.pop("cross_entropy"), 700.0))
-        line = f"step {step:>6}  loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}  grad norm {values['grad_norm']:.2f}"
+        line = f"step {step:>6}  loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}"
+        line += f"  grad norm {values['grad_norm']:.2f}"
         if self.steps and self.began is not None:
             values["tokens_per_second"] = rate = self.steps * self.tokens_per_step / (time.perf_counter() - self.began)
             line += f"  {rate:,.0f} tokens/s"

@@ -57,7 +57,8 @@ def next_token_loss(
         x_BTD = jnp.pad(x_BTD, ((0, 0), (0, padding), (0, 0)))
         targets_BT = jnp.pad(targets_BT, ((0, 0), (0, padding)), constant_values=-1)
     scale = jnp.asarray(scale, jnp.float32)
-    return Loss(*_chunked_loss(x_BTD, head_DV, head_bias_V, targets_BT, scale, z_loss, chunk_size))
+    sums: Any = _chunked_loss(x_BTD, head_DV, head_bias_V, targets_BT, scale, z_loss, chunk_size)
+    return Loss(*sums)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))

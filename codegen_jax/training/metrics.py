@@ -2,8 +2,8 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-import jax
 from tensorboardX import SummaryWriter
 
 # Dense bfloat16 FLOP/s of one device, by the start of JAX's device_kind, from the vendors' data sheets.
@@ -19,8 +19,8 @@ PEAK_FLOPS = {
 }
 
 
-def peak_flops(device: jax.Device) -> float | None:
-    """Peak FLOP/s of a device, or None where it is not known (CPUs)."""
+def peak_flops(device: Any) -> float | None:
+    """Peak FLOP/s of a JAX device, or None where it is not known (CPUs)."""
     return next((flops for kind, flops in PEAK_FLOPS.items() if device.device_kind.startswith(kind)), None)
 
 
@@ -64,10 +64,10 @@ def plot_loss(output: str | Path) -> Path:
 
     lines = read_metrics(output)
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name, style in (("loss", {"linewidth": 1}), ("validation_loss", {"marker": "o", "markersize": 4})):
+    for name, marker in (("loss", ""), ("validation_loss", "o")):
         points = [(line["step"], line[name]) for line in lines if name in line]
-        if points:
-            axes.plot(*zip(*points), label=name.replace("_", " "), **style)
+        steps, values = [step for step, _ in points], [value for _, value in points]
+        axes.plot(steps, values, label=name.replace("_", " "), marker=marker, markersize=4, linewidth=1)
     axes.set(xlabel="step", ylabel="nats per token", title=Path(output).absolute().name)
     axes.grid(alpha=0.3)
     axes.legend()

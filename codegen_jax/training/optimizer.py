@@ -38,8 +38,8 @@ def decay_mask(config: OptimizerConfig, params: Params) -> Params:
 def clip_by_global_norm(gradients: Params, max_norm: float) -> Params:
     """Scale all gradients by one factor so that their global norm is at most max_norm.
 
-    optax's divides each element by the norm, and XLA holds a division too dear to repeat in the updates of both moments:
-    it writes the quotients out as a second gradient (1.3 GiB at 350M). A product is repeated instead.
+    optax's divides each element by the norm, and XLA holds a division too dear to repeat in the updates of both
+    moments: it writes the quotients out as a second gradient (1.3 GiB at 350M). A product is repeated instead.
     """
     factor = jnp.minimum(1.0, max_norm / optax.tree.norm(gradients))
     return jax.tree.map(lambda gradient: gradient * factor, gradients)

@@ -56,17 +56,18 @@ def abstract_state(config: RunConfig, mesh: Mesh) -> TrainState:
         transform_non_params=lambda x: with_sharding(x, replicated),
     )
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
-    return TrainState(step, jax.tree.map(with_sharding, params, shardings), opt_state)
+    params = jax.tree.map(with_sharding, params, shardings)
+    return TrainState(step, params, opt_state)  # pyright: ignore[reportArgumentType]
 
 
 def shardings_of(abstract: Any) -> Any:
     return jax.tree.map(lambda x: x.sharding, abstract)
 
 
-def init_state(config: RunConfig, mesh: Mesh, params: Params | None = None) -> TrainState:
+def init_state(config: RunConfig, mesh: Mesh, params: Params = None) -> TrainState:
     """A fresh state, made where it lies; the same on every mesh. Given params start it in place of random ones."""
 
-    def init(params: Params | None) -> TrainState:
+    def init(params: Params) -> TrainState:
         params = init_params(config.model, config.seed) if params is None else params
         return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(config.optimizer).init(params))
 

@@ -67,9 +67,7 @@ def test_logits_of_left_padded_batches_agree(shape):
     tokens = random_tokens(shape[0], (3, 20))
     mask = np.arange(20) >= np.array([[0], [7], [19]])
     positions = np.maximum(mask.cumsum(1) - 1, 0)
-    expected = their_logits(
-        theirs, tokens, attention_mask=torch.tensor(mask), position_ids=torch.tensor(positions)
-    )
+    expected = their_logits(theirs, tokens, attention_mask=torch.tensor(mask), position_ids=torch.tensor(positions))
     actual = np.asarray(ours(tokens, segment_ids_BT=jnp.int32(mask), positions_BT=positions))
     assert relative_difference(actual[mask], expected[mask]) < 1e-4
 
@@ -82,7 +80,7 @@ def test_logits_of_cached_decoding_agree(shape):
     cache, past = empty_cache(config, 2, 12), None
     for start, end in [(0, 7), (7, 8), (8, 9), (9, 12)]:
         piece = tokens[:, start:end]
-        x_BTD, cache = ours.hidden(piece, segment_ids_BT=jnp.ones(piece.shape, jnp.int32), cache=cache)
+        x_BTD, cache = ours.hidden(jnp.array(piece), cache=cache)
         with torch.no_grad():
             output = theirs(torch.tensor(piece), past_key_values=past, use_cache=True)
         past = output.past_key_values

@@ -76,7 +76,7 @@ def test_cached_logits_equal_uncached(cuts):
     cache, parts, start = empty_cache(TINY, 2, 16), [], 0
     for end in cuts:
         piece = tokens()[:, start:end]
-        x_BTD, cache = model.hidden(piece, segment_ids_BT=jnp.ones_like(piece), cache=cache)
+        x_BTD, cache = model.hidden(piece, cache=cache)
         parts.append(model.logits(x_BTD))
         start = end
     np.testing.assert_allclose(jnp.concatenate(parts, axis=1), model(tokens()), rtol=1e-4, atol=1e-5)

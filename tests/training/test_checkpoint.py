@@ -103,7 +103,9 @@ def test_a_checkpoint_without_its_last_file_does_not_count(saved):
 @pytest.mark.parametrize("item", ["params", "optimizer"])
 def test_a_checkpoint_cut_short_is_named_and_kept(saved, tokenizer, item):
     config, mesh = saved(1.0)
-    files = sorted((p for p in (find_checkpoint(config.output) / item).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    files = sorted(
+        (p for p in (find_checkpoint(config.output) / item).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
     for file in files[-3:]:
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(UserError, match=rf"checkpoints/1/{item}: damaged checkpoint"):
