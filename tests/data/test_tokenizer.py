@@ -1,0 +1,114 @@
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from codegen_jax.data.tokenizer import BpeTokenizer, load_tokenizer
+from codegen_jax.errors import UserError
+
+GPT2 = Path(__file__).parents[3] / "shared" / "data" / "tokenizer"
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    """GPT-2's vocabulary as a function of whether the whitespace tokens are added."""
+    if not GPT2.exists():
+        pytest.skip("GPT-2's vocabulary files are not beside this checkout")
+    return lambda whitespace_tokens: load_tokenizer(GPT2, whitespace_tokens)
+
+
+def tiny_bpe():
+    from tokenizers import ByteLevelBPETokenizer
+
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(["def f(x): return x"], vocab_size=270, special_tokens=["<|endoftext|>"])
+    return BpeTokenizer(tokenizer.to_str())
+
+
+def random_texts(count=300):
+    rng = random.Random(0)
+    alphabet = [
+        "\u2581",
+        "\0",
+        "\r\n",
+        "\t",
+        "\t\t",
+        " ",
+        "    ",
+        "\n",
+        "é",
+        "日本",
+        "🙂",
+        "\u200b",
+        "def ",
+        "x",
+        "1",
+        "<0x0A>",
+    ]
+    for _ in range(count):
+        wild = [chr(rng.choice([rng.randrange(0xD800), rng.randrange(0xE000, 0x110000)])) for _ in range(5)]
+        yield "".join(rng.choices(alphabet + wild, k=rng.randrange(20)))
+
+
+def test_codegen_ids_are_the_golden_ones(gpt2):
+    tokenizer = gpt2(True)
+    for line in (GPT2 / "golden.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        assert tokenizer.encode(row["text"]) == row["ids"]
+        assert tokenizer.decode(row["ids"]) == row["text"]
+
+
+def test_nl_has_gpt2s_ids_and_multi_and_mono_have_38_more(gpt2):
+    plain, extended = gpt2(False), gpt2(True)
+    assert (plain.vocab_size, extended.vocab_size) == (50257, 50295)
+    assert plain.eos_id == extended.eos_id == 50256
+    assert plain.fingerprint != extended.fingerprint
+    assert [extended.encode(text)[0] for text in (" " * 31 + "x", "  x", "\t" * 9, "\t\t")] == [
+        50257,
+        50286,
+        50287,
+        50294,
+    ]
+
+
+def test_sentencepiece_round_trips_any_text(tokenizer, texts):
+    for text in [*random_texts(), *texts]:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("kind", ["bpe", "sentencepiece"])
+def test_encoding_adds_nothing(kind, tokenizer):
+    used = tokenizer if kind == "sentencepiece" else tiny_bpe()
+    assert used.encode("") == []
+    assert used.encode_batch(["def f", "x"]) == [used.encode("def f"), used.encode("x")]
+    assert used.eos_id not in used.encode("def f(x):")
+
+
+@pytest.mark.parametrize("kind", ["bpe", "sentencepiece"])
+def test_a_saved_tokenizer_is_the_same(kind, tokenizer, tmp_path):
+    used = tokenizer if kind == "sentencepiece" else tiny_bpe()
+    used.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert (again.fingerprint, again.vocab_size, again.eos_id) == (used.fingerprint, used.vocab_size, used.eos_id)
+    assert again.encode("def f(x): return") == used.encode("def f(x): return")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model", "vocab.json"])
+def test_a_damaged_file_is_named(name, tmp_path):
+    (tmp_path / name).write_text('{"half": ')
+    with pytest.raises(UserError, match=str(tmp_path)):
+        load_tokenizer(tmp_path)
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"no tokenizer.json, tokenizer.model or vocab.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_vocabulary_without_eos_is_refused(tmp_path):
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.BPE()).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match=r"no token <\|endoftext\|>"):
+        load_tokenizer(tmp_path)

@@ -1,0 +1,76 @@
+import shutil
+
+import numpy as np
+import pytest
+
+from codegen_jax.data.tokens import Manifest, TokenFiles, Windows
+from codegen_jax.data.train_tokenizer import train_sentencepiece
+from codegen_jax.errors import UserError
+
+
+@pytest.fixture
+def copy(tmp_path, token_folder):
+    """Token files that a test may damage."""
+    return shutil.copytree(token_folder, tmp_path / "copy")
+
+
+def make_files(folder, lengths, dtype):
+    """Files of running numbers."""
+    folder.mkdir()
+    size = np.dtype(dtype).itemsize
+    for i, length in enumerate(lengths):
+        np.arange(1000 * i, 1000 * i + length, dtype=dtype).tofile(folder / f"{i}.ds")
+    files = {f"{i}.ds": length for i, length in enumerate(lengths)}
+    Manifest("t", 70_000, 1, size, 1, sum(lengths), 1, {}, files, [], 0).save(folder)
+    return TokenFiles(folder)
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<u4"])
+def test_windows_cover_each_file_and_overlap_by_one_token(tmp_path, dtype):
+    windows = Windows(make_files(tmp_path / "t", [13, 4, 5, 30], dtype), sequence_length=4)
+    starts = [0, 4, 8, 2000, 3000, 3004, 3008, 3012, 3016, 3020, 3024]  # 4 tokens are too few for a window of 5
+    assert len(windows) == len(starts)
+    for index, start in enumerate(starts):
+        assert windows[index].tolist() == list(range(start, start + 5)) and windows[index].dtype == np.int32
+
+
+def test_ids_past_65536_are_kept(tmp_path):
+    files = make_files(tmp_path / "t", [5], "<u4")
+    np.array([65_535, 65_536, 69_999, 0, 1], "<u4").tofile(tmp_path / "t" / "0.ds")
+    assert Windows(files, 4)[0].tolist() == [65_535, 65_536, 69_999, 0, 1]
+
+
+def test_too_few_tokens_for_a_window_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"30 tokens are too few .*sequence_length \+ 1 = 32"):
+        Windows(make_files(tmp_path / "t", [10, 20], "<u2"), sequence_length=31)
+
+
+def test_a_missing_manifest_says_what_to_run(copy, tmp_path):
+    (copy / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"unfinished token files .* codegen-jax prepare"):
+        TokenFiles(copy)
+    with pytest.raises(UserError, match="missing or empty token files"):
+        TokenFiles(tmp_path / "nowhere")
+
+
+def test_a_damaged_manifest_is_named(copy):
+    (copy / "manifest.json").write_text('{"tokens": 3}')
+    with pytest.raises(UserError, match=r"manifest.json: damaged"):
+        TokenFiles(copy)
+
+
+def test_a_file_cut_short_or_missing_is_named(copy):
+    file = next(copy.glob("*.ds"))
+    file.write_bytes(file.read_bytes()[:-2])
+    with pytest.raises(UserError, match=rf"{file.name}: \d+ bytes, but manifest.json says"):
+        TokenFiles(copy)
+    file.unlink()
+    with pytest.raises(UserError, match=f"{file.name}: missing"):
+        TokenFiles(copy)
+
+
+def test_a_swapped_tokenizer_is_an_error_that_names_both(copy, texts, tokenizer):
+    other = train_sentencepiece(texts, vocab_size=400)
+    other.save(copy / "tokenizer")
+    with pytest.raises(UserError, match=f"{tokenizer.fingerprint}.*{other.fingerprint}"):
+        TokenFiles(copy).tokenizer()

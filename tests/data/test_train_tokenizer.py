@@ -1,0 +1,36 @@
+import pytest
+
+from codegen_jax.data.tokenizer import load_tokenizer
+from codegen_jax.data.train_tokenizer import train_sentencepiece, train_tokenizer
+from codegen_jax.errors import UserError
+from tests.conftest import write_shard
+
+
+def test_shards_make_a_tokenizer_folder(tmp_path, texts):
+    shard = write_shard(tmp_path / "0.jsonl.gz", texts)
+    trained = train_tokenizer([shard], str(tmp_path / "out"), vocab_size=400, max_megabytes=1)
+    assert load_tokenizer(tmp_path / "out").fingerprint == trained.fingerprint
+    assert trained.vocab_size == 400
+
+
+def test_only_the_first_megabytes_are_read(tmp_path):
+    shard = write_shard(tmp_path / "0.jsonl", ["abab " * 1000, "zq zq " * 1000])
+    one = train_tokenizer([shard], str(tmp_path / "one"), vocab_size=266, max_megabytes=0.001)
+    both = train_tokenizer([shard], str(tmp_path / "both"), vocab_size=266, max_megabytes=1)
+    assert len(one.encode("zq")) > len(both.encode("zq"))
+
+
+def test_indentation_is_one_id(tokenizer):
+    assert len(tokenizer.encode("    ")) == len(tokenizer.encode("        ")) == 1
+
+
+def test_a_folder_that_holds_something_is_refused(tmp_path, texts):
+    shard = write_shard(tmp_path / "0.jsonl", texts)
+    with pytest.raises(UserError, match="not empty"):
+        train_tokenizer([shard], str(tmp_path), vocab_size=400, max_megabytes=1)
+
+
+@pytest.mark.parametrize("vocab_size", [10, 100_000])
+def test_a_vocabulary_that_the_texts_do_not_yield_is_named(vocab_size):
+    with pytest.raises(UserError, match=f"--vocab-size {vocab_size}"):
+        train_sentencepiece(["def f(x): return x"], vocab_size)
