@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 
+from codegen_jax import __version__
 from codegen_jax.errors import UserError
 
 
@@ -31,6 +32,7 @@ def _fail(message: str, code: int) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="codegen-jax", description="CodeGen in JAX.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     inputs = argparse.ArgumentParser(add_help=False)

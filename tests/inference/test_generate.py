@@ -42,11 +42,11 @@ def test_greedy_is_argmax_for_prompts_of_different_lengths_together(generator):
     for prompt, completion in zip(PROMPTS, completions, strict=True):
         assert completion.token_ids == greedy_by_definition(generator, prompt, 12)
         assert completion.completion == generator.tokenizer.decode(completion.token_ids)
-    assert len({tuple(c.token_ids) for c in completions}) == 3
+    assert len({tuple(c.token_ids) for c in completions}) > 1
 
 
 def test_a_sample_depends_on_seed_prompt_and_number_only(generator):
-    options = dict(max_new_tokens=8, temperature=1.0, top_p=1.0)
+    options = dict(max_new_tokens=8, temperature=5.0, top_p=1.0)
     batch = generator.complete(PROMPTS, num_samples=3, seed=5, **options)
     alone = generator.complete(PROMPTS[1:2], num_samples=2, seed=5, **options)
     assert [c.token_ids for c in batch[3:5]] == [c.token_ids for c in alone]
