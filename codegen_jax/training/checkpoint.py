@@ -109,6 +109,12 @@ class Checkpoints:
         self.manager.close()
 
 
+def whole_checkpoints(output: str | Path) -> list[Path]:
+    """Folders of a run's checkpoints that were written to their end, oldest first."""
+    steps = [p for p in Path(output).absolute().glob("checkpoints/*") if p.name.isdigit() and _is_whole(p)]
+    return sorted(steps, key=lambda p: int(p.name))
+
+
 def find_checkpoint(path: str | Path) -> Path:
     """The folder of one checkpoint: the path itself, or the newest whole one of a run's output folder.
 
@@ -116,13 +122,15 @@ def find_checkpoint(path: str | Path) -> Path:
         UserError: if there is none.
     """
     path = Path(path).absolute()
-    steps = [p for p in [path, *(path / "checkpoints").glob("*")] if (p / "_CHECKPOINT_METADATA").exists()]
-    if path in steps:
+    if _is_whole(path):
         return path
-    steps = [p for p in steps if p.name.isdigit()]
-    if not steps:
-        raise UserError(f"{path}: no whole checkpoint here; give a run's output folder or one of its checkpoints")
-    return max(steps, key=lambda p: int(p.name))
+    if steps := whole_checkpoints(path):
+        return steps[-1]
+    raise UserError(f"{path}: no whole checkpoint here; give a run's output folder or one of its checkpoints")
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    return (checkpoint / "_CHECKPOINT_METADATA").exists()
 
 
 def load_run(checkpoint: Path) -> Run:

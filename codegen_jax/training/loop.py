@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from codegen_jax.data.batches import Batches, prefetch, validation_batches
 from codegen_jax.data.tokens import TokenFiles, Windows
 from codegen_jax.model.codegen import Params
 from codegen_jax.sharding import check_fit, make_mesh
-from codegen_jax.training.checkpoint import Checkpoints, find_checkpoint, load_params, load_run
+from codegen_jax.training.checkpoint import Checkpoints, find_checkpoint, load_params, load_run, whole_checkpoints
 from codegen_jax.training.metrics import MetricsLog, peak_flops, plot_loss
 from codegen_jax.training.step import (
     TrainState,
@@ -43,11 +44,12 @@ def train(config: RunConfig) -> None:
     mesh = make_mesh(config.mesh)
     check_fit(config, mesh)
     evaluate = make_evaluation(config, mesh, files) if config.data.validation else None
+    initial_weights = find_initial_weights(config)
     data = {"tokenizer": files.manifest.tokenizer, "tokens": files.manifest.tokens}
     checkpoints = Checkpoints(config, tokenizer, data)
 
     with jax.set_mesh(mesh):
-        state, first = start(config, mesh, checkpoints)
+        state, first = start(config, mesh, checkpoints, initial_weights)
         log = MetricsLog(config.output, first)
         try:
             batches = Batches(windows, config.training.batch_size, config.seed, batch_sharding(mesh))
@@ -58,24 +60,35 @@ def train(config: RunConfig) -> None:
     print(f"loss curve: {plot_loss(config.output)}")
 
 
-def start(config: RunConfig, mesh: Mesh, checkpoints: Checkpoints) -> tuple[TrainState, int]:
+def find_initial_weights(config: RunConfig) -> Path | None:
+    """The checkpoint that a run starts from; None if it has checkpoints of its own already, or starts from scratch.
+
+    Raises:
+        UserError: if init_from is no checkpoint, or one of another network.
+    """
+    if config.init_from is None or whole_checkpoints(config.output):
+        return None
+    source = find_checkpoint(config.init_from)
+    ours, theirs = vars(config.model), vars(load_run(source).model)
+    for name in sorted(ours.keys() - {"init", "dtype"}):  # these two do not shape the weights
+        message = f"model.{name}: {ours[name]}, but init_from {source} has {theirs[name]}"
+        require(ours[name] == theirs[name], message)
+    return source
+
+
+def start(
+    config: RunConfig, mesh: Mesh, checkpoints: Checkpoints, initial_weights: Path | None
+) -> tuple[TrainState, int]:
     """The first state and its step: 1. the run's own newest checkpoint, 2. the weights of init_from, 3. random."""
     abstract = abstract_state(config, mesh)
     step = checkpoints.latest_step()
     if step is not None:
         print(f"resuming {config.output} after step {step}")
         return checkpoints.restore(step, abstract), step
-    if config.init_from is None:
-        return init_state(config, mesh), 0
-    source = find_checkpoint(config.init_from)
-    held = load_run(source).model
-    for name, ours, theirs in ((n, getattr(config.model, n), getattr(held, n)) for n in vars(held)):
-        # init and dtype do not shape the weights
-        require(
-            ours == theirs or name in ("init", "dtype"), f"model.{name}: {ours}, but init_from {source} has {theirs}"
-        )
-    print(f"starting from the weights of {source}")
-    return init_state(config, mesh, load_params(source, abstract.params)), 0
+    if initial_weights is not None:
+        print(f"starting from the weights of {initial_weights}")
+        return init_state(config, mesh, load_params(initial_weights, abstract.params)), 0
+    return init_state(config, mesh), 0
 
 
 def run_steps(

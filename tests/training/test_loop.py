@@ -1,6 +1,7 @@
 """Whole runs: exact resume, on this mesh and on others, also after a kill."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,6 +112,21 @@ def test_init_from_of_another_shape_is_refused(tmp_path, token_folder, uninterru
     config = run(tmp_path / "run", token_folder, init_from=str(uninterrupted), model={"n_layer": 3})
     with pytest.raises(UserError, match=r"model.n_layer: 3, but init_from .* has 2"):
         train(config)
+
+
+def test_init_from_that_is_no_checkpoint_is_refused_before_anything_is_written(tmp_path, token_folder):
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        train(run(tmp_path / "run", token_folder, init_from=str(tmp_path)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_when_the_weights_it_started_from_are_gone(tmp_path, token_folder, uninterrupted):
+    shutil.copytree(uninterrupted, tmp_path / "weights")
+    config = run(tmp_path / "run", token_folder, init_from=str(tmp_path / "weights"), training={"steps": 2})
+    train(config)
+    shutil.rmtree(tmp_path / "weights")
+    train(run(tmp_path / "run", token_folder, init_from=config.init_from, training={"steps": 3}))
+    assert list(losses(tmp_path / "run")) == [1, 2, 3]
 
 
 def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(tmp_path, token_folder):
