@@ -12,14 +12,14 @@ from codegen_jax.errors import UserError
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run the command; exits with 0, with 2 after a `UserError` on one line of stderr, with 130 after Ctrl-C."""
+    """Run the command; exits with 0, 2 after a `UserError` or `OSError` (one line on stderr) or 130 after Ctrl-C."""
     parser = make_parser()
     arguments, arguments.overrides = parser.parse_known_args(words)
     if arguments.overrides and arguments.verb is not train:
         parser.error(f"unrecognized arguments: {' '.join(arguments.overrides)}")
     try:
         arguments.verb(arguments)
-    except UserError as error:
+    except (UserError, OSError) as error:  # a disk that is full, a folder that may not be written: the text names it
         sys.exit(_fail(str(error), 2))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))

@@ -6,13 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from codegen_jax.errors import UserError
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise `UserError(message)` unless the condition holds."""
-    if not condition:
-        raise UserError(message)
+from codegen_jax.errors import UserError, require, require_seed
 
 
 @dataclass(frozen=True)
@@ -229,7 +223,7 @@ class RunConfig:
             f"data.sequence_length: {self.data.sequence_length} is longer than model.n_positions = "
             f"{self.model.n_positions}",
         )
-        require(0 <= self.seed < 2**32, f"seed: {self.seed} must be in [0, 2**32)")
+        require_seed("seed", self.seed)
 
     def to_dict(self) -> dict[str, Any]:
         """The config as nested dicts of plain values, as in YAML."""
@@ -252,11 +246,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
     parser.add_argument("--config", action="config", help="the YAML file")
     parser.add_class_arguments(RunConfig)
     try:
-        return RunConfig(**_without_config(parser, ["--config", str(path), *(overrides or [])]))
+        values = vars(parser.instantiate(parser.parse_args(["--config", str(path), *(overrides or [])])))
     except ArgumentError as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
-
-
-def _without_config(parser: Any, words: list[str]) -> dict[str, Any]:
-    values = vars(parser.instantiate(parser.parse_args(words)))
-    return {name: value for name, value in values.items() if name != "config"}
+    del values["config"]
+    return RunConfig(**values)

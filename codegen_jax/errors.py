@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to see."""
+"""The one exception that a user is meant to see, and the checks that raise it."""
 
 
 class UserError(Exception):
@@ -7,3 +7,14 @@ class UserError(Exception):
     The command prints it as one line without a traceback and exits with 2. Anything else that escapes is a bug of ours
     and keeps its traceback.
     """
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `UserError(message)` unless the condition holds."""
+    if not condition:
+        raise UserError(message)
+
+
+def require_seed(name: str, seed: int) -> None:
+    """Seeds are what NumPy, grain and JAX all take: unsigned, 32 bits."""
+    require(0 <= seed < 2**32, f"{name}: {seed} must be in [0, 2**32)")

@@ -13,7 +13,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from codegen_jax.config import MeshConfig, RunConfig, require
+from codegen_jax.config import MeshConfig, RunConfig
+from codegen_jax.errors import require
 
 RULES: dict[str | None, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),

@@ -23,7 +23,7 @@ from datatrove.utils.stats import MetricStatsDict
 from codegen_jax.data.shards import list_shards, read_texts
 from codegen_jax.data.tokenizer import Tokenizer, load_tokenizer
 from codegen_jax.data.tokens import MANIFEST, Manifest
-from codegen_jax.errors import UserError
+from codegen_jax.errors import UserError, require, require_seed
 
 logger.disable("datatrove")  # it narrates every task on stderr, here and in each worker that imports this file
 
@@ -90,6 +90,8 @@ def prepare(inputs: list[str], output: str, tokenizer: Tokenizer, *, workers: in
     Raises:
         UserError: for inputs without shards or documents, an unreadable shard, or a folder that holds something else.
     """
+    require(workers > 0, f"--workers: {workers} must be positive")
+    require_seed("--seed", seed)
     shards, folder = list_shards(inputs), Path(output)
     logs = folder / "logs"
     _claim(folder, {"tokenizer": tokenizer.fingerprint, "sources": shards, "seed": seed})

@@ -9,7 +9,7 @@ from sentencepiece import SentencePieceTrainer
 
 from codegen_jax.data.shards import list_shards, read_texts
 from codegen_jax.data.tokenizer import END_OF_TEXT, SentencePieceTokenizer
-from codegen_jax.errors import UserError
+from codegen_jax.errors import UserError, require
 
 
 def train_tokenizer(inputs: list[str], output: str, vocab_size: int, max_megabytes: float) -> SentencePieceTokenizer:
@@ -24,6 +24,7 @@ def train_tokenizer(inputs: list[str], output: str, vocab_size: int, max_megabyt
     Raises:
         UserError: if the folder holds something, or the shards cannot be read or yield too few ids.
     """
+    require(max_megabytes > 0, f"--max-megabytes: {max_megabytes} must be positive")
     folder = Path(output)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{output}: not empty; choose another --output")

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from codegen_jax.config import CodeGenConfig, require
+from codegen_jax.config import CodeGenConfig
 from codegen_jax.data.tokenizer import Tokenizer
-from codegen_jax.errors import UserError
+from codegen_jax.errors import UserError, require, require_seed
 from codegen_jax.inference.sampling import sample
 from codegen_jax.model.attention import KVCache
 from codegen_jax.model.codegen import Params, abstract_params, module
@@ -93,6 +93,7 @@ class Generator:
         require(0 < top_p <= 1, f"--top-p: {top_p} must be above 0 and at most 1")
         require(top_k >= 0, f"--top-k: {top_k} must not be negative; 0 keeps all")
         require(num_samples > 0, f"--num-samples: {num_samples} must be positive")
+        require_seed("--seed", seed)
         try:
             pattern = re.compile(stop, re.MULTILINE) if stop else None
         except re.error as error:

@@ -192,7 +192,9 @@ def _claim(folder: Path, record: dict[str, Any]) -> None:
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"output: {folder} exists and is not a run of codegen-jax; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    written = path.with_suffix(".tmp")
+    written.write_text(json.dumps(record, indent=2) + "\n")
+    written.replace(path)  # at once, so that a kill leaves the old record or the new one
 
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:

@@ -10,9 +10,10 @@ import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from codegen_jax.config import RunConfig, require
+from codegen_jax.config import RunConfig
 from codegen_jax.data.batches import Batches, prefetch, validation_batches
 from codegen_jax.data.tokens import TokenFiles, Windows
+from codegen_jax.errors import require
 from codegen_jax.model.codegen import Params
 from codegen_jax.sharding import check_fit, make_mesh
 from codegen_jax.training.checkpoint import Checkpoints, find_checkpoint, load_params, load_run, whole_checkpoints

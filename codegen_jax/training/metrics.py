@@ -33,7 +33,9 @@ class MetricsLog:
     def __init__(self, output: str | Path, first_step: int):
         self.path = Path(output) / "metrics.jsonl"
         kept = [line for line in read_metrics(output) if line["step"] <= first_step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        written = self.path.with_suffix(".tmp")
+        written.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        written.replace(self.path)  # at once: a kill here must not lose the earlier lines
         self.file = self.path.open("a", buffering=1)
         self.tensorboard = SummaryWriter(str(Path(output) / "tensorboard"), purge_step=first_step + 1)
 

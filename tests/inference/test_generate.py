@@ -88,6 +88,8 @@ def test_a_stop_pattern_cuts_before_its_first_match(generator):
         ({"top_k": -1}, "--top-k"),
         ({"num_samples": 0}, "--num-samples"),
         ({"stop": "("}, "--stop"),
+        ({"seed": -1}, "--seed"),
+        ({"seed": 2**64}, "--seed"),
     ],
 )
 def test_an_impossible_option_is_named(generator, options, message):
