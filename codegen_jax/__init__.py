@@ -1,6 +1,6 @@
 """CodeGen in JAX: pretrain, fine-tune, convert and run the models of arXiv 2203.13474."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.errors import UserError
@@ -12,18 +12,21 @@ __version__ = "0.1.0"
 __all__ = ["CodeGenConfig", "UserError", "load"]
 
 
-def load(model: str) -> "Generator":
+def load(model: str, dtype: Literal["bfloat16", "float32"] | None = None) -> "Generator":
     """Load a model for generation.
 
     Args:
-        model: a run's output folder (its latest checkpoint) or one checkpoint's folder.
+        model: a hub id ("Salesforce/codegen-350M-mono"), a Hugging Face folder, a run's output folder (its latest
+            checkpoint) or one checkpoint's folder.
+        dtype: of activations and matrix products; None takes the run's, or float32 for float32 weights and bfloat16
+            for 16-bit ones.
 
     Returns:
         A generator: `load("runs/tiny_cpu").generate("def add(a, b):", max_new_tokens=64)` is the completion as text.
 
     Raises:
-        UserError: if the folder holds no whole checkpoint.
+        UserError: if there is no such model, or its files are damaged.
     """
     from codegen_jax.inference.generate import Generator  # importing jax takes a second; the tokenizing workers skip it
 
-    return Generator.load(model)
+    return Generator.load(model, dtype)

@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from codegen_jax import __version__
-from codegen_jax.errors import UserError
+from codegen_jax.errors import UserError, require
+
+MODEL = "a run's output folder, a checkpoint, a Hugging Face folder or a hub id"
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -64,8 +66,32 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument("config", metavar="CONFIG.yaml", help="then any field as --section.field VALUE")
     verb.set_defaults(verb=train)
 
+    verb = verbs.add_parser("convert", help="convert weights between formats", allow_abbrev=False)
+    verb.add_argument("source", metavar="SOURCE", help=MODEL + ", or a jaxformer checkpoint")
+    verb.add_argument("destination", metavar="DESTINATION", help="a new folder")
+    verb.add_argument(
+        "--to",
+        choices=("jax", "hf", "gptj"),
+        default="jax",
+        help="our checkpoint, transformers' CodeGen, or the same network as a GPT-J (default: %(default)s)",
+    )
+    verb.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="default: as in the source")
+    verb.add_argument(
+        "--mp-num", type=int, metavar="N", help="groups in qkv_proj: 4 (default), or 8 for models of TPU v3"
+    )
+    verb.add_argument("--tokenizer", metavar="T", help="in place of the source's: a folder, file or hub id")
+    verb.add_argument("--whitespace-tokens", action="store_true", help="add CodeGen's 38 to that tokenizer")
+    verb.add_argument(
+        "--verify",
+        nargs="?",
+        const="numpy",
+        choices=("numpy", "torch"),
+        help="compare with an independent implementation, or with transformers, before the destination appears",
+    )
+    verb.set_defaults(verb=convert)
+
     verb = verbs.add_parser("generate", help="complete prompts", allow_abbrev=False)
-    verb.add_argument("model", metavar="MODEL", help="a run's output folder or a checkpoint")
+    verb.add_argument("model", metavar="MODEL", help=MODEL)
     verb.add_argument("--prompt", required=True, action="append", metavar="TEXT", help="may be given several times")
     verb.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="default: %(default)s")
     verb.add_argument("--temperature", type=float, default=0.2, metavar="X", help="0 is greedy (default: %(default)s)")
@@ -74,6 +100,7 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument("--num-samples", type=int, default=1, metavar="N", help="default: %(default)s")
     verb.add_argument("--stop", metavar="REGEX", help="end a completion before its first match")
     verb.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    verb.add_argument("--dtype", choices=("bfloat16", "float32"), help="of the computation (default: the model's)")
     verb.add_argument("--json", action="store_true", help="one object a line")
     verb.set_defaults(verb=generate)
     return parser
@@ -109,6 +136,32 @@ def train(arguments: argparse.Namespace) -> None:
     train(config)
 
 
+def convert(arguments: argparse.Namespace) -> None:
+    from codegen_jax.conversion.convert import convert
+    from codegen_jax.data.tokenizer import load_tokenizer
+
+    require(
+        bool(arguments.tokenizer) or not arguments.whitespace_tokens,
+        "--whitespace-tokens: goes with --tokenizer; a source's own tokenizer is kept as it is",
+    )
+    tokenizer = load_tokenizer(arguments.tokenizer, arguments.whitespace_tokens) if arguments.tokenizer else None
+    summary = convert(
+        arguments.source,
+        arguments.destination,
+        to=arguments.to,
+        dtype=arguments.dtype,
+        mp_num=arguments.mp_num,
+        tokenizer=tokenizer,
+        proof=arguments.verify,
+    )
+    print(
+        f"{arguments.destination}: {summary.parameters:,} parameters, {summary.nbytes / 1e9:,.2f} GB of "
+        f"{' and '.join(summary.dtypes)} in {summary.seconds:.1f} s, peak memory {summary.peak_bytes / 2**30:.2f} GiB"
+    )
+    if summary.agreement is not None:
+        print(f"verified: {summary.agreement}")
+
+
 def generate(arguments: argparse.Namespace) -> None:
     from codegen_jax.inference.generate import Generator
 
@@ -116,7 +169,7 @@ def generate(arguments: argparse.Namespace) -> None:
         name: getattr(arguments, name)
         for name in ("max_new_tokens", "temperature", "top_p", "top_k", "num_samples", "stop", "seed")
     }
-    for completion in Generator.load(arguments.model).complete(arguments.prompt, **options):
+    for completion in Generator.load(arguments.model, arguments.dtype).complete(arguments.prompt, **options):
         if arguments.json:
             print(json.dumps(dataclasses.asdict(completion)))
         else:

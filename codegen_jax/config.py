@@ -16,11 +16,14 @@ class CodeGenConfig:
     Attributes:
         n_layer: number of blocks.
         n_embd: width of the residual stream.
-        n_head: attention heads a block; must divide n_embd.
+        n_head: attention heads a block.
         rotary_dim: leading channels of each head that are rotated; even, at most head_dim.
         vocab_size: rows of the embedding; at least the tokenizer's vocabulary.
         n_positions: longest context in tokens.
+        head_dim: channels of a head; 0 takes n_embd / n_head, as every CodeGen 1 does.
         layer_norm_epsilon: added to the variance.
+        embedding_bias: a trained vector added to every embedding, as in the authors' training code. Released weights
+            have it folded into the embedding, and so have all exports of ours.
         init: the authors' initialisation (jaxformer) or plain normal(0.02) (huggingface).
         dtype: of activations and matrix products; parameters are float32.
     """
@@ -31,25 +34,26 @@ class CodeGenConfig:
     rotary_dim: int
     vocab_size: int = 51200
     n_positions: int = 2048
+    head_dim: int = 0
     layer_norm_epsilon: float = 1e-5
+    embedding_bias: bool = False
     init: Literal["jaxformer", "huggingface"] = "jaxformer"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_embd", "n_head", "vocab_size", "n_positions"):
             require(getattr(self, name) > 0, f"model.{name}: {getattr(self, name)} must be positive")
-        require(
-            self.n_embd % self.n_head == 0,
-            f"model.n_head: {self.n_head} does not divide model.n_embd = {self.n_embd}; choose a divisor",
-        )
+        require(self.head_dim >= 0, f"model.head_dim: {self.head_dim} must be positive, or 0 for n_embd / n_head")
+        if not self.head_dim:
+            require(
+                self.n_embd % self.n_head == 0,
+                f"model.n_head: {self.n_head} does not divide model.n_embd = {self.n_embd}; choose a divisor",
+            )
+            object.__setattr__(self, "head_dim", self.n_embd // self.n_head)  # frozen for everyone else
         require(
             self.rotary_dim % 2 == 0 and 0 < self.rotary_dim <= self.head_dim,
-            f"model.rotary_dim: {self.rotary_dim} must be even and at most n_embd / n_head = {self.head_dim}",
+            f"model.rotary_dim: {self.rotary_dim} must be even and at most head_dim = {self.head_dim}",
         )
-
-    @property
-    def head_dim(self) -> int:
-        return self.n_embd // self.n_head
 
     @property
     def n_inner(self) -> int:
@@ -59,12 +63,13 @@ class CodeGenConfig:
     @property
     def n_params(self) -> int:
         """Number of parameters, in closed form."""
-        d = self.n_embd
-        return self.n_layer * (12 * d * d + 7 * d) + 2 * self.vocab_size * d + 2 * d + self.vocab_size
+        d, attention = self.n_embd, 4 * self.n_head * self.head_dim
+        outside = 2 * self.vocab_size * d + 2 * d + self.vocab_size + self.embedding_bias * d
+        return self.n_layer * (attention * d + 8 * d * d + 7 * d) + outside
 
     def flops_per_token(self, sequence_length: int) -> int:
         """Model FLOPs of training on one token, forward and backward, with causal attention counted at half."""
-        return 6 * self.n_params + 12 * self.n_layer * self.n_embd * sequence_length // 2
+        return 6 * self.n_params + 12 * self.n_layer * self.n_head * self.head_dim * sequence_length // 2
 
 
 @dataclass(frozen=True)

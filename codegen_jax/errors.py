@@ -1,4 +1,7 @@
-"""The one exception that a user is meant to see, and the checks that raise it."""
+"""What a user is told: the one exception that is meant for users, the checks that raise it, and warnings."""
+
+import sys
+from functools import cache
 
 
 class UserError(Exception):
@@ -18,3 +21,9 @@ def require(condition: bool, message: str) -> None:
 def require_seed(name: str, seed: int) -> None:
     """Seeds are what NumPy, grain and JAX all take: unsigned, 32 bits."""
     require(0 <= seed < 2**32, f"{name}: {seed} must be in [0, 2**32)")
+
+
+@cache
+def warn(message: str) -> None:
+    """Print what a user should know but need not mend, once."""
+    print(f"codegen-jax: warning: {message}", file=sys.stderr)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from codegen_jax.training.checkpoint import find_checkpoint
+from codegen_jax.conversion.native import find_checkpoint
 from tests.conftest import write_shard
 from tests.runs import tiny_run
 

@@ -1,61 +1,137 @@
-"""Weights in transformers' CodeGen layout to our parameter tree.
+"""Hugging Face folders: config.json, weights and tokenizer files, read and written.
 
-Everything that is particular to that layout is here: the fused qkv_proj in groups of q, v, k, interleaved rotary
-channels, and kernels stored as [out, in].
+A config.json in the wild is wrong in known ways; see `parse_config`.
 """
 
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
-import jax
 import numpy as np
 
 from codegen_jax.config import CodeGenConfig
-from codegen_jax.model.codegen import Params
+from codegen_jax.conversion.layout import MP_NUM, TOP, HuggingFaceWeights, tensor_streams
+from codegen_jax.conversion.tensors import Tensor, open_tensors, write_tensors
+from codegen_jax.conversion.tokenizer_files import tokenizer_files
+from codegen_jax.conversion.weights import Weights, fold_embedding_bias
+from codegen_jax.data.tokenizer import has_tokenizer, load_tokenizer
+from codegen_jax.errors import UserError, require, warn
+
+EOS_ID = 50256  # of GPT-2's vocabulary
+DEFAULTS: dict[str, Any] = {  # of transformers' CodeGenConfig, for fields that a config.json leaves out
+    "n_layer": 28,
+    "n_embd": 4096,
+    "n_head": 16,
+    "rotary_dim": 64,
+    "vocab_size": 50400,
+    "n_positions": 2048,
+    "layer_norm_epsilon": 1e-5,
+    "activation_function": "gelu_new",
+    "tie_word_embeddings": False,
+}
+SUPPORTED = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of one function
+    "tie_word_embeddings": (False,),
+}
 
 
-def split_qkv(qkv: np.ndarray, config: CodeGenConfig, mp_num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Query, key and value kernels [D, H, K] of one layer's qkv_proj.weight [3 D, D].
+def open_huggingface(folder: Path, mp_num: int | None = None) -> HuggingFaceWeights:
+    """A folder as `save_pretrained` writes it: safetensors or .bin, whole or in shards.
 
-    Its rows are mp_num groups (the authors' TPU cores), each with q, **v**, k of its share of the heads.
+    What config.json is known to get wrong is taken from the weights and the tokenizer, with a warning.
+
+    Raises:
+        UserError: if it is no CodeGen, or its files are damaged.
     """
-    groups = qkv.reshape(mp_num, 3, config.n_head // mp_num, config.head_dim, config.n_embd)
-    q, v, k = (groups[:, j].reshape(config.n_head, config.head_dim, config.n_embd) for j in range(3))
-    rotary = config.rotary_dim
-    # channel pairs (2i, 2i+1) to (i, i + rotary/2); q and k alike, so q.k stays
-    order = np.r_[0:rotary:2, 1:rotary:2, rotary : config.head_dim]
-    return q[:, order].transpose(2, 0, 1), k[:, order].transpose(2, 0, 1), v.transpose(2, 0, 1)
+    try:
+        written = json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise UserError(f"{folder / 'config.json'}: not JSON ({error})") from error
+    tensors = open_tensors(folder)
+    embedding = tensors.get(TOP["embedding"])
+    config = parse_config(folder / "config.json", written, embedding)
+    tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
+    eos_id = written.get("eos_token_id")
+    if tokenizer is not None and eos_id != tokenizer.eos_id:
+        warn(f"{folder}: config.json says eos_token_id {eos_id}; the tokenizer's {tokenizer.eos_id} is used")
+    groups = written.get("mp_num", MP_NUM) if mp_num is None else mp_num
+    return HuggingFaceWeights(tensors, config, groups, tokenizer, str(folder))
 
 
-def params_from_huggingface(tensors: Mapping[str, np.ndarray], config: CodeGenConfig, mp_num: int = 4) -> Params:
-    """Our parameters from the state dict of a CodeGenForCausalLM.
+def parse_config(path: Path, written: Mapping[str, Any], embedding: Tensor | None) -> CodeGenConfig:
+    """Our config from a config.json; vocabulary and dtype from the embedding, since files in the wild err there."""
+    model_type = written.get("model_type")
+    require(model_type == "codegen", f"{path}: model_type is {model_type}, not codegen")
+    values = DEFAULTS | {name: value for name, value in written.items() if value is not None}
+    for name, supported in SUPPORTED.items():
+        require(values[name] in supported, f"{path}: {name} {values[name]} is not supported; {supported[0]} is")
+    sizes = ("n_layer", "n_embd", "n_head", "rotary_dim", "n_positions")
+    for name in sizes:
+        require(isinstance(values[name], int), f"{path}: {name} is {values[name]!r}, not a whole number")
+    n_embd, n_inner = values["n_embd"], values.get("n_inner", 4 * values["n_embd"])
+    require(n_inner == 4 * n_embd, f"{path}: n_inner {n_inner} is not supported; 4 x n_embd = {4 * n_embd} is")
+    vocab_size, dtype = values["vocab_size"], "float32"
+    if embedding is not None and embedding.shape[:1] != (vocab_size,):
+        warn(f"{path}: vocab_size is {vocab_size}, but the embedding has {embedding.shape[0]} rows, which are kept")
+        vocab_size = embedding.shape[0]
+    if embedding is not None and embedding.dtype != np.float32:
+        dtype = "bfloat16"
+    said = written.get("dtype", written.get("torch_dtype"))
+    if embedding is not None and said not in (None, "auto", embedding.dtype.name):
+        warn(f"{path}: says {said}, but the weights are {embedding.dtype.name}, which is kept")
+    return CodeGenConfig(
+        **{name: values[name] for name in sizes},
+        head_dim=values.get("head_dim", 0),
+        layer_norm_epsilon=values["layer_norm_epsilon"],
+        vocab_size=vocab_size,
+        dtype=dtype,
+    )
+
+
+def write_huggingface(
+    weights: Weights, folder: Path, progress: Callable[[int], object], *, gptj: bool = False, mp_num: int = MP_NUM
+) -> None:
+    """Write a folder that transformers loads: config.json, generation_config.json, safetensors, tokenizer files.
 
     Args:
-        tensors: by name; buffers and other names are ignored.
-        config: of the model.
-        mp_num: groups in qkv_proj; 4 for every CodeGen 1 release. Shapes cannot tell it.
+        weights: of the model; an embedding bias is folded in.
+        folder: that exists and is empty.
+        progress: is told the bytes of each piece.
+        gptj: write GPT-J's layout, for engines that do not know CodeGen: separate q, k, v, each in the heads' order.
+        mp_num: groups in qkv_proj; transformers' CodeGen reads 4.
     """
-    D, H, K = config.n_embd, config.n_head, config.head_dim
-
-    def layer(i: int) -> Params:
-        block = f"transformer.h.{i}."
-        query, key, value = split_qkv(tensors[block + "attn.qkv_proj.weight"], config, mp_num)
-        return {
-            "ln": {"scale": tensors[block + "ln_1.weight"], "bias": tensors[block + "ln_1.bias"]},
-            "query": query,
-            "key": key,
-            "value": value,
-            "attention_out": tensors[block + "attn.out_proj.weight"].T.reshape(H, K, D),
-            "fc_in": tensors[block + "mlp.fc_in.weight"].T,
-            "fc_in_bias": tensors[block + "mlp.fc_in.bias"],
-            "fc_out": tensors[block + "mlp.fc_out.weight"].T,
-            "fc_out_bias": tensors[block + "mlp.fc_out.bias"],
-        }
-
-    stack: Callable[..., np.ndarray] = lambda *layers: np.stack(layers)
-    return {
-        "embedding": tensors["transformer.wte.weight"],
-        "blocks": jax.tree.map(stack, *(layer(i) for i in range(config.n_layer))),
-        "ln_f": {"scale": tensors["transformer.ln_f.weight"], "bias": tensors["transformer.ln_f.bias"]},
-        "head": tensors["lm_head.weight"].T,
-        "head_bias": tensors["lm_head.bias"],
+    weights = fold_embedding_bias(weights)
+    config = weights.config
+    require(
+        gptj or (mp_num > 0 and config.n_head % mp_num == 0),
+        f"--mp-num: {mp_num} does not divide the {config.n_head} heads; no such folder can be written for CodeGen",
+    )
+    require(
+        config.head_dim * config.n_head == config.n_embd,
+        f"model.head_dim: {config.head_dim} x {config.n_head} heads is not n_embd, which transformers cannot load",
+    )
+    write_tensors(folder, dict(tensor_streams(weights, None if gptj else mp_num)), progress)
+    files = {} if weights.tokenizer is None else tokenizer_files(weights.tokenizer, config.n_positions)
+    eos_id = EOS_ID if weights.tokenizer is None else weights.tokenizer.eos_id
+    model = {
+        "architectures": ["GPTJForCausalLM" if gptj else "CodeGenForCausalLM"],
+        "model_type": "gptj" if gptj else "codegen",
+        "torch_dtype": weights.dtype("embedding").name,
+        "n_ctx": config.n_positions,
+        "bos_token_id": eos_id,
+        "eos_token_id": eos_id,
+        **DEFAULTS,
+        **{name: getattr(config, name) for name in DEFAULTS.keys() & vars(config).keys()},
     }
+    if mp_num != MP_NUM and not gptj:
+        warn(f"qkv_proj is written in {mp_num} groups; transformers' CodeGen reads {MP_NUM} and would err silently")
+        model["mp_num"] = mp_num
+    files["config.json"] = _json(model)
+    files["generation_config.json"] = _json({"bos_token_id": eos_id, "eos_token_id": eos_id})
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()

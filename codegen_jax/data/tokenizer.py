@@ -1,6 +1,7 @@
 """Text to ids and back: GPT-2's byte-level BPE with CodeGen's whitespace tokens, and sentencepiece models for code."""
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from codegen_jax.errors import UserError
 # Runs of 31..2 spaces are ids 50257..50286, runs of 9..2 tabs 50287..50294 (authors' sample.py); NL models have none.
 WHITESPACE_TOKENS = [" " * n for n in range(31, 1, -1)] + ["\t" * n for n in range(9, 1, -1)]
 END_OF_TEXT = "<|endoftext|>"
+FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # in the order that they are looked for
 
 
 class Tokenizer(ABC):
@@ -121,13 +123,12 @@ def load_tokenizer(source: str | Path, whitespace_tokens: bool = False) -> Token
     """
     path = Path(source)
     if path.is_dir():
-        candidates = [path / name for name in ("tokenizer.json", "tokenizer.model", "vocab.json")]
-        path = next((file for file in candidates if file.exists()), path)
+        path = next((path / name for name in FILES if (path / name).exists()), path)
     try:
         if path.is_dir():
-            raise UserError(f"{source}: no tokenizer.json, tokenizer.model or vocab.json in this folder")
+            raise UserError(f"{source}: no {', '.join(FILES)} in this folder")
         if path.name == "vocab.json":
-            return BpeTokenizer(_gpt2_json(path, path.with_name("merges.txt")), whitespace_tokens)
+            return BpeTokenizer(_gpt2_json(path.parent), whitespace_tokens)
         if path.is_file() and path.suffix == ".json":
             return BpeTokenizer(path.read_text(encoding="utf-8"), whitespace_tokens)
         if path.is_file():
@@ -141,15 +142,27 @@ def load_tokenizer(source: str | Path, whitespace_tokens: bool = False) -> Token
         raise UserError(f"{source}: not a tokenizer that can be read ({error})") from error
 
 
-def _gpt2_json(vocab: Path, merges: Path) -> str:
+def has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).exists() for name in FILES)
+
+
+def _gpt2_json(folder: Path) -> str:
+    """vocab.json, merges.txt and, if there is one, added_tokens.json as one tokenizer.json."""
     from tokenizers import AddedToken, decoders, pre_tokenizers
     from tokenizers import Tokenizer as FastTokenizer
     from tokenizers.models import BPE
 
-    tokenizer = FastTokenizer(BPE.from_file(str(vocab), str(merges)))
+    tokenizer = FastTokenizer(BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False)])
+    added = folder / "added_tokens.json"
+    if added.exists():
+        ids = {token: id for token, id in json.loads(added.read_text()).items() if tokenizer.token_to_id(token) is None}
+        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in sorted(ids, key=ids.__getitem__)])
+        for token, id in ids.items():
+            if tokenizer.token_to_id(token) != id:
+                raise UserError(f"{added}: token {token!r} is number {id}, which leaves a gap in the vocabulary")
     return tokenizer.to_str()
 
 

@@ -4,7 +4,7 @@ Axes: B rows, T prompt, S cache, N new tokens, V vocabulary; L layers, H heads, 
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -14,12 +14,13 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from codegen_jax.config import CodeGenConfig
+from codegen_jax.conversion.models import open_model
+from codegen_jax.conversion.weights import load_params
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import UserError, require, require_seed
 from codegen_jax.inference.sampling import sample
 from codegen_jax.model.attention import KVCache
 from codegen_jax.model.codegen import Params, abstract_params, module
-from codegen_jax.training.checkpoint import find_checkpoint, load_params, load_run
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,22 @@ class Generator:
         self.config, self.params, self.tokenizer = config, params, tokenizer
 
     @classmethod
-    def load(cls, model: str) -> "Generator":
-        """Read a run's newest checkpoint, or one checkpoint's folder, onto the first device."""
-        checkpoint = find_checkpoint(model)
-        run = load_run(checkpoint)
+    def load(cls, model: str, dtype: Literal["bfloat16", "float32"] | None = None) -> "Generator":
+        """Read a model, named as in `open_model`, onto the first device; dtype is that of `codegen_jax.load`."""
+        weights = open_model(model)
+        config = replace(weights.config, embedding_bias=False, dtype=dtype or weights.config.dtype)
+        tokenizer = weights.tokenizer
+        if tokenizer is None:
+            raise UserError(f"{model}: has no tokenizer; convert it again with --tokenizer")
+        require(
+            tokenizer.vocab_size <= config.vocab_size,
+            f"{model}: its tokenizer has {tokenizer.vocab_size} ids, but the network {config.vocab_size}",
+        )
         device = SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract_params(run.model)
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract_params(config)
         )
-        return cls(run.model, load_params(checkpoint, abstract), run.tokenizer)
+        return cls(config, load_params(weights, abstract), tokenizer)
 
     def generate(self, prompt: str, **options: object) -> str:
         """The completion of one prompt as text; options as in `complete`."""

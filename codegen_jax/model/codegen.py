@@ -107,6 +107,8 @@ class CodeGen(nnx.Module):
         D, V = config.n_embd, config.vocab_size
         self.config = config
         self.embedding = weight(rngs, (V, D), ("vocab", "embed"), matrix_init(config, V**-0.5))
+        if config.embedding_bias:
+            self.embedding_bias = weight(rngs, (D,), ("norm",), zeros)
         self.blocks = Block(config, rngs)
         self.ln_f = LayerNorm(config, rngs)
         self.head = weight(rngs, (D, V), ("embed", "vocab"), matrix_init(config, D**-0.5))
@@ -156,7 +158,10 @@ class CodeGen(nnx.Module):
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
         # the width is gathered before the lookup: looked up in shards, the result would move from width to batch
         embedding_VD = constrain(self.embedding[...].astype(self.config.dtype), "vocab", None)
-        x_BTD = constrain(embedding_VD[tokens_BT], "batch", None, None)
+        x_BTD = embedding_VD[tokens_BT]
+        if self.config.embedding_bias:
+            x_BTD += self.embedding_bias[...].astype(x_BTD.dtype)
+        x_BTD = constrain(x_BTD, "batch", None, None)
         x_BTD, layer_caches = jax.lax.scan(layer, x_BTD, (stacked, layer_caches))
         if cache is not None:
             cache = cache._replace(keys_LBSHK=layer_caches[0], values_LBSHK=layer_caches[1])

@@ -9,21 +9,19 @@
 A folder without `_CHECKPOINT_METADATA` was cut short while it was written and does not count.
 """
 
-import base64
 import json
 import logging
 import math
-import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from codegen_jax.config import CodeGenConfig, RunConfig
-from codegen_jax.data.tokenizer import Tokenizer, load_tokenizer
+from codegen_jax.config import RunConfig
+from codegen_jax.conversion.native import damaged, run_record, save_args
+from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import UserError
-from codegen_jax.model.codegen import Params
 from codegen_jax.training.step import TrainState
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save and warns of its own defaults
@@ -33,24 +31,6 @@ FREE_FIELDS = {"output", "mesh", "checkpoint", "data.train", "data.validation"} 
     f"training.{name}"
     for name in ("steps", "gradient_accumulation_steps", "remat", "log_every", "eval_every", "eval_batches")
 }
-
-
-class Run(NamedTuple):
-    """What a checkpoint says of itself.
-
-    Attributes:
-        config: the run's config as nested dicts.
-        data: tokenizer fingerprint and number of training tokens.
-        tokenizer: that made the data.
-    """
-
-    config: dict[str, Any]
-    data: dict[str, Any]
-    tokenizer: Tokenizer
-
-    @property
-    def model(self) -> CodeGenConfig:
-        return CodeGenConfig(**self.config["model"])
 
 
 class Checkpoints:
@@ -63,7 +43,7 @@ class Checkpoints:
     def __init__(self, config: RunConfig, tokenizer: Tokenizer, data: dict[str, Any]):
         self.folder = Path(config.output).absolute()
         self.record = {"config": config.to_dict(), "data": data}
-        self.tokenizer_files = {n: base64.b64encode(c).decode() for n, c in tokenizer.files().items()}
+        self.tokenizer = tokenizer
         _claim(self.folder, self.record)
         keep_latest = policies.LatestN(config.checkpoint.keep_latest)
         keep_best = policies.BestN(
@@ -84,9 +64,9 @@ class Checkpoints:
     def save(self, state: TrainState, validation_loss: float | None) -> None:
         """Start writing a checkpoint; returns when the state is copied and may change."""
         items = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),  # pyright: ignore[reportCallIssue]
+            params=ocp.args.StandardSave(state.params, save_args(state.params)),  # pyright: ignore[reportCallIssue]
             optimizer=ocp.args.StandardSave(_optimizer(state)),  # pyright: ignore[reportCallIssue]
-            run=ocp.args.JsonSave(self.record | {"tokenizer": self.tokenizer_files}),  # pyright: ignore[reportCallIssue]
+            run=ocp.args.JsonSave(run_record(**self.record, tokenizer=self.tokenizer)),  # pyright: ignore[reportCallIssue]
         )
         metrics = None
         if validation_loss is not None:
@@ -109,55 +89,6 @@ class Checkpoints:
         self.manager.close()
 
 
-def whole_checkpoints(output: str | Path) -> list[Path]:
-    """Folders of a run's checkpoints that were written to their end, oldest first."""
-    steps = [p for p in Path(output).absolute().glob("checkpoints/*") if p.name.isdigit() and _is_whole(p)]
-    return sorted(steps, key=lambda p: int(p.name))
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """The folder of one checkpoint: the path itself, or the newest whole one of a run's output folder.
-
-    Raises:
-        UserError: if there is none.
-    """
-    path = Path(path).absolute()
-    if _is_whole(path):
-        return path
-    if steps := whole_checkpoints(path):
-        return steps[-1]
-    raise UserError(f"{path}: no whole checkpoint here; give a run's output folder or one of its checkpoints")
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    return (checkpoint / "_CHECKPOINT_METADATA").exists()
-
-
-def load_run(checkpoint: Path) -> Run:
-    """Config and tokenizer of a checkpoint.
-
-    Raises:
-        UserError: if the checkpoint is damaged.
-    """
-    try:
-        record = json.loads((checkpoint / "run" / "metadata").read_text())
-        with tempfile.TemporaryDirectory() as folder:
-            for name, content in record["tokenizer"].items():
-                (Path(folder) / name).write_bytes(base64.b64decode(content))
-            return Run(record["config"], record["data"], load_tokenizer(folder))
-    except (OSError, ValueError, KeyError) as error:
-        raise _damaged(checkpoint, error) from error
-
-
-def load_params(checkpoint: Path, abstract: Params) -> Params:
-    """Parameters of a checkpoint, on the shardings of `abstract`.
-
-    Raises:
-        UserError: if the checkpoint is damaged.
-    """
-    return _restore(checkpoint, "params", abstract)
-
-
 def _optimizer(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "opt_state": state.opt_state}
 
@@ -166,12 +97,7 @@ def _restore(checkpoint: Path, item: str, abstract: Any) -> Any:
     try:
         return ocp.StandardCheckpointer().restore(checkpoint / item, abstract)
     except Exception as error:  # TensorStore and Orbax raise ValueError, FileNotFoundError, KeyError, RuntimeError, ...
-        raise _damaged(checkpoint / item, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-    return UserError(f"{path}: damaged checkpoint ({reason}); move it away to go on from the one before")
+        raise damaged(checkpoint / item, error) from error
 
 
 def _claim(folder: Path, record: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,12 +10,15 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from codegen_jax.config import RunConfig
+from codegen_jax.conversion.models import open_model
+from codegen_jax.conversion.native import whole_checkpoints
+from codegen_jax.conversion.weights import Weights, load_params
 from codegen_jax.data.batches import Batches, prefetch, validation_batches
 from codegen_jax.data.tokens import TokenFiles, Windows
 from codegen_jax.errors import require
 from codegen_jax.model.codegen import Params
 from codegen_jax.sharding import check_fit, make_mesh
-from codegen_jax.training.checkpoint import Checkpoints, find_checkpoint, load_params, load_run, whole_checkpoints
+from codegen_jax.training.checkpoint import Checkpoints
 from codegen_jax.training.metrics import MetricsLog, peak_flops, plot_loss
 from codegen_jax.training.step import (
     TrainState,
@@ -61,24 +63,25 @@ def train(config: RunConfig) -> None:
     print(f"loss curve: {plot_loss(config.output)}")
 
 
-def find_initial_weights(config: RunConfig) -> Path | None:
-    """The checkpoint that a run starts from; None if it has checkpoints of its own already, or starts from scratch.
+def find_initial_weights(config: RunConfig) -> Weights | None:
+    """The weights that a run starts from; None if it has checkpoints of its own already, or starts from scratch.
 
     Raises:
-        UserError: if init_from is no checkpoint, or one of another network.
+        UserError: if init_from is no model, or one of another network.
     """
     if config.init_from is None or whole_checkpoints(config.output):
         return None
-    source = find_checkpoint(config.init_from)
-    ours, theirs = vars(config.model), vars(load_run(source).model)
-    for name in sorted(ours.keys() - {"init", "dtype"}):  # these two do not shape the weights
-        message = f"model.{name}: {ours[name]}, but init_from {source} has {theirs[name]}"
+    weights = open_model(config.init_from, config=config.model)
+    ours, theirs = vars(config.model), vars(weights.config)
+    # these do not shape the weights: an embedding bias starts at 0 or is folded in
+    for name in sorted(ours.keys() - {"init", "dtype", "n_positions", "embedding_bias"}):
+        message = f"model.{name}: {ours[name]}, but init_from {weights.source} has {theirs[name]}"
         require(ours[name] == theirs[name], message)
-    return source
+    return weights
 
 
 def start(
-    config: RunConfig, mesh: Mesh, checkpoints: Checkpoints, initial_weights: Path | None
+    config: RunConfig, mesh: Mesh, checkpoints: Checkpoints, initial_weights: Weights | None
 ) -> tuple[TrainState, int]:
     """The first state and its step: 1. the run's own newest checkpoint, 2. the weights of init_from, 3. random."""
     abstract = abstract_state(config, mesh)
@@ -87,7 +90,7 @@ def start(
         print(f"resuming {config.output} after step {step}")
         return checkpoints.restore(step, abstract), step
     if initial_weights is not None:
-        print(f"starting from the weights of {initial_weights}")
+        print(f"starting from the weights of {initial_weights.source}")
         return init_state(config, mesh, load_params(initial_weights, abstract.params)), 0
     return init_state(config, mesh), 0
 

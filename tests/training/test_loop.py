@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from codegen_jax.config import MeshConfig
+from codegen_jax.conversion.native import find_checkpoint
 from codegen_jax.data.prepare import prepare
 from codegen_jax.data.train_tokenizer import train_sentencepiece
 from codegen_jax.errors import UserError
-from codegen_jax.training.checkpoint import find_checkpoint
 from codegen_jax.training.loop import train
 from codegen_jax.training.metrics import read_metrics
 from tests.conftest import write_shard

@@ -1,0 +1,160 @@
+"""convert(): read a model in any format, write it in another, piece by piece, and prove it before it gets its name."""
+
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+import ml_dtypes
+import numpy as np
+from tqdm import tqdm
+
+from codegen_jax.conversion.huggingface import write_huggingface
+from codegen_jax.conversion.layout import MP_NUM
+from codegen_jax.conversion.models import open_model
+from codegen_jax.conversion.native import CheckpointWeights, write_checkpoint
+from codegen_jax.conversion.verify import Agreement, Proof, check_proof, verify
+from codegen_jax.conversion.weights import Index, Weights, fold_embedding_bias, shapes
+from codegen_jax.data.tokenizer import Tokenizer
+from codegen_jax.errors import UserError, require, warn
+
+Format = Literal["jax", "hf", "gptj"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a conversion did.
+
+    Attributes:
+        parameters: their number.
+        nbytes: bytes of weights written.
+        dtypes: names of the dtypes written.
+        seconds: of reading and writing.
+        peak_bytes: most memory that the process has held.
+        agreement: the proof, if there was one.
+    """
+
+    parameters: int
+    nbytes: int
+    dtypes: list[str]
+    seconds: float
+    peak_bytes: int
+    agreement: Agreement | None
+
+
+class CastWeights(Weights):
+    """Weights in another dtype; a value that float16 cannot hold is an error, not inf."""
+
+    def __init__(self, weights: Weights, dtype: np.dtype):
+        super().__init__(weights.source, weights.config, weights.tokenizer)
+        self.weights, self.target = weights, dtype
+
+    def dtype(self, name: str) -> np.dtype:
+        return self.target
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        region = self.weights.read(name, index)
+        with np.errstate(over="ignore"):
+            cast = region.astype(self.target, copy=False)
+        if self.target == np.float16 and np.isinf(cast).sum() > np.isinf(region).sum():
+            layer = f" of layer {index[0].start}" if name.startswith("blocks.") else ""
+            largest = np.abs(region.astype(np.float32)).max()
+            raise UserError(
+                f"--dtype float16: {name}{layer} in {self.source} reaches {largest:.6g}, beyond 65504; take bfloat16"
+            )
+        return cast
+
+
+def convert(
+    source: str,
+    destination: str,
+    *,
+    to: Format = "jax",
+    dtype: Literal["float16", "bfloat16", "float32"] | None = None,
+    mp_num: int | None = None,
+    tokenizer: Tokenizer | None = None,
+    proof: Proof | None = None,
+) -> Summary:
+    """Convert a model. The destination appears when all is written and proven; until then there is none.
+
+    Args:
+        source: as in `open_model`.
+        destination: a new folder.
+        to: our checkpoint, transformers' CodeGen, or the same network as transformers' GPT-J.
+        dtype: of the weights; None keeps the source's. An embedding bias is folded in before.
+        mp_num: groups in the qkv_proj of a source that is not ours, or else of the destination.
+        tokenizer: in place of the source's.
+        proof: compare with an independent implementation in NumPy, or with transformers.
+
+    Raises:
+        UserError: for a model or destination that cannot be used, a value beyond float16, or a failed proof.
+    """
+    target = Path(destination).absolute()
+    require(
+        not target.exists() or (target.is_dir() and not any(target.iterdir())),
+        f"{destination}: exists and is not an empty folder; choose another destination",
+    )
+    opened = open_model(source, mp_num)
+    if proof is not None:
+        check_proof(proof, opened, to)
+    weights = fold_embedding_bias(opened)
+    if dtype is not None:
+        weights = CastWeights(weights, np.dtype(getattr(ml_dtypes, dtype, dtype)))
+    if tokenizer is not None:
+        weights.tokenizer = tokenizer
+    if weights.tokenizer is None:
+        warn(f"{source} has no tokenizer; give one with --tokenizer, or {destination} cannot generate from text")
+    elif weights.tokenizer.vocab_size > weights.config.vocab_size:
+        more, fewer = weights.tokenizer.vocab_size, weights.config.vocab_size
+        warn(f"{source}: the tokenizer has {more} ids, but the model only {fewer}; texts with later ones will fail")
+
+    sizes = {name: prod(shape) * weights.dtype(name).itemsize for name, shape in shapes(weights.config).items()}
+    _check_space(target, sum(sizes.values()))
+    began = time.perf_counter()
+    with _appears_when_done(target) as folder:
+        with tqdm(total=sum(sizes.values()), unit="B", unit_scale=True, disable=None, dynamic_ncols=True) as bar:
+            if to == "jax":
+                write_checkpoint(weights, folder, bar.update)
+            else:
+                written_groups = mp_num if mp_num and isinstance(opened, CheckpointWeights) else MP_NUM
+                write_huggingface(weights, folder, bar.update, gptj=to == "gptj", mp_num=written_groups)
+        seconds = time.perf_counter() - began
+        agreement = verify(proof, opened, folder, to) if proof else None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Summary(
+        parameters=weights.config.n_params,
+        nbytes=sum(sizes.values()),
+        dtypes=sorted({weights.dtype(name).name for name in sizes}),
+        seconds=seconds,
+        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        agreement=agreement,
+    )
+
+
+def _check_space(target: Path, needed: int) -> None:
+    parent = next(folder for folder in target.parents if folder.exists())
+    free = shutil.disk_usage(parent).free
+    require(free > needed, f"{target}: takes {needed / 1e9:.1f} GB, and {parent} has {free / 1e9:.1f} GB left")
+
+
+@contextmanager
+def _appears_when_done(target: Path) -> Iterator[Path]:
+    """A folder beside the target that is renamed to it at the end, and removed if there is none.
+
+    What a kill leaves behind is hidden, and the next conversion to that target removes it.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

@@ -1,0 +1,188 @@
+"""The authors' own checkpoints: STEP/model/0.npz, 14 arrays in the order of Haiku's sorted names (checkpoint.py).
+
+Every process wrote the whole model, so file 0 has it all. Kernels are [in, out] with the layers stacked; qkv columns
+are in mp_num groups of q, v, k, as in transformers' layout; bfloat16 arrays come back as two raw bytes (dtype V2).
+
+Axes: L layers, D n_embd, F MLP width, V vocabulary.
+"""
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+from codegen_jax.config import CodeGenConfig
+from codegen_jax.conversion.layout import MP_NUM, PROJECTIONS, head_groups, rotary_order
+from codegen_jax.conversion.tensors import DTYPES
+from codegen_jax.conversion.weights import Index, Weights
+from codegen_jax.errors import UserError, require
+
+WEIGHTS = Path("model") / "0.npz"
+LEAVES = (  # in their order; each line a Haiku module: embed, proj (head), transformer
+    *("embedding_bias", "embedding"),
+    *("ln_f.bias", "ln_f.scale", "head_bias", "head"),
+    *("blocks.attention_out", "qkv", "blocks.fc_in_bias", "blocks.fc_in", "blocks.fc_out_bias", "blocks.fc_out"),
+    *("blocks.ln.bias", "blocks.ln.scale"),
+)
+HEADS = {1024: (16, 32), 2048: (16, 64), 2560: (32, 64), 4096: (16, 64), 6144: (24, 64)}  # n_embd: n_head, rotary_dim
+
+
+def is_jaxformer(folder: Path) -> bool:
+    return (folder / WEIGHTS).exists()
+
+
+class JaxformerWeights(Weights):
+    """One checkpoint of jaxformer.
+
+    Args:
+        folder: with model/0.npz. Shapes do not tell the heads: they are those of the published sizes, or those of a
+            jaxformer config.json beside model/ (model_heads, model_pe_rotary_dims), or `config`'s.
+        mp_num: groups in the qkv columns.
+        config: of the network, where it is known.
+
+    Raises:
+        UserError: for a file that is damaged or not of 14 such arrays, or heads that are not known.
+    """
+
+    def __init__(self, folder: Path, mp_num: int | None = None, config: CodeGenConfig | None = None):
+        mp_num = MP_NUM if mp_num is None else mp_num
+        arrays = _open_npz(folder / WEIGHTS)
+        require(len(arrays) == len(LEAVES), f"{folder / WEIGHTS}: holds {len(arrays)} arrays, not {len(LEAVES)}")
+        self.leaves = dict(zip(LEAVES, arrays, strict=True))
+        super().__init__(str(folder), self._find_config(folder, config), None)
+        self.mp_num = mp_num
+        require(
+            mp_num > 0 and self.config.n_head % mp_num == 0,
+            f"--mp-num: {mp_num} does not divide the {self.config.n_head} heads of {folder}",
+        )
+        self._check_shapes(folder / WEIGHTS)
+
+    def dtype(self, name: str) -> np.dtype:
+        return self._leaf(name).dtype
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        leaf, config = self._leaf(name), self.config
+        if name in PROJECTIONS:
+            L, D, H, K = index
+            order = rotary_order(config, name)[K]
+            groups = head_groups(config, self.mp_num, name, H)
+            regions_LDHK = [
+                leaf[L, D, channels].reshape(L.stop - L.start, D.stop - D.start, -1, config.head_dim)[..., order]
+                for _, channels in groups
+            ]
+            return np.concatenate(regions_LDHK, axis=2)
+        if name == "blocks.attention_out":
+            L, H, K, D = index
+            channels = slice(H.start * config.head_dim, H.stop * config.head_dim)
+            region_LHKD = leaf[L, channels, D].reshape(L.stop - L.start, -1, config.head_dim, D.stop - D.start)
+            return region_LHKD[:, :, K]
+        return leaf[index]
+
+    def _leaf(self, name: str) -> "NpzArray":
+        return self.leaves["qkv" if name in PROJECTIONS else name]
+
+    def _find_config(self, folder: Path, config: CodeGenConfig | None) -> CodeGenConfig:
+        shapes = {name: leaf.shape for name, leaf in self.leaves.items()}
+        two_axes = len(shapes["embedding"]) == 2 and len(shapes["blocks.fc_in"]) == 3
+        require(two_axes, f"{folder / WEIGHTS}: not jaxformer's arrays in their order")
+        V, D = shapes["embedding"]
+        n_positions = 2048
+        if config is not None:
+            heads, n_positions = (config.n_head, config.rotary_dim, config.head_dim), config.n_positions
+        elif files := [path for path in (folder / "config.json", folder.parent / "config.json") if path.exists()]:
+            heads = _read_heads(files[0])
+        else:
+            require(
+                D in HEADS,
+                f"{folder}: the number of heads is not in the weights; put the run's config.json (model_heads, "
+                "model_pe_rotary_dims) beside model/",
+            )
+            heads = (*HEADS[D], 0)
+        n_head, rotary_dim, head_dim = heads
+        return CodeGenConfig(
+            n_layer=shapes["blocks.fc_in"][0],
+            n_embd=D,
+            n_head=n_head,
+            rotary_dim=rotary_dim,
+            vocab_size=V,
+            n_positions=n_positions,
+            head_dim=head_dim,
+            embedding_bias=True,
+            dtype="float32" if self.leaves["embedding"].dtype == np.float32 else "bfloat16",
+        )
+
+    def _check_shapes(self, path: Path) -> None:
+        config = self.config
+        L, D, F, V, HK = (
+            config.n_layer,
+            config.n_embd,
+            config.n_inner,
+            config.vocab_size,
+            config.n_head * config.head_dim,
+        )
+        expected = ((D,), (V, D), (D,), (D,), (V,), (D, V), (L, HK, D), (L, D, 3 * HK))
+        expected += ((L, F), (L, D, F), (L, D), (L, F, D), (L, D), (L, D))
+        problems = [
+            f"{name} is {leaf.dtype} {list(leaf.shape)}, not float {list(shape)}"
+            for (name, leaf), shape in zip(self.leaves.items(), expected, strict=True)
+            if leaf.shape != shape or leaf.dtype not in DTYPES.values()
+        ]
+        require(not problems, f"{path}: not jaxformer's arrays in their order: {'; '.join(problems)}")
+
+
+def _read_heads(path: Path) -> tuple[int, int, int]:
+    """n_head, rotary_dim and head_dim from a jaxformer config."""
+    try:
+        written = json.loads(path.read_text())
+        return written["model_heads"], written["model_pe_rotary_dims"], written.get("model_head_dim", 0)
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path}: not a jaxformer config (no {error})") from error
+
+
+@dataclass(frozen=True)
+class NpzArray:
+    """An array in an .npz; mapped anew for each read, if it is not compressed."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    offset: int | None
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        if self.offset is None:
+            with np.load(self.path, allow_pickle=False) as arrays:
+                return arrays[self.name].view(self.dtype)[index]
+        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape)[index].view(np.ndarray)
+
+
+def _open_npz(path: Path) -> list[NpzArray]:
+    """The arrays by number (arr_0, arr_1, ...). Nothing is unpickled."""
+    try:
+        with zipfile.ZipFile(path) as archive, path.open("rb") as raw:
+            infos = sorted(archive.infolist(), key=lambda info: int(info.filename.strip("ar_npy.")))
+            return [_open_npy(path, raw, info, archive) for info in infos]
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        raise UserError(f"{path}: truncated, corrupt or not jaxformer's ({error})") from error
+
+
+def _open_npy(path: Path, raw: BinaryIO, info: zipfile.ZipInfo, archive: zipfile.ZipFile) -> NpzArray:
+    with archive.open(info) as member:
+        version = np.lib.format.read_magic(member)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, is_fortran, dtype = read_header(member)
+        header_size = member.tell()
+    require(not dtype.hasobject, f"{path}: {info.filename} holds pickled objects, which no weights need; refused")
+    require(not is_fortran, f"{path}: {info.filename} is in Fortran order; save it in C order")
+    offset = None
+    if info.compress_type == zipfile.ZIP_STORED:
+        raw.seek(info.header_offset + 26)  # lengths of the name and the extra field, which precede the data
+        lengths = raw.read(4)
+        name, extra = int.from_bytes(lengths[:2], "little"), int.from_bytes(lengths[2:], "little")
+        offset = info.header_offset + 30 + name + extra + header_size
+    dtype = np.dtype(ml_dtypes.bfloat16) if dtype == np.dtype("V2") else dtype
+    return NpzArray(path, info.filename.removesuffix(".npy"), shape, dtype, offset)

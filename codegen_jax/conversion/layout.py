@@ -1,0 +1,260 @@
+"""The layout of transformers' CodeGen tensors, and GPT-J's: from them to our parameters and back.
+
+All that is particular to it is here: the fused qkv_proj in groups of q, v, k, interleaved rotary channels, and kernels
+stored as [out, in].
+
+Axes: D n_embd, H heads, K head_dim, F MLP width, V vocabulary.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+
+import numpy as np
+
+from codegen_jax.config import CodeGenConfig
+from codegen_jax.conversion.tensors import DTYPES, Tensor, TensorStream
+from codegen_jax.conversion.weights import Index, Weights, shapes
+from codegen_jax.data.tokenizer import Tokenizer
+from codegen_jax.errors import require
+
+MP_NUM = 4  # groups in qkv_proj: the authors' TPU cores; of every CodeGen 1 release
+BUFFERS = ("attn.bias", "attn.masked_bias", "attn.causal_mask", "attn.embed_positions")  # masks, not parameters
+BLOCK_BYTES = 256 << 20  # of the embedding and the head that are held at a time
+PROJECTIONS = ("blocks.query", "blocks.value", "blocks.key")  # in the order within a group
+TOP = {  # ours to theirs
+    "embedding": "transformer.wte.weight",
+    "ln_f.scale": "transformer.ln_f.weight",
+    "ln_f.bias": "transformer.ln_f.bias",
+    "head": "lm_head.weight",
+    "head_bias": "lm_head.bias",
+}
+LAYER = {
+    "blocks.ln.scale": "ln_1.weight",
+    "blocks.ln.bias": "ln_1.bias",
+    "blocks.query": "attn.qkv_proj.weight",
+    "blocks.key": "attn.qkv_proj.weight",
+    "blocks.value": "attn.qkv_proj.weight",
+    "blocks.attention_out": "attn.out_proj.weight",
+    "blocks.fc_in": "mlp.fc_in.weight",
+    "blocks.fc_in_bias": "mlp.fc_in.bias",
+    "blocks.fc_out": "mlp.fc_out.weight",
+    "blocks.fc_out_bias": "mlp.fc_out.bias",
+}
+
+
+def rotary_order(config: CodeGenConfig, name: str) -> np.ndarray:
+    """Their channel at each place of our heads: interleaved pairs (2i, 2i+1) go to (i, i + rotary_dim/2).
+
+    q and k are permuted alike, so q.k stays; values are not rotated.
+    """
+    if name == "blocks.value":
+        return np.arange(config.head_dim)
+    rotary = config.rotary_dim
+    return np.r_[0:rotary:2, 1:rotary:2, rotary : config.head_dim]
+
+
+def head_groups(config: CodeGenConfig, mp_num: int, name: str, heads: slice) -> Iterator[tuple[slice, slice]]:
+    """Where the heads of query, key or value lie in qkv_proj's 3 H K output channels: (heads, channels) by group.
+
+    The channels are mp_num groups, each with q, **v**, k of its share of the heads.
+    """
+    share = config.n_head // mp_num
+    place = PROJECTIONS.index(name)
+    for group in range(mp_num):
+        first, last = max(heads.start, group * share), min(heads.stop, (group + 1) * share)
+        if first < last:
+            start = (group * 3 + place) * share + first - group * share
+            channels = slice(start * config.head_dim, (start + last - first) * config.head_dim)
+            yield slice(first, last), channels
+
+
+def transpose_into(target: np.ndarray, source: np.ndarray) -> None:
+    """target[:] = source.T in strips that stay in the cache: 1.4 GB/s where one assignment makes 0.3 (16 bits)."""
+    for start in range(0, source.shape[0], 64):
+        target[:, start : start + 64] = source[start : start + 64].T
+
+
+class HuggingFaceWeights(Weights):
+    """The state dict of a CodeGenForCausalLM.
+
+    Args:
+        tensors: by transformers' names.
+        config: of the network.
+        mp_num: groups in qkv_proj; 8 for CodeGen2-1B and 3.7B and what was trained on TPU v3. Shapes cannot tell it.
+
+    Raises:
+        UserError: for missing, unexpected or misshapen tensors, all of them listed.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        config: CodeGenConfig,
+        mp_num: int = MP_NUM,
+        tokenizer: Tokenizer | None = None,
+        source: str = "state dict",
+    ):
+        super().__init__(source, config, tokenizer)
+        self.tensors, self.mp_num = tensors, mp_num
+        require(
+            mp_num > 0 and config.n_head % mp_num == 0,
+            f"--mp-num: {mp_num} does not divide the {config.n_head} heads of {source}",
+        )
+        check_tensors(source, tensors, tensor_shapes(config))
+
+    def dtype(self, name: str) -> np.dtype:
+        """The stored dtype; float32 if the layers' differ."""
+        if name in TOP:
+            return self.tensors[TOP[name]].dtype
+        found = {self._layer(i, name).dtype for i in range(self.config.n_layer)}
+        return found.pop() if len(found) == 1 else np.dtype(np.float32)
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        region = np.empty([s.stop - s.start for s in index], self.dtype(name))
+        if name == "head":
+            transpose_into(region, self.tensors[TOP[name]][index[::-1]])
+        elif name in TOP:
+            region[:] = self.tensors[TOP[name]][index]
+        else:
+            for place, layer in enumerate(range(index[0].start, index[0].stop)):
+                self._read_layer(name, self._layer(layer, name), index[1:], region[place])
+        return region
+
+    def _layer(self, layer: int, name: str) -> Tensor:
+        return self.tensors[f"transformer.h.{layer}.{LAYER[name]}"]
+
+    def _read_layer(self, name: str, tensor: Tensor, index: Index, region: np.ndarray) -> None:
+        K = self.config.head_dim
+        if name in PROJECTIONS:
+            D, H, channels_of_head = index
+            order = rotary_order(self.config, name)
+            for heads, channels in head_groups(self.config, self.mp_num, name, H):
+                rows_HKD = tensor[channels, D].reshape(-1, K, region.shape[0])[:, order[channels_of_head]]
+                for head, rows_KD in zip(range(heads.start, heads.stop), rows_HKD, strict=True):
+                    transpose_into(region[:, head - H.start], rows_KD)
+        elif name == "blocks.attention_out":
+            H, channels_of_head, D = index
+            for place, head in enumerate(range(H.start, H.stop)):
+                columns = slice(head * K + channels_of_head.start, head * K + channels_of_head.stop)
+                transpose_into(region[place], tensor[D, columns])
+        elif len(index) == 2:
+            transpose_into(region, tensor[index[::-1]])
+        else:
+            region[:] = tensor[index]
+
+
+def tensor_shapes(config: CodeGenConfig) -> dict[str, tuple[int, ...]]:
+    """Every parameter of CodeGenForCausalLM, by name."""
+    D, HK, F, V = config.n_embd, config.n_head * config.head_dim, config.n_inner, config.vocab_size
+    layer = {
+        "ln_1.weight": (D,),
+        "ln_1.bias": (D,),
+        "attn.qkv_proj.weight": (3 * HK, D),
+        "attn.out_proj.weight": (D, HK),
+        "mlp.fc_in.weight": (F, D),
+        "mlp.fc_in.bias": (F,),
+        "mlp.fc_out.weight": (D, F),
+        "mlp.fc_out.bias": (D,),
+    }
+    return {
+        "transformer.wte.weight": (V, D),
+        **{f"transformer.h.{i}.{name}": shape for i in range(config.n_layer) for name, shape in layer.items()},
+        "transformer.ln_f.weight": (D,),
+        "transformer.ln_f.bias": (D,),
+        "lm_head.weight": (V, D),
+        "lm_head.bias": (V,),
+    }
+
+
+def check_tensors(source: str, tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise `UserError` with all that is missing, unexpected, of another shape, or not of floats."""
+    present = {name for name in tensors if not name.endswith(BUFFERS)}
+    problems = [f"missing {name}" for name in expected if name not in present]
+    problems += [f"unexpected {name}" for name in sorted(present - expected.keys())]
+    for name in expected.keys() & present:
+        shape, dtype = tuple(tensors[name].shape), tensors[name].dtype
+        if shape != expected[name]:
+            problems.append(f"{name} is {list(shape)}, not {list(expected[name])}")
+        elif dtype not in DTYPES.values():
+            problems.append(f"{name} is not float16, bfloat16 or float32")
+    require(not problems, f"{source}: not the weights of its config.json: {'; '.join(problems)}")
+
+
+def tensor_streams(weights: Weights, mp_num: int | None) -> Iterator[tuple[str, TensorStream]]:
+    """CodeGen's tensors by name; or GPT-J's, with separate q, k, v, if mp_num is None."""
+    ours = {theirs: name for name, theirs in TOP.items()}
+    for name, shape in tensor_shapes(weights.config).items():
+        if name in ours:
+            yield name, TensorStream(shape, weights.dtype(ours[name]), partial(_top_chunks, weights, ours[name]))
+            continue
+        layer, tensor = int(name.split(".")[2]), name.split(".", 3)[3]
+        if tensor == "attn.qkv_proj.weight" and mp_num is None:
+            for projection, separate in zip(PROJECTIONS, ("q_proj", "v_proj", "k_proj"), strict=True):
+                chunks = partial(_projection_chunks, weights, projection, layer)
+                stream = TensorStream((shape[0] // 3, shape[1]), weights.dtype(projection), chunks)
+                yield name.replace("qkv_proj", separate), stream
+        elif tensor == "attn.qkv_proj.weight" and mp_num is not None:
+            yield (
+                name,
+                TensorStream(shape, weights.dtype("blocks.query"), partial(_fused_chunks, weights, layer, mp_num)),
+            )
+        else:
+            leaf = next(leaf for leaf, theirs in LAYER.items() if theirs == tensor)
+            yield name, TensorStream(shape, weights.dtype(leaf), partial(_layer_chunks, weights, leaf, layer))
+
+
+def _whole(weights: Weights, name: str) -> Index:
+    return tuple(slice(0, size) for size in shapes(weights.config)[name])
+
+
+def _top_chunks(weights: Weights, name: str) -> Iterator[np.ndarray]:
+    if name not in ("embedding", "head"):
+        yield weights.read(name, _whole(weights, name))
+        return
+    V, D = weights.config.vocab_size, weights.config.n_embd
+    rows = max(1, BLOCK_BYTES // (D * weights.dtype(name).itemsize))
+    for start in range(0, V, rows):
+        block = slice(start, min(start + rows, V))
+        if name == "embedding":
+            yield weights.read(name, (block, slice(0, D)))
+        else:
+            yield _transposed(weights.read(name, (slice(0, D), block)))
+
+
+def _layer(weights: Weights, name: str, layer: int) -> np.ndarray:
+    return weights.read(name, (slice(layer, layer + 1), *_whole(weights, name)[1:]))[0]
+
+
+def _layer_chunks(weights: Weights, name: str, layer: int) -> Iterator[np.ndarray]:
+    region = _layer(weights, name, layer)
+    yield region if region.ndim == 1 else _transposed(region.reshape(-1, region.shape[-1]))
+
+
+def _projection_rows(weights: Weights, name: str, layer: int) -> np.ndarray:
+    """Query, key or value of a layer as rows [H, K, D], in their order of channels."""
+    region_DHK = _layer(weights, name, layer)
+    rows_HKD = np.empty((*region_DHK.shape[1:], region_DHK.shape[0]), region_DHK.dtype)
+    order = rotary_order(weights.config, name)
+    for head in range(rows_HKD.shape[0]):
+        rows_HKD[head, order] = _transposed(region_DHK[:, head])
+    return rows_HKD
+
+
+def _projection_chunks(weights: Weights, name: str, layer: int) -> Iterator[np.ndarray]:
+    yield _projection_rows(weights, name, layer)
+
+
+def _fused_chunks(weights: Weights, layer: int, mp_num: int) -> Iterator[np.ndarray]:
+    config = weights.config
+    fused = np.empty((3 * config.n_head * config.head_dim, config.n_embd), weights.dtype("blocks.query"))
+    for name in PROJECTIONS:
+        rows_HKD = _projection_rows(weights, name, layer)
+        for heads, channels in head_groups(config, mp_num, name, slice(0, config.n_head)):
+            fused[channels] = rows_HKD[heads].reshape(-1, config.n_embd)
+    yield fused
+
+
+def _transposed(source: np.ndarray) -> np.ndarray:
+    target = np.empty(source.shape[::-1], source.dtype)
+    transpose_into(target, source)
+    return target

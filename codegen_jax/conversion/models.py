@@ -1,0 +1,52 @@
+"""Where a model is: a hub id, a Hugging Face folder, a jaxformer checkpoint, or a run or checkpoint of ours."""
+
+from pathlib import Path
+
+from codegen_jax.config import CodeGenConfig
+from codegen_jax.conversion.huggingface import open_huggingface
+from codegen_jax.conversion.jaxformer import JaxformerWeights, is_jaxformer
+from codegen_jax.conversion.native import CheckpointWeights, find_checkpoint
+from codegen_jax.conversion.weights import Weights
+from codegen_jax.errors import UserError
+
+
+def open_model(model: str, mp_num: int | None = None, config: CodeGenConfig | None = None) -> Weights:
+    """Find a model; nothing but headers is read yet.
+
+    Args:
+        model: a folder, or a hub id such as "Salesforce/codegen-350M-mono", which is downloaded to the hub's cache.
+        mp_num: groups of query, value and key in Hugging Face and jaxformer weights; None takes config.json's mp_num,
+            or 4.
+        config: of the network, for jaxformer weights, which do not tell their heads.
+
+    Raises:
+        UserError: if there is no such model, or its files are damaged.
+    """
+    folder = Path(model)
+    if not folder.exists():
+        folder = _download(model)
+    checkpoint = find_checkpoint(folder)
+    if checkpoint is not None:
+        return CheckpointWeights(checkpoint)
+    if is_jaxformer(folder):
+        return JaxformerWeights(folder, mp_num, config)
+    if (folder / "config.json").exists():
+        return open_huggingface(folder, mp_num)
+    raise UserError(
+        f"{model}: no whole checkpoint here, nor a Hugging Face model (config.json) or jaxformer's (model/0.npz)"
+    )
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        # safetensors first; a repository has .bin files of the same weights besides, or has only those
+        folder = Path(snapshot_download(name, allow_patterns=["*.json", "merges.txt", "model*.safetensors"]))
+        if not list(folder.glob("model*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=["*.json", "merges.txt", "pytorch_model*.bin"]))
+        return folder
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{name}: neither a folder on this machine nor a model from the hub ({reason})") from error

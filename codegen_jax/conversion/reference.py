@@ -1,0 +1,163 @@
+"""A second implementation of the forward pass, in NumPy on a format's own tensors, to prove conversions with.
+
+It shares no code with model/ or layout.py and keeps the original layout: q, v, k in mp_num groups of channels, rotary
+pairs interleaved. Written from the authors' modules.py and modeling_codegen.py. float32, one layer in memory.
+
+Axes: B batch, T time, D width, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from codegen_jax.config import CodeGenConfig
+
+Arrays = dict[str, np.ndarray]
+
+
+class Original(Protocol):
+    """A model in its own layout; kernels come out as [in, out], float32."""
+
+    config: CodeGenConfig
+    mp_num: int
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Stored, of the embedding."""
+        ...
+
+    def embed(self, ids: np.ndarray) -> np.ndarray: ...
+    def layer(self, number: int) -> Arrays: ...
+    def final(self) -> Arrays: ...
+    def head(self, rows: slice) -> np.ndarray: ...
+
+
+def logits(model: Original, tokens_BT: np.ndarray) -> np.ndarray:
+    """float32 scores [B, T, V] of every next token."""
+    config = model.config
+    ids, places = np.unique(tokens_BT, return_inverse=True)
+    x = model.embed(ids)[places.reshape(tokens_BT.shape)]
+    for number in range(config.n_layer):
+        w = model.layer(number)
+        h = layer_norm(x, w["ln_scale"], w["ln_bias"], config.layer_norm_epsilon)
+        x = x + attention(h, w["qkv"], config, model.mp_num) @ w["out"]
+        x += gelu_new(h @ w["fc_in"] + w["fc_in_bias"]) @ w["fc_out"] + w["fc_out_bias"]
+    w = model.final()
+    h = layer_norm(x, w["scale"], w["bias"], config.layer_norm_epsilon)
+    V = config.vocab_size
+    blocks = [h @ model.head(slice(start, min(start + 8192, V))) for start in range(0, V, 8192)]
+    return np.concatenate(blocks, axis=-1) + w["head_bias"]
+
+
+def layer_norm(x: np.ndarray, scale: np.ndarray, bias: np.ndarray, epsilon: float) -> np.ndarray:
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = (centred**2).mean(axis=-1, keepdims=True)
+    return centred / np.sqrt(variance + epsilon) * scale + bias
+
+
+def gelu_new(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def attention(h: np.ndarray, qkv: np.ndarray, config: CodeGenConfig, mp_num: int) -> np.ndarray:
+    """Heads' outputs [B, T, heads * head_dim], before the output projection."""
+    B, T, _ = h.shape
+    channels = config.n_head // mp_num * config.head_dim
+    groups = np.split(h @ qkv, mp_num, axis=-1)  # one for each of the authors' cores
+    q, v, k = (
+        np.concatenate([group[..., i * channels : (i + 1) * channels] for group in groups], axis=-1)
+        .reshape(B, T, config.n_head, config.head_dim)
+        .transpose(0, 2, 1, 3)
+        for i in range(3)
+    )
+    q, k = rotate_every_two(q, config.rotary_dim), rotate_every_two(k, config.rotary_dim)
+    scores = q @ k.transpose(0, 1, 3, 2) / np.sqrt(np.float32(config.head_dim))
+    scores = np.where(np.tril(np.ones((T, T), bool)), scores, np.float32(-1e9))
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return (weights @ v).transpose(0, 2, 1, 3).reshape(B, T, -1)
+
+
+def rotate_every_two(x: np.ndarray, rotary_dim: int) -> np.ndarray:
+    """x [B, heads, T, head_dim], pairs (2i, 2i+1) of the first rotary_dim channels rotated by their angle."""
+    T = x.shape[2]
+    angles = np.outer(np.arange(T), 10000.0 ** (-np.arange(0, rotary_dim, 2) / rotary_dim))
+    sin, cos = np.sin(angles).astype(np.float32), np.cos(angles).astype(np.float32)
+    even, odd = x[..., 0:rotary_dim:2], x[..., 1:rotary_dim:2]
+    rotated = x.copy()
+    rotated[..., 0:rotary_dim:2] = even * cos - odd * sin
+    rotated[..., 1:rotary_dim:2] = odd * cos + even * sin
+    return rotated
+
+
+@dataclass
+class TransformersOriginal:
+    """The tensors of CodeGenForCausalLM or GPTJForCausalLM."""
+
+    tensors: Mapping[str, Any]
+    config: CodeGenConfig
+    mp_num: int
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.tensors["transformer.wte.weight"].dtype
+
+    def _get(self, name: str, rows: slice = slice(None)) -> np.ndarray:
+        return np.asarray(self.tensors[name][rows], np.float32)
+
+    def embed(self, ids: np.ndarray) -> np.ndarray:
+        return np.concatenate([self._get("transformer.wte.weight", slice(id, id + 1)) for id in ids.tolist()])
+
+    def layer(self, number: int) -> Arrays:
+        block = f"transformer.h.{number}."
+        if block + "attn.qkv_proj.weight" in self.tensors:
+            qkv = self._get(block + "attn.qkv_proj.weight").T
+        else:  # GPT-J: one group
+            qkv = np.concatenate([self._get(f"{block}attn.{x}_proj.weight").T for x in "qvk"], axis=1)
+        return {
+            "ln_scale": self._get(block + "ln_1.weight"),
+            "ln_bias": self._get(block + "ln_1.bias"),
+            "qkv": qkv,
+            "out": self._get(block + "attn.out_proj.weight").T,
+            "fc_in": self._get(block + "mlp.fc_in.weight").T,
+            "fc_in_bias": self._get(block + "mlp.fc_in.bias"),
+            "fc_out": self._get(block + "mlp.fc_out.weight").T,
+            "fc_out_bias": self._get(block + "mlp.fc_out.bias"),
+        }
+
+    def final(self) -> Arrays:
+        names = {"scale": "transformer.ln_f.weight", "bias": "transformer.ln_f.bias", "head_bias": "lm_head.bias"}
+        return {name: self._get(theirs) for name, theirs in names.items()}
+
+    def head(self, rows: slice) -> np.ndarray:
+        return self._get("lm_head.weight", rows).T
+
+
+@dataclass
+class JaxformerOriginal:
+    """The 14 arrays of a jaxformer checkpoint, in their order."""
+
+    arrays: list[Any]
+    config: CodeGenConfig
+    mp_num: int
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.arrays[1].dtype
+
+    def embed(self, ids: np.ndarray) -> np.ndarray:
+        return np.asarray(self.arrays[1][ids], np.float32) + np.asarray(self.arrays[0][:], np.float32)
+
+    def layer(self, number: int) -> Arrays:
+        numbers = {"out": 6, "qkv": 7, "fc_in_bias": 8, "fc_in": 9, "fc_out_bias": 10, "fc_out": 11}
+        numbers |= {"ln_bias": 12, "ln_scale": 13}
+        return {name: np.asarray(self.arrays[i][number], np.float32) for name, i in numbers.items()}
+
+    def final(self) -> Arrays:
+        numbers = {"bias": 2, "scale": 3, "head_bias": 4}
+        return {name: np.asarray(self.arrays[i][:], np.float32) for name, i in numbers.items()}
+
+    def head(self, rows: slice) -> np.ndarray:
+        return np.asarray(self.arrays[5][:, rows], np.float32)

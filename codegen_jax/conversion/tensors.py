@@ -1,0 +1,191 @@
+"""Named tensors in files: safetensors and PyTorch's .bin, whole or in shards; read lazily, written as a stream."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+import ml_dtypes
+import numpy as np
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import SafetensorError, safe_open
+
+from codegen_jax.errors import UserError, require
+
+DTYPES = {
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F32": np.dtype(np.float32),
+}
+
+
+class Tensor(Protocol):
+    """What is read of a stored tensor; a NumPy array is one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype: ...
+    def __getitem__(self, index: Any, /) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class SafetensorsTensor:
+    """A tensor in a .safetensors file. Each read opens the file anew: pages of a mapping that stays count as memory."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        with safe_open(self.path, "numpy") as file:
+            return file.get_slice(self.name)[index]
+
+
+@dataclass(frozen=True)
+class TorchTensor:
+    """A tensor in a .bin file, which is mapped anew for each read."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        import torch
+
+        tensor = _load_torch(self.path)[self.name]
+        if tensor.dtype == torch.bfloat16:  # NumPy has none of its own
+            return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)[index]
+        return tensor.numpy()[index]
+
+
+def open_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a Hugging Face folder, from the first that is there: safetensors, .bin; of each whole, sharded.
+
+    Raises:
+        UserError: if there is none, or a file is missing, truncated or corrupt, or a pickle asks for other code.
+    """
+    for name, open_file in (("model.safetensors", _open_safetensors), ("pytorch_model.bin", _open_torch)):
+        if (folder / name).exists():
+            return open_file(folder / name)
+        index = folder / f"{name}.index.json"
+        if index.exists():
+            return {name: tensor for file in _shards(index) for name, tensor in open_file(file).items()}
+    raise UserError(f"{folder}: no model.safetensors or pytorch_model.bin here, whole or sharded with an index")
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index}: not an index of shards ({error})") from error
+    for name in names:
+        require(Path(name).name == name, f"{index}: names {name}, which is not a file beside it")
+        require((index.parent / name).is_file(), f"{index.parent / name}: this shard of {index.name} is missing")
+    return [index.parent / name for name in names]
+
+
+def _open_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, "numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {
+                name: SafetensorsTensor(path, name, tuple(s.get_shape()), DTYPES.get(s.get_dtype(), np.dtype("V")))
+                for name, s in slices.items()
+            }
+    except SafetensorError as error:
+        raise UserError(f"{path}: truncated or corrupt ({error})") from error
+
+
+def _open_torch(path: Path) -> dict[str, Tensor]:
+    import torch
+
+    dtypes = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+    tensors = _load_torch(path)
+    for name, value in tensors.items():
+        require(isinstance(value, torch.Tensor), f"{path}: {name} is a {type(value).__name__}, not a tensor")
+    return {
+        name: TorchTensor(path, name, tuple(t.shape), DTYPES.get(dtypes.get(t.dtype, ""), np.dtype("V")))
+        for name, t in tensors.items()
+    }
+
+
+def _load_torch(path: Path) -> dict[str, Any]:
+    """The state dict, mapped. Only tensors are unpickled; whatever else a pickle asks for is refused by name."""
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f"{path}: reading .bin files takes PyTorch: pip install 'codegen_jax[torch]'") from error
+
+    with path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
+    require(is_zip, f"{path}: truncated, corrupt, or older than PyTorch 1.6; load and save it again with torch")
+    try:
+        tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # PyTorch raises RuntimeError, UnpicklingError, EOFError, ... for a damaged file
+        asked = re.search(r"GLOBAL (\S+)|class (\S+)", str(error))
+        if asked:
+            name = asked[1] or asked[2]
+            raise UserError(f"{path}: its pickle asks for {name}, which no weights need; refused") from error
+        raise UserError(f"{path}: truncated or corrupt ({str(error).splitlines()[0]})") from error
+    require(isinstance(tensors, dict), f"{path}: holds a {type(tensors).__name__}, not a dict of tensors")
+    return tensors
+
+
+@dataclass(frozen=True)
+class TensorStream:
+    """A tensor to write: `chunks()` yields its elements in C order, in arrays of any shape."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    chunks: Callable[[], Iterable[np.ndarray]]
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def write_tensors(
+    folder: Path, tensors: Mapping[str, TensorStream], progress: Callable[[int], object], max_shard_size: str = "5GB"
+) -> None:
+    """Write model.safetensors, or shards with an index if the tensors exceed max_shard_size.
+
+    safetensors' own writer takes a whole file's tensors at once, 5 GB; this one holds a chunk.
+    """
+    split = split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    for file, names in split.filename_to_tensors.items():
+        _write_safetensors(folder / file, {name: tensors[name] for name in names}, progress)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _write_safetensors(path: Path, tensors: Mapping[str, TensorStream], progress: Callable[[int], object]) -> None:
+    """The format: 8 bytes of length, a JSON header padded to 8, then the tensors' bytes, little-endian."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": names[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    chunks = (chunk for tensor in tensors.values() for chunk in tensor.chunks())
+    with path.open("wb") as file, ThreadPoolExecutor(1) as reader:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        following = reader.submit(next, chunks, None)
+        while (chunk := following.result()) is not None:
+            following = reader.submit(next, chunks, None)  # made while this one is written
+            file.write(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data)
+            progress(chunk.nbytes)

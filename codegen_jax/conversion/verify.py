@@ -1,0 +1,191 @@
+"""Prove a conversion: our network on one side's weights against another implementation on the other side's.
+
+The other implementation is reference.py, or transformers. Both sides work layer by layer or, with transformers, whole.
+
+Axes: B batch, T time, D width, V vocabulary.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from scipy.special import log_softmax
+
+from codegen_jax.config import CodeGenConfig
+from codegen_jax.conversion import reference
+from codegen_jax.conversion.jaxformer import JaxformerWeights
+from codegen_jax.conversion.layout import HuggingFaceWeights
+from codegen_jax.conversion.models import open_model
+from codegen_jax.conversion.native import CheckpointWeights
+from codegen_jax.conversion.tensors import open_tensors
+from codegen_jax.conversion.weights import Weights, dotted
+from codegen_jax.data.tokenizer import Tokenizer
+from codegen_jax.errors import UserError, require
+from codegen_jax.model.codegen import Block, LayerNorm, Params
+from codegen_jax.model.rotary import rotary_angles
+
+Proof = Literal["numpy", "torch"]
+
+TEXT = '''def fibonacci(n):
+    """Return the first n Fibonacci numbers."""
+    numbers = [0, 1]
+    while len(numbers) < n:
+        numbers.append(numbers[-1] + numbers[-2])
+    return numbers[:n]
+'''
+
+
+EXACT, CAST, KL = 1e-3, 5e-2, 0.015  # tolerances: of the difference if no weight is rounded, or else; of the divergence
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """How far the next-token scores of two implementations agree on a few sequences.
+
+    Attributes:
+        difference: largest difference of two scores, relative to the largest score.
+        kl: Kullback-Leibler divergence, mean in nats a token.
+        top_10: share of the ten likeliest tokens that both have.
+        greedy: share of positions where both have the same likeliest token.
+        loss: mean cross-entropy of a piece of Python in nats a token; None without a tokenizer. Both sides read
+            qkv_proj with the same mp_num, so a wrong one shows here only: 2 or so becomes 8.
+    """
+
+    difference: float
+    kl: float
+    top_10: float
+    greedy: float
+    loss: float | None
+
+    def __str__(self) -> str:
+        loss = "" if self.loss is None else f", loss on a piece of Python {self.loss:.2f} nats a token"
+        return (
+            f"largest difference {self.difference:.1e} of the largest score, KL divergence {self.kl:.1e} nats, "
+            f"top-10 overlap {self.top_10:.1%}, greedy agreement {self.greedy:.1%}{loss}"
+        )
+
+
+def check_proof(proof: Proof, opened: Weights, to: str) -> None:
+    """Raise `UserError` if a conversion cannot be proven this way."""
+    ours = isinstance(opened, CheckpointWeights)
+    require(not (ours and to == "jax"), "--verify: source and destination are both ours; there is nothing to compare")
+    if proof == "torch":
+        require(
+            not isinstance(opened, JaxformerWeights) or to == "gptj",
+            "--verify torch: transformers does not read jaxformer's format; take --verify",
+        )
+        try:
+            import transformers  # noqa: F401
+        except ImportError as error:
+            raise UserError("--verify torch: takes transformers and PyTorch; install them or take --verify") from error
+
+
+def verify(proof: Proof, opened: Weights, written: Path, to: str) -> Agreement:
+    """Compare source and destination of a conversion.
+
+    The other implementation runs on the source; or on the destination, if the source is our own, or the destination a
+    GPT-J, which our code does not read. Our network runs on the other of the two.
+
+    Raises:
+        UserError: above tolerance.
+    """
+    if to == "gptj":
+        ours, folder = opened, str(written)
+        original = reference.TransformersOriginal(open_tensors(written), opened.config, mp_num=1)
+    elif isinstance(opened, CheckpointWeights):
+        ours, folder = opened, str(written)
+        original = original_of(open_model(folder))
+    else:
+        ours, folder = open_model(str(written)), opened.source
+        original = original_of(opened)
+    tokens_BT, n_text = sequences(ours.config, ours.tokenizer)
+    theirs_BTV = transformers_logits(folder, tokens_BT) if proof == "torch" else reference.logits(original, tokens_BT)
+    agreement = compare(our_logits(ours, tokens_BT), theirs_BTV, tokens_BT[0, :n_text])
+    is_cast = ours.config.embedding_bias or ours.dtype("embedding") != original.dtype
+    tolerance = CAST if is_cast else EXACT
+    require(
+        agreement.difference <= tolerance and agreement.kl <= KL,  # false for NaN, too
+        f"--verify: {opened.source} and what was made of it disagree: {agreement}; tolerated are {tolerance} and {KL}",
+    )
+    return agreement
+
+
+def original_of(weights: Weights) -> reference.Original:
+    """The second implementation on the tensors that these weights are read from."""
+    if isinstance(weights, JaxformerWeights):
+        return reference.JaxformerOriginal(list(weights.leaves.values()), weights.config, weights.mp_num)
+    assert isinstance(weights, HuggingFaceWeights)
+    return reference.TransformersOriginal(weights.tensors, weights.config, weights.mp_num)
+
+
+def sequences(config: CodeGenConfig, tokenizer: Tokenizer | None) -> tuple[np.ndarray, int]:
+    """Two rows of ids, and how many of the first are those of TEXT; the others are random."""
+    length = min(64, config.n_positions)
+    tokens_BT = np.random.default_rng(0).integers(0, config.vocab_size, (2, length))
+    text = [] if tokenizer is None else [id for id in tokenizer.encode(TEXT) if id < config.vocab_size][:length]
+    tokens_BT[0, : len(text)] = text
+    return tokens_BT, len(text)
+
+
+def our_logits(weights: Weights, tokens_BT: np.ndarray) -> np.ndarray:
+    """float32 scores [B, T, V] of our network, with one layer's weights in memory at a time."""
+    config = dataclasses.replace(weights.config, n_layer=1, dtype="float32")
+    D, V = config.n_embd, config.vocab_size
+    block, block_shapes = nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))))
+    norm, norm_shapes = nnx.split(nnx.eval_shape(lambda: LayerNorm(config, nnx.Rngs(0))))
+    angles_BTR = rotary_angles(jnp.arange(tokens_BT.shape[1])[None], config.rotary_dim)
+
+    @jax.jit
+    def run_block(params: Params, x_BTD: jax.Array) -> jax.Array:
+        return nnx.merge(block, params)(x_BTD, angles_BTR, None, None, 0)[0]
+
+    ids, places = np.unique(tokens_BT, return_inverse=True)
+    rows = [weights.read("embedding", (slice(id, id + 1), slice(0, D))) for id in ids.tolist()]
+    x_BTD = jnp.asarray(np.concatenate(rows)[places.reshape(tokens_BT.shape)], jnp.float32)
+    if config.embedding_bias:
+        x_BTD += weights.read("embedding_bias", (slice(0, D),))
+    for number in range(weights.config.n_layer):
+
+        def one_layer(path: jax.tree_util.KeyPath, leaf: jax.Array, number: int = number) -> np.ndarray:
+            rest = (slice(0, size) for size in leaf.shape[1:])
+            return weights.read(f"blocks.{dotted(path)}", (slice(number, number + 1), *rest))[0]
+
+        x_BTD = run_block(jax.tree_util.tree_map_with_path(one_layer, nnx.to_pure_dict(block_shapes)), x_BTD)
+    ln_f = {name: weights.read(f"ln_f.{name}", (slice(0, D),)) for name in nnx.to_pure_dict(norm_shapes)}
+    x_BTD = nnx.merge(norm, ln_f)(x_BTD)
+    blocks = [slice(start, min(start + 8192, V)) for start in range(0, V, 8192)]
+    heads = (weights.read("head", (slice(0, D), block)).astype(np.float32) for block in blocks)
+    logits_BTV = np.concatenate([np.asarray(x_BTD @ head) for head in heads], axis=-1)
+    return logits_BTV + weights.read("head_bias", (slice(0, V),)).astype(np.float32)
+
+
+def transformers_logits(folder: str, tokens_BT: np.ndarray) -> np.ndarray:
+    """float32 scores [B, T, V] of the model that transformers makes of a folder."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return model(torch.tensor(tokens_BT)).logits.numpy()
+
+
+def compare(ours_BTV: np.ndarray, theirs_BTV: np.ndarray, text: np.ndarray) -> Agreement:
+    """Agreement of two implementations' scores; `text` are the ids at the start of the first row whose loss counts."""
+    ours, theirs = (log_softmax(scores.astype(np.float64), axis=-1) for scores in (ours_BTV, theirs_BTV))
+    top = min(10, ours.shape[-1])
+    sets = [np.sort(np.argpartition(-scores, top - 1, axis=-1)[..., :top]) for scores in (ours, theirs)]
+    common = [len(np.intersect1d(a, b)) for a, b in zip(*(s.reshape(-1, top) for s in sets), strict=True)]
+    loss = None
+    if len(text) > 1:
+        loss = float(-ours[0, np.arange(len(text) - 1), text[1:]].mean())
+    return Agreement(
+        difference=float(np.abs(ours_BTV - theirs_BTV).max() / np.abs(theirs_BTV).max()),
+        kl=float((np.exp(theirs) * (theirs - ours)).sum(-1).mean()),
+        top_10=float(np.mean(common)) / top,
+        greedy=float((ours.argmax(-1) == theirs.argmax(-1)).mean()),
+        loss=loss,
+    )

@@ -1,0 +1,107 @@
+"""A model's weights, wherever and in whatever layout they lie, read region by region as our parameters.
+
+A region is one of our parameters by its dotted name ("blocks.query") and a tuple of slices, as JAX asks for a shard:
+so a host reads just what its devices hold, and a conversion never holds more than a piece of one parameter.
+"""
+
+import dataclasses
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from functools import cache
+
+import jax
+import numpy as np
+
+from codegen_jax.config import CodeGenConfig
+from codegen_jax.data.tokenizer import Tokenizer
+from codegen_jax.model.codegen import Params, abstract_params
+
+Index = tuple[slice, ...]
+
+
+class Weights(ABC):
+    """One model in a folder.
+
+    Attributes:
+        source: the folder, for messages.
+        config: of the network; dtype is float32 for float32 weights and bfloat16 for others.
+        tokenizer: None if the folder has none.
+    """
+
+    def __init__(self, source: str, config: CodeGenConfig, tokenizer: Tokenizer | None):
+        self.source, self.config, self.tokenizer = source, config, tokenizer
+
+    @abstractmethod
+    def dtype(self, name: str) -> np.dtype:
+        """The dtype that a parameter is stored in."""
+
+    @abstractmethod
+    def read(self, name: str, index: Index) -> np.ndarray:
+        """A region of a parameter, in our layout and the stored dtype. Every slice has a start and a stop."""
+
+
+class FoldedWeights(Weights):
+    """Weights whose embedding bias is added to every row of the embedding, as in the authors' releases."""
+
+    def __init__(self, weights: Weights):
+        super().__init__(weights.source, dataclasses.replace(weights.config, embedding_bias=False), weights.tokenizer)
+        self.weights = weights
+
+    def dtype(self, name: str) -> np.dtype:
+        return self.weights.dtype(name)
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        region = self.weights.read(name, index)
+        if name == "embedding":
+            bias_D = self.weights.read("embedding_bias", index[1:])
+            region = (region.astype(np.float32) + bias_D.astype(np.float32)).astype(region.dtype)
+        return region
+
+
+def fold_embedding_bias(weights: Weights) -> Weights:
+    return FoldedWeights(weights) if weights.config.embedding_bias else weights
+
+
+@cache
+def shapes(config: CodeGenConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters by dotted name."""
+    leaves = jax.tree_util.tree_leaves_with_path(abstract_params(config))
+    return {dotted(path): leaf.shape for path, leaf in leaves}
+
+
+def dotted(path: jax.tree_util.KeyPath) -> str:
+    """The name of a leaf of the parameter tree."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def pieces(shape: tuple[int, ...], chunk: tuple[int, ...]) -> Iterator[Index]:
+    """The regions of a grid of chunks, in order."""
+    for starts in itertools.product(*(range(0, size, step) for size, step in zip(shape, chunk, strict=True))):
+        yield tuple(slice(a, min(a + step, size)) for a, step, size in zip(starts, chunk, shape, strict=True))
+
+
+def load_params(weights: Weights, abstract: Params) -> Params:
+    """All parameters, in the dtypes and on the shardings of `abstract`.
+
+    An embedding bias that the weights lack is 0; one that `abstract` lacks is folded into the embedding.
+    """
+    if "embedding_bias" not in abstract:
+        weights = fold_embedding_bias(weights)
+
+    def load(path: jax.tree_util.KeyPath, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        name = dotted(path)
+
+        @cache  # replicas ask for the same region
+        def region(*bounds: tuple[int, int]) -> np.ndarray:
+            if name == "embedding_bias" and not weights.config.embedding_bias:
+                return np.zeros([stop - start for start, stop in bounds], leaf.dtype)
+            return weights.read(name, tuple(slice(*pair) for pair in bounds)).astype(leaf.dtype, copy=False)
+
+        def shard(index: Index | None) -> np.ndarray:
+            assert index is not None
+            return region(*(s.indices(size)[:2] for s, size in zip(index, leaf.shape, strict=True)))
+
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
+
+    return jax.tree_util.tree_map_with_path(load, abstract)
