@@ -13,6 +13,7 @@ import dataclasses
 import json
 import logging
 import tempfile
+from collections import deque
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -196,11 +197,11 @@ class _StreamHandler(type_handlers.NumpyHandler):
         array = await tensorstore.open(spec, create=True, open=True, context=ts_context)
         async with self.turn:
             chunk: Any = array.chunk_layout.write_chunk.shape
-            writing: Any = None
+            writing: deque[Any] = deque()
             for index in pieces(value.shape, chunk):
-                region = self.weights.read(value.name, index)  # while TensorStore's threads write the one before
-                if writing is not None:
-                    await writing
-                writing = array[index].write(region, can_reference_source_data_indefinitely=True)
+                region = self.weights.read(value.name, index)  # while TensorStore's threads write the two before
+                writing.append(array[index].write(region, can_reference_source_data_indefinitely=True))
+                if len(writing) > 2:
+                    await writing.popleft()
                 self.progress(region.nbytes)
-            await writing
+            await asyncio.gather(*writing)

@@ -1,6 +1,7 @@
 """Named tensors in files: safetensors and PyTorch's .bin, whole or in shards; read lazily, written as a stream."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -182,10 +183,15 @@ def _write_safetensors(path: Path, tensors: Mapping[str, TensorStream], progress
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
     chunks = (chunk for tensor in tensors.values() for chunk in tensor.chunks())
-    with path.open("wb") as file, ThreadPoolExecutor(1) as reader:
+    with path.open("wb") as file, ThreadPoolExecutor(2) as threads:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
-        following = reader.submit(next, chunks, None)
+        following, flushing = threads.submit(next, chunks, None), threads.submit(int)
         while (chunk := following.result()) is not None:
-            following = reader.submit(next, chunks, None)  # made while this one is written
+            following = threads.submit(next, chunks, None)  # made while this one is written
             file.write(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data)
             progress(chunk.nbytes)
+            if flushing.done():
+                flushing = threads.submit(os.fsync, file.fileno())  # keeps the disk busy from the start
+        flushing.result()
+        file.flush()
+        os.fsync(file.fileno())

@@ -12,6 +12,7 @@ from functools import cache
 
 import jax
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.data.tokenizer import Tokenizer
@@ -82,7 +83,7 @@ def pieces(shape: tuple[int, ...], chunk: tuple[int, ...]) -> Iterator[Index]:
 
 
 def load_params(weights: Weights, abstract: Params) -> Params:
-    """All parameters, in the dtypes and on the shardings of `abstract`.
+    """All parameters, in the dtypes and on the shardings of `abstract`; without shardings, on the first device.
 
     An embedding bias that the weights lack is 0; one that `abstract` lacks is folded into the embedding.
     """
@@ -102,6 +103,7 @@ def load_params(weights: Weights, abstract: Params) -> Params:
             assert index is not None
             return region(*(s.indices(size)[:2] for s, size in zip(index, leaf.shape, strict=True)))
 
-        return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
+        sharding = leaf.sharding or SingleDeviceSharding(jax.devices()[0])
+        return jax.make_array_from_callback(leaf.shape, sharding, shard)
 
     return jax.tree_util.tree_map_with_path(load, abstract)

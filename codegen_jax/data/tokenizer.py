@@ -126,7 +126,7 @@ def load_tokenizer(source: str | Path, whitespace_tokens: bool = False) -> Token
         path = next((path / name for name in FILES if (path / name).exists()), path)
     try:
         if path.is_dir():
-            raise UserError(f"{source}: no {', '.join(FILES)} in this folder")
+            raise UserError(f"{source}: no tokenizer.json, tokenizer.model or vocab.json in this folder")
         if path.name == "vocab.json":
             return BpeTokenizer(_gpt2_json(path.parent), whitespace_tokens)
         if path.is_file() and path.suffix == ".json":

@@ -11,7 +11,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import SingleDeviceSharding
 
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.conversion.models import open_model
@@ -58,11 +57,7 @@ class Generator:
             tokenizer.vocab_size <= config.vocab_size,
             f"{model}: its tokenizer has {tokenizer.vocab_size} ids, but the network {config.vocab_size}",
         )
-        device = SingleDeviceSharding(jax.devices()[0])
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract_params(config)
-        )
-        return cls(config, load_params(weights, abstract), tokenizer)
+        return cls(config, load_params(weights, abstract_params(config)), tokenizer)
 
     def generate(self, prompt: str, **options: object) -> str:
         """The completion of one prompt as text; options as in `complete`."""

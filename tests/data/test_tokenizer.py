@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from codegen_jax.data.tokenizer import BpeTokenizer, load_tokenizer
+from codegen_jax.data.tokenizer import WHITESPACE_TOKENS, load_tokenizer
 from codegen_jax.errors import UserError
+from tests.peers import tiny_bpe
 
 GPT2 = Path(__file__).parents[3] / "shared" / "data" / "tokenizer"
 
@@ -16,14 +17,6 @@ def gpt2():
     if not GPT2.exists():
         pytest.skip("GPT-2's vocabulary files are not beside this checkout")
     return lambda whitespace_tokens: load_tokenizer(GPT2, whitespace_tokens)
-
-
-def tiny_bpe():
-    from tokenizers import ByteLevelBPETokenizer
-
-    tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(["def f(x): return x"], vocab_size=270, special_tokens=["<|endoftext|>"])
-    return BpeTokenizer(tokenizer.to_str())
 
 
 def random_texts(count=300):
@@ -111,4 +104,22 @@ def test_a_vocabulary_without_eos_is_refused(tmp_path):
 
     Tokenizer(models.BPE()).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UserError, match=r"no token <\|endoftext\|>"):
+        load_tokenizer(tmp_path)
+
+
+def test_whitespace_tokens_of_an_old_folder_are_read(tmp_path):
+    """Slow tokenizers kept them beside the vocabulary, in added_tokens.json."""
+    plain = tiny_bpe()
+    parts = json.loads(plain.files()["tokenizer.json"])["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(parts["vocab"]))
+    (tmp_path / "merges.txt").write_text("\n".join(" ".join(pair) for pair in parts["merges"]))
+    ids = {token: plain.vocab_size + number for number, token in enumerate(WHITESPACE_TOKENS)}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(dict(sorted(ids.items()))))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.vocab_size == plain.vocab_size + 38
+    for token, id in ids.items():
+        assert tokenizer.encode(f"f{token}f")[1] == id
+    ids["\t"] = 999
+    (tmp_path / "added_tokens.json").write_text(json.dumps(ids))
+    with pytest.raises(UserError, match="added_tokens.json"):
         load_tokenizer(tmp_path)
