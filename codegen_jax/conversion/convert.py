@@ -145,7 +145,7 @@ def _check_space(target: Path, needed: int) -> None:
 
 @contextmanager
 def _appears_when_done(target: Path) -> Iterator[Path]:
-    """A folder beside the target that is renamed to it at the end, and removed if there is none.
+    """A path beside the target, for a folder that is renamed to it at the end, and removed if there is no end.
 
     What a kill leaves behind is hidden, and the next conversion to that target removes it.
     """
@@ -153,8 +153,7 @@ def _appears_when_done(target: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        yield partial
-        partial.rename(target)
-    except BaseException:
+        yield partial / "model"
+        (partial / "model").rename(target)
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise

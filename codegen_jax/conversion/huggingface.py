@@ -96,7 +96,7 @@ def write_huggingface(
 
     Args:
         weights: of the model; an embedding bias is folded in.
-        folder: that exists and is empty.
+        folder: to make.
         progress: is told the bytes of each piece.
         gptj: write GPT-J's layout, for engines that do not know CodeGen: separate q, k, v, each in the heads' order.
         mp_num: groups in qkv_proj; transformers' CodeGen reads 4.
@@ -111,6 +111,7 @@ def write_huggingface(
         config.head_dim * config.n_head == config.n_embd,
         f"model.head_dim: {config.head_dim} x {config.n_head} heads is not n_embd, which transformers cannot load",
     )
+    folder.mkdir()
     write_tensors(folder, dict(tensor_streams(weights, None if gptj else mp_num)), progress)
     files = {} if weights.tokenizer is None else tokenizer_files(weights.tokenizer, config.n_positions)
     eos_id = EOS_ID if weights.tokenizer is None else weights.tokenizer.eos_id

@@ -10,7 +10,7 @@ import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import ml_dtypes
 import numpy as np
@@ -151,13 +151,14 @@ class NpzArray:
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
+    order: Literal["C", "F"]
     offset: int | None
 
     def __getitem__(self, index: Any) -> np.ndarray:
         if self.offset is None:
             with np.load(self.path, allow_pickle=False) as arrays:
                 return arrays[self.name].view(self.dtype)[index]
-        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape)[index].view(np.ndarray)
+        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape, self.order)[index].view(np.ndarray)
 
 
 def _open_npz(path: Path) -> list[NpzArray]:
@@ -177,7 +178,6 @@ def _open_npy(path: Path, raw: BinaryIO, info: zipfile.ZipInfo, archive: zipfile
         shape, is_fortran, dtype = read_header(member)
         header_size = member.tell()
     require(not dtype.hasobject, f"{path}: {info.filename} holds pickled objects, which no weights need; refused")
-    require(not is_fortran, f"{path}: {info.filename} is in Fortran order; save it in C order")
     offset = None
     if info.compress_type == zipfile.ZIP_STORED:
         raw.seek(info.header_offset + 26)  # lengths of the name and the extra field, which precede the data
@@ -185,4 +185,4 @@ def _open_npy(path: Path, raw: BinaryIO, info: zipfile.ZipInfo, archive: zipfile
         name, extra = int.from_bytes(lengths[:2], "little"), int.from_bytes(lengths[2:], "little")
         offset = info.header_offset + 30 + name + extra + header_size
     dtype = np.dtype(ml_dtypes.bfloat16) if dtype == np.dtype("V2") else dtype
-    return NpzArray(path, info.filename.removesuffix(".npy"), shape, dtype, offset)
+    return NpzArray(path, info.filename.removesuffix(".npy"), shape, dtype, "F" if is_fortran else "C", offset)

@@ -15,6 +15,7 @@ import logging
 import tempfile
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -144,7 +145,11 @@ class CheckpointWeights(Weights):
 
 
 def write_checkpoint(weights: Weights, folder: Path, progress: Callable[[int], object]) -> None:
-    """Write the parameters, in their stored dtypes, and the tokenizer as a checkpoint, a chunk at a time."""
+    """Write the parameters, in their stored dtypes, and the tokenizer as a checkpoint, a chunk at a time.
+
+    Raises:
+        UserError: from the weights; the folder is no checkpoint then.
+    """
     handler = _StreamHandler(weights, progress)
     params = jax.tree_util.tree_map_with_path(
         lambda path, leaf: _Stream(dotted(path), leaf.shape, weights.dtype(dotted(path))),
@@ -156,15 +161,19 @@ def write_checkpoint(weights: Weights, folder: Path, progress: Callable[[int], o
         params=ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False),
         run=ocp.JsonCheckpointHandler(),
     )
-    with ocp.Checkpointer(items) as checkpointer:
-        checkpointer.save(
-            folder.absolute(),
-            force=True,  # the folder is there, empty
-            args=ocp.args.Composite(
-                params=ocp.args.PyTreeSave(params, save_args=save_args(params)),  # pyright: ignore[reportCallIssue]
-                run=ocp.args.JsonSave(record),  # pyright: ignore[reportCallIssue]
-            ),
-        )
+    args = ocp.args.Composite(
+        params=ocp.args.PyTreeSave(params, save_args=save_args(params)),  # pyright: ignore[reportCallIssue]
+        run=ocp.args.JsonSave(record),  # pyright: ignore[reportCallIssue]
+    )
+    # in a thread, so that Ctrl-C ends the chunks and then waits for Orbax, whose own threads it would leave behind
+    with ocp.Checkpointer(items) as checkpointer, ThreadPoolExecutor(1) as thread:
+        try:
+            thread.submit(checkpointer.save, folder.absolute(), args).result()
+        except BaseException:
+            handler.stopped = True
+            raise
+    if handler.failure is not None:
+        raise handler.failure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +200,8 @@ class _StreamHandler(type_handlers.NumpyHandler):
         super().__init__(deepcopy_host_arrays=False)
         self.weights, self.progress = weights, progress
         self.turn = asyncio.Semaphore(1)
+        self.stopped = False
+        self.failure: UserError | None = None
 
     async def _open_and_write(self, value: Any, tspec: dict[str, Any], ts_context: tensorstore.Context) -> None:
         spec = tensorstore.Spec(tspec)  # pyright: ignore[reportCallIssue]
@@ -199,7 +210,13 @@ class _StreamHandler(type_handlers.NumpyHandler):
             chunk: Any = array.chunk_layout.write_chunk.shape
             writing: deque[Any] = deque()
             for index in pieces(value.shape, chunk):
-                region = self.weights.read(value.name, index)  # while TensorStore's threads write the two before
+                if self.stopped:
+                    break
+                try:
+                    region = self.weights.read(value.name, index)  # while TensorStore's threads write the two before
+                except UserError as error:  # Orbax would bury it in exceptions of its own
+                    self.failure, self.stopped = error, True
+                    break
                 writing.append(array[index].write(region, can_reference_source_data_indefinitely=True))
                 if len(writing) > 2:
                     await writing.popleft()

@@ -193,8 +193,8 @@ def init_params(config: CodeGenConfig, seed: int) -> Params:
 
 
 def abstract_params(config: CodeGenConfig) -> Params:
-    """Shapes and dtypes of the parameters (`jax.ShapeDtypeStruct`)."""
-    return nnx.to_pure_dict(_abstract(config)[1])
+    """Shapes and dtypes of the parameters (`jax.ShapeDtypeStruct`), whatever mesh they are asked for under."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(_abstract(config)[1]))
 
 
 def param_axes(config: CodeGenConfig) -> Params:

@@ -121,5 +121,5 @@ def test_whitespace_tokens_of_an_old_folder_are_read(tmp_path):
         assert tokenizer.encode(f"f{token}f")[1] == id
     ids["\t"] = 999
     (tmp_path / "added_tokens.json").write_text(json.dumps(ids))
-    with pytest.raises(UserError, match="added_tokens.json"):
+    with pytest.raises(UserError, match=r"added_tokens.json"):
         load_tokenizer(tmp_path)

@@ -1,0 +1,8 @@
+import pytest
+
+from tests.peers import tiny_bpe
+
+
+@pytest.fixture(scope="session")
+def bpe(texts):
+    return tiny_bpe(texts, vocab_size=290)

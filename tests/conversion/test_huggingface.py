@@ -1,0 +1,256 @@
+"""Folders that transformers wrote, in each form of storage, to ours and back; and folders of ours that it loads."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import codegen_jax
+from codegen_jax import errors
+from codegen_jax.conversion.convert import convert
+from codegen_jax.conversion.huggingface import open_huggingface
+from codegen_jax.errors import UserError
+from tests.peers import FORMS, logits, peer, save, state, tiny_bpe
+
+PROMPTS = ["def f(x):\n    return", "class A:", "import numpy as np\n\n\ndef mean(values):"]
+
+
+@pytest.fixture(autouse=True)
+def forget_warnings():
+    errors.warn.cache_clear()
+
+
+def tokens(rows=2, length=20):
+    return np.random.default_rng(0).integers(0, 290, (rows, length))
+
+
+def assert_same_bytes(folder, model):
+    """The folder's tensors are the model's, bit for bit, and there are no others."""
+    written = {}
+    for file in folder.glob("model*.safetensors"):
+        written |= load_file(file)
+    expected = model.state_dict()
+    assert written.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert written[name].dtype == tensor.dtype and torch.equal(
+            written[name].view(torch.uint8), tensor.view(torch.uint8)
+        ), name
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_folder_converts_verifies_generates_as_transformers_and_converts_back(tmp_path, bpe, form):
+    model = peer(vocab_size=300)
+    save(model, tmp_path / "hf", form, bpe, buffers=True)
+    summary = convert(str(tmp_path / "hf"), str(tmp_path / "ours"), proof="numpy")
+    assert summary.parameters == sum(p.numel() for p in model.parameters()) and summary.dtypes == ["float32"]
+    assert summary.agreement is not None and summary.agreement.difference < 1e-5 and summary.agreement.greedy == 1
+
+    for name in ("ours", "hf"):
+        ours = codegen_jax.load(str(tmp_path / name))
+        for completion in ours.complete(PROMPTS, max_new_tokens=12, temperature=0):
+            prompt = torch.tensor([bpe.encode(completion.prompt)])
+            no_token = list(range(bpe.vocab_size, 300))
+            theirs = model.generate(
+                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=False,
+                suppress_tokens=no_token, eos_token_id=bpe.eos_id, pad_token_id=bpe.eos_id,
+            )  # fmt: skip
+            new = theirs[0, prompt.shape[1] :].tolist()
+            assert completion.token_ids == (new[: new.index(bpe.eos_id)] if bpe.eos_id in new else new)
+
+    convert(str(tmp_path / "ours"), str(tmp_path / "back"), to="hf", proof="torch")
+    assert_same_bytes(tmp_path / "back", model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_16_bit_weights_keep_every_bit(tmp_path, form, dtype):
+    model = peer(dtype=dtype)
+    save(model, tmp_path / "hf", form)
+    convert(str(tmp_path / "hf"), str(tmp_path / "ours"), proof="numpy")
+    convert(str(tmp_path / "ours"), str(tmp_path / "back"), to="hf")
+    assert_same_bytes(tmp_path / "back", model)
+    assert json.loads((tmp_path / "back/config.json").read_text())["torch_dtype"] == str(dtype).removeprefix("torch.")
+
+
+@pytest.mark.parametrize(
+    ("n_embd", "n_head", "rotary_dim"),
+    [(1024, 16, 32), (2560, 32, 64), (4096, 16, 64), (6144, 24, 64)],
+    ids=["350m", "2b", "6b", "16b"],
+)
+def test_a_layer_of_each_published_width_there_and_back(tmp_path, n_embd, n_head, rotary_dim):
+    model = peer(dtype=torch.bfloat16, n_layer=1, n_embd=n_embd, n_head=n_head, rotary_dim=rotary_dim, vocab_size=128)
+    save(model, tmp_path / "hf")
+    summary = convert(str(tmp_path / "hf"), str(tmp_path / "ours"), proof="numpy")
+    assert summary.agreement is not None and summary.agreement.difference < 1e-3
+    shutil.rmtree(tmp_path / "hf")
+    convert(str(tmp_path / "ours"), str(tmp_path / "back"), to="hf")
+    assert_same_bytes(tmp_path / "back", model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_transformers_loads_what_we_write_as_it_was(tmp_path, bpe, texts, dtype):
+    model = peer(dtype=dtype)
+    save(model, tmp_path / "hf", tokenizer=bpe)
+    convert(str(tmp_path / "hf"), str(tmp_path / "ours"))
+    convert(str(tmp_path / "ours"), str(tmp_path / "back"), to="hf")
+    before, again = (AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype="auto") for name in ("hf", "back"))
+    assert again.dtype == dtype and type(again) is type(model)
+    np.testing.assert_array_equal(logits(again, tokens()), logits(before, tokens()))
+    assert again.config.eos_token_id == again.generation_config.eos_token_id == bpe.eos_id
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "back")
+    assert [tokenizer(text)["input_ids"] for text in texts] == [bpe.encode(text) for text in texts]
+    assert tokenizer.eos_token_id == bpe.eos_id
+
+
+def test_whitespace_tokens_go_along(tmp_path):
+    tokenizer = tiny_bpe()
+    save(peer(vocab_size=320), tmp_path / "hf", tokenizer=tokenizer)
+    with_whitespace = type(tokenizer)(tokenizer.files()["tokenizer.json"].decode(), whitespace_tokens=True)
+    convert(str(tmp_path / "hf"), str(tmp_path / "out"), to="hf", tokenizer=with_whitespace)
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    for text in ("    return x", "\t\t\tx", " " * 40 + "x", "a  b"):
+        assert theirs(text)["input_ids"] == with_whitespace.encode(text)
+        assert theirs.decode(with_whitespace.encode(text)) == text
+
+
+def test_a_sentencepiece_tokenizer_encodes_alike_in_transformers(tmp_path, tokenizer, texts):
+    save(peer(vocab_size=512), tmp_path / "hf")
+    convert(str(tmp_path / "hf"), str(tmp_path / "out"), to="hf", tokenizer=tokenizer)
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    wild = ["    \n\tx", "naïve 日本語 🙂", "a  b   c\t\t\td", " x", "\n\n\n", "x\r\n", "\0", "x = 12345"]
+    for text in wild + [text for text in texts if "<|endoftext|>" not in text and "\u2581" not in text]:
+        assert theirs(text)["input_ids"] == tokenizer.encode(text)
+        assert theirs.decode(tokenizer.encode(text)) == text
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["eos_token_id"] == tokenizer.eos_id == theirs.eos_token_id
+
+
+def test_gpt_j_of_transformers_computes_the_same(tmp_path):
+    model = peer(n_embd=64, n_head=8)
+    save(model, tmp_path / "hf")
+    convert(str(tmp_path / "hf"), str(tmp_path / "gptj"), to="gptj", proof="numpy")
+    gptj = AutoModelForCausalLM.from_pretrained(tmp_path / "gptj")
+    assert type(gptj).__name__ == "GPTJForCausalLM"
+    difference = np.abs(logits(gptj, tokens()) - logits(model, tokens())).max()
+    assert difference < 1e-5 * np.abs(logits(model, tokens())).max()
+
+
+def regrouped(tensors, config, mp_num):
+    """Tensors whose qkv_proj is in mp_num groups, by definition: group, then q, v, k, then head, then channel."""
+    H, K, D = config.n_head, config.n_embd // config.n_head, config.n_embd
+    for i in range(config.n_layer):
+        name = f"transformer.h.{i}.attn.qkv_proj.weight"
+        rows = {}
+        for group, letter, head in np.ndindex(4, 3, H // 4):
+            start = ((group * 3 + letter) * (H // 4) + head) * K
+            rows[letter, group * (H // 4) + head] = tensors[name][start : start + K]
+        share = H // mp_num
+        order = [
+            (letter, group * share + head) for group in range(mp_num) for letter in range(3) for head in range(share)
+        ]
+        tensors = tensors | {name: torch.cat([rows[key] for key in order]).reshape(3 * D, D)}
+    return tensors
+
+
+def test_eight_groups_are_read_as_such_and_only_when_asked_for(tmp_path):
+    model = peer(n_embd=64, n_head=8)
+    folder = save(model, tmp_path / "hf", "bin")
+    torch.save(regrouped(model.state_dict(), model.config, 8), folder / "pytorch_model.bin")
+    convert(str(folder), str(tmp_path / "eight"), mp_num=8, proof="numpy")
+    convert(str(tmp_path / "eight"), str(tmp_path / "four"), to="hf")
+    assert_same_bytes(tmp_path / "four", model)  # what transformers can read
+    convert(str(tmp_path / "eight"), str(tmp_path / "eight_hf"), to="hf", mp_num=8, proof="numpy")
+    assert torch.equal(
+        load_file(tmp_path / "eight_hf/model.safetensors")["transformer.h.1.attn.qkv_proj.weight"],
+        torch.load(folder / "pytorch_model.bin")["transformer.h.1.attn.qkv_proj.weight"],
+    )
+    assert open_huggingface(tmp_path / "eight_hf").mp_num == 8  # our own config.json says so
+    convert(str(folder), str(tmp_path / "wrong"))
+    convert(str(tmp_path / "wrong"), str(tmp_path / "wrong_hf"), to="hf")
+    with pytest.raises(AssertionError):
+        assert_same_bytes(tmp_path / "wrong_hf", model)
+
+
+def edit_config(folder, **fields):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_what_configs_in_the_wild_get_wrong_is_read_from_the_weights_with_one_warning_each(tmp_path, bpe, capsys):
+    folder = save(peer(dtype=torch.float16), tmp_path / "hf", tokenizer=bpe)
+    edit_config(folder, eos_token_id=2, bos_token_id=1, vocab_size=51200, dtype="float32")
+    capsys.readouterr()
+    for _ in range(2):
+        weights = open_huggingface(folder)
+    assert weights.config.vocab_size == 300 and weights.tokenizer.eos_id == bpe.eos_id
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("codegen-jax: warning: ") for line in lines)
+    assert "eos_token_id 2" in lines[2] and "51200" in lines[0] and "float32" in lines[1]
+    completion = codegen_jax.load(str(folder)).complete(["x"], max_new_tokens=30, temperature=50.0, top_p=1.0)[0]
+    assert max(completion.token_ids) < bpe.vocab_size
+
+
+def test_fields_that_a_config_leaves_out_are_transformers_defaults(tmp_path):
+    folder = save(peer(n_head=16, n_embd=64), tmp_path / "hf")
+    path = folder / "config.json"
+    fields = json.loads(path.read_text())
+    del fields["n_head"], fields["layer_norm_epsilon"], fields["activation_function"], fields["tie_word_embeddings"]
+    path.write_text(json.dumps(fields))
+    assert open_huggingface(folder).config.n_head == 16
+
+
+def test_head_dim_of_codegen2_is_read(tmp_path):
+    model = peer(n_embd=32, n_head=4)
+    folder = save(model, tmp_path / "hf", "bin")
+    tensors = model.state_dict()
+    for i in range(2):  # heads of 12 channels where n_embd / n_head is 8
+        tensors[f"transformer.h.{i}.attn.qkv_proj.weight"] = torch.randn(3 * 48, 32)
+        tensors[f"transformer.h.{i}.attn.out_proj.weight"] = torch.randn(32, 48)
+    torch.save(tensors, folder / "pytorch_model.bin")
+    edit_config(folder, head_dim=12)
+    summary = convert(str(folder), str(tmp_path / "ours"), proof="numpy")
+    assert summary.parameters == sum(t.numel() for t in tensors.values())
+    with pytest.raises(UserError, match="head_dim"):
+        convert(str(tmp_path / "ours"), str(tmp_path / "back"), to="hf")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"model_type": "gptj"}, ["config.json", "gptj", "codegen"]),
+        ({"activation_function": "relu"}, ["activation_function", "relu", "gelu_new"]),
+        ({"n_inner": 77}, ["n_inner", "77", "128"]),
+        ({"n_layer": "two"}, ["n_layer", "two"]),
+        ({"n_layer": 3}, ["missing transformer.h.2.ln_1.weight"]),
+        ({"n_layer": 1}, ["unexpected transformer.h.1.ln_1.weight"]),
+        ({"tie_word_embeddings": True}, ["tie_word_embeddings"]),
+    ],
+)
+def test_a_config_that_we_cannot_follow_is_refused(tmp_path, fields, words):
+    folder = save(peer(), tmp_path / "hf")
+    edit_config(folder, **fields)
+    with pytest.raises(UserError) as error:
+        open_huggingface(folder)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_a_tokenizer_that_the_embedding_cannot_serve_does_not_generate(tmp_path, bpe):
+    folder = save(peer(vocab_size=200), tmp_path / "hf", tokenizer=bpe)
+    with pytest.raises(UserError, match="290 ids, but the network 200"):
+        codegen_jax.load(str(folder))
+
+
+def test_a_model_without_a_tokenizer_does_not_generate(tmp_path):
+    with pytest.raises(UserError, match="--tokenizer"):
+        codegen_jax.load(str(save(peer(), tmp_path / "hf")))
+
+
+def test_state_of_a_peer_is_what_its_folder_holds(tmp_path):
+    model = peer()
+    weights = open_huggingface(save(model, tmp_path / "hf"))
+    for name, array in state(model).items():
+        np.testing.assert_array_equal(weights.tensors[name][:], array)

@@ -1,0 +1,111 @@
+"""Files that are damaged or hostile are named; what is written, safetensors' own reader reads."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from codegen_jax.conversion.tensors import TensorStream, open_tensors, write_tensors
+from codegen_jax.errors import UserError
+from tests.peers import FORMS, peer, save, state
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_storage_gives_the_same_arrays(tmp_path, form):
+    model = peer(dtype=torch.float16)
+    tensors = open_tensors(save(model, tmp_path, form))
+    assert tensors.keys() == state(model).keys()
+    for name, array in state(model).items():
+        assert tensors[name].shape == array.shape and tensors[name].dtype == array.dtype
+        np.testing.assert_array_equal(tensors[name][:], array)
+        if array.ndim == 2:
+            np.testing.assert_array_equal(tensors[name][3:17, 5:9], array[3:17, 5:9])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kept", [0, 3, 0.5, -1])
+def test_a_truncated_file_is_named(tmp_path, form, kept):
+    save(peer(), tmp_path, form)
+    file = sorted([*tmp_path.glob("*.safetensors"), *tmp_path.glob("*.bin")])[-1]
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * kept) if kept == 0.5 else kept])
+    with pytest.raises(UserError, match=f"{file.name}: truncated"):
+        open_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["sharded safetensors", "sharded bin"])
+def test_a_missing_shard_is_named(tmp_path, form):
+    save(peer(), tmp_path, form)
+    file = sorted(tmp_path.glob("*-of-*"))[1]
+    file.unlink()
+    with pytest.raises(UserError, match=f"{file.name}: this shard .* is missing"):
+        open_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("index", ["{", "[]", '{"weight_map": {"a": "../secret"}}'])
+def test_a_damaged_index_is_named(tmp_path, index):
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(UserError, match=r"model.safetensors.index.json"):
+        open_tensors(tmp_path)
+
+
+class Hostile:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        import os
+
+        return os.mkdir, (self.path,)
+
+
+def test_a_pickle_that_asks_for_code_is_refused_by_name_and_does_not_run(tmp_path):
+    torch.save({"lm_head.bias": Hostile(str(tmp_path / "owned"))}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model.bin: its pickle asks for \w+\.mkdir"):
+        open_tensors(tmp_path)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_bare_pickle_is_refused(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Hostile(str(tmp_path / "owned"))}))
+    with pytest.raises(UserError, match=r"pytorch_model.bin"):
+        open_tensors(tmp_path)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_bin_of_something_else_is_refused(tmp_path):
+    torch.save({"epoch": 3, "state_dict": {}}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="epoch is a int, not a tensor"):
+        open_tensors(tmp_path)
+    torch.save([torch.zeros(3)], tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="a list, not a dict"):
+        open_tensors(tmp_path)
+
+
+def test_a_folder_without_weights_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"no model.safetensors or pytorch_model.bin"):
+        open_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("size", ["5GB", "1KB"])
+def test_what_is_written_in_pieces_safetensors_reads(tmp_path, size):
+    arrays = {f"t{i}": np.random.default_rng(i).standard_normal((7, i + 1)).astype(np.float16) for i in range(40)}
+    streams = {
+        name: TensorStream(array.shape, array.dtype, lambda array=array: (row for row in array))
+        for name, array in arrays.items()
+    }
+    done = []
+    write_tensors(tmp_path, streams, done.append, max_shard_size=size)
+    read = {name: array for file in tmp_path.glob("*.safetensors") for name, array in load_file(file).items()}
+    assert read.keys() == arrays.keys() and sum(done) == sum(array.nbytes for array in arrays.values())
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(read[name], array)
+    index = tmp_path / "model.safetensors.index.json"
+    assert index.exists() == (size == "1KB")
+    if index.exists():
+        written = json.loads(index.read_text())
+        assert written["metadata"]["total_size"] == sum(done) and written["weight_map"].keys() == arrays.keys()
+    assert open_tensors(tmp_path).keys() == arrays.keys()
