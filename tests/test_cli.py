@@ -9,9 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from codegen_jax.config import load_config
 from codegen_jax.conversion.native import find_checkpoint
+from codegen_jax.training.metrics import read_metrics
 from tests.conftest import write_shard
+from tests.peers import logits, peer, save
 from tests.runs import tiny_run
+
+ROOT = Path(__file__).parents[1]
 
 
 def command(*words, cwd):
@@ -20,7 +25,7 @@ def command(*words, cwd):
         capture_output=True,
         text=True,
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
     )
 
 
@@ -99,6 +104,15 @@ def test_train_goes_on_with_a_run(project):
         ),
         (["generate", "shards", "--prompt", "x"], ["shards", "no whole checkpoint"]),
         (["generate", "run", "--prompt", ""], ["--prompt"]),
+        (["convert", "run", "tokens"], ["tokens", "not an empty folder"]),
+        (["convert", "shards", "new"], ["shards", "no whole checkpoint", "config.json"]),
+        (["convert", "run", "run.yaml/new", "--to", "hf"], ["run.yaml", "Not a directory"]),
+        (["convert", "run", "new", "--to", "hf", "--mp-num", "3"], ["--mp-num", "3", "4 heads"]),
+        (["convert", "run", "new", "--verify"], ["--verify", "both ours"]),
+        (["convert", "run", "new", "--whitespace-tokens"], ["--whitespace-tokens", "--tokenizer"]),
+        (["convert", "run", "new", "--to", "hf", "--tokenizer", "shards"], ["shards", "tokenizer"]),
+        (["train", "run.yaml", "--output", "new", "--init_from", "shards"], ["shards", "no whole checkpoint"]),
+        (["train", "run.yaml", "--output", "new", "--init_from", "absent"], ["absent", "neither a folder"]),
         (["generate", "run", "--prompt", "x", "--temperature", "-1"], ["--temperature"]),
     ],
 )
@@ -119,3 +133,68 @@ def test_an_unreadable_shard_is_named_by_a_worker_process_too(project, tmp_path)
 def test_words_that_a_verb_does_not_know_are_refused(project):
     result = command("generate", "run", "--prompt", "x", "--top_p", "0.5", cwd=project)
     assert result.returncode == 2 and "--top_p" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_convert_prints_what_it_made_and_its_proof(project, tmp_path):
+    result = command("convert", project / "run", tmp_path / "hf", "--to", "hf", "--verify", cwd=project)
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    made, proof = result.stdout.splitlines()
+    n_params = load_config(project / "run.yaml").model.n_params
+    assert made.startswith(f"{tmp_path / 'hf'}: {n_params:,} parameters") and "GiB" in made
+    assert proof.startswith("verified: largest difference") and "greedy agreement 100.0%" in proof
+
+
+def test_finetuning_as_in_the_docs_starts_from_released_weights_and_ends_in_a_folder_for_transformers(tmp_path, texts):
+    """docs/finetuning.md on a tiny model that stands in for the released one, and this package as one's own code."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from tests.peers import tiny_bpe
+
+    released = save(peer(n_positions=2048), tmp_path / "released", tokenizer=tiny_bpe(texts, vocab_size=290))
+    subprocess.run(
+        [sys.executable, ROOT / "scripts/code_shards", ROOT / "codegen_jax", tmp_path / "shards"], check=True
+    )
+    for split, shards in (("train", "shards/train"), ("validation", "shards/train/00.jsonl.zst")):
+        words = ["prepare", shards, "--output", f"data/finetune/{split}", "--tokenizer", "released"]
+        result = command(*words, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    sizes = ["--model.n_layer", 2, "--model.n_embd", 32, "--model.n_head", 4, "--model.rotary_dim", 4]
+    sizes += ["--model.vocab_size", 300, "--model.dtype", "float32", "--data.sequence_length", 64]
+    steps = ["--training.steps", 3, "--training.log_every", 1, "--optimizer.learning_rate", 0.01]
+    config = ROOT / "configs/finetune_350m.yaml"
+    result = command("train", config, "--init_from", released, *sizes, *steps, cwd=tmp_path)
+    assert result.returncode == 0 and f"starting from the weights of {released}" in result.stdout, result.stderr
+    lines = read_metrics(tmp_path / "runs/finetune_350m")
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[0] == pytest.approx(peer_loss(released, tmp_path / "data/finetune/train"), rel=1e-5)
+    result = command("convert", "runs/finetune_350m", "finetuned", "--to", "hf", "--verify", "torch", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "finetuned")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "finetuned")
+    prompt = tokenizer("def f(", return_tensors="pt")
+    prompt_length = prompt["input_ids"].shape[1]
+    theirs = model.generate(**prompt, max_new_tokens=8, do_sample=False, suppress_tokens=list(range(290, 300)))
+    words = ["--prompt", "def f(", "--max-new-tokens", 8, "--temperature", 0, "--json"]
+    ours = json.loads(command("generate", "finetuned", *words, cwd=tmp_path).stdout)
+    new = theirs[0, prompt_length:].tolist()
+    assert ours["token_ids"] == new[: len(ours["token_ids"])] and len(ours["token_ids"]) > 2
+
+
+def peer_loss(folder, tokens):
+    """transformers' loss on the first batch of the run."""
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from codegen_jax.data.batches import Batches
+    from codegen_jax.data.tokens import TokenFiles, Windows
+    from codegen_jax.sharding import make_mesh
+    from codegen_jax.training.step import batch_sharding
+
+    config = load_config(ROOT / "configs/finetune_350m.yaml")
+    batches = Batches(Windows(TokenFiles(str(tokens)), 64), 32, config.seed, batch_sharding(make_mesh(config.mesh)))
+    batch = np.asarray(batches(0))
+    scores = logits(AutoModelForCausalLM.from_pretrained(folder), batch[:, :-1])
+    return torch.nn.functional.cross_entropy(
+        torch.tensor(scores).flatten(0, 1), torch.tensor(batch[:, 1:], dtype=torch.long).flatten()
+    ).item()
