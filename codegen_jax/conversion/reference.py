@@ -40,15 +40,18 @@ def logits(model: Original, tokens_BT: np.ndarray) -> np.ndarray:
     ids, places = np.unique(tokens_BT, return_inverse=True)
     x = model.embed(ids)[places.reshape(tokens_BT.shape)]
     for number in range(config.n_layer):
-        w = model.layer(number)
-        h = layer_norm(x, w["ln_scale"], w["ln_bias"], config.layer_norm_epsilon)
-        x = x + attention(h, w["qkv"], config, model.mp_num) @ w["out"]
-        x += gelu_new(h @ w["fc_in"] + w["fc_in_bias"]) @ w["fc_out"] + w["fc_out_bias"]
+        x = block(x, model.layer(number), config, model.mp_num)
     w = model.final()
     h = layer_norm(x, w["scale"], w["bias"], config.layer_norm_epsilon)
     V = config.vocab_size
     blocks = [h @ model.head(slice(start, min(start + 8192, V))) for start in range(0, V, 8192)]
     return np.concatenate(blocks, axis=-1) + w["head_bias"]
+
+
+def block(x: np.ndarray, w: Arrays, config: CodeGenConfig, mp_num: int) -> np.ndarray:
+    h = layer_norm(x, w["ln_scale"], w["ln_bias"], config.layer_norm_epsilon)
+    x = x + attention(h, w["qkv"], config, mp_num) @ w["out"]
+    return x + gelu_new(h @ w["fc_in"] + w["fc_in_bias"]) @ w["fc_out"] + w["fc_out_bias"]
 
 
 def layer_norm(x: np.ndarray, scale: np.ndarray, bias: np.ndarray, epsilon: float) -> np.ndarray:

@@ -151,11 +151,13 @@ def our_logits(weights: Weights, tokens_BT: np.ndarray) -> np.ndarray:
         x_BTD += weights.read("embedding_bias", (slice(0, D),))
     for number in range(weights.config.n_layer):
 
-        def one_layer(path: jax.tree_util.KeyPath, leaf: jax.Array, number: int = number) -> np.ndarray:
+        def one_layer(path: jax.tree_util.KeyPath, leaf: jax.Array, number: int = number) -> jax.Array:
             rest = (slice(0, size) for size in leaf.shape[1:])
-            return weights.read(f"blocks.{dotted(path)}", (slice(number, number + 1), *rest))[0]
+            return jnp.asarray(weights.read(f"blocks.{dotted(path)}", (slice(number, number + 1), *rest))[0])
 
-        x_BTD = run_block(jax.tree_util.tree_map_with_path(one_layer, nnx.to_pure_dict(block_shapes)), x_BTD)
+        params = jax.tree_util.tree_map_with_path(one_layer, nnx.to_pure_dict(block_shapes))
+        x_BTD = jax.block_until_ready(run_block(params, x_BTD))  # or the next layer would be read beside this one
+        del params
     ln_f = {name: weights.read(f"ln_f.{name}", (slice(0, D),)) for name in nnx.to_pure_dict(norm_shapes)}
     x_BTD = nnx.merge(norm, ln_f)(x_BTD)
     blocks = [slice(start, min(start + 8192, V)) for start in range(0, V, 8192)]
