@@ -48,9 +48,11 @@ def open_huggingface(folder: Path, mp_num: int | None = None) -> HuggingFaceWeig
         written = json.loads((folder / "config.json").read_text())
     except ValueError as error:
         raise UserError(f"{folder / 'config.json'}: not JSON ({error})") from error
+    require(isinstance(written, dict), f"{folder / 'config.json'}: a {type(written).__name__}, not an object")
     tensors = open_tensors(folder)
     embedding = tensors.get(TOP["embedding"])
-    config = parse_config(folder / "config.json", written, embedding)
+    is_table = embedding is not None and len(embedding.shape) == 2
+    config = parse_config(folder / "config.json", written, embedding if is_table else None)
     tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
     eos_id = written.get("eos_token_id")
     if tokenizer is not None and eos_id != tokenizer.eos_id:
@@ -63,12 +65,16 @@ def parse_config(path: Path, written: Mapping[str, Any], embedding: Tensor | Non
     """Our config from a config.json; vocabulary and dtype from the embedding, since files in the wild err there."""
     model_type = written.get("model_type")
     require(model_type == "codegen", f"{path}: model_type is {model_type}, not codegen")
-    values = DEFAULTS | {name: value for name, value in written.items() if value is not None}
+    values = {"head_dim": 0, "mp_num": MP_NUM} | DEFAULTS
+    for name, default in values.items():
+        value = written.get(name)
+        types = (int, float) if isinstance(default, float) else type(default)
+        require(
+            value is None or isinstance(value, types), f"{path}: {name} is {value!r}, not a {type(default).__name__}"
+        )
+    values |= {name: value for name, value in written.items() if value is not None}
     for name, supported in SUPPORTED.items():
         require(values[name] in supported, f"{path}: {name} {values[name]} is not supported; {supported[0]} is")
-    sizes = ("n_layer", "n_embd", "n_head", "rotary_dim", "n_positions")
-    for name in sizes:
-        require(isinstance(values[name], int), f"{path}: {name} is {values[name]!r}, not a whole number")
     n_embd, n_inner = values["n_embd"], values.get("n_inner", 4 * values["n_embd"])
     require(n_inner == 4 * n_embd, f"{path}: n_inner {n_inner} is not supported; 4 x n_embd = {4 * n_embd} is")
     vocab_size, dtype = values["vocab_size"], "float32"
@@ -81,9 +87,8 @@ def parse_config(path: Path, written: Mapping[str, Any], embedding: Tensor | Non
     if embedding is not None and said not in (None, "auto", embedding.dtype.name):
         warn(f"{path}: says {said}, but the weights are {embedding.dtype.name}, which is kept")
     return CodeGenConfig(
-        **{name: values[name] for name in sizes},
-        head_dim=values.get("head_dim", 0),
-        layer_norm_epsilon=values["layer_norm_epsilon"],
+        **{name: values[name] for name in ("n_layer", "n_embd", "n_head", "rotary_dim", "n_positions", "head_dim")},
+        layer_norm_epsilon=float(values["layer_norm_epsilon"]),
         vocab_size=vocab_size,
         dtype=dtype,
     )
