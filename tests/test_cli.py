@@ -108,6 +108,7 @@ def test_train_goes_on_with_a_run(project):
         (["convert", "shards", "new"], ["shards", "no whole checkpoint", "config.json"]),
         (["convert", "run", "run.yaml/new", "--to", "hf"], ["run.yaml", "Not a directory"]),
         (["convert", "run", "new", "--to", "hf", "--mp-num", "3"], ["--mp-num", "3", "4 heads"]),
+        (["convert", "run", "new", "--mp-num", "0"], ["--mp-num", "0"]),
         (["convert", "run", "new", "--verify"], ["--verify", "both ours"]),
         (["convert", "run", "new", "--whitespace-tokens"], ["--whitespace-tokens", "--tokenizer"]),
         (["convert", "run", "new", "--to", "hf", "--tokenizer", "shards"], ["shards", "tokenizer"]),

@@ -95,6 +95,7 @@ def convert(
     Raises:
         UserError: for a model or destination that cannot be used, a value beyond float16, or a failed proof.
     """
+    require(mp_num is None or mp_num > 0, f"--mp-num: {mp_num} must be positive")
     target = Path(destination).absolute()
     require(
         not target.exists() or (target.is_dir() and not any(target.iterdir())),
@@ -122,8 +123,8 @@ def convert(
             if to == "jax":
                 write_checkpoint(weights, folder, bar.update)
             else:
-                written_groups = mp_num if mp_num and isinstance(opened, CheckpointWeights) else MP_NUM
-                write_huggingface(weights, folder, bar.update, gptj=to == "gptj", mp_num=written_groups)
+                groups = mp_num if mp_num is not None and isinstance(opened, CheckpointWeights) else MP_NUM
+                write_huggingface(weights, folder, bar.update, gptj=to == "gptj", mp_num=groups)
         seconds = time.perf_counter() - began
         agreement = verify(proof, opened, folder, to) if proof else None
     unit = 1 if sys.platform == "darwin" else 1024

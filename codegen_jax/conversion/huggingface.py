@@ -65,7 +65,7 @@ def parse_config(path: Path, written: Mapping[str, Any], embedding: Tensor | Non
     """Our config from a config.json; vocabulary and dtype from the embedding, since files in the wild err there."""
     model_type = written.get("model_type")
     require(model_type == "codegen", f"{path}: model_type is {model_type}, not codegen")
-    values = {"head_dim": 0, "mp_num": MP_NUM} | DEFAULTS
+    values: dict[str, Any] = {"head_dim": 0, "mp_num": MP_NUM} | DEFAULTS
     for name, default in values.items():
         value = written.get(name)
         types = (int, float) if isinstance(default, float) else type(default)
@@ -109,7 +109,7 @@ def write_huggingface(
     weights = fold_embedding_bias(weights)
     config = weights.config
     require(
-        gptj or (mp_num > 0 and config.n_head % mp_num == 0),
+        gptj or config.n_head % mp_num == 0,
         f"--mp-num: {mp_num} does not divide the {config.n_head} heads; no such folder can be written for CodeGen",
     )
     require(

@@ -26,7 +26,8 @@ class Weights(ABC):
 
     Attributes:
         source: the folder, for messages.
-        config: of the network; dtype is float32 for float32 weights and bfloat16 for others.
+        config: of the network; where the folder does not say what to compute in, dtype is float32 for float32 weights
+            and bfloat16 for others.
         tokenizer: None if the folder has none.
     """
 
