@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from codegen_jax.errors import UserError
 # Runs of 31..2 spaces are ids 50257..50286, runs of 9..2 tabs 50287..50294 (authors' sample.py); NL models have none.
 WHITESPACE_TOKENS = [" " * n for n in range(31, 1, -1)] + ["\t" * n for n in range(9, 1, -1)]
 END_OF_TEXT = "<|endoftext|>"
+TRUNCATE_BEFORE = ("^#", re.escape(END_OF_TEXT), "^'''", '^"""', "\n\n\n")  # the authors' sample.py
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # in the order that they are looked for
 
 
@@ -33,8 +35,13 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
 
+    def decode(self, ids: Sequence[int], truncate_before: Sequence[str] | None = None) -> str:
+        """Text of ids; with `truncate_before`, a list of patterns, cut by `truncate`."""
+        text = self._decode(ids)
+        return text if truncate_before is None else truncate(text, truncate_before)
+
     @abstractmethod
-    def decode(self, ids: Sequence[int]) -> str: ...
+    def _decode(self, ids: Sequence[int]) -> str: ...
 
     @abstractmethod
     def files(self) -> dict[str, bytes]:
@@ -69,7 +76,7 @@ class BpeTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def files(self) -> dict[str, bytes]:
@@ -103,11 +110,32 @@ class SentencePieceTokenizer(Tokenizer):
         first, *others = self._fast(text.split(self.SPACE))
         return first + [id for ids in others for id in (*self._space_ids, *ids)]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def _decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode([int(id) for id in ids])
 
     def files(self) -> dict[str, bytes]:
         return {"tokenizer.model": self._model}
+
+
+def truncate(completion: str, truncate_before: Sequence[str]) -> str:
+    """End a completion where the authors' sample.py does: at its second `print` or second `def` at the start of a line,
+    then before the earliest match of any pattern.
+
+    Args:
+        completion: text.
+        truncate_before: regular expressions, MULTILINE; sample.py's own are `TRUNCATE_BEFORE`.
+
+    Raises:
+        UserError: for a pattern that is no regular expression.
+    """
+    for keyword in ("^print", "^def"):
+        starts = [match.start() for match in re.finditer(keyword, completion, re.MULTILINE)]
+        completion = completion[: starts[1]] if len(starts) > 1 else completion
+    try:
+        matches = [re.search(pattern, completion, re.MULTILINE) for pattern in truncate_before]
+    except re.error as error:
+        raise UserError(f"truncate_before: {error.pattern!r} is not a regular expression ({error})") from error
+    return completion[: min((match.start() for match in matches if match), default=len(completion))]
 
 
 def load_tokenizer(source: str | Path, whitespace_tokens: bool = False) -> Tokenizer:

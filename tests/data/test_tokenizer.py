@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from codegen_jax.data.tokenizer import WHITESPACE_TOKENS, load_tokenizer
+from codegen_jax.data.tokenizer import TRUNCATE_BEFORE, WHITESPACE_TOKENS, load_tokenizer
 from codegen_jax.errors import UserError
 from tests.peers import tiny_bpe
 
@@ -123,3 +123,38 @@ def test_whitespace_tokens_of_an_old_folder_are_read(tmp_path):
     (tmp_path / "added_tokens.json").write_text(json.dumps(ids))
     with pytest.raises(UserError, match=r"added_tokens.json"):
         load_tokenizer(tmp_path)
+
+
+def random_completions(count=300):
+    rng = random.Random(0)
+    pieces = [
+        "def f(x):\n",
+        "    return 1\n",
+        "print(f(1))\n",
+        "x = 'def'\n",
+        "\n",
+        "\n\n",
+        "# note\n",
+        "'''\n",
+        '"""doc"""\n',
+    ]
+    for _ in range(count):
+        yield "".join(rng.choices([*pieces, "<|endoftext|>", "  print(2)\n"], k=rng.randrange(12)))
+
+
+def test_truncation_is_transformers(tmp_path):
+    from transformers import AutoTokenizer
+
+    ours = tiny_bpe()
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "CodeGenTokenizer"}')
+    ours.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for text in random_completions():
+        ids = ours.encode(text)
+        for patterns in (["\n\n^#", "^'''", "\n\n\n"], list(TRUNCATE_BEFORE)):
+            assert ours.decode(ids, patterns) == theirs.decode(ids, truncate_before_pattern=patterns)
+
+
+def test_a_pattern_that_is_no_regular_expression_is_named(tokenizer):
+    with pytest.raises(UserError, match=r"'\(' is not a regular expression"):
+        tokenizer.decode([], ["("])
