@@ -169,9 +169,9 @@ def write_checkpoint(weights: Weights, folder: Path, progress: Callable[[int], o
     with ocp.Checkpointer(items) as checkpointer, ThreadPoolExecutor(1) as thread:
         try:
             thread.submit(checkpointer.save, folder.absolute(), args).result()
-        except BaseException:
+        except BaseException as error:
             handler.stopped = True
-            raise
+            raise handler.failure or error from None  # Orbax also complains of the chunks that are missing then
     if handler.failure is not None:
         raise handler.failure
 
