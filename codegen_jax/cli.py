@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections import Counter
 from collections.abc import Sequence
 
 from codegen_jax import __version__
@@ -58,7 +57,30 @@ def make_parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("prepare", parents=[inputs], help="turn raw shards into token files")
     verb.add_argument("--tokenizer", required=True, metavar="T", help="a tokenizer's folder, file or hub id")
     verb.add_argument("--whitespace-tokens", action="store_true", help="add CodeGen's 38 to a GPT-2 vocabulary")
-    verb.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: %(default)s)")
+    verb.add_argument(
+        "--filters", choices=("none", "code"), default="none", help="the paper's rules for code (default: %(default)s)"
+    )
+    verb.add_argument(
+        "--extensions", nargs="+", metavar=".EXT", help="what --filters code keeps (default: of the six languages)"
+    )
+    verb.add_argument(
+        "--dedup",
+        choices=("none", "exact", "minhash"),
+        default="none",
+        help="drop repeated texts; minhash: near-duplicates, too (default: %(default)s)",
+    )
+    verb.add_argument(
+        "--decontaminate", nargs="+", default=[], metavar="FILE", help="drop what is in these benchmarks (JSON lines)"
+    )
+    verb.add_argument("--executor", choices=("local", "slurm", "ray"), default="local", help="default: %(default)s")
+    verb.add_argument(
+        "--executor-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an argument of datatrove's executor, such as Slurm's time and partition; may be given several times",
+    )
+    verb.add_argument("--workers", type=int, metavar="N", help="tasks at a time (default: 1 here, all on a cluster)")
     verb.add_argument("--seed", type=int, default=0, metavar="N", help="of the document shuffle (default: %(default)s)")
     verb.set_defaults(verb=prepare)
 
@@ -114,13 +136,32 @@ def train_tokenizer(arguments: argparse.Namespace) -> None:
 
 
 def prepare(arguments: argparse.Namespace) -> None:
+    from codegen_jax.data.executors import parse_options
+    from codegen_jax.data.filters import CODE_EXTENSIONS
     from codegen_jax.data.prepare import prepare
+    from codegen_jax.data.report import load_report, table
     from codegen_jax.data.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(arguments.tokenizer, arguments.whitespace_tokens)
-    manifest = prepare(arguments.inputs, arguments.output, tokenizer, workers=arguments.workers, seed=arguments.seed)
-    for reason, lines in Counter(manifest.skipped).most_common():
-        print(f"skipped {lines:,} lines: {reason}")
+    require(
+        arguments.filters == "code" or not arguments.extensions, "--extensions: goes with --filters code; give both"
+    )
+    manifest = prepare(
+        arguments.inputs,
+        arguments.output,
+        load_tokenizer(arguments.tokenizer, arguments.whitespace_tokens),
+        filters=arguments.filters,
+        extensions=arguments.extensions or CODE_EXTENSIONS,
+        dedup=arguments.dedup,
+        decontaminate=arguments.decontaminate,
+        executor=arguments.executor,
+        executor_options=parse_options(arguments.executor_option),
+        workers=arguments.workers,
+        seed=arguments.seed,
+    )
+    if manifest is None:
+        print(f"{arguments.output}: in Slurm's queue; the files are whole when manifest.json is there")
+        return
+    print(table(load_report(arguments.output)))
     print(
         f"{arguments.output}: {manifest.tokens:,} tokens of {manifest.documents:,} documents, "
         f"{manifest.text_bytes / manifest.tokens:.2f} bytes a token"

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from codegen_jax.errors import UserError
@@ -13,6 +13,7 @@ from codegen_jax.errors import UserError
 WHITESPACE_TOKENS = [" " * n for n in range(31, 1, -1)] + ["\t" * n for n in range(9, 1, -1)]
 END_OF_TEXT = "<|endoftext|>"
 TRUNCATE_BEFORE = ("^#", re.escape(END_OF_TEXT), "^'''", '^"""', "\n\n\n")  # the authors' sample.py
+PIECE = 1_000_000  # characters
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # in the order that they are looked for
 
 
@@ -115,6 +116,19 @@ class SentencePieceTokenizer(Tokenizer):
 
     def files(self) -> dict[str, bytes]:
         return {"tokenizer.model": self._model}
+
+
+def pieces(text: str) -> Iterator[str]:
+    """A text in pieces of about a million characters, whose ids joined are those of the whole: a piece fits in memory.
+
+    The cut is before a line end that follows no whitespace: there a word of GPT-2's pattern ends, whatever comes next,
+    and sentencepiece holds a line end apart. A text without such places stays longer.
+    """
+    start = 0
+    while len(text) - start > PIECE and (cut := re.compile(r"(?<=\S)\n").search(text, start + PIECE)):
+        yield text[start : cut.start()]
+        start = cut.start()
+    yield text[start:]
 
 
 def truncate(completion: str, truncate_before: Sequence[str]) -> str:

@@ -1,10 +1,12 @@
 """Token files on disk, as datatrove writes them, with one manifest: open, validate, cut into windows.
 
 A folder holds `*.ds` (flat uint16, or uint32 past 65,536 ids; documents end with eos), `*.ds.index` (uint64 document
-ends), the tokenizer under `tokenizer/`, and `manifest.json`, written last: without it the folder is unfinished.
+ends), the tokenizer under `tokenizer/`, `report.json`, and `manifest.json`, written last: without it the folder is
+unfinished.
 """
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +31,8 @@ class Manifest:
         documents: in all files.
         tokens: in all files, eos included.
         text_bytes: UTF-8 bytes of the documents, for bits per byte.
-        skipped: lines left out, by reason.
         files: tokens of each file by name, in reading order.
+        checksums: of each file by name, see `checksum`.
         sources: the shards that were read.
         seed: of the document shuffle.
     """
@@ -42,32 +44,54 @@ class Manifest:
     documents: int
     tokens: int
     text_bytes: int
-    skipped: dict[str, int]
     files: dict[str, int]
+    checksums: dict[str, str]
     sources: list[str]
     seed: int
 
     def save(self, folder: Path) -> None:
         (folder / MANIFEST).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
 
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest":
+        """The manifest of a folder.
+
+        Raises:
+            UserError: if the folder is missing, empty or unfinished, or the manifest damaged.
+        """
+        path = folder / MANIFEST
+        if not path.exists():
+            state = "unfinished" if folder.is_dir() and any(folder.iterdir()) else "missing or empty"
+            raise UserError(f"{folder}: {state} token files (no {MANIFEST}); run codegen-jax prepare --output {folder}")
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}: damaged ({error}); run codegen-jax prepare again") from error
+
+    @property
+    def identity(self) -> str:
+        """Equal for the same token files wherever they lie; a run records it."""
+        return hashlib.sha256(json.dumps([self.tokenizer, self.files, self.checksums]).encode()).hexdigest()[:16]
+
+
+def checksum(file: Path) -> str:
+    """SHA-256 of a file's first and last 64 KiB: enough to tell token files apart, at once on any size."""
+    with file.open("rb") as content:
+        ends = content.read(1 << 16)
+        content.seek(max(0, file.stat().st_size - (1 << 16)))
+        return hashlib.sha256(ends + content.read()).hexdigest()[:16]
+
 
 class TokenFiles:
     """The token files of a folder, memory-mapped.
 
     Raises:
-        UserError: if the folder is missing, empty or unfinished, or a file's size is not the manifest's.
+        UserError: if the folder is missing, empty or unfinished, or a file is not the manifest's.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        path = self.folder / MANIFEST
-        if not path.exists():
-            state = "unfinished" if self.folder.is_dir() and any(self.folder.iterdir()) else "missing or empty"
-            raise UserError(f"{folder}: {state} token files (no {MANIFEST}); run codegen-jax prepare --output {folder}")
-        try:
-            self.manifest = Manifest(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{path}: damaged ({error}); run codegen-jax prepare again") from error
+        self.manifest = Manifest.load(self.folder)
         dtype = np.dtype({2: "<u2", 4: "<u4"}[self.manifest.token_bytes])
         self.arrays = [self._open(name, tokens, dtype) for name, tokens in self.manifest.files.items()]
 
@@ -77,6 +101,8 @@ class TokenFiles:
         if not path.exists() or path.stat().st_size != expected:
             size = f"{path.stat().st_size} bytes" if path.exists() else "missing"
             raise UserError(f"{path}: {size}, but {MANIFEST} says {expected} bytes; run codegen-jax prepare again")
+        if checksum(path) != self.manifest.checksums[name]:
+            raise UserError(f"{path}: not the file that {MANIFEST} describes; run codegen-jax prepare again")
         return np.memmap(path, dtype, mode="r")
 
     def tokenizer(self) -> Tokenizer:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceTrainer
 
-from codegen_jax.data.shards import list_shards, read_texts
+from codegen_jax.data.shards import list_shards, read_documents
 from codegen_jax.data.tokenizer import END_OF_TEXT, SentencePieceTokenizer
 from codegen_jax.errors import UserError, require
 
@@ -35,9 +35,9 @@ def train_tokenizer(inputs: list[str], output: str, vocab_size: int, max_megabyt
 
 def _first_texts(shards: list[str], most_bytes: float) -> Iterator[str]:
     for shard in shards:
-        for text in read_texts(shard, Counter()):
-            yield text
-            most_bytes -= len(text.encode())
+        for document in read_documents(shard, Counter()):
+            yield document.text
+            most_bytes -= len(document.text.encode())
             if most_bytes <= 0:
                 return
 

@@ -92,7 +92,8 @@ def test_a_disk_without_room_is_named_before_anything_is_written(tmp_path, monke
 def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(tmp_path, to, signum):
     save(peer(n_layer=4), tmp_path / "hf")
     slow = (  # a real process, slowed down so that the signal hits it in the middle
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "from codegen_jax.conversion.layout import HuggingFaceWeights as W\n"
         "read = W.read\n"
         "def slow(*arguments):\n    time.sleep(0.5)\n    print('reading', flush=True)\n    return read(*arguments)\n"

@@ -1,4 +1,8 @@
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -6,10 +10,13 @@ import numpy as np
 import pytest
 
 from codegen_jax.data.prepare import prepare
+from codegen_jax.data.report import load_report
 from codegen_jax.data.tokens import TokenFiles
 from codegen_jax.data.train_tokenizer import train_sentencepiece
 from codegen_jax.errors import UserError
 from tests.conftest import write_shard
+
+ALL = {"filters": "code", "dedup": "minhash"}  # every pass there is
 
 
 def contents(folder):
@@ -40,14 +47,21 @@ def test_the_manifest_counts_what_is_there(tmp_path, texts, tokenizer):
     assert manifest.documents == len(texts)
     assert manifest.text_bytes == sum(len(text.encode()) for text in texts)
     assert manifest.tokens == sum(len(tokenizer.encode(text)) + 1 for text in texts)
-    assert manifest.skipped == {"empty text": 2}
+    assert load_report(tmp_path / "out")["stages"][0]["dropped"] == {"empty text": 2}
     assert (manifest.tokenizer, manifest.token_bytes, manifest.seed) == (tokenizer.fingerprint, 2, 3)
 
 
 def test_the_files_do_not_depend_on_the_number_of_workers(tmp_path, shards, tokenizer):
     for workers in (1, 2):
-        prepare(shards, str(tmp_path / f"{workers}"), tokenizer, workers=workers)
+        prepare(shards, str(tmp_path / f"{workers}"), tokenizer, workers=workers, **ALL)
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_files_of_one_seed_are_shuffled_differently(tmp_path, tokenizer):
+    shards = [write_shard(tmp_path / f"{i}.jsonl", [chr(97 + n) for n in range(20)]) for i in range(2)]
+    prepare(shards, str(tmp_path / "out"), tokenizer)
+    first, second = TokenFiles(tmp_path / "out").arrays
+    assert sorted(first) == sorted(second) and first.tolist() != second.tolist()
 
 
 def test_the_seed_orders_the_documents(tmp_path, shards, tokenizer):
@@ -86,7 +100,7 @@ def test_an_unfinished_preparation_of_other_things_is_refused(tmp_path, shards, 
         ((shards, out, other), 0),
         ((shards, out, tokenizer), 1),
     ):
-        with pytest.raises(UserError, match="unfinished preparation of other"):
+        with pytest.raises(UserError, match="unfinished preparation with other"):
             prepare(*arguments, seed=seed)
     assert contents(out) == before
 
@@ -105,6 +119,108 @@ def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path, shard
 
 def test_shards_without_documents_are_an_error_and_leave_nothing(tmp_path, tokenizer):
     shard = write_shard(tmp_path / "0.jsonl", ["", ""])
-    with pytest.raises(UserError, match="no document with text"):
+    with pytest.raises(UserError, match="no document is left of 1 shard"):
         prepare([shard], str(tmp_path / "out"), tokenizer)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("reached", ["0_digests", "2_signatures", "5_tokens"])
+def test_a_killed_preparation_goes_on_to_the_same_files(tmp_path, texts, tokenizer, reached):
+    """A real process, killed when the first task of a pass is done; what was done is not done again."""
+    shards = [write_shard(tmp_path / f"shards/{i}.jsonl.zst", texts[i::8] * 3) for i in range(8)]
+    tokenizer.save(tmp_path / "tokenizer")
+    prepare(shards, str(tmp_path / "whole"), tokenizer, **ALL)
+    words = ["prepare", *shards, "--output", str(tmp_path / "killed"), "--tokenizer", str(tmp_path / "tokenizer")]
+    words += ["--filters", "code", "--dedup", "minhash"]
+    errors = tmp_path / "errors"
+    with errors.open("wb") as stderr:  # not a pipe: datatrove's helper process would hold it open
+        process = subprocess.Popen([sys.executable, "-m", "codegen_jax", *words], stderr=stderr, start_new_session=True)
+    done = tmp_path / "killed/logs" / reached / "completions"
+    while not (done.exists() and any(done.iterdir())):
+        assert process.poll() is None, errors.read_text()
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    completed = {file: file.stat().st_mtime_ns for file in (tmp_path / "killed/logs").rglob("completions/*")}
+    assert not (tmp_path / "killed/manifest.json").exists()
+    prepare(shards, str(tmp_path / "killed"), tokenizer, **ALL)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert load_report(tmp_path / "killed") == load_report(tmp_path / "whole")
+    assert completed == {file: file.stat().st_mtime_ns for file in completed}
+
+
+def test_a_shard_that_changed_between_the_passes_is_named(tmp_path, shards, tokenizer, texts):
+    good = Path(shards[2]).read_bytes()
+    Path(shards[2]).write_bytes(good[:-10])
+    with pytest.raises(UserError, match=r"2.jsonl.zst: cannot be read"):
+        prepare(shards, str(tmp_path / "out"), tokenizer, dedup="exact")
+    Path(shards[2]).write_bytes(good)
+    write_shard(Path(shards[0]), texts[:2])  # its digests are of the texts before
+    with pytest.raises(UserError, match=r"0.jsonl.zst: had \d+ documents to deduplicate and has 2 now; remove"):
+        prepare(shards, str(tmp_path / "out"), tokenizer, dedup="exact")
+
+
+def test_a_long_document_is_encoded_in_pieces_to_the_same_ids(tmp_path, texts, tokenizer, monkeypatch):
+    monkeypatch.setattr("codegen_jax.data.tokenizer.PIECE", 300)
+    monkeypatch.setattr("codegen_jax.data.writer.PIECE", 300)
+    prepare([write_shard(tmp_path / "0.jsonl", ["\n".join(texts)])], str(tmp_path / "out"), tokenizer)
+    (array,) = TokenFiles(tmp_path / "out").arrays
+    assert array.tolist() == [*tokenizer.encode("\n".join(texts)), tokenizer.eos_id]
+    assert np.fromfile(next((tmp_path / "out").glob("*.index")), "<u8").tolist() == [len(array)]
+
+
+def test_a_document_that_cannot_be_cut_is_dropped_and_counted(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr("codegen_jax.data.tokenizer.PIECE", 100)
+    monkeypatch.setattr("codegen_jax.data.filters.MOST_PIECE", 1000)
+    shard = write_shard(tmp_path / "0.jsonl", ["x" * 1001, "line\n" * 1001, "\0" * 100])
+    assert prepare([shard], str(tmp_path / "out"), tokenizer).documents == 2
+    reasons = load_report(tmp_path / "out")["stages"][0]["dropped"]
+    assert reasons == {"more than 1,000 characters without a line end": 1}
+
+
+def test_a_ray_cluster_makes_the_same_files(tmp_path, shards, tokenizer):
+    ray = pytest.importorskip("ray", reason="needs the ray extra")
+    prepare(shards, str(tmp_path / "local"), tokenizer, **ALL)
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        options = {"mem_per_cpu_gb": 0.5}
+        prepare(shards, str(tmp_path / "ray"), tokenizer, executor="ray", executor_options=options, **ALL)
+        Path(shards[1]).write_bytes(b"broken")
+        with pytest.raises(UserError, match=r"tokens: 1 of 3 tasks failed; see .*/logs/0_tokens/logs"):
+            prepare(shards, str(tmp_path / "bad"), tokenizer, executor="ray", executor_options=options)
+    finally:
+        ray.shutdown()
+    assert contents(tmp_path / "ray") == contents(tmp_path / "local")
+
+
+def test_slurm_gets_the_passes_as_dependent_jobs(tmp_path, shards, tokenizer, monkeypatch):
+    """A stand-in for sbatch runs each job's tasks at once and prints its number, as the real one does."""
+    sbatch = tmp_path / "bin/sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(
+        "#!/bin/bash\n"
+        'echo "$*" >> "$(dirname "$0")/calls"\n'
+        'last=$(sed -n "s/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p" "${@: -1}")\n'
+        'for i in $(seq 0 "${last:-0}"); do\n'
+        '  SLURM_ARRAY_TASK_ID=$i SLURM_NODELIST=localhost bash "${@: -1}" >> "$(dirname "$0")/out" 2>&1\n'
+        "done\n"
+        'echo "Submitted batch job $(wc -l < "$(dirname "$0")/calls")"\n'
+    )
+    scontrol = tmp_path / "bin/scontrol"
+    scontrol.write_text("#!/bin/bash\necho localhost\n")
+    for script in (sbatch, scontrol):
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sbatch.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}")
+    prepare(shards, str(tmp_path / "local"), tokenizer, **ALL)
+    options = {"time": "1:00:00", "partition": "cpu", "with_srun": False}
+    assert (
+        prepare(shards, str(tmp_path / "slurm"), tokenizer, executor="slurm", executor_options=options, **ALL) is None
+    )
+    assert contents(tmp_path / "slurm") == contents(tmp_path / "local"), (tmp_path / "bin/out").read_text()
+    assert "--dependency=afterok:" in (tmp_path / "bin/calls").read_text()
+
+
+def test_options_that_the_executor_does_not_take_are_named(tmp_path, shards, tokenizer):
+    for executor, options in (("local", {"partition": "cpu"}), ("slurm", {"time": "1:00:00"})):
+        with pytest.raises(UserError, match=r"--executor-option: .*partition"):
+            prepare(shards, str(tmp_path / executor), tokenizer, executor=executor, executor_options=options)

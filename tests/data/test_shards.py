@@ -7,7 +7,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from codegen_jax.data.shards import list_shards, read_texts
+from codegen_jax.data.shards import list_shards, read_documents
 from codegen_jax.errors import UserError
 from tests.conftest import write_shard
 
@@ -16,7 +16,9 @@ TEXTS = ["def f():\n    pass\n", "日本 🙂", "x" * 100_000, "last"]
 
 def read(*inputs):
     skipped = Counter()
-    return [text for shard in list_shards(list(inputs)) for text in read_texts(shard, skipped)], skipped
+    return [
+        document.text for shard in list_shards(list(inputs)) for document in read_documents(shard, skipped)
+    ], skipped
 
 
 def two_frames(path):
@@ -81,7 +83,33 @@ def test_lines_without_a_document_are_skipped_and_counted(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
     texts, skipped = read(str(tmp_path / "a.jsonl"))
     assert texts == ["good", "also good"]
-    assert skipped == {"not a JSON object": 4, "no text": 2, "empty text": 1}
+    assert skipped == {"not a JSON object": 3, "lone surrogate": 1, "no text": 2, "empty text": 1}
+
+
+@pytest.mark.parametrize("as_string", [False, True])
+def test_a_document_knows_its_source_and_path(tmp_path, as_string):
+    meta = {"pile_set_name": "Github", "path": "a/b.py"}
+    lines = [
+        {"text": "x", "meta": json.dumps(meta) if as_string else meta},
+        {"text": "y"},
+        {"text": "z", "meta": "cut {"},
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = list(read_documents(str(tmp_path / "a.jsonl"), Counter()))
+    assert found == [("x", "Github", "a/b.py"), ("y", "unknown", ""), ("z", "unknown", "")]
+
+
+def test_parquet_has_sources_too(tmp_path):
+    rows = {"text": ["x"], "meta": [{"pile_set_name": "Github", "path": "a.py"}], "other": [1]}
+    parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
+    assert list(read_documents(str(tmp_path / "a.parquet"), Counter())) == [("x", "Github", "a.py")]
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04 not\njson\n", b"[" * 100_000])
+def test_a_shard_without_any_json_is_named(tmp_path, content):
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=r"a.jsonl: not one of its \d line\(s\) is a JSON object"):
+        read(str(tmp_path / "a.jsonl"))
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.zst", "a.jsonl.gz", "a.parquet"])

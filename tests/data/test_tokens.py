@@ -3,7 +3,7 @@ import shutil
 import numpy as np
 import pytest
 
-from codegen_jax.data.tokens import Manifest, TokenFiles, Windows
+from codegen_jax.data.tokens import Manifest, TokenFiles, Windows, checksum
 from codegen_jax.data.train_tokenizer import train_sentencepiece
 from codegen_jax.errors import UserError
 
@@ -21,7 +21,8 @@ def make_files(folder, lengths, dtype):
     for i, length in enumerate(lengths):
         np.arange(1000 * i, 1000 * i + length, dtype=dtype).tofile(folder / f"{i}.ds")
     files = {f"{i}.ds": length for i, length in enumerate(lengths)}
-    Manifest("t", 70_000, 1, size, 1, sum(lengths), 1, {}, files, [], 0).save(folder)
+    checksums = {name: checksum(folder / name) for name in files}
+    Manifest("t", 70_000, 1, size, 1, sum(lengths), 1, files, checksums, [], 0).save(folder)
     return TokenFiles(folder)
 
 

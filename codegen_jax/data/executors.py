@@ -1,0 +1,125 @@
+"""Where the passes of a preparation run: on this machine, on a Slurm cluster or on a Ray cluster, by datatrove."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from datatrove.executor import LocalPipelineExecutor
+from datatrove.executor.base import PipelineExecutor
+from datatrove.pipeline.base import PipelineStep
+from datatrove.utils.logging import logger
+from tqdm import tqdm
+
+from codegen_jax.errors import UserError
+
+EXECUTORS = ("local", "slurm", "ray")
+
+
+class Pass(NamedTuple):
+    """A pipeline over all documents, or over what the passes before left; passes run one after the other."""
+
+    name: str
+    steps: list[PipelineStep]
+    tasks: int
+
+
+class QuietExecutor(LocalPipelineExecutor):
+    """datatrove's executor without its narration of every task on stderr; an error comes back as an exception."""
+
+    def run(self) -> Any:
+        logger.disable("datatrove")
+        return super().run()
+
+    def _run_for_rank(self, *arguments: Any, **keywords: Any) -> Any:  # in a process of its own
+        logger.disable("datatrove")
+        return super()._run_for_rank(*arguments, **keywords)
+
+
+def parse_options(words: list[str]) -> dict[str, Any]:
+    """["time=10:00:00", "cpus_per_task=2"] as keyword arguments; a value that is JSON is read as such.
+
+    Raises:
+        UserError: for a word without "=".
+    """
+    options = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"--executor-option {word}: must be NAME=VALUE")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
+
+
+def run_passes(passes: list[Pass], logs: str, executor: str, workers: int | None, options: dict[str, Any]) -> bool:
+    """Run what is not yet done of each pass.
+
+    Args:
+        passes: in order.
+        logs: folder for a folder of logs, statistics and completed tasks each.
+        executor: one of `EXECUTORS`.
+        workers: tasks at a time; None: 1 on this machine, no limit elsewhere.
+        options: further arguments of datatrove's executor, such as Slurm's time and partition.
+
+    Returns:
+        Whether all is done; False: Slurm has it in its queue.
+
+    Raises:
+        UserError: for options that the executor does not take, or tasks that failed.
+    """
+    if executor == "ray":
+        import ray
+
+        ray.init(ignore_reinit_error=True, log_to_driver=False)  # RAY_ADDRESS, a cluster on this machine, or a new one
+    before: Any = None
+    for number, (name, steps, tasks) in enumerate(passes):
+        arguments = {"tasks": tasks, "logging_dir": f"{logs}/{number}_{name}", **options}
+        job = _executor(executor, steps, workers, {**arguments, **({"depends": before} if executor == "slurm" else {})})
+        if executor != "slurm":
+            with _progress(job, name):
+                job.run()
+            missing = job.get_incomplete_ranks(skip_completed=True)
+            if missing:
+                raise UserError(f"{name}: {len(missing)} of {tasks} tasks failed; see {logs}/{number}_{name}/logs")
+        before = job
+    if executor == "slurm":
+        before.run()  # and those it depends on, before it
+    return executor != "slurm"
+
+
+def _executor(kind: str, steps: list[PipelineStep], workers: int | None, arguments: dict[str, Any]) -> Any:
+    if kind == "local":
+        executor, workers = QuietExecutor, min(workers or 1, arguments["tasks"])
+    elif kind == "slurm":
+        from datatrove.executor import SlurmPipelineExecutor as executor
+    else:
+        from datatrove.executor import RayPipelineExecutor as executor
+    try:
+        return executor(steps, workers=workers or -1, **arguments)
+    except TypeError as error:
+        raise UserError(f"--executor-option: {error}") from error
+
+
+@contextmanager
+def _progress(job: PipelineExecutor, name: str) -> Iterator[None]:
+    """A bar of a pass's tasks, drawn by a thread that counts the completed ones; only on a terminal."""
+    bar = tqdm(total=job.world_size, desc=name, unit="task", disable=None)
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.5):
+            bar.update(job.world_size - len(job.get_incomplete_ranks(skip_completed=True)) - bar.n)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    if not bar.disable:
+        thread.start()
+    try:
+        yield
+        bar.update(bar.total - bar.n)
+    finally:
+        done.set()
+        bar.close()

@@ -1,0 +1,92 @@
+"""What compares documents by n-grams of words, with datatrove's steps: near-deduplication and decontamination."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.decont.n_grams import NGramsDecontConfig, NGramsDecontFilter
+from datatrove.pipeline.dedup.minhash import (
+    MinhashConfig,
+    MinhashDedupBuckets,
+    MinhashDedupCluster,
+    MinhashDedupFilter,
+    MinhashDedupSignature,
+)
+from datatrove.utils.hashing import HashConfig, create_hash_func
+from datatrove.utils.text import ngrams, simplify_text
+from datatrove.utils.word_tokenizers import WordTokenizer
+
+from codegen_jax.data.executors import Pass
+from codegen_jax.data.shards import read_records
+from codegen_jax.errors import UserError
+
+PROMPT_FIELDS = ("prompt", "prompts", "canonical_solution", "text")  # HumanEval's, MTPB's, MBPP's
+
+
+class CodeWords(WordTokenizer):
+    """Words between spaces. datatrove has lower-cased the text and turned punctuation into spaces by then."""
+
+    def word_tokenize(self, text: str) -> list[str]:
+        return text.split()
+
+    def sent_tokenize(self, text: str) -> list[str]:
+        raise NotImplementedError
+
+    def span_tokenize(self, text: str) -> list[tuple[int, int]]:
+        raise NotImplementedError
+
+
+WORDS: Any = CodeWords()
+HASH = HashConfig(hash_fc="sha1")  # datatrove 0.10's default gives xxhash a str, which xxhash 4 refuses
+
+
+def near_dedup(work: Path, documents: list[PipelineStep], shards: int) -> tuple[list[Pass], PipelineStep]:
+    """MinHash with datatrove's defaults: 5-grams, 14 buckets of 8 hashes, alike from a similarity of about 0.72.
+
+    Args:
+        work: folder for signatures and pairs.
+        documents: the steps that yield the documents.
+        shards: their number of tasks.
+
+    Returns:
+        The passes that find near-duplicates, and the step that drops them from the same documents.
+    """
+    config = MinhashConfig(hash_config=HASH)
+    signatures, pairs, clusters = (str(work / name) for name in ("signatures", "pairs", "clusters"))
+    passes = [
+        Pass("signatures", [*documents, MinhashDedupSignature(signatures, config, language=WORDS)], shards),
+        Pass("pairs", [MinhashDedupBuckets(signatures, pairs, config=config)], config.num_buckets),
+        Pass("clusters", [MinhashDedupCluster(pairs, clusters, config)], 1),
+    ]
+    return passes, MinhashDedupFilter(clusters)
+
+
+def decontamination(work: Path, benchmarks: Sequence[str]) -> PipelineStep:
+    """A step that drops documents which share 12 words in a row with a benchmark's prompts or solutions.
+
+    Args:
+        work: folder for the index, which is written here.
+        benchmarks: JSON lines files such as HumanEval's and MTPB's, whose `PROMPT_FIELDS` are taken.
+
+    Raises:
+        UserError: for a file that cannot be read or holds none of the fields.
+    """
+    config = NGramsDecontConfig(hash_config=HASH)
+    hashed: Any = create_hash_func(HASH)
+    folder = work / "benchmarks"
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, benchmark in enumerate(benchmarks):
+        texts = [text for record in read_records(benchmark) for text in _prompts(record)]
+        if not texts:
+            raise UserError(f"{benchmark}: no field {', '.join(PROMPT_FIELDS)} to decontaminate against")
+        words = (WORDS.word_tokenize(simplify_text(text, config.norm_config)) for text in texts)
+        hashes = sorted({hashed(" ".join(gram)) for text in words for gram in ngrams(text, config.n_grams)})
+        np.array(hashes, HASH.np_descr).tofile(folder / f"{number}.index.hashes")
+    return NGramsDecontFilter(str(folder), config, language=WORDS)
+
+
+def _prompts(record: dict[str, Any] | str) -> list[str]:
+    values = [record[field] for field in PROMPT_FIELDS if field in record] if isinstance(record, dict) else []
+    return ["\n".join(value) if isinstance(value, list) else str(value) for value in values]

@@ -1,0 +1,100 @@
+"""What a preparation did: documents and bytes in and out of each stage by source, reasons of drops, tokens.
+
+Steps count while they run, datatrove keeps a task's counts on disk, and the report adds them up.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+from datatrove.utils.stats import MetricStatsDict
+
+REPORT = "report.json"
+TALLY = "TALLY"
+DROPPED = "dropped_"  # prefix of datatrove's statistics by reason
+
+
+class Tally(PipelineStep):
+    """Counts the documents that leave a stage, by source, and lets them pass."""
+
+    type = TALLY
+
+    def __init__(self, stage: str):
+        self.name = stage
+        super().__init__()
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        documents: Counter[str] = Counter()
+        nbytes: Counter[str] = Counter()
+        for document in data:
+            documents[document.metadata["source"]] += 1
+            nbytes[document.metadata["source"]] += document.metadata["bytes"]
+            yield document
+        for source in documents:
+            self.stat_update(f"documents {source}", value=documents[source])
+            self.stat_update(f"bytes {source}", value=nbytes[source])
+
+
+def make_report(statistics: Path) -> dict[str, Any]:
+    """The report of a finished preparation.
+
+    Args:
+        statistics: folder of datatrove's statistics of the last pass, a file a task: `Tally` and others in turn.
+
+    Returns:
+        "stages": a list of {"stage", "sources": {source: {"documents", "bytes"}}, "dropped": {reason: documents}}, what
+        came out of each stage and why the rest did not; "tokens": {source: tokens}, eos included.
+    """
+    tasks = [json.loads(file.read_text()) for file in sorted(statistics.glob("*.json"))]
+    stages: list[dict[str, Any]] = []
+    tokens: Counter[str] = Counter()
+    dropped: Counter[str] = Counter()
+    for step in zip(*tasks, strict=True):  # one step of the pipeline, over all tasks
+        totals: Counter[str] = Counter()
+        for task in step:
+            totals.update({name: stat.total for name, stat in MetricStatsDict.from_dict(task["stats"]).items()})
+        reasons = {name.removeprefix(DROPPED): n for name, n in totals.items() if name.startswith(DROPPED)}
+        if not reasons and totals["dropped"]:
+            reasons = {"near-duplicate": totals["dropped"]}  # MinhashDedupFilter gives no reason
+        dropped.update(reasons)
+        tokens.update({name.removeprefix("tokens "): n for name, n in totals.items() if name.startswith("tokens ")})
+        kind, _, stage = step[0]["name"].partition(": ")
+        if kind == TALLY:
+            sources = sorted(name.removeprefix("documents ") for name in totals if name.startswith("documents "))
+            counts = {s: {"documents": totals[f"documents {s}"], "bytes": totals[f"bytes {s}"]} for s in sources}
+            stages.append({"stage": stage, "sources": counts, "dropped": dict(dropped.most_common())})
+            dropped.clear()
+    return {"stages": stages, "tokens": dict(sorted(tokens.items()))}
+
+
+def load_report(folder: str | Path) -> dict[str, Any]:
+    return json.loads((Path(folder) / REPORT).read_text(encoding="utf-8"))
+
+
+def total(stage: dict[str, Any], field: str) -> int:
+    """Documents or bytes that came out of a stage, over all sources."""
+    return sum(counts[field] for counts in stage["sources"].values())
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report for people: a row a source with what came out of each stage, then the reasons of drops."""
+    stages, tokens = report["stages"], report["tokens"]
+    rows = [["source", *(f"{stage['stage']}" for stage in stages), "tokens"]]
+    for source in stages[0]["sources"]:
+        counts = [stage["sources"].get(source, {"documents": 0, "bytes": 0}) for stage in stages]
+        rows.append([source, *map(_cell, counts), f"{tokens.get(source, 0):,}"])
+    sums = [{field: total(stage, field) for field in ("documents", "bytes")} for stage in stages]
+    rows.append(["all", *map(_cell, sums), f"{sum(tokens.values()):,}"])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(f"{cell:{'<' if i == 0 else '>'}{widths[i]}}" for i, cell in enumerate(row)) for row in rows]
+    for stage in stages:
+        lines += [f"dropped, {stage['stage']}: {n:,} {reason}" for reason, n in stage["dropped"].items()]
+    return "\n".join(lines)
+
+
+def _cell(counts: dict[str, int]) -> str:
+    return f"{counts['documents']:,} ({counts['bytes'] / 1e6:,.1f} MB)"

@@ -1,0 +1,124 @@
+"""Documents to token files: tokenize, end with eos, shuffle, and the manifest when all files are there."""
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.tokens.tokenizer import DocumentTokenizer, TokenizedFile
+
+from codegen_jax.data.report import REPORT, make_report, total
+from codegen_jax.data.tokenizer import PIECE, Tokenizer, load_tokenizer, pieces
+from codegen_jax.data.tokens import Manifest, checksum
+from codegen_jax.errors import UserError
+
+
+class TokenWriter(DocumentTokenizer):
+    """datatrove's tokenizer step with our tokenizers; each document ends with eos, documents are shuffled in a file.
+
+    Args:
+        output: folder of the token files, with the tokenizer in it.
+        seed: of the shuffle.
+        threads: let the tokenizer use all cores; False where each core has a task.
+    """
+
+    def __init__(self, output: str, seed: int, threads: bool):
+        super().__init__(output, f"{output}/tokenizer", save_final_metadata=False)
+        self.seed, self.threads = seed, threads
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return load_tokenizer(str(self.tokenizer_name_or_path))
+
+    @cached_property
+    def token_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return token_bytes(self.tokenizer)
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
+        self.rand = np.random.default_rng([self.seed, rank])  # whatever this process has shuffled before
+        os.environ["TOKENIZERS_PARALLELISM"] = str(self.threads).lower()
+        super().run(data, rank, world_size)
+
+    def write_unshuffled(self, data: Any, filename: str) -> TokenizedFile:
+        file = TokenizedFile(self.output_folder, filename, token_size=self.token_size)
+        tokens: Counter[str] = Counter()
+        for batch in _batches(data):
+            for (source, _, is_last), ids in zip(batch, self.tokenizer.encode_batch([piece for _, piece, _ in batch])):
+                if is_last:
+                    ids = [*ids, self.tokenizer.eos_id]
+                tokens[source] += len(ids)
+                # None: these tokens end a document
+                file.write_bytes(np.array(ids, f"<u{self.token_size}").tobytes(), doc_ends=None if is_last else [])
+        file.close()
+        for source, count in tokens.items():
+            self.stat_update(f"tokens {source}", value=count)
+        return file
+
+
+def _batches(documents: Iterator[Document]) -> Iterator[list[tuple[str, str, bool]]]:
+    """(source, piece, whether it is its document's last), about `PIECE` characters at a time."""
+    batch, size = [], 0
+    for document in documents:
+        rest = len(document.text)
+        for piece in pieces(document.text):
+            rest -= len(piece)
+            batch.append((document.metadata["source"], piece, rest == 0))
+            size += len(piece)
+            if size >= PIECE:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def token_bytes(tokenizer: Tokenizer) -> int:
+    """Bytes of a token on disk."""
+    return 2 if tokenizer.vocab_size <= 65536 else 4
+
+
+class NoDocuments(UserError):
+    """A preparation that ends with nothing to train on."""
+
+
+class ManifestWriter(PipelineStep):
+    """The last pass, one task: report.json, and manifest.json, which makes the folder whole.
+
+    Raises:
+        NoDocuments: if nothing is left of the documents.
+    """
+
+    type, name = "WRITER", "manifest"
+
+    def __init__(self, output: Path, work: Path, statistics: Path, shards: list[str], seed: int):
+        super().__init__()
+        self.output, self.work, self.statistics, self.shards, self.seed = output, work, statistics, shards, seed
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        tokenizer = load_tokenizer(self.output / "tokenizer")
+        size = token_bytes(tokenizer)
+        files = [file for file in sorted(self.output.glob("*.ds")) if file.stat().st_size]
+        if not files:
+            raise NoDocuments(f"no document is left of {len(self.shards)} shard(s), {' '.join(self.shards)[:200]}")
+        report = make_report(self.statistics)
+        (self.output / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        Manifest(
+            tokenizer=tokenizer.fingerprint,
+            vocab_size=tokenizer.vocab_size,
+            eos_id=tokenizer.eos_id,
+            token_bytes=size,
+            documents=total(report["stages"][-1], "documents"),
+            tokens=sum(file.stat().st_size for file in files) // size,
+            text_bytes=total(report["stages"][-1], "bytes"),
+            files={file.name: file.stat().st_size // size for file in files},
+            checksums={file.name: checksum(file) for file in files},
+            sources=self.shards,
+            seed=self.seed,
+        ).save(self.output)
+        shutil.rmtree(self.work, ignore_errors=True)

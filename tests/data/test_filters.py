@@ -1,0 +1,56 @@
+import pytest
+from datatrove.data import Document
+
+from codegen_jax.data.filters import CodeFilter, LineFilter
+
+
+def verdict(text, path="a.py", **options):
+    answer = CodeFilter(**options).filter(Document(text=text, id="0", metadata={"path": path}))
+    return "kept" if answer is True else answer[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x = y\n" * 3, "kept"),
+        ("z" * 99 + "\n", "kept"),
+        (("z" * 100 + "\n") * 3, "average line of 100 characters or more"),  # the line ends do not count
+        ("z" * 100, "average line of 100 characters or more"),
+        (("z" * 100 + "\r\n") * 3 + "\n", "kept"),  # an empty line counts
+        ("z" * 1000 + "\n" * 20, "kept"),
+        ("z" * 1001 + "\n" * 20, "line of more than 1000 characters"),
+        ("0123456789abcdefABCDEF\n" * 30, "more than 90 % digits"),
+        ("0" * 9 + "x", "kept"),  # 90 % is not more than 90 %
+        ("0" * 90 + "\n" * 10, "kept"),
+        ("0" * 91 + "\n" * 10, "more than 90 % digits"),  # a line end counts as a character here
+        ("日" * 99, "kept"),  # characters, not bytes
+    ],
+)
+def test_the_papers_rules(text, expected):
+    assert verdict(text) == expected
+
+
+@pytest.mark.parametrize("path", ["a.c", "b/a.H", "a.cpp", "a.go", "A.java", "a.mjs", "a.py", ""])
+def test_the_six_languages_are_kept_and_so_is_what_has_no_path(path):
+    assert verdict("x\n", path) == "kept"
+
+
+@pytest.mark.parametrize("path", ["a.rs", "py", "a.py.txt", "a.json", "Makefile"])
+def test_other_files_are_dropped(path):
+    assert verdict("x\n", path) == "file extension"
+
+
+def test_extensions_can_be_chosen():
+    assert verdict("x\n", "a.rs", extensions=(".rs",)) == "kept"
+    assert verdict("x\n", "a.py", extensions=(".rs",)) == "file extension"
+
+
+def test_text_of_line_ends_only_is_kept():
+    assert verdict("\n\n") == "kept"
+
+
+def test_long_texts_pass_if_they_have_line_ends(monkeypatch):
+    monkeypatch.setattr("codegen_jax.data.tokenizer.PIECE", 10)
+    monkeypatch.setattr("codegen_jax.data.filters.MOST_PIECE", 30)
+    for text, kept in (("x" * 31, False), ("x" * 30, True), ("xxxx\n" * 100, True), ("x  \n" * 100, False)):
+        assert (LineFilter().filter(Document(text=text, id="0")) is True) == kept, text

@@ -1,0 +1,47 @@
+import json
+
+from codegen_jax.data.prepare import prepare
+from codegen_jax.data.report import load_report, table
+
+LINES = [
+    ("Github", "a.py", "x = 1\n"),
+    ("Github", "b.py", "x = 1\n"),
+    ("Github", "c.md", "# title\n"),
+    ("Web", "", "日本\n"),
+    ("Web", "", "z" * 2000),
+]
+
+
+def test_each_stage_says_what_came_out_by_source_and_why_the_rest_did_not(tmp_path, tokenizer):
+    for i in range(2):  # over two tasks
+        lines = [json.dumps({"text": t, "meta": {"pile_set_name": s, "path": p}}) for s, p, t in LINES[i::2]]
+        (tmp_path / f"{i}.jsonl").write_text("\n".join([*lines, '{"text": ""}']))
+    shards = [str(tmp_path / f"{i}.jsonl") for i in range(2)]
+    prepare(shards, str(tmp_path / "out"), tokenizer, workers=2, filters="code", dedup="exact")
+    report = load_report(tmp_path / "out")
+    counts = lambda documents, nbytes: {"documents": documents, "bytes": nbytes}
+    reasons = {"file extension": 1, "average line of 100 characters or more": 1}
+    assert report["stages"] == [
+        {"stage": "read", "sources": {"Github": counts(3, 20), "Web": counts(2, 2007)}, "dropped": {"empty text": 2}},
+        {"stage": "code rules", "sources": {"Github": counts(2, 12), "Web": counts(1, 7)}, "dropped": reasons},
+        {"stage": "dedup", "sources": {"Github": counts(1, 6), "Web": counts(1, 7)}, "dropped": {"duplicate": 1}},
+    ]
+    tokens = {source: len(tokenizer.encode(text)) + 1 for source, text in (("Github", "x = 1\n"), ("Web", "日本\n"))}
+    assert report["tokens"] == tokens
+
+
+def test_the_table_has_a_row_a_source_and_their_sums():
+    report = {
+        "stages": [
+            {"stage": "read", "sources": {"A": {"documents": 2, "bytes": 3_000_000}}, "dropped": {"no text": 1}},
+            {"stage": "dedup", "sources": {}, "dropped": {"duplicate": 2}},
+        ],
+        "tokens": {},
+    }
+    assert table(report).splitlines() == [
+        "source        read       dedup  tokens",
+        "A       2 (3.0 MB)  0 (0.0 MB)       0",
+        "all     2 (3.0 MB)  0 (0.0 MB)       0",
+        "dropped, read: 1 no text",
+        "dropped, dedup: 2 duplicate",
+    ]
