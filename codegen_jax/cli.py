@@ -16,7 +16,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Run the command; exits with 0, 2 after a `UserError` or `OSError` (one line on stderr) or 130 after Ctrl-C."""
     parser = make_parser()
     arguments, arguments.overrides = parser.parse_known_args(words)
-    if arguments.overrides and arguments.verb is not train:
+    if arguments.overrides and arguments.verb not in (train, show):
         parser.error(f"unrecognized arguments: {' '.join(arguments.overrides)}")
     try:
         arguments.verb(arguments)
@@ -87,6 +87,14 @@ def make_parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("train", help="train from a YAML config, or go on with a run", allow_abbrev=False)
     verb.add_argument("config", metavar="CONFIG.yaml", help="then any field as --section.field VALUE")
     verb.set_defaults(verb=train)
+
+    data = verbs.add_parser("data", help="look at training data")
+    data_verbs = data.add_subparsers(required=True, metavar="VERB")
+    verb = data_verbs.add_parser("show", help="print what a step trains on", allow_abbrev=False)
+    verb.add_argument("config", metavar="CONFIG.yaml", help="then any field as --section.field VALUE")
+    verb.add_argument("--step", type=int, required=True, metavar="N", help="as in the log, from 1")
+    verb.add_argument("--row", type=int, metavar="R", help="of the batch, from 0 (default: all)")
+    verb.set_defaults(verb=show)
 
     verb = verbs.add_parser("convert", help="convert weights between formats", allow_abbrev=False)
     verb.add_argument("source", metavar="SOURCE", help=MODEL + ", or a jaxformer checkpoint")
@@ -175,6 +183,14 @@ def train(arguments: argparse.Namespace) -> None:
     from codegen_jax.training.loop import train
 
     train(config)
+
+
+def show(arguments: argparse.Namespace) -> None:
+    from codegen_jax.config import load_config
+    from codegen_jax.data.show import show
+
+    for text in show(load_config(arguments.config, arguments.overrides), arguments.step, arguments.row):
+        print(text)
 
 
 def convert(arguments: argparse.Namespace) -> None:

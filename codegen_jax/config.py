@@ -73,21 +73,63 @@ class CodeGenConfig:
 
 
 @dataclass(frozen=True)
+class SourceConfig:
+    """One source of a mixture.
+
+    Attributes:
+        path: folder of token files.
+        weight: share of the rows, relative to the other sources' weights.
+        validation: folder of token files, or null for no validation.
+    """
+
+    path: str
+    weight: float
+    validation: str | None = None
+
+
+@dataclass(frozen=True)
 class DataConfig:
-    """Token files made by `codegen-jax prepare`.
+    """Token files made by `codegen-jax prepare`: one folder as `train`, or a mixture as `sources`.
 
     Attributes:
         train: folder of token files.
         validation: folder of token files, or null for no validation.
+        sources: the mixture, by name.
         sequence_length: tokens that a row trains on; a row holds one token more.
+        document_mask: let a document's tokens attend to their own document only, positions from 0; the authors' do not.
+        skip_steps: pairs [first, last] of steps whose data is left out; step `first` trains on that of `last` + 1.
     """
 
-    train: str
+    train: str | None = None
     validation: str | None = None
+    sources: dict[str, SourceConfig] = field(default_factory=dict, hash=False)
     sequence_length: int = 2048
+    document_mask: bool = False
+    skip_steps: list[list[int]] = field(default_factory=list, hash=False)
 
     def __post_init__(self) -> None:
+        require(
+            bool(self.sources) != (self.train is not None), "data: give either data.train or data.sources, not both"
+        )
+        require(
+            not self.sources or self.validation is None,
+            "data.validation: goes with data.train; a source of data.sources has a validation of its own",
+        )
+        for name, source in self.sources.items():
+            # "/" would end a name in the metrics, "." one on the command line
+            require(bool(name) and not set(name) & set("/."), f"data.sources: {name!r} must be a name without / and .")
+            require(0 < source.weight < float("inf"), f"data.sources.{name}.weight: {source.weight} must be positive")
         require(self.sequence_length > 0, f"data.sequence_length: {self.sequence_length} must be positive")
+        for pair in self.skip_steps:
+            require(
+                len(pair) == 2 and 1 <= pair[0] <= pair[1],
+                f"data.skip_steps: {pair} must be [first, last] with 1 <= first <= last",
+            )
+
+    @property
+    def mixture(self) -> dict[str, SourceConfig]:
+        """The sources by name; data.train is one without a name."""
+        return self.sources or {"": SourceConfig(str(self.train), 1.0, self.validation)}
 
 
 @dataclass(frozen=True)

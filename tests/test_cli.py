@@ -1,5 +1,6 @@
 """The command as a user types it, in a process of its own."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from codegen_jax.config import load_config
+from codegen_jax.config import DataConfig, load_config
 from codegen_jax.conversion.native import find_checkpoint
 from codegen_jax.training.metrics import read_metrics
 from tests.conftest import write_shard
@@ -188,12 +189,15 @@ def peer_loss(folder, tokens):
     from transformers import AutoModelForCausalLM
 
     from codegen_jax.data.batches import Batches
-    from codegen_jax.data.tokens import TokenFiles, Windows
+    from codegen_jax.data.sources import make_order, open_sources
     from codegen_jax.sharding import make_mesh
     from codegen_jax.training.step import batch_sharding
 
     config = load_config(ROOT / "configs/finetune_350m.yaml")
-    batches = Batches(Windows(TokenFiles(str(tokens)), 64), 32, config.seed, batch_sharding(make_mesh(config.mesh)))
+    data = DataConfig(train=str(tokens), sequence_length=64)
+    sources, _ = open_sources(data)
+    order = make_order(dataclasses.replace(config, data=data), sources)
+    batches = Batches([sources[0].windows], order, batch_sharding(make_mesh(config.mesh)))
     batch = np.asarray(batches(0))
     scores = logits(AutoModelForCausalLM.from_pretrained(folder), batch[:, :-1])
     return torch.nn.functional.cross_entropy(

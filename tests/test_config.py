@@ -5,9 +5,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from codegen_jax.config import load_config
+from codegen_jax.config import SourceConfig, load_config
 from codegen_jax.errors import UserError
 
+SOURCES = {
+    "data.train": None,
+    "data.validation": None,
+    "data.sources": {"a": {"path": "x", "weight": 1}, "b": {"path": "y", "weight": 0.5, "validation": "z"}},
+}
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -37,10 +42,17 @@ def test_overrides_win_over_the_file(file):
     assert (config.model.n_layer, config.seed, config.optimizer.learning_rate) == (7, 3, 1e-5)
 
 
-def test_a_config_survives_its_dict(file):
-    config = load_config(file())
+@pytest.mark.parametrize("changes", [{}, SOURCES | {"data.skip_steps": [[3, 4], [9, 9]]}])
+def test_a_config_survives_its_dict(file, changes):
+    config = load_config(file(changes))
     path = file({section: value for section, value in config.to_dict().items() if value is not None})
-    assert load_config(path) == config
+    assert load_config(path) == config and hash(load_config(path)) == hash(config)
+
+
+def test_a_mixture_is_read_and_its_parts_can_be_overridden(file):
+    config = load_config(file(SOURCES), ["--data.sources.b.weight", "0.7"])
+    assert config.data.mixture == {"a": SourceConfig("x", 1), "b": SourceConfig("y", 0.7, "z")}
+    assert load_config(file()).data.mixture == {"": SourceConfig("demo/tokens/train", 1, "demo/tokens/validation")}
 
 
 @pytest.mark.parametrize(
@@ -57,6 +69,15 @@ def test_a_config_survives_its_dict(file):
         ({"model.rotary_dim": 7}, [], ["model.rotary_dim", "7", "even"]),
         ({"model.n_layer": 0}, [], ["model.n_layer", "positive"]),
         ({"data.sequence_length": 4096}, [], ["data.sequence_length", "n_positions"]),
+        ({"data.train": None, "data.validation": None}, [], ["data.train", "data.sources"]),
+        ({"data.sources": {"a": {"path": "x", "weight": 1}}}, [], ["data.train", "data.sources", "not both"]),
+        (SOURCES, ["--data.validation", "x"], ["data.validation", "a validation of its own"]),
+        (SOURCES, ["--data.sources.b.weight", "-1"], ["data.sources.b.weight", "-1", "positive"]),
+        (SOURCES | {"data.sources": {"a": {"path": "x", "weight": math.inf}}}, [], ["data.sources.a.weight", "inf"]),
+        (SOURCES | {"data.sources": {"a/b": {"path": "x", "weight": 1}}}, [], ["data.sources", "a/b", "without"]),
+        (SOURCES | {"data.sources": {"a": {"path": "x"}}}, [], ["data.sources", "weight"]),
+        ({"data.skip_steps": [[3, 2]]}, [], ["data.skip_steps", "[3, 2]", "first <= last"]),
+        ({"data.skip_steps": [[0, 2]]}, [], ["data.skip_steps", "[0, 2]"]),
         ({"training.gradient_accumulation_steps": 3}, [], ["training.batch_size", "gradient_accumulation_steps"]),
         ({"optimizer.warmup_steps": -1}, [], ["optimizer.warmup_steps", "negative"]),
         ({}, ["--optimizer.b2", "1.0"], ["optimizer.b2", "[0, 1)"]),

@@ -42,7 +42,7 @@ class Run(NamedTuple):
 
     Attributes:
         config: the run's config as nested dicts; of a converted model, its section "model".
-        data: of a trained model, tokenizer fingerprint and number of training tokens.
+        data: of a trained model, tokenizer, number of tokens and content of each source by name.
         tokenizer: that made the data; None if a model was converted without.
     """
 

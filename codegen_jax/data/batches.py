@@ -1,40 +1,41 @@
-"""batch = f(seed, step): which windows make up a step, whatever the mesh and the number of hosts.
-
-The order is a pure function of the seed, so the data's resume state is the step number alone.
-"""
+"""Batches as global arrays: each host reads the rows that its devices own, ahead of the step that needs them."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from codegen_jax.data.order import Order
 from codegen_jax.data.tokens import Windows
 
 
 class Batches:
-    """Training batches, shuffled anew each epoch.
+    """The training batches.
 
     Args:
-        windows: rows to draw from.
-        batch_size: rows a step.
-        seed: of the order.
+        windows: of each source.
+        order: which of them make up a step.
         sharding: of a batch, over its rows.
     """
 
-    def __init__(self, windows: Windows, batch_size: int, seed: int, sharding: NamedSharding):
-        self.rows = grain.MapDataset.source(windows).shuffle(seed=seed).repeat()
-        self.shape = (batch_size, windows.sequence_length + 1)
+    def __init__(self, windows: Sequence[Windows], order: Order, sharding: NamedSharding):
+        self.windows, self.order = windows, order
+        self.shape = (order.batch_size, windows[0].sequence_length + 1)
         self.sharding = sharding
 
     def __call__(self, step: int) -> jax.Array:
-        """The batch of a step, int32 [batch_size, sequence_length + 1]; a host reads only the rows that it owns."""
-        first = step * self.shape[0]
-        return _global_array(self.shape, self.sharding, lambda row: np.asarray(self.rows[first + row]))
+        """The batch of a step, int32 [batch_size, sequence_length + 1]."""
+        first = self.order.first_row(step)
+
+        def row_of(row: int) -> np.ndarray:
+            source, _, window = self.order.row(first + row)
+            return self.windows[source][window]
+
+        return _global_array(self.shape, self.sharding, row_of)
 
 
 def validation_batches(windows: Windows, batch_size: int, sharding: NamedSharding, most: int) -> Iterator[jax.Array]:

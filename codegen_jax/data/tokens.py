@@ -10,6 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -69,9 +70,10 @@ class Manifest:
             raise UserError(f"{path}: damaged ({error}); run codegen-jax prepare again") from error
 
     @property
-    def identity(self) -> str:
-        """Equal for the same token files wherever they lie; a run records it."""
-        return hashlib.sha256(json.dumps([self.tokenizer, self.files, self.checksums]).encode()).hexdigest()[:16]
+    def identity(self) -> dict[str, Any]:
+        """What a run records of its token files: equal for the same ones wherever they lie."""
+        content = hashlib.sha256(json.dumps([self.files, self.checksums]).encode()).hexdigest()[:16]
+        return {"tokenizer": self.tokenizer, "tokens": self.tokens, "content": content}
 
 
 def checksum(file: Path) -> str:
@@ -119,6 +121,15 @@ class TokenFiles:
             )
         return tokenizer
 
+    def name(self, file: int) -> str:
+        return list(self.manifest.files)[file]
+
+    def documents(self, file: int, start: int, stop: int) -> range:
+        """Numbers of the documents that tokens start .. stop - 1 of a file belong to."""
+        ends = np.memmap(self.folder / f"{self.name(file)}.index", "<u8", mode="r")
+        first, last = np.searchsorted(ends, [start, stop - 1], side="right")
+        return range(int(first), int(last) + 1)
+
 
 class Windows:
     """Random access to windows of sequence_length + 1 tokens over the concatenated documents of each file.
@@ -131,8 +142,8 @@ class Windows:
 
     def __init__(self, files: TokenFiles, sequence_length: int):
         self.sequence_length = sequence_length
-        self.arrays = files.arrays
-        counts = [max(0, (len(array) - 1) // sequence_length) for array in files.arrays]
+        self.files, self.arrays = files, files.arrays
+        counts = [max(0, (len(array) - 1) // sequence_length) for array in self.arrays]
         self.ends = np.cumsum(counts)
         if sum(counts) == 0:
             raise UserError(
@@ -145,6 +156,10 @@ class Windows:
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Window `index`, int32 [sequence_length + 1]."""
-        file = int(np.searchsorted(self.ends, index, side="right"))
-        start = (index - (int(self.ends[file - 1]) if file else 0)) * self.sequence_length
+        file, start = self.locate(index)
         return self.arrays[file][start : start + self.sequence_length + 1].astype(np.int32)
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Number of the file that holds a window, and of the window's first token in it."""
+        file = int(np.searchsorted(self.ends, index, side="right"))
+        return file, (index - (int(self.ends[file - 1]) if file else 0)) * self.sequence_length

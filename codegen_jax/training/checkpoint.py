@@ -12,6 +12,7 @@ A folder without `_CHECKPOINT_METADATA` was cut short while it was written and d
 import json
 import logging
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from codegen_jax.config import RunConfig
-from codegen_jax.conversion.native import damaged, run_record, save_args
+from codegen_jax.conversion.native import damaged, run_record, save_args, whole_checkpoints
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import UserError
 from codegen_jax.training.step import TrainState
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save and warns of its own defaults
 
-# What may differ between a run and its resumption: where it lies and runs, how long, how often it reports.
-FREE_FIELDS = {"output", "mesh", "checkpoint", "data.train", "data.validation"} | {
+# What may differ between a run and its resumption: where it lies and runs, how long, how often it reports. Token files
+# are known by their content, and what skip_steps may change is checked apart.
+FREE_FIELDS = {"output", "mesh", "checkpoint", "data.train", "data.validation", "data.skip_steps"} | {
     f"training.{name}"
     for name in ("steps", "gradient_accumulation_steps", "remat", "log_every", "eval_every", "eval_batches")
 }
@@ -108,7 +110,9 @@ def _claim(folder: Path, record: dict[str, Any]) -> None:
             held = json.loads(path.read_text())
         except ValueError as error:
             raise UserError(f"output: {path} is damaged ({error}); choose another folder") from error
-        ours, theirs = _flat(record), _flat(held)
+        _check_data(record["data"], held["data"], folder)
+        _check_skips(record["config"]["data"]["skip_steps"], held["config"]["data"]["skip_steps"], folder)
+        ours, theirs = _flat(record["config"]), _flat(held["config"])
         for name in sorted(ours.keys() | theirs.keys()):
             if ours.get(name) != theirs.get(name):
                 raise UserError(
@@ -123,12 +127,36 @@ def _claim(folder: Path, record: dict[str, Any]) -> None:
     written.replace(path)  # at once, so that a kill leaves the old record or the new one
 
 
-def _flat(record: dict[str, Any]) -> dict[str, Any]:
-    """The record's fields that must stay the same, by dotted name."""
-    flat = {f"data: {name}": value for name, value in record["data"].items()}
+def _check_data(ours: dict[str, Any], theirs: dict[str, Any], folder: Path) -> None:
+    """The token files must be those that the run began with, wherever they lie now."""
+    for name in sorted(ours.keys() & theirs.keys()):
+        field = f"data.sources.{name}" if name else "data.train"
+        now, then = ours[name], theirs[name]
+        if now != then:
+            raise UserError(
+                f"{field}: not the token files that {folder} has trained on: {now['tokens']} tokens of "
+                f"{now['tokenizer']} now, {then['tokens']} of {then['tokenizer']} then; give it those, or choose "
+                "another output folder"
+            )
+
+
+def _check_skips(ours: list[list[int]], theirs: list[list[int]], folder: Path) -> None:
+    """What is left out may change for steps to come, not for those done."""
+    done = max((int(checkpoint.name) for checkpoint in whole_checkpoints(folder)), default=0)
+    for pair in ours + theirs:
+        if ours.count(pair) != theirs.count(pair) and pair[0] <= done:
+            raise UserError(
+                f"data.skip_steps: {pair} would change what {folder} has done: its newest checkpoint is of step {done}; "
+                f"to go back, move those from step {pair[0]} on out of {folder / 'checkpoints'}"
+            )
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """The config's fields that must stay the same, by dotted name."""
+    flat: dict[str, Any] = {}
 
     def add(prefix: str, value: Any) -> None:
-        if prefix in FREE_FIELDS:
+        if prefix in FREE_FIELDS or re.fullmatch(r"data\.sources\.[^.]*\.(path|validation)", prefix):
             return
         if isinstance(value, dict):
             for name, child in value.items():
@@ -136,5 +164,5 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
         else:
             flat[prefix] = value
 
-    add("", record["config"])
+    add("", config)
     return flat

@@ -14,6 +14,7 @@ from codegen_jax.conversion.models import open_model
 from codegen_jax.conversion.native import whole_checkpoints
 from codegen_jax.conversion.weights import Weights, load_params
 from codegen_jax.data.batches import Batches, prefetch, validation_batches
+from codegen_jax.data.sources import Source, make_order, open_sources
 from codegen_jax.data.tokens import TokenFiles, Windows
 from codegen_jax.errors import require
 from codegen_jax.model.codegen import Params
@@ -21,6 +22,7 @@ from codegen_jax.sharding import check_fit, make_mesh
 from codegen_jax.training.checkpoint import Checkpoints
 from codegen_jax.training.metrics import MetricsLog, peak_flops, plot_loss
 from codegen_jax.training.step import (
+    Metrics,
     TrainState,
     abstract_state,
     batch_sharding,
@@ -36,27 +38,29 @@ def train(config: RunConfig) -> None:
     Raises:
         UserError: for data, mesh, output folder or checkpoint that do not fit the config; before the first step.
     """
-    files = TokenFiles(config.data.train)
-    tokenizer = files.tokenizer()
+    sources, tokenizer = open_sources(config.data)
     require(
         tokenizer.vocab_size <= config.model.vocab_size,
         f"model.vocab_size: {config.model.vocab_size} is smaller than the {tokenizer.vocab_size} ids of the tokenizer "
-        f"of {config.data.train}",
+        f"of {sources[0].files.folder}",
     )
-    windows = Windows(files, config.data.sequence_length)
+    order = make_order(config, sources)
     mesh = make_mesh(config.mesh)
     check_fit(config, mesh)
-    evaluate = make_evaluation(config, mesh, files) if config.data.validation else None
+    evaluate = make_evaluation(config, mesh, sources, tokenizer.eos_id)
     initial_weights = find_initial_weights(config)
-    data = {"tokenizer": files.manifest.tokenizer, "tokens": files.manifest.tokens}
+    data = {source.name: source.files.manifest.identity for source in sources}
     checkpoints = Checkpoints(config, tokenizer, data)
 
     with jax.set_mesh(mesh):
         state, first = start(config, mesh, checkpoints, initial_weights)
         log = MetricsLog(config.output, first)
         try:
-            batches = Batches(windows, config.training.batch_size, config.seed, batch_sharding(mesh))
-            run_steps(config, mesh, state, first, batches, evaluate, checkpoints, log)
+            batches = Batches([source.windows for source in sources], order, batch_sharding(mesh))
+            train_step = make_train_step(config, mesh, tokenizer.eos_id)
+            epochs = lambda step: {f"epoch{s.suffix}": n for s, n in zip(sources, order.epochs(step))}
+            reporter = Reporter(config, log, first, epochs)
+            run_steps(config, train_step, state, first, batches, evaluate, checkpoints, reporter)
         finally:
             checkpoints.close()
             log.close()
@@ -97,18 +101,16 @@ def start(
 
 def run_steps(
     config: RunConfig,
-    mesh: Mesh,
+    train_step: Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]],
     state: TrainState,
     first: int,
     batches: Callable[[int], jax.Array],
     evaluate: Callable[[Params], dict[str, float]] | None,
     checkpoints: Checkpoints,
-    log: MetricsLog,
+    reporter: "Reporter",
 ) -> None:
     """Steps first+1 .. steps, numbered from 1; step n trains on batch n-1 with learning rate number n-1."""
     training = config.training
-    train_step = make_train_step(config, mesh)
-    reporter = Reporter(config, log, first)
     pending = None
     for step, batch in enumerate(prefetch(batches, range(first, training.steps)), first + 1):
         state, metrics = train_step(state, batch)
@@ -132,32 +134,38 @@ def run_steps(
     reporter.close()
 
 
-def make_evaluation(config: RunConfig, mesh: Mesh, train_files: TokenFiles) -> Callable[[Params], dict[str, float]]:
+def make_evaluation(
+    config: RunConfig, mesh: Mesh, sources: list[Source], eos_id: int
+) -> Callable[[Params], dict[str, float]] | None:
     """A function from parameters to validation_loss (nats a token), validation_perplexity and bits_per_byte.
 
-    Raises:
-        UserError: if the validation files are not usable or were made with another tokenizer than the training files.
+    Of a mixture, each source has its own, as validation_loss/NAME and so on; validation_loss itself is then their mean
+    by weight. None if there is nothing to validate on.
     """
-    files = TokenFiles(str(config.data.validation))
-    require(
-        files.manifest.tokenizer == train_files.manifest.tokenizer,
-        f"data.validation: {files.folder} was made with tokenizer {files.manifest.tokenizer}, data.train with "
-        f"{train_files.manifest.tokenizer}; prepare both with one tokenizer",
-    )
-    windows = Windows(files, config.data.sequence_length)
-    eval_step = make_eval_step(config, mesh)
-    tokens_per_byte = files.manifest.tokens / files.manifest.text_bytes
+    validated = [(s, s.validation) for s in sources if s.validation is not None]
+    if not validated:
+        return None
+    eval_step = make_eval_step(config, mesh, eos_id)
     training = config.training
 
-    def evaluate(params: Params) -> dict[str, float]:
+    def loss_of(params: Params, files: TokenFiles) -> float:
+        windows = Windows(files, config.data.sequence_length)
         rows = validation_batches(windows, training.batch_size, batch_sharding(mesh), training.eval_batches)
         sums, tokens = zip(*(eval_step(params, batch) for batch in rows))
-        loss = sum(map(float, sums)) / sum(map(float, tokens))
-        return {
-            "validation_loss": loss,
-            "validation_perplexity": math.exp(min(loss, 700.0)),
-            "bits_per_byte": loss / math.log(2) * tokens_per_byte,
-        }
+        return sum(map(float, sums)) / sum(map(float, tokens))
+
+    def evaluate(params: Params) -> dict[str, float]:
+        values: dict[str, float] = {}
+        mean = 0.0
+        for source, files in validated:
+            loss = loss_of(params, files)
+            mean += loss * source.weight / sum(s.weight for s, _ in validated)
+            values |= {
+                f"validation_loss{source.suffix}": loss,
+                f"validation_perplexity{source.suffix}": math.exp(min(loss, 700.0)),
+                f"bits_per_byte{source.suffix}": loss / math.log(2) * files.manifest.tokens / files.manifest.text_bytes,
+            }
+        return {"validation_loss": mean} | values
 
     return evaluate
 
@@ -165,8 +173,8 @@ def make_evaluation(config: RunConfig, mesh: Mesh, train_files: TokenFiles) -> C
 class Reporter:
     """Turns steps into lines, log entries and a progress bar (none where stderr is not a terminal)."""
 
-    def __init__(self, config: RunConfig, log: MetricsLog, first: int):
-        self.config, self.log = config, log
+    def __init__(self, config: RunConfig, log: MetricsLog, first: int, epochs: Callable[[int], dict[str, float]]):
+        self.config, self.log, self.epochs = config, log, epochs
         self.tokens_per_step = config.training.batch_size * config.data.sequence_length
         peak = peak_flops(jax.devices()[0])
         self.peak = peak * jax.device_count() if peak else None
@@ -191,6 +199,7 @@ class Reporter:
             return
         values = {name: float(value) for name, value in metrics.items()}
         values["perplexity"] = math.exp(min(values.pop("cross_entropy"), 700.0))
+        values |= self.epochs(step)
         line = f"step {step:>6}  loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}"
         line += f"  grad norm {values['grad_norm']:.2f}"
         if self.steps and self.began is not None:
@@ -206,10 +215,14 @@ class Reporter:
 
     def validation(self, step: int, values: dict[str, float]) -> None:
         self.log.write(step, values)
-        tqdm.write(
-            f"step {step:>6}  validation loss {values['validation_loss']:.4f}  "
-            f"perplexity {values['validation_perplexity']:.2f}  bits per byte {values['bits_per_byte']:.3f}"
-        )
+        for name in values:
+            metric, slash, source = name.partition("/")
+            if metric == "validation_loss" and f"validation_perplexity{slash}{source}" in values:
+                tqdm.write(
+                    f"step {step:>6}  {source}{' ' * bool(source)}validation loss {values[name]:.4f}  "
+                    f"perplexity {values[f'validation_perplexity{slash}{source}']:.2f}  "
+                    f"bits per byte {values[f'bits_per_byte{slash}{source}']:.3f}"
+                )
 
     def close(self) -> None:
         self.bar.close()

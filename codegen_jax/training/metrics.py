@@ -66,7 +66,8 @@ def plot_loss(output: str | Path) -> Path:
 
     lines = read_metrics(output)
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name, marker in (("loss", ""), ("validation_loss", "o")):
+    names = sorted({name for line in lines for name in line if name.startswith("validation_loss")})
+    for name, marker in (("loss", ""), *((name, "o") for name in names)):
         points = [(line["step"], line[name]) for line in lines if name in line]
         steps, values = [step for step, _ in points], [value for _, value in points]
         axes.plot(steps, values, label=name.replace("_", " "), marker=marker, markersize=4, linewidth=1)

@@ -75,24 +75,43 @@ def init_state(config: RunConfig, mesh: Mesh, params: Params = None) -> TrainSta
         return jax.jit(init, out_shardings=shardings_of(abstract_state(config, mesh)))(params)
 
 
+def documents_of(inputs_BT: jax.Array, eos_id: int) -> tuple[jax.Array, jax.Array]:
+    """Segment ids and positions, int32 [B, T]: a document ends with its eos, and positions start anew after it."""
+    T = inputs_BT.shape[1]
+    starts_BT = jnp.pad(inputs_BT[:, :-1] == eos_id, ((0, 0), (1, 0)))
+    first_BT = jax.lax.cummax(jnp.where(starts_BT, jnp.arange(T), 0), axis=1)
+    return jnp.cumsum(starts_BT, axis=1, dtype=jnp.int32), jnp.arange(T) - first_BT
+
+
 def batch_loss(
-    config: RunConfig, params: Params, tokens_BT: jax.Array, *, scale: jax.Array | float, z_loss: float
+    config: RunConfig,
+    params: Params,
+    tokens_BT: jax.Array,
+    eos_id: int = -1,
+    *,
+    scale: jax.Array | float,
+    z_loss: float,
 ) -> Loss:
     """Loss of rows of sequence_length + 1 tokens; the first is input only, the last is target only."""
     model = module(config.model, params)
     inputs_BT, targets_BT = jnp.maximum(tokens_BT[:, :-1], 0), tokens_BT[:, 1:]
-    x_BTD, _ = model.hidden(inputs_BT, remat=config.training.remat)
+    segment_ids_BT, positions_BT = documents_of(inputs_BT, eos_id) if config.data.document_mask else (None, None)
+    x_BTD, _ = model.hidden(
+        inputs_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT, remat=config.training.remat
+    )
     return next_token_loss(x_BTD, model.head[...], model.head_bias[...], targets_BT, scale=scale, z_loss=z_loss)
 
 
-def accumulated_gradients(config: RunConfig, params: Params, tokens_BT: jax.Array) -> tuple[Loss, Params]:
+def accumulated_gradients(
+    config: RunConfig, params: Params, tokens_BT: jax.Array, eos_id: int = -1
+) -> tuple[Loss, Params]:
     """Mean loss over the batch's tokens and its gradient, micro-batch by micro-batch in float32."""
     micro_batches = config.training.gradient_accumulation_steps
     axes = param_axes(config.model)
     scale = 1.0 / count_targets(tokens_BT[:, 1:])
 
     def loss(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, Loss]:
-        share = batch_loss(config, params, tokens_BT, scale=scale, z_loss=config.training.z_loss)
+        share = batch_loss(config, params, tokens_BT, eos_id, scale=scale, z_loss=config.training.z_loss)
         return share.total, share
 
     def gradients_of(tokens_BT: jax.Array) -> tuple[Loss, Params]:
@@ -109,8 +128,12 @@ def accumulated_gradients(config: RunConfig, params: Params, tokens_BT: jax.Arra
     return jax.lax.scan(lambda sums, row: (jax.tree.map(jnp.add, sums, gradients_of(row)), None), zeros, rows)[0]
 
 
-def make_train_step(config: RunConfig, mesh: Mesh) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
+def make_train_step(
+    config: RunConfig, mesh: Mesh, eos_id: int = -1
+) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
     """The jitted update: (state, int32 tokens [batch_size, sequence_length + 1]) to (new state, metrics).
+
+    eos_id is the tokenizer's, by which `data.document_mask` tells documents apart; with -1 a row is one document.
 
     The given state is donated. Metrics are float32 scalars: loss (z-loss included), cross_entropy (nats a token),
     grad_norm (before the clip), learning_rate (the one applied). Call it under `jax.set_mesh(mesh)`.
@@ -118,7 +141,7 @@ def make_train_step(config: RunConfig, mesh: Mesh) -> Callable[[TrainState, jax.
     optimizer, schedule = make_optimizer(config.optimizer), learning_rate_schedule(config.optimizer)
 
     def train_step(state: TrainState, tokens_BT: jax.Array) -> tuple[TrainState, Metrics]:
-        loss, gradients = accumulated_gradients(config, state.params, tokens_BT)
+        loss, gradients = accumulated_gradients(config, state.params, tokens_BT, eos_id)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         metrics = {
             "loss": loss.total,
@@ -137,11 +160,13 @@ def make_train_step(config: RunConfig, mesh: Mesh) -> Callable[[TrainState, jax.
     )
 
 
-def make_eval_step(config: RunConfig, mesh: Mesh) -> Callable[[Params, jax.Array], tuple[jax.Array, jax.Array]]:
+def make_eval_step(
+    config: RunConfig, mesh: Mesh, eos_id: int = -1
+) -> Callable[[Params, jax.Array], tuple[jax.Array, jax.Array]]:
     """The jitted validation: (params, tokens) to the sum of the cross-entropy and the number of its tokens."""
 
     def eval_step(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-        loss = batch_loss(config, params, tokens_BT, scale=1.0, z_loss=0.0)
+        loss = batch_loss(config, params, tokens_BT, eos_id, scale=1.0, z_loss=0.0)
         return loss.cross_entropy, count_targets(tokens_BT[:, 1:])
 
     shardings = shardings_of(abstract_state(config, mesh).params)

@@ -126,7 +126,7 @@ def trained(tmp_path, tokenizer):
     mesh = make_mesh(config.mesh)
     params = jax.tree.map(lambda p: 3 * p, init_params(config.model, 0))
     params["embedding_bias"] = jax.random.normal(jax.random.key(1), (32,))
-    checkpoints = Checkpoints(config, tokenizer, {"tokenizer": "none", "tokens": 1})
+    checkpoints = Checkpoints(config, tokenizer, {})
     checkpoints.save(init_state(config, mesh, params), None)
     checkpoints.close()
     return config, params

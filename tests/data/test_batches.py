@@ -1,9 +1,15 @@
+import os
+import socket
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
 
 from codegen_jax.config import MeshConfig
 from codegen_jax.data.batches import Batches, prefetch, validation_batches
+from codegen_jax.data.order import Order
 from codegen_jax.data.tokens import TokenFiles, Windows
 from codegen_jax.sharding import make_mesh
 from codegen_jax.training.step import batch_sharding
@@ -11,6 +17,10 @@ from codegen_jax.training.step import batch_sharding
 
 def sharding(*axes):
     return batch_sharding(make_mesh(MeshConfig(*axes), jax.devices()[: np.prod(axes)]))
+
+
+def batches_of(windows, batch_size, seed, sharding):
+    return Batches([windows], Order([len(windows)], [1], batch_size, seed), sharding)
 
 
 @pytest.fixture(scope="module")
@@ -23,51 +33,116 @@ class Numbered:
 
     sequence_length = 3
 
-    def __init__(self, count):
-        self.count, self.read = count, []
+    def __init__(self, count, first=0):
+        self.count, self.first, self.read = count, first, []
 
     def __len__(self):
         return self.count
 
     def __getitem__(self, index):
         self.read.append(index)
-        return np.full(4, index, np.int32)
+        return np.full(4, self.first + index, np.int32)
 
 
 @pytest.mark.parametrize("axes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)])
 def test_batches_do_not_depend_on_the_mesh(windows, axes):
-    one, many = Batches(windows, 16, 5, sharding(1, 1, 1)), Batches(windows, 16, 5, sharding(*axes))
+    one, many = batches_of(windows, 16, 5, sharding(1, 1, 1)), batches_of(windows, 16, 5, sharding(*axes))
     for step in (0, 1, 7, 1000):
         np.testing.assert_array_equal(one(step), many(step))
 
 
 def test_a_batch_is_a_function_of_seed_and_step(windows):
-    batches, again = (Batches(windows, 8, 5, sharding(1, 1, 1)) for _ in range(2))
+    batches, again = (batches_of(windows, 8, 5, sharding(1, 1, 1)) for _ in range(2))
     for step in (3, 0, 3):
         np.testing.assert_array_equal(batches(step), again(step))
     assert not np.array_equal(batches(0), batches(1))
-    assert not np.array_equal(batches(0), Batches(windows, 8, 6, sharding(1, 1, 1))(0))
+    assert not np.array_equal(batches(0), batches_of(windows, 8, 6, sharding(1, 1, 1))(0))
 
 
 def test_an_epoch_has_every_window_once_and_the_next_another_order():
-    batches = Batches(Numbered(40), 8, 0, sharding(1, 1, 1))
+    batches = batches_of(Numbered(40), 8, 0, sharding(1, 1, 1))
     epochs = [[int(row) for step in range(5 * e, 5 * e + 5) for row in batches(step)[:, 0]] for e in range(3)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(40))] * 3
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
 def test_a_batch_may_cross_the_end_of_an_epoch():
-    batches = Batches(Numbered(10), 8, 0, sharding(1, 1, 1))
+    batches = batches_of(Numbered(10), 8, 0, sharding(1, 1, 1))
     rows = [int(row) for step in range(5) for row in batches(step)[:, 0]]
     assert [sorted(rows[i : i + 10]) for i in range(0, 40, 10)] == [list(range(10))] * 4
 
 
 def test_a_device_reads_the_rows_that_it_owns():
     windows = Numbered(100)
-    batch = Batches(windows, 16, 0, sharding(2, 4, 1))(3)
+    batch = batches_of(windows, 16, 0, sharding(2, 4, 1))(3)
     assert len(windows.read) == 16  # each row once, not the batch once a device
     for shard in batch.addressable_shards:
         np.testing.assert_array_equal(shard.data, np.asarray(batch)[shard.index])
+
+
+def test_a_batch_mixes_its_sources_in_proportion():
+    batches = Batches([Numbered(50), Numbered(50, 1000)], Order([50, 50], [3, 1], 16, 0), sharding(2, 4, 1))
+    for step in range(20):
+        assert np.sum(np.asarray(batches(step))[:, 0] >= 1000) == 4
+
+
+HOST = """
+import sys
+import jax
+process, processes, port, folder, first = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5])
+jax.config.update("jax_num_cpu_devices", 8 // processes)
+if processes > 1:
+    jax.distributed.initialize(f"localhost:{port}", processes, int(process))
+import numpy as np
+from codegen_jax.config import DataConfig, MeshConfig, SourceConfig
+from codegen_jax.data.batches import Batches, prefetch
+from codegen_jax.data.order import Order
+from codegen_jax.data.sources import open_sources
+from codegen_jax.sharding import make_mesh
+from codegen_jax.training.step import batch_sharding
+sources, _ = open_sources(DataConfig(
+    sources={name: SourceConfig(folder, weight) for name, weight in (("a", 0.7), ("b", 0.3))}, sequence_length=16))
+windows = [source.windows for source in sources]
+order = Order([len(w) for w in windows], [0.7, 0.3], 16, 5, [[4, 6]])
+read = []
+class Counting:
+    sequence_length = 16
+    def __init__(self, windows): self.windows = windows
+    def __getitem__(self, index): read.append(index); return self.windows[index]
+batches = Batches([Counting(w) for w in windows], order, batch_sharding(make_mesh(MeshConfig(2, 4, 1))))
+for step, batch in enumerate(prefetch(batches, range(first, 8), depth=processes), first):
+    for shard in batch.addressable_shards:
+        np.save(f"{sys.argv[6]}/{step}_{shard.index[0].start or 0}.npy", shard.data)
+assert len(read) == (8 - first) * 16 // processes, "a host reads the rows of its devices and no others"
+"""
+
+
+def on_hosts(tmp_path, token_folder, processes, first=0):
+    """Batches first .. 7 as bytes, made by processes that see eight devices together."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = str(found.getsockname()[1])
+    out = tmp_path / f"{processes}_{first}"
+    out.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    words = [str(processes), port, str(token_folder), str(first), str(out)]
+    hosts = [subprocess.Popen([sys.executable, "-c", HOST, str(i), *words], env=environment) for i in range(processes)]
+    assert [host.wait(timeout=100) for host in hosts] == [0] * processes
+    batches = {}
+    for step in range(first, 8):
+        files = sorted(out.glob(f"{step}_*.npy"), key=lambda file: int(file.stem.split("_")[1]))
+        batches[step] = np.concatenate([np.load(file) for file in files]).tobytes()
+    return batches
+
+
+def test_batches_are_byte_identical_on_any_number_of_hosts_and_from_any_step(tmp_path, token_folder):
+    """Real processes, joined by jax.distributed; each prefetches as deep as there are hosts."""
+    one = on_hosts(tmp_path, token_folder, 1)
+    assert on_hosts(tmp_path, token_folder, 2) == one
+    assert on_hosts(tmp_path, token_folder, 4) == one
+    for processes in (1, 2, 4):
+        assert on_hosts(tmp_path, token_folder, processes, first=5) == {step: one[step] for step in (5, 6, 7)}
+    assert len(set(one.values())) == 8
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])

@@ -14,7 +14,7 @@ from codegen_jax.training.checkpoint import Checkpoints
 from codegen_jax.training.step import TrainState, abstract_state, init_state
 from tests.runs import tiny_run
 
-DATA = {"tokenizer": "none", "tokens": 100}
+DATA = {"": {"tokenizer": "none", "tokens": 100, "content": "x"}}
 
 
 def state_at(step, config, mesh):
@@ -143,8 +143,9 @@ def test_an_output_folder_of_another_run_is_refused_and_left_alone(saved, tokeni
 
 def test_other_data_is_another_run(saved, tokenizer):
     config, _ = saved(1.0)
-    with pytest.raises(UserError, match="tokens is 100 there, 101 here"):
-        Checkpoints(config, tokenizer, DATA | {"tokens": 101})
+    for change in ({"tokens": 101}, {"tokenizer": "other"}, {"content": "y"}):
+        with pytest.raises(UserError, match=r"data.train: not the token files .* \d+ tokens of \w+ now, 100 of none"):
+            Checkpoints(config, tokenizer, {"": DATA[""] | change})
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, tokenizer):

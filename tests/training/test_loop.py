@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import yaml
 
-from codegen_jax.config import MeshConfig
+from codegen_jax.config import MeshConfig, SourceConfig
 from codegen_jax.conversion.native import find_checkpoint
 from codegen_jax.data.prepare import prepare
+from codegen_jax.data.tokens import TokenFiles, Windows
 from codegen_jax.data.train_tokenizer import train_sentencepiece
 from codegen_jax.errors import UserError
 from codegen_jax.training.loop import train
@@ -26,6 +27,10 @@ from tests.runs import tiny_run
 def run(output, tokens, **sections):
     data = {"validation": str(tokens)} | sections.pop("data", {})
     return tiny_run(output, tokens, data=data, **sections)
+
+
+def mixture(sources):
+    return {"train": None, "validation": None, "sources": sources}
 
 
 def losses(output):
@@ -135,10 +140,64 @@ def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(tmp_path, token_fold
     assert not (tmp_path / "run").exists()
 
 
+def test_a_mixture_trains_validates_and_counts_epochs_by_source(tmp_path, token_folder):
+    sources = {
+        "a": SourceConfig(str(token_folder), 0.75, str(token_folder)),
+        "b": SourceConfig(str(token_folder), 0.25),
+        "c": SourceConfig(str(token_folder), 1.0, str(token_folder)),
+    }
+    config = run(tmp_path / "run", None, data=mixture(sources))
+    train(config)
+    lines = read_metrics(tmp_path / "run")
+    windows = len(Windows(TokenFiles(token_folder), 32))
+    counts = {"a": 6 * 16 * 3 // 8, "b": 6 * 16 // 8, "c": 6 * 16 // 2}
+    assert lines[-2] | {f"epoch/{name}": count / windows for name, count in counts.items()} == lines[-2]
+    assert (
+        lines[-1]["validation_loss/a"] == lines[-1]["validation_loss/c"] == pytest.approx(lines[-1]["validation_loss"])
+    )
+    assert "validation_loss/b" not in lines[-1]
+    moved = shutil.copytree(token_folder, tmp_path / "moved")
+    sources["b"] = SourceConfig(str(moved), 0.25, str(moved))
+    train(run(tmp_path / "run", None, data=mixture(sources), training={"steps": 7}))
+    sources["b"] = SourceConfig(str(moved), 0.5)
+    with pytest.raises(UserError, match=r"data.sources.b.weight is 0.25 there, 0.5 here"):
+        train(run(tmp_path / "run", None, data=mixture(sources)))
+
+
+def test_steps_may_be_skipped_later_but_not_in_the_past(tmp_path, token_folder):
+    whole = run(tmp_path / "whole", token_folder, data={"skip_steps": [[4, 5]]})
+    train(whole)
+    train(run(tmp_path / "run", token_folder, training={"steps": 3}))
+    with pytest.raises(UserError, match=r"data.skip_steps: \[3, 5\] would change what .* is of step 3; .* move"):
+        train(run(tmp_path / "run", token_folder, data={"skip_steps": [[3, 5]]}))
+    train(run(tmp_path / "run", token_folder, data={"skip_steps": [[4, 5]]}))
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    with pytest.raises(UserError, match=r"\[4, 5\] would change what"):
+        train(run(tmp_path / "run", token_folder))
+
+
+def test_token_files_that_grew_are_named_before_the_first_step(tmp_path, token_folder, texts, tokenizer):
+    train(run(tmp_path / "run", token_folder, training={"steps": 2}))
+    before = (tmp_path / "run/metrics.jsonl").read_text()
+    prepare([write_shard(tmp_path / "more.jsonl", [*texts, *texts])], str(tmp_path / "grown"), tokenizer)
+    with pytest.raises(UserError, match=r"data.train: not the token files that .* has trained on: \d+ tokens of sent"):
+        train(run(tmp_path / "run", tmp_path / "grown"))
+    assert (tmp_path / "run/metrics.jsonl").read_text() == before
+
+
+def test_sources_of_two_tokenizers_are_refused(tmp_path, token_folder, texts, tokenizer):
+    other = train_sentencepiece(texts, vocab_size=400)
+    prepare([write_shard(tmp_path / "v.jsonl", texts)], str(tmp_path / "v"), other)
+    sources = {"a": SourceConfig(str(token_folder), 1), "b": SourceConfig(str(tmp_path / "v"), 1)}
+    with pytest.raises(UserError, match=f"{other.fingerprint}, .*{tokenizer.fingerprint}; prepare all"):
+        train(run(tmp_path / "run", None, data=mixture(sources)))
+    assert not (tmp_path / "run").exists()
+
+
 def test_validation_files_of_another_tokenizer_are_refused(tmp_path, token_folder, texts):
     other = train_sentencepiece(texts, vocab_size=400)
     prepare([write_shard(tmp_path / "v.jsonl", texts)], str(tmp_path / "v"), other)
-    with pytest.raises(UserError, match=r"data.validation: .* was made with tokenizer sentencepiece-"):
+    with pytest.raises(UserError, match=r"/v was made with tokenizer sentencepiece-"):
         train(run(tmp_path / "run", token_folder, data={"validation": str(tmp_path / "v")}))
 
 

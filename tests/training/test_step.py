@@ -1,6 +1,7 @@
 """The step's numbers do not depend on how it is spread; its arrays lie where they should."""
 
 import dataclasses
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,15 @@ from jax.sharding import PartitionSpec as P
 from codegen_jax.config import MeshConfig
 from codegen_jax.model.codegen import REMAT_POLICIES, init_params, module
 from codegen_jax.sharding import make_mesh
-from codegen_jax.training.step import accumulated_gradients, batch_sharding, init_state, make_eval_step, make_train_step
+from codegen_jax.training.step import (
+    accumulated_gradients,
+    batch_loss,
+    batch_sharding,
+    documents_of,
+    init_state,
+    make_eval_step,
+    make_train_step,
+)
 from tests.runs import tiny_run
 
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2)]
@@ -144,3 +153,50 @@ def test_validation_counts_whole_rows_only():
     expected = -jnp.take_along_axis(log_p, padded[:4, 1:, None], axis=-1).sum()
     assert count == 4 * 32
     np.testing.assert_allclose(cross_entropy, expected, rtol=1e-5)
+
+
+EOS = 7
+PACKED = [11, 12, EOS, 13, EOS, EOS, 14, 15, 16, 17, EOS, 18]  # the fourth document is empty, the last goes on
+DOCUMENTS = [[11, 12, EOS], [13, EOS], [EOS], [14, 15, 16, 17, EOS], [18]]
+
+
+def test_documents_end_with_eos_and_positions_start_anew():
+    segment_ids, positions = documents_of(jnp.array([PACKED]), EOS)
+    assert segment_ids.tolist() == [[0, 0, 0, 1, 1, 2, 3, 3, 3, 3, 3, 4]]
+    assert positions.tolist() == [[0, 1, 2, 0, 1, 0, 0, 1, 2, 3, 4, 0]]
+
+
+def test_packed_documents_have_the_logits_they_have_alone():
+    config = tiny_run().model
+    model = module(config, init_params(config, 0))
+    segment_ids, positions = documents_of(jnp.array([PACKED]), EOS)
+    packed = model(jnp.array([PACKED]), segment_ids_BT=segment_ids, positions_BT=positions)
+    alone = np.concatenate([model(jnp.array([document])) for document in DOCUMENTS], axis=1)
+    np.testing.assert_allclose(packed, alone, atol=1e-5)
+    assert np.abs(model(jnp.array([PACKED])) - alone).max() > 0.05  # as the authors trained: they see each other
+
+
+@pytest.mark.parametrize("document_mask", [False, True])
+def test_the_mask_makes_the_loss_of_documents_alone(document_mask):
+    config = tiny_run(data={"document_mask": document_mask})
+    params = init_params(config.model, 0)
+    row = np.array([[*PACKED, 19]])
+    loss = batch_loss(config, params, jnp.array(row), EOS, scale=1.0, z_loss=0.0).cross_entropy
+    ends = np.cumsum([0, *map(len, DOCUMENTS)])
+    pieces = [row[:, start : end + 1] for start, end in pairwise(ends)]  # the next token is a target only
+    alone = sum(batch_loss(tiny_run(), params, jnp.array(p), scale=1.0, z_loss=0.0).cross_entropy for p in pieces)
+    assert (abs(loss - alone) < 1e-4) == document_mask
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_masked_gradients_do_not_depend_on_the_mesh(mesh):
+    def gradients(axes):
+        config = tiny_run(mesh=MeshConfig(*axes), data={"document_mask": True})
+        device_mesh = make_mesh(config.mesh, jax.devices()[: np.prod(axes)])
+        with jax.set_mesh(device_mesh):
+            batch = jax.device_put(tokens() % 50, batch_sharding(device_mesh))
+            params = init_state(config, device_mesh).params
+            return jax.device_get(jax.jit(accumulated_gradients, static_argnums=(0, 3))(config, params, batch, EOS))
+
+    loss, expected = gradients((1, 1, 1))
+    assert_equal(gradients(mesh), (loss.total, expected))

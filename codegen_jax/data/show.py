@@ -1,0 +1,58 @@
+"""What did the model see at step N? A batch's rows as text, with token and document boundaries."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from codegen_jax.config import RunConfig
+from codegen_jax.data.sources import make_order, open_sources
+from codegen_jax.data.tokenizer import Tokenizer
+from codegen_jax.errors import require
+
+TOKEN = "│"  # between two tokens
+
+
+def show(config: RunConfig, step: int, row: int | None = None) -> Iterator[str]:
+    """Each row of a step, or one of them, as text.
+
+    Args:
+        config: of the run; only its data, batch size and seed matter.
+        step: as the log numbers them, from 1.
+        row: of the batch, from 0.
+
+    Raises:
+        UserError: for a step or row that does not exist, or data that cannot be read.
+    """
+    require(step >= 1, f"--step: {step} must be at least 1; steps are numbered as in the log")
+    rows = range(config.training.batch_size)
+    require(row is None or row in rows, f"--row: {row} must be in 0 .. training.batch_size - 1 = {rows[-1]}")
+    sources, tokenizer = open_sources(config.data)
+    order = make_order(config, sources)
+    for number in rows if row is None else [row]:
+        source, epoch, window = order.row(order.first_row(step - 1) + number)
+        windows = sources[source].windows
+        file, start = windows.locate(window)
+        tokens = windows[window]
+        name = f"source {sources[source].name}, " if sources[source].name else ""
+        yield (
+            f"== step {step}, row {number}: {name}epoch {epoch}, window {window} of {len(windows)}, tokens {start} to "
+            f"{start + len(tokens) - 1} of {windows.files.folder / windows.files.name(file)}"
+        )
+        yield text_of(tokens, tokenizer, windows.files.documents(file, start, start + len(tokens)))
+
+
+def text_of(tokens: np.ndarray, tokenizer: Tokenizer, documents: Sequence[int]) -> str:
+    """Tokens as text with `TOKEN` between them; a line with the next document's number follows each eos.
+
+    Tokens that share a character stand together, since none of them is text alone.
+    """
+    text, held, numbers = f"-- document {documents[0]}\n", [], iter(documents[1:])
+    for token in tokens.tolist():
+        held.append(token)
+        piece = tokenizer.decode(held)
+        if "\ufffd" in piece and len(held) < 4:  # the bytes of a character so far
+            continue
+        text, held = text + piece + TOKEN, []
+        if token == tokenizer.eos_id:
+            text += f"\n-- document {next(numbers, '')}\n"
+    return text + tokenizer.decode(held)

@@ -1,0 +1,51 @@
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+
+from codegen_jax.config import MeshConfig, SourceConfig
+from codegen_jax.data.batches import Batches
+from codegen_jax.data.show import TOKEN, show, text_of
+from codegen_jax.data.sources import make_order, open_sources
+from codegen_jax.errors import UserError
+from codegen_jax.sharding import make_mesh
+from codegen_jax.training.step import batch_sharding
+from tests.runs import tiny_run
+
+
+def test_what_is_shown_is_what_the_step_trains_on(token_folder, tokenizer):
+    config = tiny_run(tokens=token_folder, data={"skip_steps": [[2, 4]]})
+    sources, _ = open_sources(config.data)
+    batches = Batches([sources[0].windows], make_order(config, sources), batch_sharding(make_mesh(MeshConfig())))
+    shown = list(show(config, step=3))
+    assert len(shown) == 2 * config.training.batch_size
+    for row, tokens in enumerate(np.asarray(batches(2))):
+        header, text = shown[2 * row : 2 * row + 2]
+        assert header.startswith(f"== step 3, row {row}: epoch 0, window ")
+        tokens = tokens[tokens != tokenizer.eos_id].tolist()
+        assert re.sub(r"\n?-- document \d+\n", "", text).replace(TOKEN, "") == tokenizer.decode(tokens)
+    assert list(show(config, step=3, row=5)) == shown[10:12]
+
+
+def test_tokens_and_documents_are_told_apart(tokenizer):
+    ids = [*tokenizer.encode("a = 1"), tokenizer.eos_id, *tokenizer.encode("é🙂")]
+    text = text_of(np.array(ids), tokenizer, range(4, 6))
+    first, second = text.split(f"{TOKEN}\n-- document 5\n")
+    pieces = first.removeprefix("-- document 4\n").split(TOKEN)
+    assert [tokenizer.decode([i]) for i in ids[: len(pieces)]] == pieces
+    assert second == f"é{TOKEN}🙂{TOKEN}"  # bytes that make one character stand together
+
+
+@pytest.mark.parametrize(("step", "row", "name"), [(0, None, "--step"), (1, 16, "--row"), (1, -1, "--row")])
+def test_a_step_or_row_that_does_not_exist_is_named(token_folder, step, row, name):
+    with pytest.raises(UserError, match=name):
+        list(show(tiny_run(tokens=token_folder), step, row))
+
+
+def test_a_mixture_names_its_sources(token_folder):
+    config = tiny_run(tokens=token_folder)
+    sources = {name: SourceConfig(str(token_folder), 1) for name in "ab"}
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, train=None, sources=sources))
+    headers = list(show(config, step=1))[::2]
+    assert [header.split(": source ")[1][0] for header in headers].count("a") == 8
