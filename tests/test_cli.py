@@ -58,6 +58,31 @@ def project(tmp_path_factory, texts):
     return root
 
 
+def test_prepare_says_what_became_of_the_documents(project):
+    lines = [{"text": t, "meta": {"path": p}} for t, p in (("x = 1\n", "a.py"), ("x = 1\n", "b.py"), ("?", "c.txt"))]
+    (project / "raw.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\nnot json")
+    words = ["prepare", "raw.jsonl", "--output", "filtered", "--tokenizer", "tokenizer", "--filters", "code"]
+    result = command(*words, "--extensions", ".py", ".md", "--dedup", "exact", cwd=project)
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    *rows, last = result.stdout.splitlines()
+    assert [row.split()[0] for row in rows[:3]] == ["source", "unknown", "all"]
+    assert rows[3:] == [
+        "dropped, read: 1 not a JSON object",
+        "dropped, code rules: 1 file extension",
+        "dropped, dedup: 1 duplicate",
+    ]
+    assert "tokens of 1 documents" in last
+    assert_fails(command(*words[:-2], "--extensions", ".py", cwd=project), "--extensions", "--filters code")
+    assert_fails(command(*words, "--executor-option", "x", cwd=project), "--executor-option x", "NAME=VALUE")
+
+
+def test_data_show_prints_what_a_step_trained_on(project):
+    result = command("data", "show", "run.yaml", "--step", 2, "--row", 3, "--data.sequence_length", 8, cwd=project)
+    assert result.returncode == 0 and result.stdout.startswith("== step 2, row 3: epoch 0, window "), result.stderr
+    assert 8 <= result.stdout.count("│") <= 9
+    assert_fails(command("data", "show", "run.yaml", "--step", 0, cwd=project), "--step", "0")
+
+
 def test_generate_prints_one_object_a_completion(project):
     result = command(
         "generate", "run", "--prompt", "def f(", "--prompt", "class A", "--num-samples", 2, "--max-new-tokens", 5,

@@ -1,6 +1,8 @@
 """Where the passes of a preparation run: on this machine, on a Slurm cluster or on a Ray cluster, by datatrove."""
 
 import json
+import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import logger
 from tqdm import tqdm
 
-from codegen_jax.errors import UserError
+from codegen_jax.errors import UserError, require
 
 EXECUTORS = ("local", "slurm", "ray")
 
@@ -71,14 +73,22 @@ def run_passes(passes: list[Pass], logs: str, executor: str, workers: int | None
     Raises:
         UserError: for options that the executor does not take, or tasks that failed.
     """
+    if executor == "slurm":
+        require(
+            shutil.which("sbatch") is not None, "--executor slurm: this machine has no sbatch; run it on a login node"
+        )
     if executor == "ray":
-        import ray
-
+        try:
+            import ray
+        except ImportError as error:
+            raise UserError("--executor ray: needs pip install 'codegen_jax[ray]'") from error
         ray.init(ignore_reinit_error=True, log_to_driver=False)  # RAY_ADDRESS, a cluster on this machine, or a new one
     before: Any = None
     for number, (name, steps, tasks) in enumerate(passes):
-        arguments = {"tasks": tasks, "logging_dir": f"{logs}/{number}_{name}", **options}
-        job = _executor(executor, steps, workers, {**arguments, **({"depends": before} if executor == "slurm" else {})})
+        arguments: dict[str, Any] = {"tasks": tasks, "logging_dir": f"{logs}/{number}_{name}"}
+        if executor == "slurm":
+            arguments |= {"depends": before, "job_name": f"prepare_{name}"}
+        job = _executor(executor, steps, workers, arguments | options)
         if executor != "slurm":
             with _progress(job, name):
                 job.run()
@@ -87,7 +97,10 @@ def run_passes(passes: list[Pass], logs: str, executor: str, workers: int | None
                 raise UserError(f"{name}: {len(missing)} of {tasks} tasks failed; see {logs}/{number}_{name}/logs")
         before = job
     if executor == "slurm":
-        before.run()  # and those it depends on, before it
+        try:
+            before.run()  # and those it depends on, before it
+        except subprocess.CalledProcessError as error:
+            raise UserError("--executor slurm: sbatch refused the job, for the reason that it gives above") from error
     return executor != "slurm"
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from codegen_jax.config import RunConfig
 from codegen_jax.data.sources import make_order, open_sources
-from codegen_jax.data.tokenizer import Tokenizer
+from codegen_jax.data.tokenizer import END_OF_TEXT, Tokenizer
 from codegen_jax.errors import require
 
 TOKEN = "│"  # between two tokens
@@ -49,7 +49,7 @@ def text_of(tokens: np.ndarray, tokenizer: Tokenizer, documents: Sequence[int]) 
     text, held, numbers = f"-- document {documents[0]}\n", [], iter(documents[1:])
     for token in tokens.tolist():
         held.append(token)
-        piece = tokenizer.decode(held)
+        piece = END_OF_TEXT if token == tokenizer.eos_id else tokenizer.decode(held)
         if "\ufffd" in piece and len(held) < 4:  # the bytes of a character so far
             continue
         text, held = text + piece + TOKEN, []

@@ -13,7 +13,7 @@ from codegen_jax.errors import UserError
 WHITESPACE_TOKENS = [" " * n for n in range(31, 1, -1)] + ["\t" * n for n in range(9, 1, -1)]
 END_OF_TEXT = "<|endoftext|>"
 TRUNCATE_BEFORE = ("^#", re.escape(END_OF_TEXT), "^'''", '^"""', "\n\n\n")  # the authors' sample.py
-PIECE = 1_000_000  # characters
+PIECE = 100_000  # characters
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # in the order that they are looked for
 
 
@@ -119,7 +119,7 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def pieces(text: str) -> Iterator[str]:
-    """A text in pieces of about a million characters, whose ids joined are those of the whole: a piece fits in memory.
+    """A text in pieces of about 100,000 characters, whose ids joined are those of the whole: a piece fits in memory.
 
     The cut is before a line end that follows no whitespace: there a word of GPT-2's pattern ends, whatever comes next,
     and sentencepiece holds a line end apart. A text without such places stays longer.

@@ -15,9 +15,11 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.tokens.tokenizer import DocumentTokenizer, TokenizedFile
 
 from codegen_jax.data.report import REPORT, make_report, total
-from codegen_jax.data.tokenizer import PIECE, Tokenizer, load_tokenizer, pieces
+from codegen_jax.data.tokenizer import Tokenizer, load_tokenizer, pieces
 from codegen_jax.data.tokens import Manifest, checksum
 from codegen_jax.errors import UserError
+
+BATCH = 1_000_000  # characters that are encoded at a time
 
 
 class TokenWriter(DocumentTokenizer):
@@ -63,7 +65,7 @@ class TokenWriter(DocumentTokenizer):
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[tuple[str, str, bool]]]:
-    """(source, piece, whether it is its document's last), about `PIECE` characters at a time."""
+    """(source, piece, whether it is its document's last), about `BATCH` characters at a time."""
     batch, size = [], 0
     for document in documents:
         rest = len(document.text)
@@ -71,7 +73,7 @@ def _batches(documents: Iterator[Document]) -> Iterator[list[tuple[str, str, boo
             rest -= len(piece)
             batch.append((document.metadata["source"], piece, rest == 0))
             size += len(piece)
-            if size >= PIECE:
+            if size >= BATCH:
                 yield batch
                 batch, size = [], 0
     if batch:

@@ -146,7 +146,7 @@ def _check_skips(ours: list[list[int]], theirs: list[list[int]], folder: Path) -
     for pair in ours + theirs:
         if ours.count(pair) != theirs.count(pair) and pair[0] <= done:
             raise UserError(
-                f"data.skip_steps: {pair} would change what {folder} has done: its newest checkpoint is of step {done}; "
+                f"data.skip_steps: {pair} would change what {folder} has done: its newest checkpoint is step {done}; "
                 f"to go back, move those from step {pair[0]} on out of {folder / 'checkpoints'}"
             )
 

@@ -162,7 +162,7 @@ def test_a_shard_that_changed_between_the_passes_is_named(tmp_path, shards, toke
 
 def test_a_long_document_is_encoded_in_pieces_to_the_same_ids(tmp_path, texts, tokenizer, monkeypatch):
     monkeypatch.setattr("codegen_jax.data.tokenizer.PIECE", 300)
-    monkeypatch.setattr("codegen_jax.data.writer.PIECE", 300)
+    monkeypatch.setattr("codegen_jax.data.writer.BATCH", 1000)
     prepare([write_shard(tmp_path / "0.jsonl", ["\n".join(texts)])], str(tmp_path / "out"), tokenizer)
     (array,) = TokenFiles(tmp_path / "out").arrays
     assert array.tolist() == [*tokenizer.encode("\n".join(texts)), tokenizer.eos_id]
@@ -176,6 +176,29 @@ def test_a_document_that_cannot_be_cut_is_dropped_and_counted(tmp_path, tokenize
     assert prepare([shard], str(tmp_path / "out"), tokenizer).documents == 2
     reasons = load_report(tmp_path / "out")["stages"][0]["dropped"]
     assert reasons == {"more than 1,000 characters without a line end": 1}
+
+
+def peak_megabytes(shard, output, tokenizer):
+    """Of a process that prepares the shard itself."""
+    code = (
+        "from codegen_jax.data.prepare import prepare\n"
+        "from codegen_jax.data.tokenizer import load_tokenizer\n"
+        f"prepare([{shard!r}], {str(output)!r}, load_tokenizer({str(tokenizer)!r}), filters='code', dedup='exact')\n"
+        "print(next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM')) / 1e3)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(result.stdout.split()[-1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
+def test_memory_does_not_grow_with_the_shard(tmp_path, texts, tokenizer):
+    tokenizer.save(tmp_path / "tokenizer")
+    peaks = {}
+    for repeats in (20, 160):  # about 3 and 24 MB of text
+        many = [f"# {number}\n{text}" for number in range(repeats) for text in texts]
+        shard = write_shard(tmp_path / f"{repeats}.jsonl.zst", many)
+        peaks[repeats] = peak_megabytes(shard, tmp_path / f"{repeats}", tmp_path / "tokenizer")
+    assert peaks[160] < peaks[20] + 8, peaks
 
 
 def test_a_ray_cluster_makes_the_same_files(tmp_path, shards, tokenizer):
@@ -220,7 +243,14 @@ def test_slurm_gets_the_passes_as_dependent_jobs(tmp_path, shards, tokenizer, mo
     assert "--dependency=afterok:" in (tmp_path / "bin/calls").read_text()
 
 
-def test_options_that_the_executor_does_not_take_are_named(tmp_path, shards, tokenizer):
+def test_options_that_the_executor_does_not_take_are_named(tmp_path, shards, tokenizer, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: name)
     for executor, options in (("local", {"partition": "cpu"}), ("slurm", {"time": "1:00:00"})):
         with pytest.raises(UserError, match=r"--executor-option: .*partition"):
             prepare(shards, str(tmp_path / executor), tokenizer, executor=executor, executor_options=options)
+
+
+def test_slurm_without_sbatch_is_named(tmp_path, shards, tokenizer, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="--executor slurm: this machine has no sbatch"):
+        prepare(shards, str(tmp_path / "out"), tokenizer, executor="slurm")

@@ -8,6 +8,7 @@ from codegen_jax.config import MeshConfig, SourceConfig
 from codegen_jax.data.batches import Batches
 from codegen_jax.data.show import TOKEN, show, text_of
 from codegen_jax.data.sources import make_order, open_sources
+from codegen_jax.data.tokenizer import END_OF_TEXT
 from codegen_jax.errors import UserError
 from codegen_jax.sharding import make_mesh
 from codegen_jax.training.step import batch_sharding
@@ -24,14 +25,15 @@ def test_what_is_shown_is_what_the_step_trains_on(token_folder, tokenizer):
         header, text = shown[2 * row : 2 * row + 2]
         assert header.startswith(f"== step 3, row {row}: epoch 0, window ")
         tokens = tokens[tokens != tokenizer.eos_id].tolist()
-        assert re.sub(r"\n?-- document \d+\n", "", text).replace(TOKEN, "") == tokenizer.decode(tokens)
+        text = re.sub(rf"({re.escape(END_OF_TEXT)}{TOKEN}\n)?-- document \d+\n", "", text)
+        assert text.replace(TOKEN, "") == tokenizer.decode(tokens)
     assert list(show(config, step=3, row=5)) == shown[10:12]
 
 
 def test_tokens_and_documents_are_told_apart(tokenizer):
     ids = [*tokenizer.encode("a = 1"), tokenizer.eos_id, *tokenizer.encode("é🙂")]
     text = text_of(np.array(ids), tokenizer, range(4, 6))
-    first, second = text.split(f"{TOKEN}\n-- document 5\n")
+    first, second = text.split(f"{TOKEN}{END_OF_TEXT}{TOKEN}\n-- document 5\n")
     pieces = first.removeprefix("-- document 4\n").split(TOKEN)
     assert [tokenizer.decode([i]) for i in ids[: len(pieces)]] == pieces
     assert second == f"é{TOKEN}🙂{TOKEN}"  # bytes that make one character stand together

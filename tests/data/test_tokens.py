@@ -70,6 +70,13 @@ def test_a_file_cut_short_or_missing_is_named(copy):
         TokenFiles(copy)
 
 
+def test_a_file_of_another_folder_is_named_though_its_size_is_right(copy):
+    file = next(copy.glob("*.ds"))
+    file.write_bytes(file.read_bytes()[2:] + b"\0\0")
+    with pytest.raises(UserError, match=f"{file.name}: not the file that manifest.json describes"):
+        TokenFiles(copy)
+
+
 def test_a_swapped_tokenizer_is_an_error_that_names_both(copy, texts, tokenizer):
     other = train_sentencepiece(texts, vocab_size=400)
     other.save(copy / "tokenizer")

@@ -168,7 +168,7 @@ def test_steps_may_be_skipped_later_but_not_in_the_past(tmp_path, token_folder):
     whole = run(tmp_path / "whole", token_folder, data={"skip_steps": [[4, 5]]})
     train(whole)
     train(run(tmp_path / "run", token_folder, training={"steps": 3}))
-    with pytest.raises(UserError, match=r"data.skip_steps: \[3, 5\] would change what .* is of step 3; .* move"):
+    with pytest.raises(UserError, match=r"data.skip_steps: \[3, 5\] would change what .* is step 3; .* move"):
         train(run(tmp_path / "run", token_folder, data={"skip_steps": [[3, 5]]}))
     train(run(tmp_path / "run", token_folder, data={"skip_steps": [[4, 5]]}))
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
