@@ -60,9 +60,9 @@ def test_a_batch_is_a_function_of_seed_and_step(windows):
 
 
 def test_an_epoch_has_every_window_once_and_the_next_another_order():
-    batches = batches_of(Numbered(40), 8, 0, sharding(1, 1, 1))
+    batches = batches_of(Numbered(60), 12, 0, sharding(1, 1, 1))
     epochs = [[int(row) for step in range(5 * e, 5 * e + 5) for row in batches(step)[:, 0]] for e in range(3)]
-    assert [sorted(epoch) for epoch in epochs] == [list(range(40))] * 3
+    assert [sorted(epoch) for epoch in epochs] == [list(range(60))] * 3
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
