@@ -4,7 +4,7 @@ Arrays name their axes logically ("embed", "heads"); `RULES` maps these names to
 that knows both. `data` holds replicas, `fsdp` shards parameters and batch, `tensor` shards heads, MLP and vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -80,7 +80,43 @@ def tree_shardings(mesh: Mesh, axes: Any) -> Any:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pin an intermediate's partition inside jit, under the mesh of `jax.set_mesh`; without a mesh, do nothing."""
-    if jax.sharding.get_abstract_mesh().empty:
+    """Pin an intermediate's partition inside jit, under the mesh of `jax.set_mesh`; without a mesh, do nothing.
+
+    Inside `per_device` only the axes that are left to XLA count.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(*axes))
+    return jax.lax.with_sharding_constraint(x, auto_spec(*axes))
+
+
+def manual_axes() -> tuple[str, ...]:
+    return jax.sharding.get_abstract_mesh().manual_axes
+
+
+def auto_spec(*axes: str | None) -> P:
+    manual = manual_axes()
+    flat = lambda rule: rule if isinstance(rule, tuple) else (rule,)
+    return P(*(tuple(a for a in flat(r) if a and a not in manual) or None for r in spec(*axes)))
+
+
+def gather(x, axes):
+    if "fsdp" not in manual_axes() or "embed" not in axes:
+        return x
+    return jax.lax.all_gather(x, "fsdp", axis=x.ndim + axes.index("embed") - len(axes), tiled=True)
+
+
+def device_kind() -> str:
+    """What the computation that is being traced will run on, such as "TPU v4", "NVIDIA H200" or "cpu"."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.device_kind if device else jax.devices()[0].device_kind
+
+
+def shard_map(f: Callable[..., jax.Array], in_axes: Any, out_axes: tuple[str | None, ...]) -> Callable[..., jax.Array]:
+    """f on each device's part of arrays with these logical axes; without a mesh, f itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return f
+    is_axes = lambda a: isinstance(a, tuple) and not isinstance(a[0], tuple)
+    specs = jax.tree.map(lambda a: auto_spec(*a), in_axes, is_leaf=is_axes)
+    return jax.shard_map(f, in_specs=specs, out_specs=auto_spec(*out_axes), axis_names=set(mesh.auto_axes), check_vma=False)

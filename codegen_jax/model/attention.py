@@ -1,21 +1,41 @@
-"""Causal attention behind one function, and the keys and values that decoding keeps.
+"""Causal attention behind one function with three backends, and the keys and values that decoding keeps.
 
 Axes: L layers, B batch, T queries, S keys, H heads, K head_dim.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    BlockSizes,
+    CausalMask,
+    MultiHeadMask,
+    SegmentIds,
+    make_splash_mha_single_device,
+)
+
+from codegen_jax.sharding import device_kind, shard_map
+
+SPLASH_BLOCK = 512  # rows and columns of the kernel's tiles; 4 x 4 of them at 2048 tokens, of which causality skips 6
+LANES = 128  # of a TPU's vector registers: splash takes lengths in multiples of these
 
 
 class KVCache(NamedTuple):
-    """Keys and values of the tokens seen so far, written from the left; `length` slots of S are filled."""
+    """Keys and values of the tokens seen so far, written from the left; `length` slots of S are filled.
+
+    A `length` that is a Python 0 says at compile time that the cache is empty: prefill may then use splash.
+    """
 
     keys_LBSHK: jax.Array
     values_LBSHK: jax.Array
     segment_ids_BS: jax.Array
-    length: jax.Array
+    length: jax.Array | int
+
+
+Segments = tuple[jax.Array, jax.Array] | None
 
 
 def causal_attention(
@@ -23,8 +43,9 @@ def causal_attention(
     k_BSHK: jax.Array,
     v_BSHK: jax.Array,
     *,
-    segment_ids: tuple[jax.Array, jax.Array] | None = None,
+    segment_ids: Segments = None,
     q_offset: jax.Array | int = 0,
+    backend: str = "auto",
 ) -> jax.Array:
     """softmax(q.k / sqrt(head_dim)) v, each query seeing the keys at and before its own place.
 
@@ -34,10 +55,31 @@ def causal_attention(
         v_BSHK: values.
         segment_ids: int32 ids of the queries [B, T] and keys [B, S]; a query sees only keys of its own segment.
         q_offset: place of the first query among the keys.
+        backend: xla, splash (Pallas; interpreted where there is no TPU) or cudnn; auto: by device and shape.
 
     Returns:
         [B, T, H, K] in the dtype of v. Scores and softmax are float32, as in the authors' code.
     """
+    if backend == "auto":
+        backend = choose_backend(q_BTHK, k_BSHK, q_offset)
+    return {"xla": _xla, "splash": _splash, "cudnn": _cudnn}[backend](q_BTHK, k_BSHK, v_BSHK, segment_ids, q_offset)
+
+
+def choose_backend(q_BTHK: jax.Array, k_BSHK: jax.Array, q_offset: jax.Array | int) -> str:
+    """The fastest backend for these shapes on the mesh's devices; decoding and odd lengths are left to XLA."""
+    T, S = q_BTHK.shape[1], k_BSHK.shape[1]
+    kind, at_start = device_kind(), isinstance(q_offset, int) and q_offset == 0
+    if kind.startswith("TPU") and at_start and T % LANES == 0 and S % LANES == 0:
+        return "splash"
+    # TODO
+    if kind.startswith("NVIDIA") and at_start and T == S and q_BTHK.dtype == jnp.bfloat16:
+        return "cudnn"
+    return "xla"
+
+
+def _xla(
+    q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Segments, q_offset: jax.Array | int
+) -> jax.Array:
     scores_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BSHK, preferred_element_type=jnp.float32)
     scores_BHTS *= q_BTHK.shape[-1] ** -0.5
     q_place_T1 = q_offset + jnp.arange(q_BTHK.shape[1])[:, None]
@@ -48,3 +90,44 @@ def causal_attention(
     scores_BHTS = jnp.where(visible, scores_BHTS, jnp.finfo(jnp.float32).min)
     weights_BHTS = jax.nn.softmax(scores_BHTS, axis=-1).astype(v_BSHK.dtype)
     return jnp.einsum("BHTS,BSHK->BTHK", weights_BHTS, v_BSHK)
+
+
+def _splash(
+    q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Segments, q_offset: jax.Array | int
+) -> jax.Array:
+    T, S = q_BTHK.shape[1], k_BSHK.shape[1]
+    q_block, k_block = (max(b for b in range(LANES, SPLASH_BLOCK + 1, LANES) if n % b == 0) for n in (T, S))
+
+    def local(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Segments) -> jax.Array:
+        """Attention of the rows and heads of one device."""
+        kernel = make_splash_mha_single_device(
+            MultiHeadMask([CausalMask((T, S))] * q_BTHK.shape[2]),
+            block_sizes=BlockSizes(
+                block_q=q_block,
+                block_kv=k_block,
+                block_q_dkv=q_block,
+                block_kv_dkv=k_block,
+                block_q_dq=q_block,
+                block_kv_dq=k_block,
+            ),
+            # the residuals are the output and the logsumexp of the scores: kept together or computed together
+            residual_checkpoint_name="attention",
+            interpret=not device_kind().startswith("TPU"),
+        )
+        scaled = (q_BTHK * q_BTHK.shape[-1] ** -0.5, k_BSHK, v_BSHK)
+        heads_first = [checkpoint_name(x.swapaxes(1, 2), "qkv") for x in scaled]
+        segments = None if segment_ids is None else SegmentIds(*segment_ids)
+        return jax.vmap(kernel)(*heads_first, segments).swapaxes(1, 2)
+
+    heads, rows = ("batch", None, "heads", None), ("batch", None)
+    axes = (heads, heads, heads, None if segment_ids is None else (rows, rows))
+    return shard_map(local, axes, heads)(q_BTHK, k_BSHK, v_BSHK, segment_ids)
+
+
+def _cudnn(
+    q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Segments, q_offset: jax.Array | int
+) -> jax.Array:
+    mask = None
+    if segment_ids is not None:
+        mask = segment_ids[0][:, None, :, None] == segment_ids[1][:, None, None, :]
+    return jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHK, mask=mask, is_causal=True, implementation="cudnn")

@@ -20,21 +20,27 @@ from jax.nn.initializers import Initializer, normal, ones, truncated_normal, zer
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.model.attention import KVCache, causal_attention
 from codegen_jax.model.rotary import rotary_angles, rotate
-from codegen_jax.sharding import constrain
+from codegen_jax.sharding import constrain, gather
 
 Params = Any  # a nested dict of arrays, or of what describes them
 
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "attention": jax.checkpoint_policies.save_only_these_names("attention"),
-    "qkv_attention": jax.checkpoint_policies.save_only_these_names("qkv", "attention"),
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "qkv_attention": jax.checkpoint_policies.save_only_these_names("norm", "qkv", "attention"),
+    "dots": jax.checkpoint_policies.save_only_these_names("norm", "qkv", "attention", "mlp"),
+    "none": jax.checkpoint_policies.save_anything_except_these_names("weight"),
 }
 
 
 def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], init: Initializer) -> nnx.Param:
     """A float32 parameter that knows the logical names of its axes."""
     return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
+
+
+def whole(param: nnx.Param, dtype: str) -> jax.Array:
+    w = param[...].astype(dtype)
+    return checkpoint_name(gather(w, param.get_metadata("axes")), "weight")
 
 
 def matrix_init(config: CodeGenConfig, std: float) -> Initializer:
@@ -53,8 +59,8 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         x = x_BTD.astype(jnp.float32)
-        x -= x.mean(-1, keepdims=True)
-        x *= jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
+        x -= checkpoint_name(x.mean(-1, keepdims=True), "norm")
+        x *= checkpoint_name(jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon), "norm")
         return (x * self.scale[...] + self.bias[...]).astype(x_BTD.dtype)
 
 
@@ -80,11 +86,11 @@ class Block(nnx.Module):
         self, x_BTD: jax.Array, angles_BTR: jax.Array, segment_ids: Any, cache: Any, q_offset: jax.Array | int
     ) -> tuple[jax.Array, Any]:
         dtype, (B, T, D), (_, H, K) = x_BTD.dtype, x_BTD.shape, self.query.shape
-        h_BTD = self.ln(x_BTD)
+        h_BTD = jax.lax.optimization_barrier(self.ln(x_BTD))
         with jax.named_scope("attention"):
             # heads and head_dim as one axis in the products: XLA on CPU transposes a weight that contracts over two
             q, k, v = (
-                checkpoint_name((h_BTD @ w[...].reshape(D, H * K).astype(dtype)).reshape(B, T, H, K), "qkv")
+                jnp.einsum("BTD,DHK->BTHK", h_BTD, whole(w, dtype))
                 for w in (self.query, self.key, self.value)
             )
             q, k = rotate(q, angles_BTR), rotate(k, angles_BTR)
@@ -92,11 +98,10 @@ class Block(nnx.Module):
                 k, v = (jax.lax.dynamic_update_slice_in_dim(old, new, q_offset, 1) for old, new in zip(cache, (k, v)))
                 cache = (k, v)
             a_BTHK = causal_attention(q, k, v, segment_ids=segment_ids, q_offset=q_offset)
-            a_BTHK = checkpoint_name(a_BTHK, "attention")
-            attention_BTD = a_BTHK.reshape(B, T, H * K) @ self.attention_out[...].reshape(H * K, D).astype(dtype)
+            attention_BTD = jnp.einsum("BTHK,HKD->BTD", a_BTHK, whole(self.attention_out, dtype))
         with jax.named_scope("mlp"):
-            u_BTF = h_BTD @ self.fc_in[...].astype(dtype) + self.fc_in_bias[...].astype(dtype)
-            mlp_BTD = jax.nn.gelu(u_BTF) @ self.fc_out[...].astype(dtype) + self.fc_out_bias[...].astype(dtype)
+            u_BTF = checkpoint_name(h_BTD @ whole(self.fc_in, dtype) + self.fc_in_bias[...].astype(dtype), "mlp")
+            mlp_BTD = jax.nn.gelu(u_BTF) @ whole(self.fc_out, dtype) + self.fc_out_bias[...].astype(dtype)
         return constrain(x_BTD + attention_BTD + mlp_BTD, "batch", None, None), cache
 
 
@@ -157,7 +162,7 @@ class CodeGen(nnx.Module):
         if remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
         # the width is gathered before the lookup: looked up in shards, the result would move from width to batch
-        embedding_VD = constrain(self.embedding[...].astype(self.config.dtype), "vocab", None)
+        embedding_VD = constrain(whole(self.embedding, self.config.dtype), "vocab", None)
         x_BTD = embedding_VD[tokens_BT]
         if self.config.embedding_bias:
             x_BTD += self.embedding_bias[...].astype(x_BTD.dtype)

@@ -7,6 +7,7 @@ conversion/ does it once.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def rotary_angles(positions_BT: jax.Array, rotary_dim: int) -> jax.Array:
@@ -20,8 +21,12 @@ def rotary_angles(positions_BT: jax.Array, rotary_dim: int) -> jax.Array:
 
 def rotate(x_BTHK: jax.Array, angles_BTR: jax.Array) -> jax.Array:
     """Rotate the first 2R channels of each head; the others pass. Keeps the dtype, computes in float32."""
-    half = angles_BTR.shape[-1]
-    sin, cos = jnp.sin(angles_BTR)[:, :, None], jnp.cos(angles_BTR)[:, :, None]
-    a, b = x_BTHK[..., :half].astype(jnp.float32), x_BTHK[..., half : 2 * half].astype(jnp.float32)
-    rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTHK.dtype)
-    return jnp.concatenate([rotated, x_BTHK[..., 2 * half :]], axis=-1)
+    K, R = x_BTHK.shape[-1], angles_BTR.shape[-1]
+    rest = ((0, 0), (0, 0), (0, K - 2 * R))
+    sin, cos = jnp.sin(angles_BTR), jnp.cos(angles_BTR)
+    sin_BTK = jnp.pad(jnp.concatenate([-sin, sin], axis=-1), rest)
+    cos_BTK = jnp.pad(jnp.concatenate([cos, cos], axis=-1), rest, constant_values=1.0)
+    swap_KK = np.zeros((K, K))
+    swap_KK[np.arange(2 * R), np.roll(np.arange(2 * R), R)] = 1
+    partner = jnp.einsum("BTHK,KJ->BTHJ", x_BTHK, swap_KK.astype(x_BTHK.dtype), precision="highest", preferred_element_type=jnp.float32)
+    return (x_BTHK * cos_BTK[:, :, None] + partner * sin_BTK[:, :, None]).astype(x_BTHK.dtype)

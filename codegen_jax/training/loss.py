@@ -107,7 +107,7 @@ def _forward(
         d_x_BCD = jnp.einsum("BCV,DV->BCD", d_logits_BCV, kernel)
         return (loss_sum + loss, cross_entropy_sum + cross_entropy, d_head_DV, d_bias_V), d_x_BCD
 
-    zeros = (0.0, 0.0, constrain(jnp.zeros_like(head_DV), "embed", "vocab"), jnp.zeros_like(head_bias_V))
+    zeros = (0.0, 0.0, constrain(jnp.zeros(head_DV.shape, jnp.float32), None, "vocab"), jnp.zeros_like(head_bias_V))
     (loss, cross_entropy, d_head_DV, d_bias_V), d_x = jax.lax.scan(chunk, zeros, _chunks(x_BTD, targets_BT, chunk_size))
     d_x_BTD = d_x.swapaxes(0, 1).reshape(x_BTD.shape)
     return (loss, cross_entropy), (d_x_BTD, d_head_DV, d_bias_V)
@@ -115,7 +115,7 @@ def _forward(
 
 def _backward(z_loss: float, chunk_size: int, gradients: Any, cotangents: Any) -> Any:
     d_x, d_head, d_bias = (gradient * cotangents[0].astype(gradient.dtype) for gradient in gradients)
-    return d_x, d_head, d_bias, None, None
+    return d_x, d_head.astype(d_x.dtype), d_bias, None, None
 
 
 _chunked_loss.defvjp(_forward, _backward)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from codegen_jax.config import RunConfig
-from codegen_jax.model.codegen import Params, abstract_params, init_params, module, param_axes
+from codegen_jax.model.codegen import Params, abstract_params, init_params, module, param_axes, whole
 from codegen_jax.sharding import constrain, spec, tree_shardings
 from codegen_jax.training.loss import Loss, count_targets, next_token_loss
 from codegen_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -99,33 +99,41 @@ def batch_loss(
     x_BTD, _ = model.hidden(
         inputs_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT, remat=config.training.remat
     )
-    return next_token_loss(x_BTD, model.head[...], model.head_bias[...], targets_BT, scale=scale, z_loss=z_loss)
+    return next_token_loss(x_BTD, whole(model.head, config.model.dtype), model.head_bias[...], targets_BT, scale=scale, z_loss=z_loss)
 
 
 def accumulated_gradients(
-    config: RunConfig, params: Params, tokens_BT: jax.Array, eos_id: int = -1
+    config: RunConfig, mesh: Mesh, params: Params, tokens_BT: jax.Array, eos_id: int = -1
 ) -> tuple[Loss, Params]:
     """Mean loss over the batch's tokens and its gradient, micro-batch by micro-batch in float32."""
     micro_batches = config.training.gradient_accumulation_steps
     axes = param_axes(config.model)
-    scale = 1.0 / count_targets(tokens_BT[:, 1:])
+    rows = ("data", "fsdp")
+    manual = lambda a: P(*("fsdp" if name == "embed" else None for name in a))
+    specs = jax.tree.map(manual, axes, is_leaf=lambda a: isinstance(a, tuple))
 
-    def loss(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, Loss]:
+    def loss(params: Params, tokens_BT: jax.Array, scale: jax.Array) -> tuple[jax.Array, Loss]:
         share = batch_loss(config, params, tokens_BT, eos_id, scale=scale, z_loss=config.training.z_loss)
         return share.total, share
 
-    def gradients_of(tokens_BT: jax.Array) -> tuple[Loss, Params]:
-        gradients, share = jax.grad(loss, has_aux=True)(params, tokens_BT)
-        # without this the partitioner may leave whole gradients on each device, and fsdp loses its memory win
-        return share, jax.tree.map(lambda g, a: constrain(g, *a), gradients, axes)
+    def local(params: Params, tokens_BT: jax.Array) -> tuple[Loss, Params]:
+        scale = 1.0 / jax.lax.psum(count_targets(tokens_BT[:, 1:]), rows)
 
-    if micro_batches == 1:
-        return gradients_of(tokens_BT)
-    zeros = (Loss(*jnp.zeros(2)), jax.tree.map(jnp.zeros_like, params))
-    # row r goes to micro-batch r mod n: so each device's rows stay on it
-    rows = tokens_BT.reshape(-1, micro_batches, tokens_BT.shape[1]).swapaxes(0, 1)
-    rows = constrain(rows, None, "batch", None)
-    return jax.lax.scan(lambda sums, row: (jax.tree.map(jnp.add, sums, gradients_of(row)), None), zeros, rows)[0]
+        def gradients_of(tokens_BT: jax.Array) -> tuple[Loss, Params]:
+            gradients, share = jax.grad(loss, has_aux=True)(params, tokens_BT, scale)
+            return share, gradients
+
+        if micro_batches == 1:
+            sums = gradients_of(tokens_BT)
+        else:
+            zeros = (Loss(*jnp.zeros(2)), jax.tree.map(jnp.zeros_like, params))
+            micro = tokens_BT.reshape(micro_batches, -1, tokens_BT.shape[1])
+            sums = jax.lax.scan(lambda sums, row: (jax.tree.map(jnp.add, sums, gradients_of(row)), None), zeros, micro)[0]
+        share, gradients = sums
+        gradients = jax.tree.map(lambda g, a: jax.lax.psum(g, "data" if "embed" in a else rows), gradients, axes)
+        return jax.lax.psum(share, rows), gradients
+
+    return jax.shard_map(local, mesh=mesh, in_specs=(specs, P(rows)), out_specs=(P(), specs), axis_names=set(rows), check_vma=False)(params, tokens_BT)
 
 
 def make_train_step(
@@ -141,7 +149,7 @@ def make_train_step(
     optimizer, schedule = make_optimizer(config.optimizer), learning_rate_schedule(config.optimizer)
 
     def train_step(state: TrainState, tokens_BT: jax.Array) -> tuple[TrainState, Metrics]:
-        loss, gradients = accumulated_gradients(config, state.params, tokens_BT, eos_id)
+        loss, gradients = accumulated_gradients(config, mesh, state.params, tokens_BT, eos_id)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         metrics = {
             "loss": loss.total,

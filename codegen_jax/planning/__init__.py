@@ -1,0 +1,1 @@
+"""Whether a run fits an absent TPU slice, and how fast it will be."""

@@ -1,0 +1,165 @@
+"""The text of a compiled TPU program, read into instructions in the order of their schedule."""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
+ARRAY = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
+HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
+INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = ")
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line of a computation.
+
+    Attributes:
+        name: as in the text, without %.
+        opcode: such as fusion, while, all-gather-start.
+        shape: text of the result's type, layouts included.
+        operands: names of the operands.
+        attributes: all that follows the operands.
+    """
+
+    name: str
+    opcode: str
+    shape: str
+    operands: tuple[str, ...]
+    attributes: str = field(repr=False)
+
+    @cached_property
+    def arrays(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Dtype and dimensions of each array in the result."""
+        return [(dtype, _dims(dims)) for dtype, dims in ARRAY.findall(_without_layouts(self.shape))]
+
+    @property
+    def cycles(self) -> int | None:
+        """The compiler's estimate of the duration in cycles of the chip's clock; None where it gives none."""
+        match = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
+        return int(match[1]) if match else None
+
+    @property
+    def op_name(self) -> str:
+        """Where in the JAX program it comes from."""
+        match = re.search(r'op_name="([^"]*)"', self.attributes)
+        return match[1] if match else ""
+
+    def called(self, attribute: str) -> str | None:
+        """The computation that an attribute such as `body` or `calls` names."""
+        match = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
+        return match[1] if match else None
+
+
+def nbytes(array: tuple[str, tuple[int, ...]]) -> int:
+    """Bytes of an array, without the padding of its layout."""
+    dtype, dims = array
+    return ITEM_BYTES.get(dtype, 4) * math.prod(dims)
+
+
+class Module:
+    """A scheduled HLO module.
+
+    Attributes:
+        computations: instructions by computation, in the order in which they are executed.
+        entry: name of the computation that the program starts with.
+    """
+
+    def __init__(self, text: str):
+        self.computations: dict[str, dict[str, Instruction]] = {}
+        self.entry = ""
+        for line in text.splitlines():
+            if header := HEADER.match(line):
+                self.computations[header[2]] = current = {}
+                self.entry = header[2] if header[1] else self.entry
+            elif start := INSTRUCTION.match(line):
+                current[start[1]] = _parse(start[1], line[start.end() :])
+
+    def trip_count(self, loop: Instruction) -> int:
+        """How often a while loop's body runs: the constant that the condition compares the counter with."""
+        condition = self.computations[loop.called("condition") or ""]
+        constants = [i for i in condition.values() if i.opcode == "constant" and i.shape.startswith("s32[]")]
+        if len(constants) != 1:
+            raise ValueError(f"{loop.name}: its condition compares with {len(constants)} constants, not one")
+        return int(constants[0].operands[0])
+
+    def executed(self, computation: str | None = None, times: int = 1) -> Iterator[tuple[Instruction, int]]:
+        """Instructions that run as operations of their own, each with the number of times it runs in the program."""
+        for instruction in self.computations[computation or self.entry].values():
+            yield instruction, times
+            if instruction.opcode == "while":
+                yield from self.executed(instruction.called("body"), times * self.trip_count(instruction))
+            elif instruction.opcode == "call":
+                yield from self.executed(instruction.called("to_apply"), times)
+
+    def matmul_flops(self, instruction: Instruction) -> int:
+        """FLOPs of the matrix products in an instruction, those of a fusion included."""
+        if instruction.opcode == "fusion":
+            inside = self.computations[instruction.called("calls") or ""]
+            return sum(self._product_flops(i, inside) for i in inside.values())
+        return 0
+
+    def _product_flops(self, i: Instruction, computation: dict[str, Instruction]) -> int:
+        if i.opcode == "fusion":
+            return self.matmul_flops(i)
+        if i.opcode != "convolution":
+            return 0
+        return _convolution_flops(i, computation[i.operands[0]].arrays[0][1], computation[i.operands[1]].arrays[0][1])
+
+
+def _convolution_flops(i: Instruction, input_dims: tuple[int, ...], kernel_dims: tuple[int, ...]) -> int:
+    """FLOPs of a convolution, which is what the compiler makes of a matrix product.
+
+    Batch dimensions of a product become spatial ones, with padding that makes all but the matching pairs of positions
+    fall outside; only pairs inside count.
+    """
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.attributes)
+    assert labels, f"{i.name}: no dim_labels"
+    size = {label: n for label, n in zip(labels[1], input_dims, strict=True) if label.isdigit()}
+    flops = 2 * math.prod(n for label, n in zip(labels[3], i.arrays[0][1], strict=True) if not label.isdigit())
+    flops *= kernel_dims[labels[2].index("i")]
+    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{([^}]*)\}", i.attributes) or [""])[0]))
+    kernel = [int(n) for n in window.get("size", "").split("x") if n]
+    numbers = lambda name, default: window.get(name, "x".join([default] * len(kernel))).split("x")
+    for d, (extent, stride, padding, dilation, kernel_dilation) in enumerate(
+        zip(kernel, numbers("stride", "1"), numbers("pad", "0_0"), numbers("lhs_dilate", "1"), numbers("rhs_dilate", "1"))
+    ):
+        out = i.arrays[0][1][labels[3].index(str(d))]
+        flops *= sum(
+            0 <= place < (size[str(d)] - 1) * int(dilation) + 1 and place % int(dilation) == 0
+            for o in range(out)
+            for k in range(extent)
+            for place in [o * int(stride) + k * int(kernel_dilation) - int(padding.split("_")[0])]
+        )
+    return flops
+
+
+def _parse(name: str, text: str) -> Instruction:
+    """`SHAPE opcode(operands), attributes`; a shape may be a tuple and hold parentheses of layouts."""
+    end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
+    shape, rest = text[:end], text[end:].lstrip()
+    opening = rest.index("(")
+    closing = _closing(rest, opening)
+    operands = re.sub(r"/\*.*?\*/", "", rest[opening + 1 : closing])
+    names = tuple(word.strip().lstrip("%") for word in operands.split(", ") if word)
+    return Instruction(name, rest[:opening], shape, names, rest[closing + 1 :])
+
+
+def _closing(text: str, opening: int) -> int:
+    depth = 0
+    for place in range(opening, len(text)):
+        depth += (text[place] == "(") - (text[place] == ")")
+        if not depth:
+            return place
+    raise ValueError(f"no closing parenthesis in {text[:80]}")
+
+
+def _without_layouts(shape: str) -> str:
+    return re.sub(r"\{[^}]*\}", "", shape)
+
+
+def _dims(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in text.split(",") if word)
