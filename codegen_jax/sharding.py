@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -103,7 +104,9 @@ def auto_spec(*axes: str | None) -> P:
 def gather(x, axes):
     if "fsdp" not in manual_axes() or "embed" not in axes:
         return x
-    return jax.lax.all_gather(x, "fsdp", axis=x.ndim + axes.index("embed") - len(axes), tiled=True)
+    axis = axes.index("embed") - len(axes)
+    first = jnp.moveaxis(x, axis, 0)
+    return jnp.moveaxis(jax.lax.all_gather(first, "fsdp", axis=0, tiled=True), 0, axis)
 
 
 def device_kind() -> str:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import QKVLayout
 from jax.experimental.pallas.ops.tpu.splash_attention import (
     BlockSizes,
     CausalMask,
@@ -98,6 +99,8 @@ def _splash(
     T, S = q_BTHK.shape[1], k_BSHK.shape[1]
     q_block, k_block = (max(b for b in range(LANES, SPLASH_BLOCK + 1, LANES) if n % b == 0) for n in (T, S))
 
+    layout = QKVLayout.HEAD_DIM_MINOR if q_BTHK.shape[-1] % LANES == 0 else QKVLayout.SEQ_MINOR
+
     def local(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Segments) -> jax.Array:
         """Attention of the rows and heads of one device."""
         kernel = make_splash_mha_single_device(
@@ -109,6 +112,9 @@ def _splash(
                 block_kv_dkv=k_block,
                 block_q_dq=q_block,
                 block_kv_dq=k_block,
+                q_layout=layout,
+                k_layout=layout,
+                v_layout=layout,
             ),
             # the residuals are the output and the logsumexp of the scores: kept together or computed together
             residual_checkpoint_name="attention",

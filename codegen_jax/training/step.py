@@ -121,7 +121,7 @@ def accumulated_gradients(
 
         def gradients_of(tokens_BT: jax.Array) -> tuple[Loss, Params]:
             gradients, share = jax.grad(loss, has_aux=True)(params, tokens_BT, scale)
-            return share, gradients
+            return jax.lax.optimization_barrier((share, gradients))
 
         if micro_batches == 1:
             sums = gradients_of(tokens_BT)

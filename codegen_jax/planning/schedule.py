@@ -1,0 +1,190 @@
+"""Where a step's time goes: the compiled program walked in the order of its schedule.
+
+Durations are estimates. Fusions and copies take the cycles that the compiler gives them. Pallas kernels have none; they
+take their FLOPs at `PALLAS_EFFICIENCY` of the chip's peak. Collectives move their bytes at the rate of the links along
+the axes of the torus that their group spans. An asynchronous collective hides behind what the schedule puts between
+its start and its done; all others stop the chip.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from codegen_jax.planning.chips import DCN_BANDWIDTH, Slice
+from codegen_jax.planning.hlo import COLLECTIVES, Instruction, Module, nbytes
+
+PALLAS_EFFICIENCY = 0.6
+LANES = 128
+# matrix products of a splash kernel: scores and output; scores, dv, dp and dk; scores, dp and dq
+SPLASH_PRODUCTS = {"fwd": 2, "dkv": 4, "dq": 3}
+# what costs nothing, or runs beside the computation: prefetches into the chip's fast memory
+FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "partition-id")
+FREE += ("copy-start", "copy-done", "slice-start", "slice-done", "after-all", "optimization-barrier")
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An instruction with its cost in one step.
+
+    Attributes:
+        name: of the instruction.
+        kind: matmul, other, pallas, or the opcode of a collective.
+        op_name: where in the JAX program it comes from.
+        count: executions a step.
+        seconds: of one execution.
+        exposed: part of `seconds` during which the chip waits; all of it but for asynchronous collectives.
+        flops: of matrix products, one execution.
+        bytes: that a chip receives in a collective, one execution.
+    """
+
+    name: str
+    kind: str
+    op_name: str
+    count: int
+    seconds: float
+    exposed: float
+    flops: int = 0
+    bytes: int = 0
+
+
+class Network:
+    """Durations of collectives on a slice.
+
+    Attributes:
+        coordinates: place of each partition of the program in the torus, its slice last.
+    """
+
+    def __init__(self, tpu: Slice, coordinates: Sequence[tuple[int, ...]]):
+        self.tpu, self.coordinates = tpu, coordinates
+
+    def seconds(self, group: Sequence[int], received: int) -> float:
+        """Time in which each member of a group receives so many bytes.
+
+        A group that spans k rings uses 2k links at once, one each way along each ring; an open line has only the one.
+        """
+        spanned = [len({self.coordinates[member][axis] for member in group}) > 1 for axis in range(4)]
+        if spanned[3]:
+            return received / DCN_BANDWIDTH
+        wrap = (*self.tpu.wrap, False, False)
+        links = sum(2 if wrap[axis] else 1 for axis in range(3) if spanned[axis])
+        return received / (links * self.tpu.chip.link_bandwidth) if links else 0.0
+
+
+def operations(module: Module, network: Network) -> list[Operation]:
+    """All operations of a step, in the order of the schedule."""
+    return _walk(module, network, module.entry, 1)
+
+
+def _walk(module: Module, network: Network, computation: str, count: int) -> list[Operation]:
+    result: list[Operation] = []
+    started: dict[str, tuple[int, float]] = {}  # of an asynchronous collective: its place in result, when it ends
+    now = links_free = 0.0
+    body = module.computations[computation]
+    for i in body.values():
+        opcode = i.opcode.removesuffix("-start").removesuffix("-done")
+        if i.opcode == "while":
+            result += _walk(module, network, i.called("body") or "", count * module.trip_count(i))
+        elif i.opcode == "call":
+            result += _walk(module, network, i.called("to_apply") or "", count)
+        elif i.opcode.endswith("-done") and i.operands[0] in started:
+            place, end = started[i.operands[0]]
+            waited = max(0.0, end - now)
+            result[place] = replace(result[place], exposed=min(waited, result[place].seconds))
+            now += waited
+        elif source := collective_of(module, i):
+            received, group = traffic(source)
+            seconds = network.seconds(group, received)
+            end = links_free = max(now, links_free) + seconds
+            asynchronous = i.opcode.endswith("-start")
+            kind = source.opcode.removesuffix("-start")
+            result.append(Operation(i.name, kind, i.op_name, count, seconds, 0.0, bytes=received))
+            if asynchronous:
+                started[i.name] = (len(result) - 1, end)
+            else:
+                result[-1] = replace(result[-1], exposed=end - now)
+                now = end
+        elif opcode not in FREE:
+            operation = _compute(module, network.tpu, i, count)
+            result.append(operation)
+            now += operation.seconds
+    return result
+
+
+def _compute(module: Module, tpu: Slice, i: Instruction, count: int) -> Operation:
+    flops = module.matmul_flops(i)
+    if 'custom_call_target="tpu_custom_call"' in i.attributes:
+        flops = splash_flops(i)
+        seconds = flops / (PALLAS_EFFICIENCY * tpu.chip.peak_flops)
+        return Operation(i.name, "pallas", i.op_name, count, seconds, seconds, flops)
+    if i.cycles is not None:
+        seconds = i.cycles / tpu.chip.clock
+    elif i.opcode in ("fusion", "copy", "dynamic-update-slice"):  # the compiler left a few small ones out
+        seconds = 2 * sum(map(nbytes, i.arrays)) / tpu.chip.hbm_bandwidth
+    else:
+        seconds = 0.0
+    return Operation(i.name, "matmul" if flops else "other", i.op_name, count, seconds, seconds, flops)
+
+
+def splash_flops(i: Instruction) -> int:
+    """FLOPs of a splash attention kernel: those of the tiles that causality leaves, heads padded to full lanes."""
+    phase = re.search(r"splash_mha_(fwd|dkv|dq)", i.name + i.op_name)
+    grid = re.search(r"operand_layout_constraints=\{s8\[\d+,(\d+),(\d+)\]", i.attributes)
+    results = [dims for dtype, dims in i.arrays if dtype == "bf16"]
+    if not (phase and grid and results):
+        raise ValueError(f"{i.name}: a Pallas kernel without a cost model")
+    *rows_and_heads, length, head_dim = results[0]
+    rows, columns = int(grid[1]), int(grid[2])
+    tiles = sum(column * rows <= (row + 1) * columns - 1 for row in range(rows) for column in range(columns))
+    padded = -(-head_dim // LANES) * LANES
+    products = SPLASH_PRODUCTS[phase[1]]
+    return 2 * products * math.prod(rows_and_heads) * padded * length * length * tiles // (rows * columns)
+
+
+def collective_of(module: Module, i: Instruction) -> Instruction | None:
+    """The collective that an instruction is or, for a fusion or an asynchronous wrapper, contains."""
+    if i.opcode.removesuffix("-start") in COLLECTIVES:
+        return i
+    called = i.called("calls") if i.opcode in ("fusion", "async-start") else None
+    inside = module.computations[called].values() if called else ()
+    return next((inner for inner in inside if inner.opcode in COLLECTIVES), None)
+
+
+def traffic(i: Instruction) -> tuple[int, list[int]]:
+    """Bytes that each member of a collective's first group receives on the best schedule, and that group."""
+    sizes = [nbytes(array) for array in i.arrays]
+    kind = i.opcode.removesuffix("-start")
+    if kind == "collective-permute":
+        pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", i.attributes)
+        return sizes[0], [int(n) for n in pairs.groups()] if pairs else []
+    group = first_group(i.attributes)
+    n = len(group)
+    # a start's result is (operands, results, ...)
+    size = max(sizes) if i.opcode.endswith("-start") else sum(sizes)
+    if kind == "reduce-scatter":
+        size *= n
+    return size * (n - 1) // n * (2 if kind == "all-reduce" else 1), group
+
+
+def first_group(attributes: str) -> list[int]:
+    """Members of the first of the replica groups, in any of the three ways in which XLA writes them."""
+    text = attributes[attributes.index("replica_groups=") + len("replica_groups=") :]
+    if listed := re.match(r"\{\{([\d,]*)\}", text):
+        return [int(n) for n in listed[1].split(",")]
+    if mesh := re.match(r"mesh\[([^\]]*)\] \{([^}]*)\}", text):
+        axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
+        stride, members = 1, [0]
+        for name, size in reversed(axes.items()):
+            if f"'{name}'" in mesh[2]:
+                members = [base + step * stride for base in members for step in range(size)]
+            stride *= size
+        return members
+    if iota := re.match(r"\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        dims = [int(n) for n in iota[3].split(",")]
+        order = [int(n) for n in iota[4].split(",")] if iota[4] else list(range(len(dims)))
+        strides = [math.prod(dims[axis + 1 :]) for axis in range(len(dims))]
+        members = [0]
+        for axis in order:
+            members = [base + step * strides[axis] for base in members for step in range(dims[axis])]
+        return members[: int(iota[2])]
+    raise ValueError(f"replica groups of an unknown form: {text[:80]}")
