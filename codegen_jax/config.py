@@ -26,6 +26,7 @@ class CodeGenConfig:
             have it folded into the embedding, and so have all exports of ours.
         init: the authors' initialisation (jaxformer) or plain normal(0.02) (huggingface).
         dtype: of activations and matrix products; parameters are float32.
+        attention: xla, splash (TPU) or cudnn (NVIDIA GPUs); auto takes the fastest on the devices at hand.
     """
 
     n_layer: int
@@ -39,6 +40,7 @@ class CodeGenConfig:
     embedding_bias: bool = False
     init: Literal["jaxformer", "huggingface"] = "jaxformer"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_embd", "n_head", "vocab_size", "n_positions"):
@@ -179,8 +181,9 @@ class TrainingConfig:
         batch_size: rows an update, over all devices and micro-batches.
         gradient_accumulation_steps: micro-batches an update; saves memory, changes nothing else.
         z_loss: weight of the squared log-partition in the loss; the authors' is 1e-4.
-        remat: what the backward pass keeps of a block: full: nothing; attention: its output; qkv_attention: q, k and v
-            too; dots: every matrix product; none: everything.
+        remat: what the backward pass finds of a block, beside its input; it computes the rest again. full: nothing;
+            attention: the output of attention; qkv_attention: also q, k and v; dots: also the MLP's inner states, so
+            that no matrix product is done twice; none: everything but gathered weights.
         log_every: steps between lines of the log.
         eval_every: steps between validations; every checkpoint is validated too.
         eval_batches: batches of the validation set that are used, at most.

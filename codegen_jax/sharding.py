@@ -4,7 +4,7 @@ Arrays name their axes logically ("embed", "heads"); `RULES` maps these names to
 that knows both. `data` holds replicas, `fsdp` shards parameters and batch, `tensor` shards heads, MLP and vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -17,8 +17,11 @@ from jax.sharding import PartitionSpec as P
 from codegen_jax.config import MeshConfig, RunConfig
 from codegen_jax.errors import require
 
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")  # share out the rows of a batch
+
 RULES: dict[str | None, str | tuple[str, ...] | None] = {
-    "batch": ("data", "fsdp"),
+    "batch": ROWS,
     "embed": "fsdp",
     "heads": "tensor",
     "mlp": "tensor",
@@ -46,7 +49,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         f"device(s); the product must be {len(devices)} (one axis may be -1)",
     )
     grid = mesh_utils.create_device_mesh(tuple(shape), devices)
-    return Mesh(grid, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def check_fit(config: RunConfig, mesh: Mesh) -> None:
@@ -70,56 +73,71 @@ def check_fit(config: RunConfig, mesh: Mesh) -> None:
     )
 
 
-def spec(*axes: str | None) -> P:
-    """The partition of an array whose axes have these logical names."""
-    return P(*(RULES[axis] for axis in axes))
+def spec(*axes: str | None, over: Collection[str] = AXES) -> P:
+    """The partition, over these axes of the mesh, of an array whose axes have these logical names."""
+    kept = [tuple(a for a in _mesh_axes(name) if a in over) for name in axes]
+    return P(*(None if not names else names[0] if len(names) == 1 else names for names in kept))
+
+
+def _mesh_axes(name: str | None) -> tuple[str, ...]:
+    rule = RULES[name]
+    return rule if isinstance(rule, tuple) else (rule,) if rule else ()
+
+
+def tree_specs(axes: Any, over: Collection[str] = AXES) -> Any:
+    """Partitions of a tree of arrays, from the tree of their logical axes (tuples of names)."""
+    is_axes = lambda node: isinstance(node, tuple) and all(name is None or isinstance(name, str) for name in node)
+    return jax.tree.map(lambda names: spec(*names, over=over), axes, is_leaf=is_axes)
 
 
 def tree_shardings(mesh: Mesh, axes: Any) -> Any:
-    """Shardings of a tree of arrays, from the tree of their logical axes (tuples of names)."""
-    return jax.tree.map(lambda a: NamedSharding(mesh, spec(*a)), axes, is_leaf=lambda a: isinstance(a, tuple))
+    """Shardings of a tree of arrays, from the tree of their logical axes."""
+    return jax.tree.map(lambda partition: NamedSharding(mesh, partition), tree_specs(axes))
+
+
+def manual_axes() -> set[str]:
+    """The mesh's axes along which the code that is being traced sees its own device's part."""
+    return set(jax.sharding.get_abstract_mesh().manual_axes)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pin an intermediate's partition inside jit, under the mesh of `jax.set_mesh`; without a mesh, do nothing.
+    """Pin an intermediate's partition inside jit, under the mesh of `jax.set_mesh`; without a mesh, do nothing."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(*axes, over=set(AXES) - manual_axes()))
 
-    Inside `per_device` only the axes that are left to XLA count.
+
+def shard_map(f: Callable[..., Any], in_axes: Any, out_axes: Any, over: Collection[str] = AXES) -> Callable[..., Any]:
+    """f on each device's part of arrays with these logical axes; without a mesh, f itself.
+
+    Axes of the mesh that are not in `over` are left to XLA; those that are manual already stay so.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return x
-    return jax.lax.with_sharding_constraint(x, auto_spec(*axes))
+    if jax.sharding.get_abstract_mesh().empty:
+        return f
+    over = set(over) - manual_axes()
+    in_specs, out_specs = tree_specs(in_axes, over), tree_specs(out_axes, over)
+    return jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, axis_names=over, check_vma=False)
 
 
-def manual_axes() -> tuple[str, ...]:
-    return jax.sharding.get_abstract_mesh().manual_axes
+def gather(w: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """A weight made whole along fsdp, inside a `shard_map` over the rows; its gradient is reduce-scattered.
 
-
-def auto_spec(*axes: str | None) -> P:
-    manual = manual_axes()
-    flat = lambda rule: rule if isinstance(rule, tuple) else (rule,)
-    return P(*(tuple(a for a in flat(r) if a and a not in manual) or None for r in spec(*axes)))
-
-
-def gather(x, axes):
+    `axes` are its logical axes, of which it may lack leading ones. The gathered axis goes to the front and back: from
+    any other place XLA on TPU makes some of the reduce-scatters all-reduces.
+    """
     if "fsdp" not in manual_axes() or "embed" not in axes:
-        return x
+        return w
     axis = axes.index("embed") - len(axes)
-    first = jnp.moveaxis(x, axis, 0)
-    return jnp.moveaxis(jax.lax.all_gather(first, "fsdp", axis=0, tiled=True), 0, axis)
+    return jnp.moveaxis(jax.lax.all_gather(jnp.moveaxis(w, axis, 0), "fsdp", tiled=True), 0, axis)
+
+
+def sum_over_rows(x: Any, axes: tuple[str, ...] = ()) -> Any:
+    """A sum over the devices that share out the rows; along fsdp, `gather` summed what lies along it already."""
+    over = [axis for axis in ROWS if axis in manual_axes() and not (axis == "fsdp" and "embed" in axes)]
+    return jax.lax.psum(x, over) if over else x
 
 
 def device_kind() -> str:
-    """What the computation that is being traced will run on, such as "TPU v4", "NVIDIA H200" or "cpu"."""
+    """What the code that is being traced will run on, such as "TPU v4", "NVIDIA H200" or "cpu"."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.device_kind if device else jax.devices()[0].device_kind
-
-
-def shard_map(f: Callable[..., jax.Array], in_axes: Any, out_axes: tuple[str | None, ...]) -> Callable[..., jax.Array]:
-    """f on each device's part of arrays with these logical axes; without a mesh, f itself."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return f
-    is_axes = lambda a: isinstance(a, tuple) and not isinstance(a[0], tuple)
-    specs = jax.tree.map(lambda a: auto_spec(*a), in_axes, is_leaf=is_axes)
-    return jax.shard_map(f, in_specs=specs, out_specs=auto_spec(*out_axes), axis_names=set(mesh.auto_axes), check_vma=False)

@@ -18,7 +18,7 @@ from codegen_jax.conversion.weights import load_params
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import UserError, require, require_seed
 from codegen_jax.inference.sampling import sample
-from codegen_jax.model.attention import KVCache
+from codegen_jax.model.attention import LANES, KVCache
 from codegen_jax.model.codegen import Params, abstract_params, module
 
 
@@ -159,9 +159,10 @@ def _left_pad(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
 
 def empty_cache(config: CodeGenConfig, batch_size: int, length: int) -> KVCache:
     """A cache for `length` tokens a row, in the compute dtype. Segment -1: a free slot, which no token sees."""
+    length = -(-length // LANES) * LANES  # whole tiles of the attention kernels
     shape = (config.n_layer, batch_size, length, config.n_head, config.head_dim)
     free_BS = jnp.full((batch_size, length), -1, jnp.int32)
-    return KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype), free_BS, jnp.zeros((), jnp.int32))
+    return KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype), free_BS, 0)
 
 
 @partial(jax.jit, static_argnames=("config", "max_new_tokens", "greedy", "vocab_size", "eos_id"))

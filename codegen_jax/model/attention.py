@@ -3,13 +3,11 @@
 Axes: L layers, B batch, T queries, S keys, H heads, K head_dim.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import QKVLayout
 from jax.experimental.pallas.ops.tpu.splash_attention import (
     BlockSizes,
     CausalMask,
@@ -17,6 +15,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     SegmentIds,
     make_splash_mha_single_device,
 )
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import QKVLayout
 
 from codegen_jax.sharding import device_kind, shard_map
 
@@ -56,24 +55,28 @@ def causal_attention(
         v_BSHK: values.
         segment_ids: int32 ids of the queries [B, T] and keys [B, S]; a query sees only keys of its own segment.
         q_offset: place of the first query among the keys.
-        backend: xla, splash (Pallas; interpreted where there is no TPU) or cudnn; auto: by device and shape.
+        backend: xla, splash (Pallas; interpreted where there is no TPU) or cudnn, which both take q_offset 0 only; auto
+            chooses by device and shape.
 
     Returns:
         [B, T, H, K] in the dtype of v. Scores and softmax are float32, as in the authors' code.
     """
     if backend == "auto":
         backend = choose_backend(q_BTHK, k_BSHK, q_offset)
-    return {"xla": _xla, "splash": _splash, "cudnn": _cudnn}[backend](q_BTHK, k_BSHK, v_BSHK, segment_ids, q_offset)
+    if backend == "splash":
+        return _splash(q_BTHK, k_BSHK, v_BSHK, segment_ids)
+    q, k, v = (checkpoint_name(x, "qkv") for x in (q_BTHK, k_BSHK, v_BSHK))
+    out_BTHK = _cudnn(q, k, v, segment_ids) if backend == "cudnn" else _xla(q, k, v, segment_ids, q_offset)
+    return checkpoint_name(out_BTHK, "attention")
 
 
 def choose_backend(q_BTHK: jax.Array, k_BSHK: jax.Array, q_offset: jax.Array | int) -> str:
-    """The fastest backend for these shapes on the mesh's devices; decoding and odd lengths are left to XLA."""
-    T, S = q_BTHK.shape[1], k_BSHK.shape[1]
-    kind, at_start = device_kind(), isinstance(q_offset, int) and q_offset == 0
-    if kind.startswith("TPU") and at_start and T % LANES == 0 and S % LANES == 0:
+    """The fastest backend for these shapes on the devices at hand; decoding is XLA's."""
+    (_, T, _, K), S = q_BTHK.shape, k_BSHK.shape[1]
+    from_the_first_key = isinstance(q_offset, int) and q_offset == 0
+    if device_kind().startswith("TPU") and from_the_first_key and T % LANES == 0 and S % LANES == 0:
         return "splash"
-    # TODO
-    if kind.startswith("NVIDIA") and at_start and T == S and q_BTHK.dtype == jnp.bfloat16:
+    if device_kind().startswith("NVIDIA") and T == S and K % 8 == 0 and q_BTHK.dtype == jnp.bfloat16:
         return "cudnn"
     return "xla"
 
@@ -93,47 +96,42 @@ def _xla(
     return jnp.einsum("BHTS,BSHK->BTHK", weights_BHTS, v_BSHK)
 
 
-def _splash(
-    q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Segments, q_offset: jax.Array | int
-) -> jax.Array:
-    T, S = q_BTHK.shape[1], k_BSHK.shape[1]
-    q_block, k_block = (max(b for b in range(LANES, SPLASH_BLOCK + 1, LANES) if n % b == 0) for n in (T, S))
-
-    layout = QKVLayout.HEAD_DIM_MINOR if q_BTHK.shape[-1] % LANES == 0 else QKVLayout.SEQ_MINOR
-
-    def local(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Segments) -> jax.Array:
-        """Attention of the rows and heads of one device."""
-        kernel = make_splash_mha_single_device(
-            MultiHeadMask([CausalMask((T, S))] * q_BTHK.shape[2]),
-            block_sizes=BlockSizes(
-                block_q=q_block,
-                block_kv=k_block,
-                block_q_dkv=q_block,
-                block_kv_dkv=k_block,
-                block_q_dq=q_block,
-                block_kv_dq=k_block,
-                q_layout=layout,
-                k_layout=layout,
-                v_layout=layout,
-            ),
-            # the residuals are the output and the logsumexp of the scores: kept together or computed together
-            residual_checkpoint_name="attention",
-            interpret=not device_kind().startswith("TPU"),
-        )
-        scaled = (q_BTHK * q_BTHK.shape[-1] ** -0.5, k_BSHK, v_BSHK)
-        heads_first = [checkpoint_name(x.swapaxes(1, 2), "qkv") for x in scaled]
-        segments = None if segment_ids is None else SegmentIds(*segment_ids)
-        return jax.vmap(kernel)(*heads_first, segments).swapaxes(1, 2)
-
-    heads, rows = ("batch", None, "heads", None), ("batch", None)
-    axes = (heads, heads, heads, None if segment_ids is None else (rows, rows))
-    return shard_map(local, axes, heads)(q_BTHK, k_BSHK, v_BSHK, segment_ids)
-
-
-def _cudnn(
-    q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Segments, q_offset: jax.Array | int
-) -> jax.Array:
+def _cudnn(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Segments) -> jax.Array:
     mask = None
     if segment_ids is not None:
-        mask = segment_ids[0][:, None, :, None] == segment_ids[1][:, None, None, :]
+        q_ids_BT, k_ids_BS = segment_ids
+        mask = q_ids_BT[:, None, :, None] == k_ids_BS[:, None, None, :]
     return jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHK, mask=mask, is_causal=True, implementation="cudnn")
+
+
+def _splash(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Segments) -> jax.Array:
+    """The Pallas kernels, each device on its own rows and heads; they name their inputs and residuals for remat."""
+    axes = ("batch", None, "heads", None)
+    ids_axes = None if segment_ids is None else (("batch", None), ("batch", None))
+    return shard_map(_splash_of_one_device, (axes, axes, axes, ids_axes), axes)(q_BTHK, k_BSHK, v_BSHK, segment_ids)
+
+
+def _splash_of_one_device(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Segments) -> jax.Array:
+    (_, T, H, K), S = q_BTHK.shape, k_BSHK.shape[1]
+    rows, columns = (max(b for b in range(LANES, SPLASH_BLOCK + 1, LANES) if n % b == 0) for n in (T, S))
+    # channels that do not fill the lanes go to the sublanes, with time along the lanes, and nothing is padded
+    layout = QKVLayout.HEAD_DIM_MINOR if K % LANES == 0 else QKVLayout.SEQ_MINOR
+    kernel = make_splash_mha_single_device(
+        MultiHeadMask([CausalMask((T, S))] * H),
+        block_sizes=BlockSizes(
+            block_q=rows,
+            block_kv=columns,
+            block_q_dkv=rows,
+            block_kv_dkv=columns,
+            block_q_dq=rows,
+            block_kv_dq=columns,
+            q_layout=layout,
+            k_layout=layout,
+            v_layout=layout,
+        ),
+        residual_checkpoint_name="attention",
+        interpret=not device_kind().startswith("TPU"),
+    )
+    q_BHTK, k_BHSK, v_BHSK = (checkpoint_name(x.swapaxes(1, 2), "qkv") for x in (q_BTHK * K**-0.5, k_BSHK, v_BSHK))
+    ids = None if segment_ids is None else SegmentIds(*segment_ids)
+    return jax.vmap(kernel)(q_BHTK, k_BHSK, v_BHSK, ids).swapaxes(1, 2)

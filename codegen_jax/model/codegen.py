@@ -24,6 +24,7 @@ from codegen_jax.sharding import constrain, gather
 
 Params = Any  # a nested dict of arrays, or of what describes them
 
+# what the backward pass finds, by the names that `checkpoint_name` gives; "norm" are the two statistics of a LayerNorm
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "attention": jax.checkpoint_policies.save_only_these_names("attention"),
@@ -38,9 +39,9 @@ def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], init: 
     return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
 
 
-def whole(param: nnx.Param, dtype: str) -> jax.Array:
-    w = param[...].astype(dtype)
-    return checkpoint_name(gather(w, param.get_metadata("axes")), "weight")
+def gathered(param: nnx.Param, dtype: Any) -> jax.Array:
+    """A weight in the compute dtype, whole along fsdp; the backward pass gathers it anew."""
+    return checkpoint_name(gather(param[...].astype(dtype), param.get_metadata("axes")), "weight")
 
 
 def matrix_init(config: CodeGenConfig, std: float) -> Initializer:
@@ -71,7 +72,7 @@ class Block(nnx.Module):
         L, D, H, K, F = config.n_layer, config.n_embd, config.n_head, config.head_dim, config.n_inner
         fan_in = matrix_init(config, D**-0.5)
         residual = matrix_init(config, 2 / L * D**-0.5)  # fc_out too: the authors take sqrt(D) there, not sqrt(F)
-        self.rotary_dim = config.rotary_dim
+        self.attention_backend = config.attention
         self.ln = LayerNorm(config, rngs, stack=(L,))
         self.query, self.key, self.value = (
             weight(rngs, (L, D, H, K), ("layers", "embed", "heads", "head_dim"), fan_in) for _ in range(3)
@@ -86,22 +87,24 @@ class Block(nnx.Module):
         self, x_BTD: jax.Array, angles_BTR: jax.Array, segment_ids: Any, cache: Any, q_offset: jax.Array | int
     ) -> tuple[jax.Array, Any]:
         dtype, (B, T, D), (_, H, K) = x_BTD.dtype, x_BTD.shape, self.query.shape
+        # written out once: fused into the five products that read it, XLA on TPU computes it in each of their tiles
         h_BTD = jax.lax.optimization_barrier(self.ln(x_BTD))
         with jax.named_scope("attention"):
             # heads and head_dim as one axis in the products: XLA on CPU transposes a weight that contracts over two
             q, k, v = (
-                jnp.einsum("BTD,DHK->BTHK", h_BTD, whole(w, dtype))
-                for w in (self.query, self.key, self.value)
+                jnp.einsum("BTD,DHK->BTHK", h_BTD, gathered(w, dtype)) for w in (self.query, self.key, self.value)
             )
             q, k = rotate(q, angles_BTR), rotate(k, angles_BTR)
             if cache is not None:
                 k, v = (jax.lax.dynamic_update_slice_in_dim(old, new, q_offset, 1) for old, new in zip(cache, (k, v)))
                 cache = (k, v)
-            a_BTHK = causal_attention(q, k, v, segment_ids=segment_ids, q_offset=q_offset)
-            attention_BTD = jnp.einsum("BTHK,HKD->BTD", a_BTHK, whole(self.attention_out, dtype))
+            a_BTHK = causal_attention(
+                q, k, v, segment_ids=segment_ids, q_offset=q_offset, backend=self.attention_backend
+            )
+            attention_BTD = jnp.einsum("BTHK,HKD->BTD", a_BTHK, gathered(self.attention_out, dtype))
         with jax.named_scope("mlp"):
-            u_BTF = checkpoint_name(h_BTD @ whole(self.fc_in, dtype) + self.fc_in_bias[...].astype(dtype), "mlp")
-            mlp_BTD = jax.nn.gelu(u_BTF) @ whole(self.fc_out, dtype) + self.fc_out_bias[...].astype(dtype)
+            u_BTF = checkpoint_name(h_BTD @ gathered(self.fc_in, dtype) + self.fc_in_bias[...].astype(dtype), "mlp")
+            mlp_BTD = jax.nn.gelu(u_BTF) @ gathered(self.fc_out, dtype) + self.fc_out_bias[...].astype(dtype)
         return constrain(x_BTD + attention_BTD + mlp_BTD, "batch", None, None), cache
 
 
@@ -126,7 +129,7 @@ class CodeGen(nnx.Module):
         positions_BT: jax.Array | None = None,
         segment_ids_BT: jax.Array | None = None,
         cache: KVCache | None = None,
-        remat: str = "none",
+        remat: str | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """The states that the head reads, after the last LayerNorm.
 
@@ -135,7 +138,7 @@ class CodeGen(nnx.Module):
             positions_BT: int32; 0..T-1 after what the cache holds, unless given (left-padded rows need it).
             segment_ids_BT: int32; tokens attend within their own segment only. Padding has a segment of its own.
             cache: keys and values of earlier tokens; with it, tokens without segment ids are in segment 1.
-            remat: a name in `REMAT_POLICIES`, or none.
+            remat: a name in `REMAT_POLICIES`: what a backward pass finds of the blocks' insides.
 
         Returns:
             [B, T, D] in the compute dtype, and the cache with these tokens added (None without one).
@@ -159,10 +162,10 @@ class CodeGen(nnx.Module):
             weights, layer_cache = xs
             return nnx.merge(graphdef, weights)(x_BTD, angles_BTR, segment_ids, layer_cache, q_offset)
 
-        if remat != "none":
+        if remat:
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
         # the width is gathered before the lookup: looked up in shards, the result would move from width to batch
-        embedding_VD = constrain(whole(self.embedding, self.config.dtype), "vocab", None)
+        embedding_VD = constrain(gathered(self.embedding, self.config.dtype), "vocab", None)
         x_BTD = embedding_VD[tokens_BT]
         if self.config.embedding_bias:
             x_BTD += self.embedding_bias[...].astype(x_BTD.dtype)

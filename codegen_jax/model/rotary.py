@@ -20,13 +20,23 @@ def rotary_angles(positions_BT: jax.Array, rotary_dim: int) -> jax.Array:
 
 
 def rotate(x_BTHK: jax.Array, angles_BTR: jax.Array) -> jax.Array:
-    """Rotate the first 2R channels of each head; the others pass. Keeps the dtype, computes in float32."""
+    """Rotate the first 2R channels of each head; the others pass. Keeps the dtype, computes in float32.
+
+    x * cos + partner * sin, the partners by a product with a permutation: on a TPU, cutting a head's channels into
+    halves and joining them again took five passes over memory where this takes one.
+    """
     K, R = x_BTHK.shape[-1], angles_BTR.shape[-1]
     rest = ((0, 0), (0, 0), (0, K - 2 * R))
     sin, cos = jnp.sin(angles_BTR), jnp.cos(angles_BTR)
     sin_BTK = jnp.pad(jnp.concatenate([-sin, sin], axis=-1), rest)
     cos_BTK = jnp.pad(jnp.concatenate([cos, cos], axis=-1), rest, constant_values=1.0)
-    swap_KK = np.zeros((K, K))
-    swap_KK[np.arange(2 * R), np.roll(np.arange(2 * R), R)] = 1
-    partner = jnp.einsum("BTHK,KJ->BTHJ", x_BTHK, swap_KK.astype(x_BTHK.dtype), precision="highest", preferred_element_type=jnp.float32)
-    return (x_BTHK * cos_BTK[:, :, None] + partner * sin_BTK[:, :, None]).astype(x_BTHK.dtype)
+    partner_KK = np.zeros((K, K))
+    partner_KK[np.roll(np.arange(2 * R), R), np.arange(2 * R)] = 1
+    partner_BTHK = jnp.einsum(
+        "BTHJ,JK->BTHK",
+        x_BTHK,
+        partner_KK.astype(x_BTHK.dtype),
+        precision="highest",
+        preferred_element_type=jnp.float32,
+    )
+    return (x_BTHK * cos_BTK[:, :, None] + partner_BTHK * sin_BTK[:, :, None]).astype(x_BTHK.dtype)

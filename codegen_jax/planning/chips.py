@@ -85,7 +85,8 @@ def parse_slice(name: str) -> Slice:
     largest, smallest = (4096 // chip.cores, 4) if chip.dimensions == 3 else (256, 1)
     valid = [chip.cores * 2**i for i in range(13) if smallest <= 2**i <= largest]
     require(
-        not rest and chips * chip.cores in valid, f"--topology: {name} is none of {kind}-{{{', '.join(map(str, valid))}}}"
+        not rest and chips * chip.cores in valid,
+        f"--topology: {name} is none of {kind}-{{{', '.join(map(str, valid))}}}",
     )
     return Slice(name, kind, (2, 2, 1) if chip.dimensions == 3 and chips == 4 else _near_cube(chips, chip.dimensions))
 

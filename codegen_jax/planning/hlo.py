@@ -125,7 +125,13 @@ def _convolution_flops(i: Instruction, input_dims: tuple[int, ...], kernel_dims:
     kernel = [int(n) for n in window.get("size", "").split("x") if n]
     numbers = lambda name, default: window.get(name, "x".join([default] * len(kernel))).split("x")
     for d, (extent, stride, padding, dilation, kernel_dilation) in enumerate(
-        zip(kernel, numbers("stride", "1"), numbers("pad", "0_0"), numbers("lhs_dilate", "1"), numbers("rhs_dilate", "1"))
+        zip(
+            kernel,
+            numbers("stride", "1"),
+            numbers("pad", "0_0"),
+            numbers("lhs_dilate", "1"),
+            numbers("rhs_dilate", "1"),
+        )
     ):
         out = i.arrays[0][1][labels[3].index(str(d))]
         flops *= sum(

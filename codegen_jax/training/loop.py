@@ -78,7 +78,7 @@ def find_initial_weights(config: RunConfig) -> Weights | None:
     weights = open_model(config.init_from, config=config.model)
     ours, theirs = vars(config.model), vars(weights.config)
     # these do not shape the weights: an embedding bias starts at 0 or is folded in
-    for name in sorted(ours.keys() - {"init", "dtype", "n_positions", "embedding_bias"}):
+    for name in sorted(ours.keys() - {"init", "dtype", "attention", "n_positions", "embedding_bias"}):
         message = f"model.{name}: {ours[name]}, but init_from {weights.source} has {theirs[name]}"
         require(ours[name] == theirs[name], message)
     return weights

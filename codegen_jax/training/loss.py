@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from codegen_jax.sharding import constrain
 
-
 CHUNK_TOKENS = 4096  # of one device; their float32 logits over 51,200 ids take 0.8 GiB
 
 
@@ -46,7 +45,7 @@ def next_token_loss(
 
     Args:
         x_BTD: states after the last LayerNorm.
-        head_DV: output kernel, float32; cast to the dtype of x for the products.
+        head_DV: output kernel; cast to the dtype of x for the products. Its gradient is summed in float32.
         head_bias_V: output bias.
         targets_BT: int32 ids; targets below 0 do not count.
         scale: 1 / (targets of the whole batch) makes the mean, without a pass over the gradients.
@@ -105,8 +104,7 @@ def _forward(
         x_BCD, targets_BC = xs
         loss, cross_entropy, d_logits_BCV = _dense(x_BCD, kernel, head_bias_V, targets_BC, scale, z_loss)
         d_bias_V += d_logits_BCV.sum((0, 1))
-        # written out once: without the barrier XLA on TPU computes it anew, exponentials and all, inside both products
-        d_logits_BCV = jax.lax.optimization_barrier(d_logits_BCV.astype(x_BCD.dtype))
+        d_logits_BCV = d_logits_BCV.astype(x_BCD.dtype)
         d_head_DV += jnp.einsum("BCD,BCV->DV", x_BCD, d_logits_BCV, preferred_element_type=jnp.float32)
         d_x_BCD = jnp.einsum("BCV,DV->BCD", d_logits_BCV, kernel)
         return (loss_sum + loss, cross_entropy_sum + cross_entropy, d_head_DV, d_bias_V), d_x_BCD
@@ -114,12 +112,12 @@ def _forward(
     zeros = (0.0, 0.0, constrain(jnp.zeros(head_DV.shape, jnp.float32), None, "vocab"), jnp.zeros_like(head_bias_V))
     (loss, cross_entropy, d_head_DV, d_bias_V), d_x = jax.lax.scan(chunk, zeros, _chunks(x_BTD, targets_BT, chunk_size))
     d_x_BTD = d_x.swapaxes(0, 1).reshape(x_BTD.shape)
-    return (loss, cross_entropy), (d_x_BTD, d_head_DV, d_bias_V)
+    return (loss, cross_entropy), (d_x_BTD, d_head_DV.astype(head_DV.dtype), d_bias_V)
 
 
 def _backward(z_loss: float, chunk_size: int, gradients: Any, cotangents: Any) -> Any:
     d_x, d_head, d_bias = (gradient * cotangents[0].astype(gradient.dtype) for gradient in gradients)
-    return d_x, d_head.astype(d_x.dtype), d_bias, None, None
+    return d_x, d_head, d_bias, None, None
 
 
 _chunked_loss.defvjp(_forward, _backward)

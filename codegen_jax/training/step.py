@@ -10,8 +10,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from codegen_jax.config import RunConfig
-from codegen_jax.model.codegen import Params, abstract_params, init_params, module, param_axes, whole
-from codegen_jax.sharding import constrain, spec, tree_shardings
+from codegen_jax.model.codegen import Params, abstract_params, gathered, init_params, module, param_axes
+from codegen_jax.sharding import ROWS, shard_map, spec, sum_over_rows, tree_shardings
 from codegen_jax.training.loss import Loss, count_targets, next_token_loss
 from codegen_jax.training.optimizer import learning_rate_schedule, make_optimizer
 
@@ -99,41 +99,43 @@ def batch_loss(
     x_BTD, _ = model.hidden(
         inputs_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT, remat=config.training.remat
     )
-    return next_token_loss(x_BTD, whole(model.head, config.model.dtype), model.head_bias[...], targets_BT, scale=scale, z_loss=z_loss)
+    head_DV = gathered(model.head, x_BTD.dtype)
+    return next_token_loss(x_BTD, head_DV, model.head_bias[...], targets_BT, scale=scale, z_loss=z_loss)
 
 
 def accumulated_gradients(
-    config: RunConfig, mesh: Mesh, params: Params, tokens_BT: jax.Array, eos_id: int = -1
+    config: RunConfig, params: Params, tokens_BT: jax.Array, eos_id: int = -1
 ) -> tuple[Loss, Params]:
-    """Mean loss over the batch's tokens and its gradient, micro-batch by micro-batch in float32."""
-    micro_batches = config.training.gradient_accumulation_steps
+    """Mean loss over the batch's tokens and its gradient, micro-batch by micro-batch in float32.
+
+    Each device computes on its own rows: gathers of weights and sums of gradients are those of `sharding`, none of
+    XLA's choice. What lies along tensor is left to XLA.
+    """
     axes = param_axes(config.model)
-    rows = ("data", "fsdp")
-    manual = lambda a: P(*("fsdp" if name == "embed" else None for name in a))
-    specs = jax.tree.map(manual, axes, is_leaf=lambda a: isinstance(a, tuple))
+    micro_batches = config.training.gradient_accumulation_steps
 
-    def loss(params: Params, tokens_BT: jax.Array, scale: jax.Array) -> tuple[jax.Array, Loss]:
-        share = batch_loss(config, params, tokens_BT, eos_id, scale=scale, z_loss=config.training.z_loss)
-        return share.total, share
+    def of_own_rows(params: Params, tokens_BT: jax.Array) -> tuple[Loss, Params]:
+        scale = 1.0 / sum_over_rows(count_targets(tokens_BT[:, 1:]))
 
-    def local(params: Params, tokens_BT: jax.Array) -> tuple[Loss, Params]:
-        scale = 1.0 / jax.lax.psum(count_targets(tokens_BT[:, 1:]), rows)
+        def loss(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, Loss]:
+            share = batch_loss(config, params, tokens_BT, eos_id, scale=scale, z_loss=config.training.z_loss)
+            return share.total, share
 
-        def gradients_of(tokens_BT: jax.Array) -> tuple[Loss, Params]:
-            gradients, share = jax.grad(loss, has_aux=True)(params, tokens_BT, scale)
-            return jax.lax.optimization_barrier((share, gradients))
+        def add_micro_batch(sums: tuple[Loss, Params], tokens_BT: jax.Array) -> tuple[tuple[Loss, Params], None]:
+            gradients, share = jax.grad(loss, has_aux=True)(params, tokens_BT)
+            # libtpu 0.0.52 fails to move reductions out of a loop that adds their results without a barrier between
+            gradients = jax.lax.optimization_barrier(gradients)
+            return jax.tree.map(jnp.add, sums, (share, gradients)), None
 
         if micro_batches == 1:
-            sums = gradients_of(tokens_BT)
+            gradients, share = jax.grad(loss, has_aux=True)(params, tokens_BT)
         else:
             zeros = (Loss(*jnp.zeros(2)), jax.tree.map(jnp.zeros_like, params))
-            micro = tokens_BT.reshape(micro_batches, -1, tokens_BT.shape[1])
-            sums = jax.lax.scan(lambda sums, row: (jax.tree.map(jnp.add, sums, gradients_of(row)), None), zeros, micro)[0]
-        share, gradients = sums
-        gradients = jax.tree.map(lambda g, a: jax.lax.psum(g, "data" if "embed" in a else rows), gradients, axes)
-        return jax.lax.psum(share, rows), gradients
+            rows = tokens_BT.reshape(micro_batches, -1, tokens_BT.shape[1])
+            share, gradients = jax.lax.scan(add_micro_batch, zeros, rows)[0]
+        return sum_over_rows(share), jax.tree.map(sum_over_rows, gradients, axes)
 
-    return jax.shard_map(local, mesh=mesh, in_specs=(specs, P(rows)), out_specs=(P(), specs), axis_names=set(rows), check_vma=False)(params, tokens_BT)
+    return shard_map(of_own_rows, (axes, ("batch", None)), (Loss((), ()), axes), over=ROWS)(params, tokens_BT)
 
 
 def make_train_step(
@@ -149,7 +151,7 @@ def make_train_step(
     optimizer, schedule = make_optimizer(config.optimizer), learning_rate_schedule(config.optimizer)
 
     def train_step(state: TrainState, tokens_BT: jax.Array) -> tuple[TrainState, Metrics]:
-        loss, gradients = accumulated_gradients(config, mesh, state.params, tokens_BT, eos_id)
+        loss, gradients = accumulated_gradients(config, state.params, tokens_BT, eos_id)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         metrics = {
             "loss": loss.total,
@@ -173,9 +175,13 @@ def make_eval_step(
 ) -> Callable[[Params, jax.Array], tuple[jax.Array, jax.Array]]:
     """The jitted validation: (params, tokens) to the sum of the cross-entropy and the number of its tokens."""
 
-    def eval_step(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def of_own_rows(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
         loss = batch_loss(config, params, tokens_BT, eos_id, scale=1.0, z_loss=0.0)
-        return loss.cross_entropy, count_targets(tokens_BT[:, 1:])
+        return sum_over_rows((loss.cross_entropy, count_targets(tokens_BT[:, 1:])))
+
+    def eval_step(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        in_axes = (param_axes(config.model), ("batch", None))
+        return shard_map(of_own_rows, in_axes, ((), ()), over=ROWS)(params, tokens_BT)
 
     shardings = shardings_of(abstract_state(config, mesh).params)
     return jax.jit(eval_step, in_shardings=(shardings, batch_sharding(mesh)))

@@ -69,7 +69,7 @@ def test_loss_and_gradients_do_not_depend_on_mesh_or_micro_batches(mesh, micro_b
     assert_equal(loss_and_gradients(config), expected)
 
 
-@pytest.mark.parametrize("remat", ["none", *REMAT_POLICIES])
+@pytest.mark.parametrize("remat", REMAT_POLICIES)
 def test_loss_and_gradients_do_not_depend_on_remat(remat, expected):
     assert_equal(loss_and_gradients(tiny_run(mesh=MeshConfig(2, 2, 2), training={"remat": remat})), expected)
 
