@@ -1,5 +1,8 @@
 """CodeGen in JAX: pretrain, fine-tune, convert and run the models of arXiv 2203.13474."""
 
+import os
+from glob import glob
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
 from codegen_jax.config import CodeGenConfig
@@ -7,6 +10,11 @@ from codegen_jax.errors import UserError
 
 if TYPE_CHECKING:
     from codegen_jax.inference.generate import Generator
+
+# libtpu without a TPU (it is here for `codegen-jax plan`) would make the start of JAX slow and print errors
+if find_spec("libtpu") and not glob("/dev/accel*") + glob("/dev/vfio/*"):
+    gpu = find_spec("jax_cuda13_plugin") and glob("/dev/nvidia[0-9]*")
+    os.environ.setdefault("JAX_PLATFORMS", "cuda,cpu" if gpu else "cpu")
 
 __version__ = "0.1.0"
 __all__ = ["CodeGenConfig", "UserError", "load"]

@@ -16,7 +16,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Run the command; exits with 0, 2 after a `UserError` or `OSError` (one line on stderr) or 130 after Ctrl-C."""
     parser = make_parser()
     arguments, arguments.overrides = parser.parse_known_args(words)
-    if arguments.overrides and arguments.verb not in (train, show):
+    if arguments.overrides and arguments.verb not in (train, show, plan):
         parser.error(f"unrecognized arguments: {' '.join(arguments.overrides)}")
     try:
         arguments.verb(arguments)
@@ -120,6 +120,20 @@ def make_parser() -> argparse.ArgumentParser:
     )
     verb.set_defaults(verb=convert)
 
+    verb = verbs.add_parser(
+        "plan", help="say whether a run fits TPUs that are not here, and how fast", allow_abbrev=False
+    )
+    verb.add_argument("config", metavar="CONFIG.yaml", help="then any field as --section.field VALUE")
+    verb.add_argument("--topology", required=True, metavar="SLICE", help="such as v4-512, v5e-256, v5p-128, v6e-64")
+    verb.add_argument("--slices", type=int, default=1, metavar="N", help="default: %(default)s")
+    verb.add_argument(
+        "--fit", action="store_true", help="search remat, micro-batches and mesh for the fastest that fits"
+    )
+    verb.add_argument("--plot", metavar="FILE.png", help="draw where time and memory go")
+    verb.add_argument("--dump-hlo", metavar="FILE", help="write the compiled program's text")
+    verb.add_argument("--json", action="store_true", help="one object")
+    verb.set_defaults(verb=plan)
+
     verb = verbs.add_parser("generate", help="complete prompts", allow_abbrev=False)
     verb.add_argument("model", metavar="MODEL", help=MODEL)
     verb.add_argument("--prompt", required=True, action="append", metavar="TEXT", help="may be given several times")
@@ -191,6 +205,24 @@ def show(arguments: argparse.Namespace) -> None:
 
     for text in show(load_config(arguments.config, arguments.overrides), arguments.step, arguments.row):
         print(text)
+
+
+def plan(arguments: argparse.Namespace) -> None:
+    from codegen_jax.config import load_config
+    from codegen_jax.planning.chips import parse_slice
+    from codegen_jax.planning.fit import fit, settings
+    from codegen_jax.planning.plan import make_plan
+    from codegen_jax.planning.report import describe, plot
+
+    config, tpu = load_config(arguments.config, arguments.overrides), parse_slice(arguments.topology)
+    require(arguments.slices > 0, f"--slices: {arguments.slices} must be positive")
+    if arguments.fit:
+        config, _ = fit(config, tpu, arguments.slices, lambda line: print(line, file=sys.stderr))
+        print(settings(config), file=sys.stderr)
+    plan = make_plan(config, tpu, arguments.slices, dump_hlo=arguments.dump_hlo)
+    print(json.dumps(plan.to_dict()) if arguments.json else describe(plan, config))
+    if arguments.plot:
+        plot(plan, arguments.plot)
 
 
 def convert(arguments: argparse.Namespace) -> None:

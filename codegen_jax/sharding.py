@@ -5,6 +5,7 @@ that knows both. `data` holds replicas, `fsdp` shards parameters and batch, `ten
 """
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from codegen_jax.config import MeshConfig, RunConfig
-from codegen_jax.errors import require
+from codegen_jax.errors import UserError, require
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # share out the rows of a batch
@@ -48,7 +49,19 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         f"mesh: data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} does not fit {len(devices)} "
         f"device(s); the product must be {len(devices)} (one axis may be -1)",
     )
-    grid = mesh_utils.create_device_mesh(tuple(shape), devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        try:
+            grid = mesh_utils.create_device_mesh(tuple(shape), devices)
+        except NotImplementedError as error:  # a TPU slice, whose own axes are not to be cut
+            sizes = " x ".join(str(1 + max(axis)) for axis in zip(*(device.coords for device in devices)))
+            raise UserError(
+                f"mesh: data {shape[0]} x fsdp {shape[1]} x tensor {shape[2]} cannot lie along a slice of {sizes} chips; "
+                "make each axis a product of whole sides of the slice"
+            ) from error
+    else:  # replicas of the parameters lie on either side of the slow network between slices
+        require(shape[0] % slices == 0, f"mesh.data: {shape[0]} is not a multiple of the {slices} slices")
+        grid = mesh_utils.create_hybrid_device_mesh((shape[0] // slices, *shape[1:]), (slices, 1, 1), devices)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
@@ -122,13 +135,30 @@ def shard_map(f: Callable[..., Any], in_axes: Any, out_axes: Any, over: Collecti
 def gather(w: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     """A weight made whole along fsdp, inside a `shard_map` over the rows; its gradient is reduce-scattered.
 
-    `axes` are its logical axes, of which it may lack leading ones. The gathered axis goes to the front and back: from
-    any other place XLA on TPU makes some of the reduce-scatters all-reduces.
+    `axes` are its logical axes, of which it may lack leading ones.
     """
     if "fsdp" not in manual_axes() or "embed" not in axes:
         return w
-    axis = axes.index("embed") - len(axes)
-    return jnp.moveaxis(jax.lax.all_gather(jnp.moveaxis(w, axis, 0), "fsdp", tiled=True), 0, axis)
+    return _all_gather(w, axes.index("embed") - len(axes) + w.ndim, "vocab" in axes)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _all_gather(w: jax.Array, axis: int, cut: bool) -> jax.Array:
+    return jax.lax.all_gather(w, "fsdp", axis=axis, tiled=True)
+
+
+def _reduce_scatter(axis: int, cut: bool, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    """The transpose of `_all_gather`, in a form that XLA on TPU does not turn into an all-reduce.
+
+    It does so where the axis is not the first, and for tables of 51,200 columns unless these are cut in pieces.
+    """
+    first = jnp.moveaxis(gradient, axis, 0)
+    pieces = first.reshape(len(first), 8, -1) if cut and first.shape[1] % 8 == 0 else first
+    part = jax.lax.psum_scatter(pieces, "fsdp", tiled=True)
+    return (jnp.moveaxis(part.reshape(-1, *first.shape[1:]), 0, axis),)
+
+
+_all_gather.defvjp(lambda w, axis, cut: (_all_gather(w, axis, cut), None), _reduce_scatter)
 
 
 def sum_over_rows(x: Any, axes: tuple[str, ...] = ()) -> Any:

@@ -3,7 +3,7 @@
 Axes: L layers, B batch, T queries, S keys, H heads, K head_dim.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -134,4 +134,5 @@ def _splash_of_one_device(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Arra
     )
     q_BHTK, k_BHSK, v_BHSK = (checkpoint_name(x.swapaxes(1, 2), "qkv") for x in (q_BTHK * K**-0.5, k_BSHK, v_BSHK))
     ids = None if segment_ids is None else SegmentIds(*segment_ids)
-    return jax.vmap(kernel)(q_BHTK, k_BHSK, v_BHSK, ids).swapaxes(1, 2)
+    out_BHTK: Any = jax.vmap(kernel)(q_BHTK, k_BHSK, v_BHSK, ids)
+    return out_BHTK.swapaxes(1, 2)

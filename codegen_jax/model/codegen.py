@@ -86,11 +86,10 @@ class Block(nnx.Module):
     def __call__(
         self, x_BTD: jax.Array, angles_BTR: jax.Array, segment_ids: Any, cache: Any, q_offset: jax.Array | int
     ) -> tuple[jax.Array, Any]:
-        dtype, (B, T, D), (_, H, K) = x_BTD.dtype, x_BTD.shape, self.query.shape
+        dtype = x_BTD.dtype
         # written out once: fused into the five products that read it, XLA on TPU computes it in each of their tiles
         h_BTD = jax.lax.optimization_barrier(self.ln(x_BTD))
         with jax.named_scope("attention"):
-            # heads and head_dim as one axis in the products: XLA on CPU transposes a weight that contracts over two
             q, k, v = (
                 jnp.einsum("BTD,DHK->BTHK", h_BTD, gathered(w, dtype)) for w in (self.query, self.key, self.value)
             )

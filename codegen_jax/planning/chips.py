@@ -15,14 +15,12 @@ class Chip:
 
     Attributes:
         peak_flops: dense bfloat16 FLOP/s.
-        hbm_bytes: memory.
+        hbm_bytes: memory that the compiler gives to a program (from its own messages, libtpu 0.0.52).
         hbm_bandwidth: bytes/s.
         link_bandwidth: bytes/s of one inter-chip link in one direction.
         clock: cycles/s, the unit of the compiler's estimates.
         cores: how many a slice's name counts for one chip.
         dimensions: of the network: 3 is a torus of rows, columns and planes, 2 one of rows and columns.
-        hosts: chips of one host along each dimension.
-        options: compiler options that a step needs to be fast on it.
     """
 
     peak_flops: float
@@ -37,10 +35,10 @@ class Chip:
 DCN_BANDWIDTH = 6.25e9  # bytes/s of one chip between slices (scaling book: 25 GB/s a host of four)
 GIB = 2**30
 CHIPS = {
-    "v4": Chip(275e12, 32 * GIB, 1228e9, 45e9, 1.05e9, cores=2, dimensions=3),
-    "v5p": Chip(459e12, 95 * GIB, 2765e9, 90e9, 1.75e9, cores=2, dimensions=3),
-    "v5e": Chip(197e12, 16 * GIB, 819e9, 45e9, 1.5e9, cores=1, dimensions=2),
-    "v6e": Chip(918e12, 32 * GIB, 1640e9, 90e9, 1.75e9, cores=1, dimensions=2),
+    "v4": Chip(275e12, int(30.75 * GIB), 1228e9, 45e9, 1.05e9, cores=2, dimensions=3),
+    "v5p": Chip(459e12, int(95.73 * GIB), 2765e9, 90e9, 1.75e9, cores=2, dimensions=3),
+    "v5e": Chip(197e12, int(15.75 * GIB), 819e9, 45e9, 1.5e9, cores=1, dimensions=2),
+    "v6e": Chip(918e12, int(31.24 * GIB), 1640e9, 90e9, 1.75e9, cores=1, dimensions=2),
 }
 
 

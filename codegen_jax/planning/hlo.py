@@ -71,6 +71,7 @@ class Module:
     def __init__(self, text: str):
         self.computations: dict[str, dict[str, Instruction]] = {}
         self.entry = ""
+        current: dict[str, Instruction] = {}
         for line in text.splitlines():
             if header := HEADER.match(line):
                 self.computations[header[2]] = current = {}
@@ -123,23 +124,18 @@ def _convolution_flops(i: Instruction, input_dims: tuple[int, ...], kernel_dims:
     flops *= kernel_dims[labels[2].index("i")]
     window = dict(re.findall(r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{([^}]*)\}", i.attributes) or [""])[0]))
     kernel = [int(n) for n in window.get("size", "").split("x") if n]
-    numbers = lambda name, default: window.get(name, "x".join([default] * len(kernel))).split("x")
-    for d, (extent, stride, padding, dilation, kernel_dilation) in enumerate(
-        zip(
-            kernel,
-            numbers("stride", "1"),
-            numbers("pad", "0_0"),
-            numbers("lhs_dilate", "1"),
-            numbers("rhs_dilate", "1"),
-        )
-    ):
-        out = i.arrays[0][1][labels[3].index(str(d))]
-        flops *= sum(
-            0 <= place < (size[str(d)] - 1) * int(dilation) + 1 and place % int(dilation) == 0
-            for o in range(out)
+    stride, pad, dilate_input, dilate_kernel = (
+        window.get(name, "x".join([default] * len(kernel))).split("x")
+        for name, default in (("stride", "1"), ("pad", "0_0"), ("lhs_dilate", "1"), ("rhs_dilate", "1"))
+    )
+    for d, extent in enumerate(kernel):
+        gap, before = int(dilate_input[d]), int(pad[d].split("_")[0])
+        places = (
+            o * int(stride[d]) + k * int(dilate_kernel[d]) - before
+            for o in range(i.arrays[0][1][labels[3].index(str(d))])
             for k in range(extent)
-            for place in [o * int(stride) + k * int(kernel_dilation) - int(padding.split("_")[0])]
         )
+        flops *= sum(0 <= place <= (size[str(d)] - 1) * gap and place % gap == 0 for place in places)
     return flops
 
 

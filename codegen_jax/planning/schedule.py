@@ -20,7 +20,7 @@ LANES = 128
 SPLASH_PRODUCTS = {"fwd": 2, "dkv": 4, "dq": 3}
 # what costs nothing, or runs beside the computation: prefetches into the chip's fast memory
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "partition-id")
-FREE += ("copy-start", "copy-done", "slice-start", "slice-done", "after-all", "optimization-barrier")
+FREE += ("copy-start", "copy-done", "slice-start", "slice-done", "async-done", "after-all", "optimization-barrier")
 
 
 @dataclass(frozen=True)
@@ -78,36 +78,40 @@ def operations(module: Module, network: Network) -> list[Operation]:
 
 def _walk(module: Module, network: Network, computation: str, count: int) -> list[Operation]:
     result: list[Operation] = []
-    started: dict[str, tuple[int, float]] = {}  # of an asynchronous collective: its place in result, when it ends
+    running: dict[str, tuple[int, float]] = {}  # asynchronous collectives: place in result, time of their end
     now = links_free = 0.0
-    body = module.computations[computation]
-    for i in body.values():
-        opcode = i.opcode.removesuffix("-start").removesuffix("-done")
+
+    def wait_for(name: str) -> None:
+        nonlocal now
+        place, end = running.pop(name)
+        waited = max(0.0, end - now)
+        result[place] = replace(result[place], exposed=result[place].exposed + waited)
+        now += waited
+
+    for i in module.computations[computation].values():
         if i.opcode == "while":
             result += _walk(module, network, i.called("body") or "", count * module.trip_count(i))
         elif i.opcode == "call":
             result += _walk(module, network, i.called("to_apply") or "", count)
-        elif i.opcode.endswith("-done") and i.operands[0] in started:
-            place, end = started[i.operands[0]]
-            waited = max(0.0, end - now)
-            result[place] = replace(result[place], exposed=min(waited, result[place].seconds))
-            now += waited
+        elif i.opcode.endswith("-done") and i.operands[0] in running:
+            wait_for(i.operands[0])
         elif source := collective_of(module, i):
             received, group = traffic(source)
             seconds = network.seconds(group, received)
-            end = links_free = max(now, links_free) + seconds
             asynchronous = i.opcode.endswith("-start")
-            kind = source.opcode.removesuffix("-start")
-            result.append(Operation(i.name, kind, i.op_name, count, seconds, 0.0, bytes=received))
+            if not asynchronous:  # the links take one collective after the other
+                for name in list(running):
+                    wait_for(name)
+            kind, exposed = source.opcode.removesuffix("-start"), 0.0 if asynchronous else seconds
+            result.append(Operation(i.name, kind, i.op_name, count, seconds, exposed, bytes=received))
+            links_free = max(now, links_free) + seconds
             if asynchronous:
-                started[i.name] = (len(result) - 1, end)
+                running[i.name] = (len(result) - 1, links_free)
             else:
-                result[-1] = replace(result[-1], exposed=end - now)
-                now = end
-        elif opcode not in FREE:
-            operation = _compute(module, network.tpu, i, count)
-            result.append(operation)
-            now += operation.seconds
+                now = links_free
+        elif i.opcode not in FREE:
+            result.append(_compute(module, network.tpu, i, count))
+            now += result[-1].seconds
     return result
 
 

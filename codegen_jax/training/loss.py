@@ -104,7 +104,8 @@ def _forward(
         x_BCD, targets_BC = xs
         loss, cross_entropy, d_logits_BCV = _dense(x_BCD, kernel, head_bias_V, targets_BC, scale, z_loss)
         d_bias_V += d_logits_BCV.sum((0, 1))
-        d_logits_BCV = d_logits_BCV.astype(x_BCD.dtype)
+        # written out once: otherwise XLA on TPU computes it anew, exponentials and all, in the tiles of both products
+        d_logits_BCV = jax.lax.optimization_barrier(d_logits_BCV.astype(x_BCD.dtype))
         d_head_DV += jnp.einsum("BCD,BCV->DV", x_BCD, d_logits_BCV, preferred_element_type=jnp.float32)
         d_x_BCD = jnp.einsum("BCV,DV->BCD", d_logits_BCV, kernel)
         return (loss_sum + loss, cross_entropy_sum + cross_entropy, d_head_DV, d_bias_V), d_x_BCD

@@ -15,6 +15,9 @@ from codegen_jax.sharding import ROWS, shard_map, spec, sum_over_rows, tree_shar
 from codegen_jax.training.loss import Loss, count_targets, next_token_loss
 from codegen_jax.training.optimizer import learning_rate_schedule, make_optimizer
 
+# gathers of weights run beside the computation; without it libtpu's are synchronous on v4
+COMPILER_OPTIONS = {"xla_enable_async_all_gather": "true"}
+
 
 class TrainState(NamedTuple):
     """Everything that a step changes.
@@ -135,7 +138,7 @@ def accumulated_gradients(
             share, gradients = jax.lax.scan(add_micro_batch, zeros, rows)[0]
         return sum_over_rows(share), jax.tree.map(sum_over_rows, gradients, axes)
 
-    return shard_map(of_own_rows, (axes, ("batch", None)), (Loss((), ()), axes), over=ROWS)(params, tokens_BT)
+    return shard_map(of_own_rows, (axes, ("batch", None)), ((), axes), over=ROWS)(params, tokens_BT)
 
 
 def make_train_step(
@@ -167,6 +170,7 @@ def make_train_step(
         in_shardings=(state_shardings, batch_sharding(mesh)),
         out_shardings=(state_shardings, None),
         donate_argnums=0,
+        compiler_options=COMPILER_OPTIONS if mesh.devices.flat[0].platform == "tpu" else None,
     )
 
 

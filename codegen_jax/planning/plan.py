@@ -1,0 +1,260 @@
+"""Compile a run's training step for a slice that is not there, and read memory and time from the result."""
+
+import math
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from codegen_jax.config import RunConfig
+from codegen_jax.planning.chips import GIB, Slice, slice_devices
+from codegen_jax.planning.hlo import Module, nbytes
+from codegen_jax.planning.schedule import Network, Operation, operations
+from codegen_jax.sharding import check_fit, make_mesh
+from codegen_jax.training.step import abstract_state, batch_sharding, make_train_step
+
+COMPUTE = ("matmul", "other", "pallas")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """HBM of one chip in bytes.
+
+    Attributes:
+        parameters: float32, this chip's shards.
+        moments: of the optimizer, likewise.
+        activations: kept between forward and backward pass; None if the program does not fit.
+        temporary: all else that the step allocates; None if the program does not fit.
+        peak: the most at any moment; where the program does not fit, what it would need for temporaries alone.
+        available: to the program, by the compiler.
+    """
+
+    parameters: int
+    moments: int
+    activations: int | None
+    temporary: int | None
+    peak: int
+    available: int
+
+    @property
+    def fits(self) -> bool:
+        return self.temporary is not None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would be on a slice. Times are estimates (`schedule.py` says how they are made), in seconds.
+
+    Attributes:
+        topology: the slice's name.
+        slices: number of such slices.
+        mesh: size by axis.
+        remat: of the config.
+        gradient_accumulation_steps: of the config.
+        tokens: of one step and one chip.
+        model_flops: of one step and one chip (6 x parameters + 6 x layers x width x sequence a token).
+        peak_flops: of one chip, a second.
+        compile_seconds: of the compiler, here.
+        memory: of one chip.
+        operations: of one step; empty if the program does not fit.
+        parameters: for each: name, shape, partition, shape on one chip.
+    """
+
+    topology: str
+    slices: int
+    mesh: dict[str, int]
+    remat: str
+    gradient_accumulation_steps: int
+    tokens: int
+    model_flops: float
+    peak_flops: float
+    compile_seconds: float
+    memory: Memory
+    operations: list[Operation]
+    parameters: list[tuple[str, tuple[int, ...], str, tuple[int, ...]]]
+
+    def seconds(self, *kinds: str, exposed: bool = True) -> float:
+        """Time of a step in operations of these kinds (all, unless given); `exposed`: only what the chip waits for."""
+        chosen = [o for o in self.operations if not kinds or o.kind in kinds]
+        return sum(o.count * (o.exposed if exposed else o.seconds) for o in chosen)
+
+    @property
+    def collectives(self) -> list[str]:
+        """Kinds of collectives in the step."""
+        return sorted({o.kind for o in self.operations if o.kind not in COMPUTE})
+
+    @property
+    def step_seconds(self) -> float:
+        """With the overlap that the schedule shows."""
+        return self.seconds()
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOP utilisation: of the peak, what the model's own FLOPs take."""
+        return self.model_flops / (self.peak_flops * self.step_seconds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; without times if the program does not fit."""
+        result: dict[str, Any] = {
+            "topology": self.topology,
+            "slices": self.slices,
+            "mesh": self.mesh,
+            "remat": self.remat,
+            "gradient_accumulation_steps": self.gradient_accumulation_steps,
+            "fits": self.memory.fits,
+            "memory_bytes": vars(self.memory),
+            "compile_seconds": self.compile_seconds,
+            "parameters": [
+                {"name": name, "shape": shape, "partition": partition, "shard": shard}
+                for name, shape, partition, shard in self.parameters
+            ],
+        }
+        if not self.memory.fits:
+            return result
+        total = lambda kind, name: sum(o.count * getattr(o, name) for o in self.operations if o.kind == kind)
+        serial = self.seconds(exposed=False)
+        return result | {
+            "estimates": {
+                "step_seconds": self.step_seconds,
+                "mfu": self.mfu,
+                "tokens_per_second_per_chip": self.tokens / self.step_seconds,
+                "step_seconds_without_overlap": serial,
+                "mfu_without_overlap": self.model_flops / (self.peak_flops * serial),
+                "tokens_per_second_per_chip_without_overlap": self.tokens / serial,
+            },
+            "flops_per_chip": {
+                "model": self.model_flops,
+                **{f"compiled_{kind}": total(kind, "flops") for kind in ("matmul", "pallas")},
+            },
+            "compute_seconds": {kind: self.seconds(kind) for kind in COMPUTE},
+            "collectives": {
+                kind: {
+                    "count": sum(o.count for o in self.operations if o.kind == kind),
+                    "bytes_received": total(kind, "bytes"),
+                    "seconds": self.seconds(kind, exposed=False),
+                    "exposed_seconds": self.seconds(kind),
+                }
+                for kind in self.collectives
+            },
+        }
+
+
+def make_plan(config: RunConfig, tpu: Slice, slices: int = 1, dump_hlo: str | Path | None = None) -> Plan:
+    """Compile the step that `train` runs for these slices.
+
+    Args:
+        config: the run; its data need not be there.
+        tpu: the kind and shape of a slice.
+        slices: how many; `mesh.data` must be a multiple.
+        dump_hlo: file for the optimized HLO, if the program fits.
+
+    Raises:
+        UserError: if libtpu is missing, or the mesh does not fit the slices or the model.
+    """
+    jax.config.update("jax_platforms", "cpu")  # the devices are descriptions only; a TPU that is here is not touched
+    mesh = make_mesh(config.mesh, slice_devices(tpu, slices))
+    check_fit(config, mesh)
+    state = abstract_state(config, mesh)
+    shape = (config.training.batch_size, config.data.sequence_length + 1)
+    tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
+    train_step = make_train_step(config, mesh)
+    start = time.perf_counter()
+    compiled, needed = None, (0, 0)
+    with jax.set_mesh(mesh):
+        lowered = train_step.lower(state, tokens)  # pyright: ignore[reportFunctionMemberAccess]
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            needed = memory_of_error(str(error))
+    seconds = time.perf_counter() - start
+
+    parameters, moments = (sum(map(shard_bytes, jax.tree.leaves(tree))) for tree in (state.params, state.opt_state))
+    if compiled is None:
+        memory = Memory(parameters, moments, None, None, *needed)
+        found = []
+    else:
+        text = compiled.as_text()
+        if dump_hlo:
+            Path(dump_hlo).write_text(text)
+        module = Module(text)
+        network = Network(tpu, [(*d.coords, getattr(d, "slice_index", 0)) for d in mesh.devices.flat])
+        found = operations(module, network)
+        analysis = compiled.memory_analysis()
+        kept = activations(module, config)
+        memory = Memory(
+            parameters,
+            moments,
+            kept,
+            analysis.temp_size_in_bytes - kept,
+            analysis.peak_memory_in_bytes,
+            tpu.chip.hbm_bytes,
+        )
+    chips = mesh.devices.size
+    tokens_per_chip = shape[0] * config.data.sequence_length // chips
+    return Plan(
+        topology=tpu.name,
+        slices=slices,
+        mesh=dict(mesh.shape),
+        remat=config.training.remat,
+        gradient_accumulation_steps=config.training.gradient_accumulation_steps,
+        tokens=tokens_per_chip,
+        model_flops=tokens_per_chip * config.model.flops_per_token(config.data.sequence_length),
+        peak_flops=tpu.chip.peak_flops,
+        compile_seconds=seconds,
+        memory=memory,
+        operations=found,
+        parameters=[
+            (_name(path), leaf.shape, str(leaf.sharding.spec), leaf.sharding.shard_shape(leaf.shape))
+            for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
+        ],
+    )
+
+
+def _name(path: jax.tree_util.KeyPath) -> str:
+    return ".".join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
+
+
+def shard_bytes(leaf: Any) -> int:
+    """Bytes of one device's part of an array."""
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+def activations(module: Module, config: RunConfig) -> int:
+    """Bytes that the loops over layers hand from the forward to the backward pass.
+
+    They are the loops' arrays in the compute dtype with an axis for the layers and one for time.
+    """
+    dtype = {"bfloat16": "bf16", "float32": "f32"}[config.model.dtype]
+    layers, time_steps = config.model.n_layer, config.data.sequence_length
+    loops = [i for i, _ in module.executed() if i.opcode == "while"]
+    kept = [
+        [a for a in loop.arrays if a[0] == dtype and a[1][:1] == (layers,) and time_steps in a[1][1:]] for loop in loops
+    ]
+    return max((sum(map(nbytes, arrays)) for arrays in kept), default=0)
+
+
+def memory_of_error(message: str) -> tuple[int, int]:
+    """Bytes needed and available, from the compiler's message that the program does not fit."""
+    sizes = [float(n) * GIB for n in re.findall(r"([\d.]+)G\b", message)]
+    return (int(sizes[0]), int(sizes[1])) if len(sizes) > 1 else (0, 0)
+
+
+def remedies(config: RunConfig, plan: Plan) -> list[str]:
+    """Settings that take less memory than those of a plan that does not fit."""
+    training = config.training
+    cheaper = {"none": "dots", "dots": "qkv_attention", "qkv_attention": "attention", "attention": "full"}
+    rows = training.batch_size // (training.gradient_accumulation_steps * plan.mesh["data"] * plan.mesh["fsdp"])
+    result = []
+    if training.remat in cheaper:
+        result.append(f"--training.remat {cheaper[training.remat]}")
+    if rows % 2 == 0:
+        result.append(f"--training.gradient_accumulation_steps {2 * training.gradient_accumulation_steps}")
+    if plan.mesh["data"] % 2 == 0:
+        result.append(f"--mesh.data {plan.mesh['data'] // 2} --mesh.fsdp {2 * plan.mesh['fsdp']}")
+    return [*result, "a larger --topology"]

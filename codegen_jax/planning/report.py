@@ -1,0 +1,115 @@
+"""A plan as text and as a picture."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from codegen_jax.config import RunConfig
+from codegen_jax.planning.chips import GIB
+from codegen_jax.planning.plan import COMPUTE, Plan, remedies
+from codegen_jax.planning.schedule import PALLAS_EFFICIENCY
+
+NAMES = {"matmul": "matrix products", "other": "elementwise, copies", "pallas": "attention kernels"}
+
+
+def describe(plan: Plan, config: RunConfig) -> str:
+    """The plan of this config, in lines for a person."""
+    chips = math.prod(plan.mesh.values())
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
+    name = plan.topology if plan.slices == 1 else f"{plan.slices} x {plan.topology}"
+    lines = [
+        f"{name}, {chips} chips, mesh {mesh}, remat {plan.remat}, "
+        f"gradient_accumulation_steps {plan.gradient_accumulation_steps}",
+        f"compiled in {plan.compile_seconds:.0f} s",
+        "",
+        *_parameters(plan),
+        "",
+        *_memory(plan),
+    ]
+    if not plan.memory.fits:
+        return "\n".join([*lines, f"  less takes, each by itself: {'; '.join(remedies(config, plan))}; or --fit"])
+    return "\n".join([*lines, "", *_time(plan)])
+
+
+def _parameters(plan: Plan) -> list[str]:
+    size = lambda shape: "x".join(map(str, shape))
+    rows = [(name, size(shape), partition, size(shard)) for name, shape, partition, shard in plan.parameters]
+    name, shape, partition = (max(len(row[column]) for row in rows) for column in range(3))
+    lines = [f"  {row[0]:{name}}  {row[1]:>{shape}}  {row[2]:{partition}}  {row[3]}" for row in rows]
+    return ["parameter, shape, partition, on a chip", *lines]
+
+
+def _memory(plan: Plan) -> list[str]:
+    memory = plan.memory
+    available = f"{memory.available / GIB:.2f} GiB"
+    if not memory.fits:
+        return [
+            f"does not fit: needs {memory.peak / GIB:.2f} GiB of a chip's {available}, "
+            f"{(memory.peak - memory.available) / GIB:.2f} GiB too much",
+            f"  parameters {memory.parameters / GIB:.2f} GiB, moments {memory.moments / GIB:.2f} GiB",
+        ]
+    kinds = ("parameters", "moments", "activations", "temporary")
+    return [
+        "HBM of a chip",
+        *(f"  {kind:12}{getattr(memory, kind) / GIB:7.2f} GiB" for kind in kinds),
+        f"  peak        {memory.peak / GIB:7.2f} GiB of {available}: {memory.peak / memory.available:.0%}",
+    ]
+
+
+def _time(plan: Plan) -> list[str]:
+    serial = plan.seconds(exposed=False)
+    compiled = sum(o.count * o.flops for o in plan.operations if o.kind == "matmul")
+    lines = [
+        "estimates of a step, from the compiler's cycles, attention kernels at "
+        f"{PALLAS_EFFICIENCY:.0%} of the peak, collectives at the links' rate",
+        f"  model FLOPs         {plan.model_flops:.3e} a chip: {plan.model_flops / plan.peak_flops:.4f} s at the peak; "
+        f"matrix products as compiled {compiled:.3e}",
+        *(f"  {NAMES[kind]:20}{plan.seconds(kind):8.4f} s" for kind in COMPUTE),
+    ]
+    for kind in plan.collectives:
+        chosen = [o for o in plan.operations if o.kind == kind]
+        received = sum(o.count * o.bytes for o in chosen)
+        lines.append(
+            f"  {kind:20}{plan.seconds(kind):8.4f} s exposed of {plan.seconds(kind, exposed=False):.4f} s, "
+            f"{sum(o.count for o in chosen)} with {received / 1e9:.2f} GB"
+        )
+    for name, seconds in (("with overlap", plan.step_seconds), ("without", serial)):
+        lines.append(
+            f"  step {name:15}{seconds:8.4f} s, {plan.tokens / seconds:,.0f} tokens/s/chip, "
+            f"MFU {plan.model_flops / (plan.peak_flops * seconds):.1%}"
+        )
+    return lines
+
+
+def plot(plan: Plan, path: str | Path) -> None:
+    """Draw where the step's time and the chip's memory go, as two bars, into a PNG."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    memory = plan.memory
+    kinds = ("parameters", "moments", "activations", "temporary")
+    held = {name: (getattr(memory, name) or 0) / GIB for name in kinds}
+    spent = {NAMES.get(kind, kind): plan.seconds(kind) for kind in (*COMPUTE, *plan.collectives)}
+    title = (
+        f"{plan.topology}: {plan.step_seconds:.3f} s a step, MFU {plan.mfu:.1%} (estimates)"
+        if memory.fits
+        else (f"{plan.topology}: does not fit")
+    )
+    figure, (top, bottom) = plt.subplots(2, figsize=(9, 4.5), layout="constrained")
+    _bar(top, spent, "s a step" if memory.fits else "no times", title)
+    _bar(bottom, held, "GiB of HBM", f"peak {memory.peak / GIB:.1f} of {memory.available / GIB:.2f} GiB")
+    bottom.axvline(memory.available / GIB, color="black", linestyle="--", linewidth=1)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _bar(axes: Any, parts: dict[str, float], label: str, title: str) -> None:
+    left = 0.0
+    for name, size in parts.items():
+        axes.barh(0, size, left=left, label=f"{name} {size:.3g}")
+        left += size
+    axes.set(yticks=[], xlabel=label)
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.45), frameon=False)
