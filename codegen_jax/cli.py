@@ -209,10 +209,10 @@ def show(arguments: argparse.Namespace) -> None:
 
 def plan(arguments: argparse.Namespace) -> None:
     from codegen_jax.config import load_config
-    from codegen_jax.planning.chips import parse_slice
     from codegen_jax.planning.fit import fit, settings
     from codegen_jax.planning.plan import make_plan
     from codegen_jax.planning.report import describe, plot
+    from codegen_jax.planning.slices import parse_slice
 
     config, tpu = load_config(arguments.config, arguments.overrides), parse_slice(arguments.topology)
     require(arguments.slices > 0, f"--slices: {arguments.slices} must be positive")

@@ -183,7 +183,8 @@ class TrainingConfig:
         z_loss: weight of the squared log-partition in the loss; the authors' is 1e-4.
         remat: what the backward pass finds of a block, beside its input; it computes the rest again. full: nothing;
             attention: the output of attention; qkv_attention: also q, k and v; dots: also the MLP's inner states, so
-            that no matrix product is done twice; none: everything but gathered weights.
+            that no matrix product is done twice; none: everything but gathered weights; auto: the first of dots,
+            qkv_attention, attention and full that should fit the device.
         log_every: steps between lines of the log.
         eval_every: steps between validations; every checkpoint is validated too.
         eval_batches: batches of the validation set that are used, at most.
@@ -193,7 +194,7 @@ class TrainingConfig:
     batch_size: int
     gradient_accumulation_steps: int = 1
     z_loss: float = 0.0
-    remat: Literal["none", "dots", "qkv_attention", "attention", "full"] = "full"
+    remat: Literal["auto", "none", "dots", "qkv_attention", "attention", "full"] = "auto"
     log_every: int = 10
     eval_every: int = 1000
     eval_batches: int = 16

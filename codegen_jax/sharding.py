@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from codegen_jax.config import MeshConfig, RunConfig
-from codegen_jax.errors import UserError, require
+from codegen_jax.errors import require
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # share out the rows of a batch
@@ -51,17 +51,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     )
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
-        try:
-            grid = mesh_utils.create_device_mesh(tuple(shape), devices)
-        except NotImplementedError as error:  # a TPU slice, whose own axes are not to be cut
-            sizes = " x ".join(str(1 + max(axis)) for axis in zip(*(device.coords for device in devices)))
-            raise UserError(
-                f"mesh: data {shape[0]} x fsdp {shape[1]} x tensor {shape[2]} cannot lie along a slice of {sizes} chips; "
-                "make each axis a product of whole sides of the slice"
-            ) from error
+        # whole sides of a TPU's torus where that is possible, parts of them where not
+        grid = mesh_utils.create_device_mesh(tuple(shape), devices, allow_split_physical_axes=True)
     else:  # replicas of the parameters lie on either side of the slow network between slices
         require(shape[0] % slices == 0, f"mesh.data: {shape[0]} is not a multiple of the {slices} slices")
-        grid = mesh_utils.create_hybrid_device_mesh((shape[0] // slices, *shape[1:]), (slices, 1, 1), devices)
+        within = (shape[0] // slices, *shape[1:])
+        grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
@@ -139,7 +134,9 @@ def gather(w: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     """
     if "fsdp" not in manual_axes() or "embed" not in axes:
         return w
-    return _all_gather(w, axes.index("embed") - len(axes) + w.ndim, "vocab" in axes)
+    axes = axes[len(axes) - w.ndim :]
+    whole = lambda w: _all_gather(w, axes.index("embed"), "vocab" in axes)
+    return shard_map(whole, (axes,), axes)(w)  # along tensor, too, or XLA gathers along it first
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -103,8 +103,10 @@ class Block(nnx.Module):
             attention_BTD = jnp.einsum("BTHK,HKD->BTD", a_BTHK, gathered(self.attention_out, dtype))
         with jax.named_scope("mlp"):
             u_BTF = checkpoint_name(h_BTD @ gathered(self.fc_in, dtype) + self.fc_in_bias[...].astype(dtype), "mlp")
-            mlp_BTD = jax.nn.gelu(u_BTF) @ gathered(self.fc_out, dtype) + self.fc_out_bias[...].astype(dtype)
-        return constrain(x_BTD + attention_BTD + mlp_BTD, "batch", None, None), cache
+            mlp_BTD = jax.nn.gelu(u_BTF) @ gathered(self.fc_out, dtype)
+        # this sum first: along tensor both are partial, and one all-reduce does for both
+        x_BTD += (attention_BTD + mlp_BTD) + self.fc_out_bias[...].astype(dtype)
+        return constrain(x_BTD, "batch", None, None), cache
 
 
 class CodeGen(nnx.Module):
@@ -155,7 +157,7 @@ class CodeGen(nnx.Module):
             positions_BT = q_offset + jnp.arange(T)[None]
 
         graphdef, stacked = nnx.split(self.blocks)
-        angles_BTR = rotary_angles(positions_BT, self.config.rotary_dim)
+        angles_BTR = constrain(rotary_angles(positions_BT, self.config.rotary_dim), None, None, None)
 
         def layer(x_BTD: jax.Array, xs: Any) -> tuple[jax.Array, Any]:
             weights, layer_cache = xs

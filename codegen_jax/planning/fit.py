@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from codegen_jax.config import MeshConfig, RunConfig
 from codegen_jax.errors import UserError, require
-from codegen_jax.planning.chips import Slice
 from codegen_jax.planning.plan import Plan, make_plan
+from codegen_jax.planning.slices import Slice
 
 REMAT = ("dots", "qkv_attention", "attention", "full")  # by what is computed twice, least first
 

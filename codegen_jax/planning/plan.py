@@ -10,11 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from codegen_jax.chips import GIB
 from codegen_jax.config import RunConfig
-from codegen_jax.planning.chips import GIB, Slice, slice_devices
 from codegen_jax.planning.hlo import Module, nbytes
 from codegen_jax.planning.schedule import Network, Operation, operations
+from codegen_jax.planning.slices import Slice, slice_devices
 from codegen_jax.sharding import check_fit, make_mesh
+from codegen_jax.training.remat import choose_remat
 from codegen_jax.training.step import abstract_state, batch_sharding, make_train_step
 
 COMPUTE = ("matmul", "other", "pallas")
@@ -53,7 +55,7 @@ class Plan:
         topology: the slice's name.
         slices: number of such slices.
         mesh: size by axis.
-        remat: of the config.
+        remat: of the config; what `auto` comes to.
         gradient_accumulation_steps: of the config.
         tokens: of one step and one chip.
         model_flops: of one step and one chip (6 x parameters + 6 x layers x width x sequence a token).
@@ -195,13 +197,15 @@ def make_plan(config: RunConfig, tpu: Slice, slices: int = 1, dump_hlo: str | Pa
             analysis.peak_memory_in_bytes,
             tpu.chip.hbm_bytes,
         )
-    chips = mesh.devices.size
+    chips, (data, fsdp, tensor) = mesh.devices.size, mesh.devices.shape
+    rows = config.training.batch_size // (config.training.gradient_accumulation_steps * data * fsdp)
+    remat = choose_remat(config, rows, fsdp, tensor, mesh.devices.flat[0].device_kind)
     tokens_per_chip = shape[0] * config.data.sequence_length // chips
     return Plan(
         topology=tpu.name,
         slices=slices,
         mesh=dict(mesh.shape),
-        remat=config.training.remat,
+        remat=remat,
         gradient_accumulation_steps=config.training.gradient_accumulation_steps,
         tokens=tokens_per_chip,
         model_flops=tokens_per_chip * config.model.flops_per_token(config.data.sequence_length),
@@ -251,8 +255,8 @@ def remedies(config: RunConfig, plan: Plan) -> list[str]:
     cheaper = {"none": "dots", "dots": "qkv_attention", "qkv_attention": "attention", "attention": "full"}
     rows = training.batch_size // (training.gradient_accumulation_steps * plan.mesh["data"] * plan.mesh["fsdp"])
     result = []
-    if training.remat in cheaper:
-        result.append(f"--training.remat {cheaper[training.remat]}")
+    if plan.remat in cheaper:
+        result.append(f"--training.remat {cheaper[plan.remat]}")
     if rows % 2 == 0:
         result.append(f"--training.gradient_accumulation_steps {2 * training.gradient_accumulation_steps}")
     if plan.mesh["data"] % 2 == 0:

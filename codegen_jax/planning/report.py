@@ -4,8 +4,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from codegen_jax.chips import GIB
 from codegen_jax.config import RunConfig
-from codegen_jax.planning.chips import GIB
 from codegen_jax.planning.plan import COMPUTE, Plan, remedies
 from codegen_jax.planning.schedule import PALLAS_EFFICIENCY
 

@@ -11,16 +11,28 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from codegen_jax.planning.chips import DCN_BANDWIDTH, Slice
 from codegen_jax.planning.hlo import COLLECTIVES, Instruction, Module, nbytes
+from codegen_jax.planning.slices import Slice
 
 PALLAS_EFFICIENCY = 0.6
 LANES = 128
+DCN_BANDWIDTH = 6.25e9  # bytes/s of one chip between slices (scaling book: 25 GB/s a host of four)
 # matrix products of a splash kernel: scores and output; scores, dv, dp and dk; scores, dp and dq
 SPLASH_PRODUCTS = {"fwd": 2, "dkv": 4, "dq": 3}
 # what costs nothing, or runs beside the computation: prefetches into the chip's fast memory
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "partition-id")
-FREE += ("copy-start", "copy-done", "slice-start", "slice-done", "async-done", "after-all", "optimization-barrier")
+FREE += (
+    "send",
+    "send-done",
+    "recv-done",
+    "copy-start",
+    "copy-done",
+    "slice-start",
+    "slice-done",
+    "async-done",
+    "after-all",
+    "optimization-barrier",
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +41,7 @@ class Operation:
 
     Attributes:
         name: of the instruction.
-        kind: matmul, other, pallas, or the opcode of a collective.
+        kind: matmul, other, pallas, cross-slice, or the opcode of a collective.
         op_name: where in the JAX program it comes from.
         count: executions a step.
         seconds: of one execution.
@@ -61,14 +73,21 @@ class Network:
     def seconds(self, group: Sequence[int], received: int) -> float:
         """Time in which each member of a group receives so many bytes.
 
-        A group that spans k rings uses 2k links at once, one each way along each ring; an open line has only the one.
+        A group that spans k rings uses 2k links at once, one each way along each ring; where it spans a part of a ring,
+        or a line, only the one.
         """
-        spanned = [len({self.coordinates[member][axis] for member in group}) > 1 for axis in range(4)]
-        if spanned[3]:
+        spanned = [len({self.coordinates[member][axis] for member in group}) for axis in range(4)]
+        if spanned[3] > 1:
             return received / DCN_BANDWIDTH
-        wrap = (*self.tpu.wrap, False, False)
-        links = sum(2 if wrap[axis] else 1 for axis in range(3) if spanned[axis])
+        sides, wrap = (*self.tpu.shape, 1), (*self.tpu.wrap, False)
+        links = sum(2 if wrap[axis] and spanned[axis] == sides[axis] else 1 for axis in range(3) if spanned[axis] > 1)
         return received / (links * self.tpu.chip.link_bandwidth) if links else 0.0
+
+    def from_other_slices(self, size: int) -> tuple[int, float]:
+        """Bytes and time of one chip's share in an all-reduce of so many bytes over the slices."""
+        slices = len({place[3] for place in self.coordinates})
+        received = 2 * size * (slices - 1) // slices
+        return received, received / DCN_BANDWIDTH
 
 
 def operations(module: Module, network: Network) -> list[Operation]:
@@ -100,7 +119,7 @@ def _walk(module: Module, network: Network, computation: str, count: int) -> lis
             seconds = network.seconds(group, received)
             asynchronous = i.opcode.endswith("-start")
             if not asynchronous:  # the links take one collective after the other
-                for name in list(running):
+                for name in [name for name, (place, _) in running.items() if result[place].kind != "cross-slice"]:
                     wait_for(name)
             kind, exposed = source.opcode.removesuffix("-start"), 0.0 if asynchronous else seconds
             result.append(Operation(i.name, kind, i.op_name, count, seconds, exposed, bytes=received))
@@ -109,6 +128,10 @@ def _walk(module: Module, network: Network, computation: str, count: int) -> lis
                 running[i.name] = (len(result) - 1, links_free)
             else:
                 now = links_free
+        elif i.opcode == "recv":  # from other slices, over the data-centre network, beside all else
+            received, seconds = network.from_other_slices(nbytes(i.arrays[0]))
+            result.append(Operation(i.name, "cross-slice", i.op_name, count, seconds, 0.0, bytes=received))
+            running[i.name] = (len(result) - 1, now + seconds)
         elif i.opcode not in FREE:
             result.append(_compute(module, network.tpu, i, count))
             now += result[-1].seconds

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from codegen_jax.chips import chip_of
 from codegen_jax.config import RunConfig
 from codegen_jax.conversion.models import open_model
 from codegen_jax.conversion.native import whole_checkpoints
@@ -20,7 +21,7 @@ from codegen_jax.errors import require
 from codegen_jax.model.codegen import Params
 from codegen_jax.sharding import check_fit, make_mesh
 from codegen_jax.training.checkpoint import Checkpoints
-from codegen_jax.training.metrics import MetricsLog, peak_flops, plot_loss
+from codegen_jax.training.metrics import MetricsLog, plot_loss
 from codegen_jax.training.step import (
     Metrics,
     TrainState,
@@ -176,8 +177,8 @@ class Reporter:
     def __init__(self, config: RunConfig, log: MetricsLog, first: int, epochs: Callable[[int], dict[str, float]]):
         self.config, self.log, self.epochs = config, log, epochs
         self.tokens_per_step = config.training.batch_size * config.data.sequence_length
-        peak = peak_flops(jax.devices()[0])
-        self.peak = peak * jax.device_count() if peak else None
+        chip = chip_of(jax.devices()[0].device_kind)
+        self.peak = chip.peak_flops * jax.device_count() if chip else None
         self.bar = tqdm(total=config.training.steps, initial=first, unit="step", disable=None, dynamic_ncols=True)
         self.began: float | None = None  # no clock until the first step, which compiles, is done
         self.steps = 0

@@ -2,26 +2,8 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from tensorboardX import SummaryWriter
-
-# Dense bfloat16 FLOP/s of one device, by the start of JAX's device_kind, from the vendors' data sheets.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
-
-
-def peak_flops(device: Any) -> float | None:
-    """Peak FLOP/s of a JAX device, or None where it is not known (CPUs)."""
-    return next((flops for kind, flops in PEAK_FLOPS.items() if device.device_kind.startswith(kind)), None)
 
 
 class MetricsLog:

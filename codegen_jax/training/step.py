@@ -11,9 +11,10 @@ from jax.sharding import PartitionSpec as P
 
 from codegen_jax.config import RunConfig
 from codegen_jax.model.codegen import Params, abstract_params, gathered, init_params, module, param_axes
-from codegen_jax.sharding import ROWS, shard_map, spec, sum_over_rows, tree_shardings
+from codegen_jax.sharding import ROWS, device_kind, shard_map, spec, sum_over_rows, tree_shardings
 from codegen_jax.training.loss import Loss, count_targets, next_token_loss
 from codegen_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from codegen_jax.training.remat import choose_remat
 
 # gathers of weights run beside the computation; without it libtpu's are synchronous on v4
 COMPILER_OPTIONS = {"xla_enable_async_all_gather": "true"}
@@ -99,9 +100,9 @@ def batch_loss(
     model = module(config.model, params)
     inputs_BT, targets_BT = jnp.maximum(tokens_BT[:, :-1], 0), tokens_BT[:, 1:]
     segment_ids_BT, positions_BT = documents_of(inputs_BT, eos_id) if config.data.document_mask else (None, None)
-    x_BTD, _ = model.hidden(
-        inputs_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT, remat=config.training.remat
-    )
+    axes = jax.sharding.get_abstract_mesh().shape
+    remat = choose_remat(config, len(tokens_BT), axes.get("fsdp", 1), axes.get("tensor", 1), device_kind())
+    x_BTD, _ = model.hidden(inputs_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT, remat=remat)
     head_DV = gathered(model.head, x_BTD.dtype)
     return next_token_loss(x_BTD, head_DV, model.head_bias[...], targets_BT, scale=scale, z_loss=z_loss)
 

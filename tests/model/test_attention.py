@@ -1,7 +1,10 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from codegen_jax.model.attention import causal_attention
+from codegen_jax.model import attention
+from codegen_jax.model.attention import causal_attention, choose_backend
 
 
 def reference(q, k, v, visible):
@@ -40,3 +43,49 @@ def test_queries_may_start_behind_the_first_key():
     visible = np.broadcast_to(np.arange(6) <= 3 + np.arange(2)[:, None], (2, 2, 6))
     actual = causal_attention(*map(jnp.float32, (q, k, v)), q_offset=3)
     np.testing.assert_allclose(actual, reference(q, k, v, visible), rtol=1e-5, atol=1e-6)
+
+
+def with_gradients(backend, segment_ids, q, k, v, weights):
+    def value(q, k, v):
+        out = causal_attention(q, k, v, segment_ids=segment_ids, backend=backend)
+        return (out * weights).sum(), out
+
+    gradients, out = jax.jit(jax.grad(value, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+    return out, *gradients
+
+
+@pytest.mark.parametrize("segments", [False, True])
+@pytest.mark.parametrize("head_dim", [64, 80, 256])  # 350M, 2B, and 6B and 16B
+def test_splash_equals_the_reference_forward_and_backward(head_dim, segments, monkeypatch):
+    monkeypatch.setattr(attention, "SPLASH_BLOCK", 128)  # 2 x 2 tiles: one whole, two cut by the diagonal, one skipped
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v, weights = (jax.random.normal(key, (2, 256, 2, head_dim)) for key in keys)
+    ids = jnp.cumsum(jnp.arange(256) % 100 == 99)[None].repeat(2, 0) if segments else None
+    ids = None if ids is None else (ids, ids)
+    expected = with_gradients("xla", ids, q, k, v, weights)
+    for actual, reference in zip(with_gradients("splash", ids, q, k, v, weights), expected, strict=True):
+        np.testing.assert_allclose(actual, reference, rtol=1e-4, atol=1e-4)
+
+
+def test_splash_prefills_a_longer_cache():
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, k, v = (jax.random.normal(key, (1, length, 2, 64)) for key, length in zip(keys, (128, 384, 384)))
+    actual, reference = (causal_attention(q, k, v, backend=backend) for backend in ("splash", "xla"))
+    np.testing.assert_allclose(actual, reference, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "q_offset", "expected"),
+    [
+        ("TPU v4", (1, 2048, 2, 80), 0, "splash"),
+        ("TPU v4", (1, 2048, 2, 80), jnp.int32(0), "xla"),  # behind a cache: where it starts is known at run time only
+        ("TPU v4", (1, 100, 2, 80), 0, "xla"),
+        ("NVIDIA H200", (1, 2048, 2, 80), 0, "cudnn"),
+        ("NVIDIA H200", (1, 2048, 2, 12), 0, "xla"),
+        ("cpu", (1, 2048, 2, 80), 0, "xla"),
+    ],
+)
+def test_the_backend_is_chosen_by_device_and_shape(kind, shape, q_offset, expected, monkeypatch):
+    monkeypatch.setattr(attention, "device_kind", lambda: kind)
+    x = jnp.zeros(shape, jnp.bfloat16)
+    assert choose_backend(x, x, q_offset) == expected

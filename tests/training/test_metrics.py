@@ -1,8 +1,4 @@
-from types import SimpleNamespace
-
-import pytest
-
-from codegen_jax.training.metrics import MetricsLog, peak_flops, read_metrics
+from codegen_jax.training.metrics import MetricsLog, read_metrics
 
 
 def write(output, first_step, steps):
@@ -23,11 +19,3 @@ def test_a_line_that_a_kill_cut_short_does_not_count(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text()[:-5])
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 0.1}]
-
-
-@pytest.mark.parametrize(
-    ("kind", "flops"),
-    [("TPU v4", 275e12), ("TPU v5 lite", 197e12), ("TPU v5p", 459e12), ("NVIDIA H200", 989e12), ("cpu", None)],
-)
-def test_peak_flops_by_kind_of_device(kind, flops):
-    assert peak_flops(SimpleNamespace(device_kind=kind)) == flops

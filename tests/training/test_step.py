@@ -74,6 +74,25 @@ def test_loss_and_gradients_do_not_depend_on_remat(remat, expected):
     assert_equal(loss_and_gradients(tiny_run(mesh=MeshConfig(2, 2, 2), training={"remat": remat})), expected)
 
 
+def test_splash_on_a_mesh_gives_the_reference_gradients():
+    def run(backend):
+        config = tiny_run(
+            mesh=MeshConfig(2, 2, 2),
+            model={"attention": backend, "n_positions": 128},
+            data={"sequence_length": 128},
+            training={"batch_size": 8},
+        )
+        mesh = make_mesh(config.mesh)
+        rows = np.random.default_rng(0).integers(0, 512, (8, 129)).astype(np.int32)
+        with jax.set_mesh(mesh):
+            batch = jax.device_put(rows, batch_sharding(mesh))
+            params = init_state(config, mesh).params
+            return jax.device_get(jax.jit(accumulated_gradients, static_argnums=0)(config, params, batch))
+
+    loss, expected = run("xla")
+    assert_equal(run("splash"), (loss.total, expected))
+
+
 def test_micro_batches_are_weighted_by_their_tokens():
     batch = tokens()
     batch[::2, 5:] = -1  # micro-batch 0 of 2 gets these rows

@@ -1,0 +1,43 @@
+"""What accelerators can do, by the start of JAX's `device_kind`."""
+
+from dataclasses import dataclass
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One chip; numbers from the vendors' data sheets.
+
+    Attributes:
+        peak_flops: dense bfloat16 FLOP/s.
+        hbm_bytes: memory that a program may use: for TPUs from libtpu's own messages (0.0.52), for GPUs the three
+            quarters that JAX takes.
+        hbm_bandwidth: bytes/s; of TPUs only, as all below.
+        link_bandwidth: bytes/s of one inter-chip link in one direction (the scaling book's table of TPUs).
+        clock: cycles/s, the unit of the compiler's estimates.
+    """
+
+    peak_flops: float
+    hbm_bytes: int
+    hbm_bandwidth: float = 0.0
+    link_bandwidth: float = 0.0
+    clock: float = 0.0
+
+
+CHIPS = {
+    "TPU v4": Chip(275e12, int(30.75 * GIB), 1228e9, 45e9, 1.05e9),
+    "TPU v5 lite": Chip(197e12, int(15.75 * GIB), 819e9, 45e9, 1.5e9),
+    "TPU v5e": Chip(197e12, int(15.75 * GIB), 819e9, 45e9, 1.5e9),
+    "TPU v5": Chip(459e12, int(95.73 * GIB), 2765e9, 90e9, 1.75e9),
+    "TPU v6": Chip(918e12, int(31.24 * GIB), 1640e9, 90e9, 1.75e9),
+    "NVIDIA A100-SXM4-40GB": Chip(312e12, 30 * GIB),
+    "NVIDIA A100": Chip(312e12, 60 * GIB),
+    "NVIDIA H100": Chip(989e12, 60 * GIB),
+    "NVIDIA H200": Chip(989e12, 105 * GIB),
+}
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """The chip of this kind, or None where it is not known (CPUs)."""
+    return next((chip for kind, chip in CHIPS.items() if device_kind.startswith(kind)), None)

@@ -1,0 +1,188 @@
+"""Plans by the real TPU compiler, of a small network on a small slice."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("libtpu", reason="the TPU compiler; pip install libtpu")
+
+from codegen_jax.cli import main
+from codegen_jax.config import MeshConfig
+from codegen_jax.planning.fit import fit
+from codegen_jax.planning.hlo import Module
+from codegen_jax.planning.plan import make_plan, memory_of_error
+from codegen_jax.planning.report import describe, plot
+from codegen_jax.planning.slices import parse_slice, slice_devices
+from codegen_jax.sharding import check_fit, make_mesh
+from tests.runs import tiny_run
+
+V4_32 = parse_slice("v4-32")
+
+
+def run(n_layer=4, mesh=(4, 4, 1), rows=32, **training):
+    return tiny_run(
+        model={
+            "n_layer": n_layer,
+            "n_embd": 512,
+            "n_head": 4,
+            "rotary_dim": 64,
+            "head_dim": 128,
+            "n_positions": 512,
+            "dtype": "bfloat16",
+        },
+        data={"sequence_length": 512},
+        training={"batch_size": rows, "remat": "dots", **training},
+        mesh=MeshConfig(*mesh),
+    )
+
+
+@pytest.fixture(scope="module")
+def hlo(tmp_path_factory):
+    return tmp_path_factory.mktemp("plan") / "step.hlo"
+
+
+@pytest.fixture(scope="module")
+def plan(hlo):
+    return make_plan(run(), V4_32, dump_hlo=hlo)
+
+
+def blocks_seconds(plan):
+    return sum(o.count * o.seconds for o in plan.operations if o.kind == "matmul" and "while/body" in o.op_name)
+
+
+def test_twice_the_layers_take_twice_the_cycles_and_parameters_as_they_are(plan):
+    deeper = make_plan(run(n_layer=8), V4_32)
+    layers = lambda plan, depth: sum(o.count * o.seconds for o in plan.operations if o.count == depth)
+    assert layers(deeper, 8) == pytest.approx(2 * layers(plan, 4), rel=0.05)
+    assert layers(plan, 4) > 0.3 * plan.step_seconds
+    assert deeper.memory.activations == 2 * plan.memory.activations
+
+
+def test_state_is_sharded_over_fsdp(plan):
+    # all matrices and tables a quarter, the vectors whole; float32, two moments and the step
+    assert plan.memory.parameters == pytest.approx(run().model.n_params * 4 / 4, rel=0.02)
+    assert plan.memory.moments == pytest.approx(2 * plan.memory.parameters, abs=16)
+    assert plan.memory.fits and plan.memory.peak < plan.memory.available
+    assert dict((name, shard) for name, _, _, shard in plan.parameters)["blocks.fc_in"] == (4, 128, 2048)
+
+
+def test_compiled_products_are_the_models_and_attention_runs_in_kernels(plan):
+    # 6 FLOPs a parameter and token; the embedding is looked up; rotary permutations are a little more
+    model = run().model
+    expected = 6 * (model.n_params - model.vocab_size * model.n_embd) * plan.tokens
+    counted = sum(o.count * o.flops for o in plan.operations if o.kind == "matmul")
+    assert expected <= counted < 1.15 * expected
+    assert sum(o.count for o in plan.operations if o.kind == "pallas") == 3 * model.n_layer
+
+
+def test_weights_are_gathered_in_bfloat16_and_gradients_reduce_scattered(plan, hlo):
+    module = Module(hlo.read_text())
+    loops = [i.called("body") for i, _ in module.executed() if i.opcode == "while"]
+    inside = [i for body in loops for i in module.computations[body].values()]
+    gathers = [i for i in inside if i.opcode.startswith("all-gather") and not i.opcode.endswith("-done")]
+    assert len(gathers) == 6 + 6 and all(i.opcode == "all-gather-start" for i in gathers)
+    assert {dtype for i in gathers for dtype, dims in i.arrays if len(dims) > 1} == {"bf16"}
+    assert sum(i.opcode == "reduce-scatter" for i in inside) == 6
+    assert not [i for i in inside if i.opcode.startswith("all-reduce")]
+
+
+def test_no_weight_exists_whole_in_float32(hlo):
+    shapes = set(re.findall(r"f32\[(?:1,)?512,2048\]|f32\[(?:1,)?2048,512\]|f32\[512,4,128\]", hlo.read_text()))
+    assert not shapes
+
+
+def test_tensor_parallel_layers_reduce_attention_and_mlp_together(hlo):
+    path = hlo.with_name("tensor.hlo")
+    make_plan(run(mesh=(2, 2, 4)), V4_32, dump_hlo=path)
+    module = Module(path.read_text())
+    for loop, _ in module.executed():
+        if loop.opcode == "while" and module.trip_count(loop) == 4:
+            body = module.computations[loop.called("body")].values()
+            reduced = [
+                a for i in body if i.opcode.startswith("all-reduce") and i.opcode != "all-reduce-done" for a in i.arrays
+            ]
+            activations = [dims for dtype, dims in reduced if dims[-1:] == (512,) and len(dims) > 2]
+            assert len(activations) == 1
+
+
+def test_two_slices_keep_the_parameters_traffic_inside_each(plan):
+    two = make_plan(run(mesh=(8, 4, 1)), V4_32, slices=2)
+    in_layers = lambda p: sum(o.bytes for o in p.operations if o.kind == "all-gather" and o.count == 4)
+    assert in_layers(plan) == in_layers(two) > 0
+    # only sums of gradients cross the slow network: twice half of a chip's float32 shard of the quarter
+    crossing = sum(o.count * o.bytes for o in two.operations if o.kind == "cross-slice")
+    assert crossing == pytest.approx(plan.memory.parameters / 4, rel=0.1)
+    assert not [o for o in plan.operations if o.kind == "cross-slice"]
+
+
+def test_what_does_not_fit_is_an_answer(capsys):
+    large = run(rows=16 * 4096, n_layer=8)
+    answer = make_plan(large, V4_32)
+    assert not answer.memory.fits and answer.memory.peak > answer.memory.available == int(30.75 * 2**30)
+    text = describe(answer, large)
+    assert "GiB too much" in text and "--training.remat qkv_attention" in text
+    assert "gradient_accumulation_steps 2" in text and "estimates" not in answer.to_dict()
+
+
+def test_memory_is_read_from_either_of_the_compilers_messages():
+    gib = 2**30
+    new = "required for HLO temporaries (31.02G) exceeds available HBM (30.75G). HLO module"
+    old = "Ran out of memory in memory space hbm. Used 34.50G of 30.75G hbm. Exceeded hbm capacity by 3.75G."
+    assert memory_of_error(new) == (int(31.02 * gib), int(30.75 * gib))
+    assert memory_of_error(old) == (int(34.5 * gib), int(30.75 * gib))
+
+
+def test_a_report_a_picture_and_json_say_the_same(plan, tmp_path):
+    text, values = describe(plan, run()), json.loads(json.dumps(plan.to_dict()))
+    assert f"MFU {values['estimates']['mfu']:.1%}" in text
+    assert values["estimates"]["step_seconds"] < values["estimates"]["step_seconds_without_overlap"]
+    assert values["collectives"]["reduce-scatter"]["exposed_seconds"] > 0
+    plot(plan, tmp_path / "plan.png")
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_search_takes_the_fastest_that_fits(plan, monkeypatch):
+    """The compiler is replaced: less remat is faster and larger, more micro-batches slower and smaller."""
+    tried = []
+
+    def compiled(config, tpu, slices):
+        check_fit(config, make_mesh(config.mesh, slice_devices(tpu, slices)))
+        training, mesh = config.training, config.mesh
+        tried.append((training.remat, training.gradient_accumulation_steps, mesh.fsdp))
+        order = ["dots", "qkv_attention", "attention", "full"].index(training.remat)
+        fits = order >= 3 - training.gradient_accumulation_steps
+        slow = 1 + order + training.gradient_accumulation_steps / 10 + abs(mesh.fsdp - 8) / 100
+        operations = [replace(plan.operations[0], count=1, seconds=slow, exposed=slow)]
+        axes = {"data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor}
+        memory = plan.memory if fits else replace(plan.memory, temporary=None)
+        return replace(plan, memory=memory, operations=operations, mesh=axes)
+
+    monkeypatch.setattr("codegen_jax.planning.fit.make_plan", compiled)
+    lines = []
+    config, found = fit(run(rows=64), V4_32, 1, lines.append)
+    assert (config.training.remat, config.training.gradient_accumulation_steps) == ("dots", 4)
+    assert config.mesh == MeshConfig(2, 8, 1) and found.memory.fits
+    assert ("full", 1, 4) not in tried  # attention fitted, full is slower
+    assert len(lines) == len(tried) and any("does not fit" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--topology", "v4-13"], "--topology"),
+        (["--topology", "v4-32", "--mesh.data", "3"], "mesh"),
+        (["--topology", "v4-512", "--training.gradient_accumulation_steps", "2"], "batch_size"),
+        (["--topology", "v4-32", "--slices", "0"], "--slices"),
+        (
+            ["--topology", "v4-512", "--slices", "3", "--mesh.data", "-1", "--mesh.fsdp", "64"],
+            "n_embd|slices|batch_size",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(words, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["plan", "configs/350m_nl.yaml", *words])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and re.search(message, error) and "Traceback" not in error

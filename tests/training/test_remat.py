@@ -1,0 +1,33 @@
+import pytest
+
+from codegen_jax.config import load_config
+from codegen_jax.training.remat import choose_remat
+
+
+def choice(size, rows, fsdp, kind="TPU v4", **fields):
+    words = [word for name, value in fields.items() for word in (f"--training.{name}", value)]
+    return choose_remat(load_config(f"configs/{size}_nl.yaml", words), rows, fsdp, 1, kind)
+
+
+@pytest.mark.parametrize(
+    ("size", "rows", "fsdp", "expected"),
+    # v4-512 for each size, then the smaller slices of the paper's smaller runs
+    [
+        *[("16b", 2, 64, "dots"), ("6b", 2, 64, "dots"), ("2b", 2, 32, "dots"), ("350m", 1, 32, "dots")],
+        *[("6b", 8, 16, "attention"), ("2b", 16, 4, "attention"), ("350m", 16, 2, "dots"), ("16b", 64, 64, "full")],
+    ],
+)
+def test_auto_keeps_what_fits_a_chip(size, rows, fsdp, expected):
+    assert choice(size, rows, fsdp) == expected
+
+
+def test_more_memory_keeps_more():
+    kept = [choice("6b", 8, 16, kind) for kind in ("TPU v5 lite", "TPU v4", "TPU v5p")]
+    order = ["full", "attention", "qkv_attention", "dots"]
+    assert [order.index(name) for name in kept] == sorted(order.index(name) for name in kept)
+    assert kept[0] != kept[-1] == "dots"
+
+
+def test_a_named_policy_stays_and_an_unknown_device_recomputes_no_product():
+    assert choice("16b", 2, 64, remat="attention") == "attention"
+    assert choice("16b", 64, 1, "cpu") == "dots"
