@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from codegen_jax.chips import GIB
 from codegen_jax.config import RunConfig
+from codegen_jax.errors import UserError
 from codegen_jax.planning.hlo import Module, nbytes
 from codegen_jax.planning.schedule import Network, Operation, operations
 from codegen_jax.planning.slices import Slice, slice_devices
@@ -181,7 +182,13 @@ def make_plan(config: RunConfig, tpu: Slice, slices: int = 1, dump_hlo: str | Pa
         memory = Memory(parameters, moments, None, None, *needed)
         found = []
     else:
-        text = compiled.as_text()
+        try:
+            text = compiled.as_text()
+        except jax.errors.JaxRuntimeError as error:
+            raise UserError(
+                f"this jaxlib cannot read what this libtpu compiles ({str(error).splitlines()[0][:120]}); "
+                "pip install 'codegen_jax[plan]' installs two that fit"
+            ) from error
         if dump_hlo:
             Path(dump_hlo).write_text(text)
         module = Module(text)

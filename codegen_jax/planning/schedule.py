@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from codegen_jax.planning.hlo import COLLECTIVES, Instruction, Module, nbytes
 from codegen_jax.planning.slices import Slice
 
@@ -194,24 +196,28 @@ def traffic(i: Instruction) -> tuple[int, list[int]]:
 
 
 def first_group(attributes: str) -> list[int]:
-    """Members of the first of the replica groups, in any of the three ways in which XLA writes them."""
+    """Members of the first of the replica groups, in any of the forms in which XLA writes them.
+
+    {{0,1},{2,3}}: listed. [2,4]<=[4,2]T(1,0): rows of the numbers from 0, shaped, transposed and shaped again.
+    mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}: along axes of such an array; without device_ids of the numbers.
+    """
     text = attributes[attributes.index("replica_groups=") + len("replica_groups=") :]
     if listed := re.match(r"\{\{([\d,]*)\}", text):
-        return [int(n) for n in listed[1].split(",")]
-    if mesh := re.match(r"mesh\[([^\]]*)\] \{([^}]*)\}", text):
-        axes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
-        stride, members = 1, [0]
-        for name, size in reversed(axes.items()):
-            if f"'{name}'" in mesh[2]:
-                members = [base + step * stride for base in members for step in range(size)]
-            stride *= size
-        return members
-    if iota := re.match(r"\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        dims = [int(n) for n in iota[3].split(",")]
-        order = [int(n) for n in iota[4].split(",")] if iota[4] else list(range(len(dims)))
-        strides = [math.prod(dims[axis + 1 :]) for axis in range(len(dims))]
-        members = [0]
-        for axis in order:
-            members = [base + step * strides[axis] for base in members for step in range(dims[axis])]
-        return members[: int(iota[2])]
+        return _numbers(listed[1])
+    if iota := re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        return _device_ids(iota[2], iota[3]).reshape(_numbers(iota[1]))[0].tolist()
+    if mesh := re.match(r"mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}", text):
+        axes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        sizes = [int(size) for size in axes.values()]
+        ids = _device_ids(mesh[2] or str(math.prod(sizes)), mesh[3]).reshape(sizes)
+        return ids[tuple(slice(None) if f"'{axis}'" in mesh[4] else 0 for axis in axes)].ravel().tolist()
     raise ValueError(f"replica groups of an unknown form: {text[:80]}")
+
+
+def _device_ids(shape: str, order: str | None) -> np.ndarray:
+    sizes = _numbers(shape)
+    return np.arange(math.prod(sizes)).reshape(sizes).transpose(_numbers(order) if order else None)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]

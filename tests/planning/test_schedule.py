@@ -43,6 +43,7 @@ def test_a_permutation_moves_its_array_once():
         ("[2,4]<=[4,2]T(1,0)", [0, 2, 4, 6]),
         ("mesh['axis_0'=4,'axis_1'=2] {'axis_0'}", [0, 2, 4, 6]),
         ("mesh['axis_0'=4,'axis_1'=2] {'axis_1'}", [0, 1]),
+        ("mesh['axis_0'=1,'axis_1'=4,'axis_2'=2], device_ids=([2,4]T(1,0)) {'axis_1'}", [0, 1, 2, 3]),
     ],
 )
 def test_groups_are_read_in_each_form_that_xla_writes(groups, members):
