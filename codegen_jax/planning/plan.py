@@ -143,6 +143,7 @@ class Plan:
                 }
                 for kind in self.collectives
             },
+            "operations": [vars(o) for o in self.operations],
         }
 
 

@@ -1,6 +1,7 @@
 """A plan as text and as a picture."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def describe(plan: Plan, config: RunConfig) -> str:
     ]
     if not plan.memory.fits:
         return "\n".join([*lines, f"  less takes, each by itself: {'; '.join(remedies(config, plan))}; or --fit"])
-    return "\n".join([*lines, "", *_time(plan)])
+    return "\n".join([*lines, "", *_time(plan), "", *_longest(plan)])
 
 
 def _parameters(plan: Plan) -> list[str]:
@@ -81,6 +82,16 @@ def _time(plan: Plan) -> list[str]:
     return lines
 
 
+def _longest(plan: Plan, number: int = 12) -> list[str]:
+    longest = sorted(plan.operations, key=lambda o: -o.count * o.exposed)[:number]
+    lines = ["longest operations: s a step, times a step, share of the peak, place in the program"]
+    for o in longest:
+        share = f"{o.flops / (o.seconds * plan.peak_flops):4.0%}" if o.flops else "    "
+        place = re.sub(r"^jit\(train_step\)/|shard_map/|closed_call/", "", o.op_name) or o.name
+        lines.append(f"  {o.count * o.exposed:8.4f}  x{o.count:<4} {share}  {o.kind:14} {place[-70:]}")
+    return lines
+
+
 def plot(plan: Plan, path: str | Path) -> None:
     """Draw where the step's time and the chip's memory go, as two bars, into a PNG."""
     import matplotlib
@@ -97,7 +108,7 @@ def plot(plan: Plan, path: str | Path) -> None:
         if memory.fits
         else (f"{plan.topology}: does not fit")
     )
-    figure, (top, bottom) = plt.subplots(2, figsize=(9, 4.5), layout="constrained")
+    figure, (top, bottom) = plt.subplots(2, figsize=(9, 4), layout="constrained")
     _bar(top, spent, "s a step" if memory.fits else "no times", title)
     _bar(bottom, held, "GiB of HBM", f"peak {memory.peak / GIB:.1f} of {memory.available / GIB:.2f} GiB")
     bottom.axvline(memory.available / GIB, color="black", linestyle="--", linewidth=1)
@@ -112,4 +123,4 @@ def _bar(axes: Any, parts: dict[str, float], label: str, title: str) -> None:
         left += size
     axes.set(yticks=[], xlabel=label)
     axes.set_title(title, fontsize=10, loc="left")
-    axes.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.45), frameon=False)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
