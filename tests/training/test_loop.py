@@ -48,14 +48,16 @@ def uninterrupted(tmp_path_factory, token_folder):
     return output
 
 
-def test_a_run_learns_and_leaves_its_records(uninterrupted):
+def test_a_run_learns_and_leaves_its_records(uninterrupted, token_folder):
     values = losses(uninterrupted)
     assert list(values) == [1, 2, 3, 4, 5, 6] and values[6] < values[1] - 0.2
     assert list(validation(uninterrupted)) == [2, 3, 4, 6]
     line = read_metrics(uninterrupted)[-2]
     assert {"perplexity", "grad_norm", "learning_rate"} <= line.keys()
     line = read_metrics(uninterrupted)[-1]
-    assert line["bits_per_byte"] == pytest.approx(line["validation_loss"] / np.log(2) / 2.3, rel=0.3)
+    held_out = TokenFiles(token_folder).manifest
+    nats = line["validation_loss"] * held_out.tokens
+    assert line["bits_per_byte"] == pytest.approx(nats / np.log(2) / held_out.text_bytes)
     assert (uninterrupted / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert list((uninterrupted / "tensorboard").iterdir())
 
