@@ -188,6 +188,13 @@ class TrainingConfig:
         log_every: steps between lines of the log.
         eval_every: steps between validations; every checkpoint is validated too.
         eval_batches: batches of the validation set that are used, at most.
+        sample_prompts: texts that are completed greedily, for the eye, whenever the model is validated.
+        sample_tokens: new tokens of each of them.
+        max_bad_steps: steps in a row that may be skipped before the run stops. A step is skipped, its update left out,
+            if its loss or gradient is not finite, or by spike_sigmas.
+        spike_sigmas: skip a step whose gradient norm is this many standard deviations above its running mean (of about
+            100 steps, after the first 100); null: only what is not finite.
+        wandb_project: also log to this project of Weights & Biases.
     """
 
     steps: int
@@ -198,10 +205,21 @@ class TrainingConfig:
     log_every: int = 10
     eval_every: int = 1000
     eval_batches: int = 16
+    sample_prompts: list[str] = field(default_factory=list, hash=False)
+    sample_tokens: int = 64
+    max_bad_steps: int = 10
+    spike_sigmas: float | None = None
+    wandb_project: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "gradient_accumulation_steps", "log_every", "eval_every", "eval_batches"):
+        positive = ("steps", "batch_size", "gradient_accumulation_steps", "log_every", "eval_every", "eval_batches")
+        for name in (*positive, "sample_tokens", "max_bad_steps"):
             require(getattr(self, name) > 0, f"training.{name}: {getattr(self, name)} must be positive")
+        require(
+            self.spike_sigmas is None or self.spike_sigmas > 0,
+            f"training.spike_sigmas: {self.spike_sigmas} must be positive, or null",
+        )
+        require(all(self.sample_prompts), "training.sample_prompts: a prompt must not be empty")
         require(self.z_loss >= 0, f"training.z_loss: {self.z_loss} must not be negative")
         require(
             self.batch_size % self.gradient_accumulation_steps == 0,
@@ -249,11 +267,63 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
+class DistributedConfig:
+    """How the processes of a run, one a host, find each other.
+
+    Attributes:
+        coordinator: auto, on Cloud TPU, Slurm, Kubernetes and MPI; or process 0's host:port; null: there is one process.
+        num_processes: of the run; goes with host:port.
+        process_id: of this process, from 0; goes with host:port.
+        timeout: seconds to wait for the others at the start.
+    """
+
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    timeout: int = 300
+
+    def __post_init__(self) -> None:
+        explicit = self.coordinator not in (None, "auto")
+        for name in ("num_processes", "process_id"):
+            given = getattr(self, name) is not None
+            require(given == explicit, f"distributed.{name}: goes with a distributed.coordinator of host:port")
+        if explicit:
+            host, _, port = str(self.coordinator).rpartition(":")
+            require(
+                bool(host) and port.isdigit(),
+                f"distributed.coordinator: {self.coordinator!r} must be auto or host:port",
+            )
+            require(
+                0 <= (self.process_id or 0) < (self.num_processes or 0),
+                f"distributed.process_id: {self.process_id} must be in [0, num_processes = {self.num_processes})",
+            )
+        require(self.timeout > 0, f"distributed.timeout: {self.timeout} must be positive")
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    """A window of steps to trace with jax.profiler, into OUTPUT/profile.
+
+    Attributes:
+        start: first step of the window.
+        steps: its length; 0: no trace.
+    """
+
+    start: int = 10
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.start > 0, f"profile.start: {self.start} must be positive")
+        require(self.steps >= 0, f"profile.steps: {self.steps} must not be negative")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """One training run, the whole of a file in configs/.
 
     Attributes:
-        output: folder of checkpoints, logs and pictures; a run that was stopped there goes on.
+        output: folder of checkpoints, logs and pictures.
+        resume: auto: a run that was stopped in `output` goes on; never: one that has checkpoints there is an error.
         init_from: checkpoint whose weights start the run, with fresh optimizer and schedule; null: random weights.
         seed: of the random weights and of the data's order.
     """
@@ -265,6 +335,9 @@ class RunConfig:
     training: TrainingConfig
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    resume: Literal["auto", "never"] = "auto"
     init_from: str | None = None
     seed: int = 0
 

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from codegen_jax.config import RunConfig
 from codegen_jax.model.codegen import Params, abstract_params, gathered, init_params, module, param_axes
 from codegen_jax.sharding import ROWS, device_kind, shard_map, spec, sum_over_rows, tree_shardings
+from codegen_jax.training.guard import Guard, judge, keep_unless
 from codegen_jax.training.loss import Loss, count_targets, next_token_loss
 from codegen_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from codegen_jax.training.remat import choose_remat
@@ -27,11 +28,13 @@ class TrainState(NamedTuple):
         step: updates done, int32.
         params: float32 parameters.
         opt_state: optax's, float32 moments.
+        guard: what is known of steps that were skipped.
     """
 
     step: jax.Array
     params: Params
     opt_state: Any
+    guard: Guard
 
 
 Metrics = dict[str, jax.Array]
@@ -61,7 +64,8 @@ def abstract_state(config: RunConfig, mesh: Mesh) -> TrainState:
     )
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
     params = jax.tree.map(with_sharding, params, shardings)
-    return TrainState(step, params, opt_state)  # pyright: ignore[reportArgumentType]
+    guard = jax.tree.map(lambda x: with_sharding(x, replicated), jax.eval_shape(Guard.new))
+    return TrainState(step, params, opt_state, guard)  # pyright: ignore[reportArgumentType]
 
 
 def shardings_of(abstract: Any) -> Any:
@@ -73,7 +77,7 @@ def init_state(config: RunConfig, mesh: Mesh, params: Params = None) -> TrainSta
 
     def init(params: Params) -> TrainState:
         params = init_params(config.model, config.seed) if params is None else params
-        return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(config.optimizer).init(params))
+        return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(config.optimizer).init(params), Guard.new())
 
     with jax.set_mesh(mesh):
         return jax.jit(init, out_shardings=shardings_of(abstract_state(config, mesh)))(params)
@@ -149,27 +153,33 @@ def make_train_step(
 
     eos_id is the tokenizer's, by which `data.document_mask` tells documents apart; with -1 a row is one document.
 
-    The given state is donated. Metrics are float32 scalars: loss (z-loss included), cross_entropy (nats a token),
-    grad_norm (before the clip), learning_rate (the one applied). Call it under `jax.set_mesh(mesh)`.
+    The given state is donated. Metrics are scalars: loss (z-loss included), cross_entropy (nats a token), grad_norm
+    (before the clip), learning_rate (the one applied), bad_steps (skipped in a row) and skipped (of the run). Call it
+    under `jax.set_mesh(mesh)`.
     """
     optimizer, schedule = make_optimizer(config.optimizer), learning_rate_schedule(config.optimizer)
 
     def train_step(state: TrainState, tokens_BT: jax.Array) -> tuple[TrainState, Metrics]:
         loss, gradients = accumulated_gradients(config, state.params, tokens_BT, eos_id)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params, grad_norm = optax.apply_updates(state.params, updates), optax.tree.norm(gradients)
+        good, guard = judge(state.guard, loss.total, grad_norm, config.training.spike_sigmas)
+        params, opt_state = keep_unless(good, (params, opt_state), (state.params, state.opt_state))
         metrics = {
             "loss": loss.total,
             "cross_entropy": loss.cross_entropy,
-            "grad_norm": optax.tree.norm(gradients),
+            "grad_norm": grad_norm,
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "bad_steps": guard.bad_steps,
+            "skipped": guard.skipped,
         }
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state, guard), metrics
 
     state_shardings = shardings_of(abstract_state(config, mesh))
     return jax.jit(
         train_step,
         in_shardings=(state_shardings, batch_sharding(mesh)),
-        out_shardings=(state_shardings, None),
+        out_shardings=(state_shardings, NamedSharding(mesh, P())),  # every host reads the metrics
         donate_argnums=0,
         compiler_options=COMPILER_OPTIONS if mesh.devices.flat[0].platform == "tpu" else None,
     )
@@ -189,4 +199,4 @@ def make_eval_step(
         return shard_map(of_own_rows, in_axes, ((), ()), over=ROWS)(params, tokens_BT)
 
     shardings = shardings_of(abstract_state(config, mesh).params)
-    return jax.jit(eval_step, in_shardings=(shardings, batch_sharding(mesh)))
+    return jax.jit(eval_step, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=NamedSharding(mesh, P()))
