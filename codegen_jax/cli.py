@@ -7,28 +7,21 @@ import sys
 from collections.abc import Sequence
 
 from codegen_jax import __version__
-from codegen_jax.errors import UserError, require
+from codegen_jax.errors import Preempted, UserError, report, require
 
 MODEL = "a run's output folder, a checkpoint, a Hugging Face folder or a hub id"
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run the command; exits with 0, 2 after a `UserError` or `OSError` (one line on stderr) or 130 after Ctrl-C."""
+    """Run the command; exits with 0, or what `report` says of an error."""
     parser = make_parser()
     arguments, arguments.overrides = parser.parse_known_args(words)
     if arguments.overrides and arguments.verb not in (train, show, plan):
         parser.error(f"unrecognized arguments: {' '.join(arguments.overrides)}")
     try:
         arguments.verb(arguments)
-    except (UserError, OSError) as error:  # a disk that is full, a folder that may not be written: the text names it
-        sys.exit(_fail(str(error), 2))
-    except KeyboardInterrupt:
-        sys.exit(_fail("interrupted", 130))
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"codegen-jax: error: {' '.join(message.split())}", file=sys.stderr)
-    return code
+    except (UserError, OSError, Preempted, KeyboardInterrupt) as error:
+        sys.exit(report(error))
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -271,7 +271,7 @@ class DistributedConfig:
     """How the processes of a run, one a host, find each other.
 
     Attributes:
-        coordinator: auto, on Cloud TPU, Slurm, Kubernetes and MPI; or process 0's host:port; null: there is one process.
+        coordinator: auto, on Cloud TPU, Slurm, Kubernetes and MPI; or process 0's host:port; null: one process.
         num_processes: of the run; goes with host:port.
         process_id: of this process, from 0; goes with host:port.
         timeout: seconds to wait for the others at the start.

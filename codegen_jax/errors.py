@@ -1,7 +1,10 @@
-"""What a user is told: the one exception that is meant for users, the checks that raise it, and warnings."""
+"""What a user is told: the exceptions that are meant for users, the checks that raise them, and warnings."""
 
 import sys
+import traceback
 from functools import cache
+
+PREEMPTED = 75  # the exit code of a run that saved and stopped when it was told to; sysexits.h: try again
 
 
 class UserError(Exception):
@@ -10,6 +13,29 @@ class UserError(Exception):
     The command prints it as one line without a traceback and exits with 2. Anything else that escapes is a bug of ours
     and keeps its traceback.
     """
+
+
+class Preempted(Exception):
+    """The run was told to stop and has saved; the same command goes on with it."""
+
+
+def report(error: BaseException, where: str = "") -> int:
+    """Print an error for the user and return the command's exit code; bugs of ours keep their traceback.
+
+    2 for a `UserError` or `OSError` (a disk that is full, a folder that may not be written: the text names it), 75 for
+    `Preempted`, 130 after Ctrl-C, 1 for all else.
+    """
+    text, code = str(error), 2
+    if isinstance(error, Preempted):
+        code = PREEMPTED
+    elif isinstance(error, KeyboardInterrupt):
+        text, code = "interrupted", 130
+    elif not isinstance(error, UserError | OSError):
+        traceback.print_exception(error)
+        text, code = f"{type(error).__name__}: {error}", 1
+    kind = "stopped" if code == PREEMPTED else "error"
+    print(f"codegen-jax: {kind}: {where}{': ' if where else ''}{' '.join(text.split())}", file=sys.stderr, flush=True)
+    return code
 
 
 def require(condition: bool, message: str) -> None:

@@ -24,6 +24,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
+from etils import epath
 from orbax.checkpoint import type_handlers
 
 from codegen_jax.config import CodeGenConfig
@@ -55,23 +56,23 @@ class Run(NamedTuple):
         return CodeGenConfig(**self.config["model"])
 
 
-def whole_checkpoints(output: str | Path) -> list[Path]:
+def whole_checkpoints(output: epath.PathLike) -> list[epath.Path]:
     """Folders of a run's checkpoints that were written to their end, oldest first."""
-    steps = [p for p in Path(output).absolute().glob("checkpoints/*") if p.name.isdigit() and is_whole(p)]
+    steps = [p for p in epath.Path(output).absolute().glob("checkpoints/*") if p.name.isdigit() and is_whole(p)]
     return sorted(steps, key=lambda p: int(p.name))
 
 
-def find_checkpoint(path: str | Path) -> Path | None:
+def find_checkpoint(path: epath.PathLike) -> epath.Path | None:
     """The folder of one checkpoint: the path itself, or the newest whole one of a run's output folder."""
-    path = Path(path).absolute()
-    return path if is_whole(path) else next(reversed(whole_checkpoints(path)), None)
+    folder = epath.Path(path).absolute()
+    return folder if is_whole(folder) else next(reversed(whole_checkpoints(folder)), None)
 
 
-def is_whole(checkpoint: Path) -> bool:
+def is_whole(checkpoint: epath.Path) -> bool:
     return (checkpoint / "_CHECKPOINT_METADATA").exists()
 
 
-def load_run(checkpoint: Path) -> Run:
+def load_run(checkpoint: epath.Path) -> Run:
     """Config and tokenizer of a checkpoint.
 
     Raises:
@@ -106,7 +107,7 @@ def save_args(params: Params) -> Any:
     return jax.tree_util.tree_map_with_path(chunks, params)
 
 
-def damaged(path: Path, error: Exception) -> UserError:
+def damaged(path: epath.Path, error: Exception) -> UserError:
     reason = (str(error) or type(error).__name__).splitlines()[0][:200]
     return UserError(f"{path}: damaged checkpoint ({reason}); move it away to go on from the one before")
 
@@ -118,7 +119,7 @@ class CheckpointWeights(Weights):
         UserError: if the checkpoint is damaged.
     """
 
-    def __init__(self, checkpoint: Path):
+    def __init__(self, checkpoint: epath.Path):
         run = load_run(checkpoint)
         super().__init__(str(checkpoint), run.model, run.tokenizer)
         self.folder = checkpoint / "params"

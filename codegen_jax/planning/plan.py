@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from codegen_jax.chips import GIB
 from codegen_jax.config import RunConfig
@@ -18,7 +17,7 @@ from codegen_jax.planning.schedule import Network, Operation, operations
 from codegen_jax.planning.slices import Slice, slice_devices
 from codegen_jax.sharding import check_fit, make_mesh
 from codegen_jax.training.remat import choose_remat
-from codegen_jax.training.step import abstract_state, batch_sharding, make_train_step
+from codegen_jax.training.step import abstract_batch, abstract_state, make_train_step
 
 COMPUTE = ("matmul", "other", "pallas")
 
@@ -163,13 +162,11 @@ def make_plan(config: RunConfig, tpu: Slice, slices: int = 1, dump_hlo: str | Pa
     mesh = make_mesh(config.mesh, slice_devices(tpu, slices))
     check_fit(config, mesh)
     state = abstract_state(config, mesh)
-    shape = (config.training.batch_size, config.data.sequence_length + 1)
-    tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
     train_step = make_train_step(config, mesh)
     start = time.perf_counter()
     compiled, needed = None, (0, 0)
     with jax.set_mesh(mesh):
-        lowered = train_step.lower(state, tokens)  # pyright: ignore[reportFunctionMemberAccess]
+        lowered = train_step.lower(state, abstract_batch(config, mesh))  # pyright: ignore[reportFunctionMemberAccess]
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
@@ -208,7 +205,7 @@ def make_plan(config: RunConfig, tpu: Slice, slices: int = 1, dump_hlo: str | Pa
     chips, (data, fsdp, tensor) = mesh.devices.size, mesh.devices.shape
     rows = config.training.batch_size // (config.training.gradient_accumulation_steps * data * fsdp)
     remat = choose_remat(config, rows, fsdp, tensor, mesh.devices.flat[0].device_kind)
-    tokens_per_chip = shape[0] * config.data.sequence_length // chips
+    tokens_per_chip = config.training.batch_size * config.data.sequence_length // chips
     return Plan(
         topology=tpu.name,
         slices=slices,

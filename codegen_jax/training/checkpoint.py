@@ -2,9 +2,10 @@
 
     OUTPUT/run.json                       the run's config and data, to recognise it
     OUTPUT/checkpoints/STEP/params        float32 parameters
-    OUTPUT/checkpoints/STEP/optimizer     step and optax's state
-    OUTPUT/checkpoints/STEP/run           config, data and tokenizer files, as JSON
+    OUTPUT/checkpoints/STEP/optimizer     step, optax's state and the guard's
+    OUTPUT/checkpoints/STEP/run           config, data, tokenizer files and the state's fingerprint, as JSON
     OUTPUT/checkpoints/STEP/metrics       validation loss
+    OUTPUT/damaged/STEP                   a checkpoint that was found damaged, set aside
 
 A folder without `_CHECKPOINT_METADATA` was cut short while it was written and does not count.
 """
@@ -13,26 +14,33 @@ import json
 import logging
 import math
 import re
-from pathlib import Path
+import time
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from codegen_jax.config import RunConfig
 from codegen_jax.conversion.native import damaged, run_record, save_args, whole_checkpoints
 from codegen_jax.data.tokenizer import Tokenizer
-from codegen_jax.errors import UserError
+from codegen_jax.distributed import first_alone, largest, say
+from codegen_jax.errors import UserError, require, warn
 from codegen_jax.training.step import TrainState
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save and warns of its own defaults
 
+RETRIES = 3  # of a save that failed, each after one step more
+
 # What may differ between a run and its resumption: where it lies and runs, how long, how often it reports. Token files
 # are known by their content, and what skip_steps may change is checked apart.
-FREE_FIELDS = {"output", "mesh", "checkpoint", "data.train", "data.validation", "data.skip_steps"} | {
-    f"training.{name}"
-    for name in ("steps", "gradient_accumulation_steps", "remat", "log_every", "eval_every", "eval_batches")
-}
+FREE_FIELDS = {"output", "resume", "mesh", "distributed", "profile", "checkpoint"}
+FREE_FIELDS |= {"data.train", "data.validation", "data.skip_steps"}
+FREE_FIELDS |= {f"training.{name}" for name in ("steps", "gradient_accumulation_steps", "remat", "log_every")}
+FREE_FIELDS |= {f"training.{name}" for name in ("eval_every", "eval_batches", "sample_prompts", "sample_tokens")}
+FREE_FIELDS |= {"training.max_bad_steps", "training.wandb_project"}
 
 
 class Checkpoints:
@@ -43,10 +51,14 @@ class Checkpoints:
     """
 
     def __init__(self, config: RunConfig, tokenizer: Tokenizer, data: dict[str, Any]):
-        self.folder = Path(config.output).absolute()
+        self.folder = epath.Path(config.output).absolute()
         self.record = {"config": config.to_dict(), "data": data}
         self.tokenizer = tokenizer
-        _claim(self.folder, self.record)
+        require(
+            config.resume == "auto" or not whole_checkpoints(config.output),
+            f"resume: never, but {self.folder} holds checkpoints; choose another output folder, or resume auto",
+        )
+        first_alone(lambda: _claim(self.folder, self.record))
         keep_latest = policies.LatestN(config.checkpoint.keep_latest)
         keep_best = policies.BestN(
             get_metric_fn=lambda metrics: metrics["validation_loss"],
@@ -59,50 +71,153 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy([keep_latest, keep_best]), cleanup_tmp_directories=True
         )
         self.manager = ocp.CheckpointManager(self.folder / "checkpoints", options=options)
-
-    def latest_step(self) -> int | None:
-        return self.manager.latest_step()
+        self.writing = False
+        self.retries_left = 0
 
     def save(self, state: TrainState, validation_loss: float | None) -> None:
-        """Start writing a checkpoint; returns when the state is copied and may change."""
+        """Start writing a checkpoint; returns when the state is copied and may change.
+
+        A save that fails is tried again by `check`.
+        """
+        self.retries_left = RETRIES
+        self._start(state, validation_loss)
+
+    def check(self, state: TrainState) -> None:
+        """To be called after each step: if a save has failed, try again with the newest state, at last give up."""
+        if not self.writing:
+            return
+        running = largest(self.manager.is_saving_in_progress())
+        if not running and self._failed():
+            if self.retries_left:
+                self.retries_left -= 1
+                self._start(state, None)
+            else:
+                say("a checkpoint could not be written, see above; training goes on to the next")
+
+    def finish(self, state: TrainState) -> None:
+        """Wait for the last save, and try again if it fails.
+
+        Raises:
+            UserError: if it still fails.
+        """
+        while self.writing and self._failed():
+            require(self.retries_left > 0, f"{self.folder}: the last checkpoint could not be written, see above")
+            self.retries_left -= 1
+            time.sleep(5)
+            self._start(state, None)
+
+    def _start(self, state: TrainState, validation_loss: float | None) -> None:
+        record = run_record(**self.record, tokenizer=self.tokenizer) | {"fingerprint": fingerprint(state)}
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params, save_args(state.params)),  # pyright: ignore[reportCallIssue]
             optimizer=ocp.args.StandardSave(_optimizer(state)),  # pyright: ignore[reportCallIssue]
-            run=ocp.args.JsonSave(run_record(**self.record, tokenizer=self.tokenizer)),  # pyright: ignore[reportCallIssue]
+            run=ocp.args.JsonSave(record),  # pyright: ignore[reportCallIssue]
         )
         metrics = None
         if validation_loss is not None:
             metrics = {"validation_loss": validation_loss if math.isfinite(validation_loss) else math.inf}
-        self.manager.save(int(state.step), args=items, metrics=metrics)
+        self.writing = True
+        self.failure: Exception | None = None
+        try:
+            self.manager.save(int(state.step), args=items, metrics=metrics)
+        except Exception as error:  # as below
+            self.failure = error
 
-    def restore(self, step: int, abstract: TrainState) -> TrainState:
-        """The state saved at a step, on the shardings of `abstract`.
+    def _failed(self) -> bool:
+        """Wait for the save that is being written; whether it failed, in any process."""
+        try:
+            self.manager.wait_until_finished()
+        except Exception as error:  # Orbax and TensorStore raise ValueError, OSError, RuntimeError, ...
+            self.failure = self.failure or error
+        self.writing = False
+        if self.failure:
+            say(f"a checkpoint could not be written: {' '.join(str(self.failure).split())[:300]}")
+        failed = bool(largest(self.failure is not None))
+        if failed:
+            first_alone(self._remove_unfinished)
+        return failed
+
+    def _remove_unfinished(self) -> None:
+        for folder in self.folder.glob("checkpoints/*.orbax-checkpoint-tmp*"):
+            folder.rmtree()
+
+    def restore(self, abstract: TrainState) -> TrainState | None:
+        """The newest state, on the shardings of `abstract`; None if there is none.
+
+        One that is damaged is set aside with a warning, and the one before it is used.
 
         Raises:
-            UserError: if the checkpoint is damaged; nothing is deleted.
+            UserError: if the only one is damaged; nothing is moved then.
         """
-        folder = self.folder / "checkpoints" / str(step)
-        params = _restore(folder, "params", abstract.params)
-        return TrainState(params=params, **_restore(folder, "optimizer", _optimizer(abstract)))
+        steps = [int(path.name) for path in whole_checkpoints(self.folder)]
+        for step in reversed(steps):
+            path, state, failure = self.folder / "checkpoints" / str(step), None, None
+            try:
+                state = _restore(path, abstract)
+            except UserError as error:
+                failure = error
+            if not largest(failure is not None):
+                say(f"resuming {self.folder} after step {step}")
+                return state
+            failure = failure or UserError(f"{path}: another process found it damaged")
+            if step == steps[0]:
+                raise failure
+            warn(f"{failure}; it is moved to {self.folder / 'damaged'}, and step {steps[steps.index(step) - 1]} used")
+            first_alone(lambda path=path: self._set_aside(path))
+            self.manager.reload()
+        return None
+
+    def _set_aside(self, checkpoint: epath.Path) -> None:
+        (self.folder / "damaged").mkdir(exist_ok=True)
+        name = f"{checkpoint.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        checkpoint.rename(self.folder / "damaged" / name)
 
     def close(self) -> None:
-        """Wait for the last save."""
-        self.manager.wait_until_finished()
         self.manager.close()
 
 
 def _optimizer(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "opt_state": state.opt_state}
+    return {"step": state.step, "opt_state": state.opt_state, "guard": state.guard}
 
 
-def _restore(checkpoint: Path, item: str, abstract: Any) -> Any:
+def _restore(checkpoint: epath.Path, abstract: TrainState) -> TrainState:
+    """Each process reads what its devices own. Without Orbax's barriers, so that one process may fail alone."""
+    read = ocp.StandardCheckpointHandler().restore
+
+    def item(name: str, abstract: Any) -> Any:
+        try:
+            return read(checkpoint / name, args=ocp.args.StandardRestore(abstract))  # pyright: ignore[reportCallIssue]
+        except Exception as error:  # TensorStore and Orbax raise ValueError, KeyError, RuntimeError, ...
+            raise damaged(checkpoint / name, error) from error
+
+    state = TrainState(params=item("params", abstract.params), **item("optimizer", _optimizer(abstract)))
     try:
-        return ocp.StandardCheckpointer().restore(checkpoint / item, abstract)
-    except Exception as error:  # TensorStore and Orbax raise ValueError, FileNotFoundError, KeyError, RuntimeError, ...
-        raise damaged(checkpoint / item, error) from error
+        recorded = json.loads((checkpoint / "run" / "metadata").read_text())["fingerprint"]
+    except (OSError, ValueError, KeyError) as error:
+        raise damaged(checkpoint / "run", error) from error
+    if fingerprint(state) != recorded:
+        raise damaged(checkpoint, ValueError("its content is not what was saved"))
+    return state
 
 
-def _claim(folder: Path, record: dict[str, Any]) -> None:
+def fingerprint(state: TrainState) -> int:
+    """A 32-bit sum over the state's bits and their places: the same on every mesh, another after almost any change."""
+    return int(_fingerprint(state))
+
+
+@jax.jit
+def _fingerprint(state: TrainState) -> jax.Array:
+    def of_leaf(number: int, x: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+        place = jnp.full(x.shape, 2 * number + 1, jnp.uint32)
+        for axis in range(x.ndim):
+            place = place * jnp.uint32(0x9E3779B1) + 2 * jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        return jnp.sum(bits * place)  # place is odd: no changed bit is lost
+
+    return sum((of_leaf(i, x) for i, x in enumerate(jax.tree.leaves(state))), start=jnp.uint32(0))
+
+
+def _claim(folder: epath.Path, record: dict[str, Any]) -> None:
     """Take an output folder for a run, or go on with the same run's."""
     path = folder / "run.json"
     if path.exists():
@@ -127,7 +242,7 @@ def _claim(folder: Path, record: dict[str, Any]) -> None:
     written.replace(path)  # at once, so that a kill leaves the old record or the new one
 
 
-def _check_data(ours: dict[str, Any], theirs: dict[str, Any], folder: Path) -> None:
+def _check_data(ours: dict[str, Any], theirs: dict[str, Any], folder: epath.Path) -> None:
     """The token files must be those that the run began with, wherever they lie now."""
     for name in sorted(ours.keys() & theirs.keys()):
         field = f"data.sources.{name}" if name else "data.train"
@@ -140,7 +255,7 @@ def _check_data(ours: dict[str, Any], theirs: dict[str, Any], folder: Path) -> N
             )
 
 
-def _check_skips(ours: list[list[int]], theirs: list[list[int]], folder: Path) -> None:
+def _check_skips(ours: list[list[int]], theirs: list[list[int]], folder: epath.Path) -> None:
     """What is left out may change for steps to come, not for those done."""
     done = max((int(checkpoint.name) for checkpoint in whole_checkpoints(folder)), default=0)
     for pair in ours + theirs:

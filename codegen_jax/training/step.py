@@ -37,9 +37,6 @@ class TrainState(NamedTuple):
     guard: Guard
 
 
-Metrics = dict[str, jax.Array]
-
-
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over data and fsdp; time whole."""
     return NamedSharding(mesh, spec("batch", None))
@@ -66,6 +63,12 @@ def abstract_state(config: RunConfig, mesh: Mesh) -> TrainState:
     params = jax.tree.map(with_sharding, params, shardings)
     guard = jax.tree.map(lambda x: with_sharding(x, replicated), jax.eval_shape(Guard.new))
     return TrainState(step, params, opt_state, guard)  # pyright: ignore[reportArgumentType]
+
+
+def abstract_batch(config: RunConfig, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """A batch's shape, dtype and sharding."""
+    shape = (config.training.batch_size, config.data.sequence_length + 1)
+    return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
 
 
 def shardings_of(abstract: Any) -> Any:
@@ -148,7 +151,7 @@ def accumulated_gradients(
 
 def make_train_step(
     config: RunConfig, mesh: Mesh, eos_id: int = -1
-) -> Callable[[TrainState, jax.Array], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted update: (state, int32 tokens [batch_size, sequence_length + 1]) to (new state, metrics).
 
     eos_id is the tokenizer's, by which `data.document_mask` tells documents apart; with -1 a row is one document.
@@ -159,7 +162,7 @@ def make_train_step(
     """
     optimizer, schedule = make_optimizer(config.optimizer), learning_rate_schedule(config.optimizer)
 
-    def train_step(state: TrainState, tokens_BT: jax.Array) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, tokens_BT: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         loss, gradients = accumulated_gradients(config, state.params, tokens_BT, eos_id)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params, grad_norm = optax.apply_updates(state.params, updates), optax.tree.norm(gradients)

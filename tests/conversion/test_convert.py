@@ -127,7 +127,9 @@ def trained(tmp_path, tokenizer):
     params = jax.tree.map(lambda p: 3 * p, init_params(config.model, 0))
     params["embedding_bias"] = jax.random.normal(jax.random.key(1), (32,))
     checkpoints = Checkpoints(config, tokenizer, {})
-    checkpoints.save(init_state(config, mesh, params), None)
+    state = init_state(config, mesh, params)
+    checkpoints.save(state, None)
+    checkpoints.finish(state)
     checkpoints.close()
     return config, params
 

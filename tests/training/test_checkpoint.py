@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -8,10 +9,10 @@ import pytest
 from codegen_jax.config import MeshConfig
 from codegen_jax.conversion.native import CheckpointWeights, find_checkpoint, load_run
 from codegen_jax.conversion.weights import load_params
-from codegen_jax.errors import UserError
+from codegen_jax.errors import UserError, warn
 from codegen_jax.sharding import make_mesh
-from codegen_jax.training.checkpoint import Checkpoints
-from codegen_jax.training.step import TrainState, abstract_state, init_state
+from codegen_jax.training.checkpoint import Checkpoints, fingerprint
+from codegen_jax.training.step import abstract_state, init_state
 from tests.runs import tiny_run
 
 DATA = {"": {"tokenizer": "none", "tokens": 100, "content": "x"}}
@@ -19,7 +20,7 @@ DATA = {"": {"tokenizer": "none", "tokens": 100, "content": "x"}}
 
 def state_at(step, config, mesh):
     state = init_state(config, mesh)
-    return TrainState(state.step + step, state.params, state.opt_state)
+    return state._replace(step=state.step + step)
 
 
 @pytest.fixture
@@ -32,6 +33,7 @@ def saved(tmp_path, tokenizer):
         checkpoints = Checkpoints(config, tokenizer, DATA)
         for step, loss in enumerate(losses, 1):
             checkpoints.save(state_at(step, config, mesh), loss)
+            checkpoints.finish(state_at(step, config, mesh))
         checkpoints.close()
         return config, mesh
 
@@ -64,7 +66,7 @@ def test_a_state_is_restored_on_any_mesh_bit_for_bit(saved, tokenizer, axes):
     expected = state_at(1, config, mesh)
     other = tiny_run(output=config.output, mesh=MeshConfig(*axes))
     abstract = abstract_state(other, make_mesh(other.mesh))
-    restored = Checkpoints(other, tokenizer, DATA).restore(1, abstract)
+    restored = Checkpoints(other, tokenizer, DATA).restore(abstract)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), restored, expected)
     assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(lambda x: x.sharding, abstract)
 
@@ -91,8 +93,9 @@ def test_what_is_saved_does_not_change_when_the_state_moves_on(tmp_path, tokeniz
     checkpoints.save(state, None)
     for _ in range(5):
         state = overwrite(state)
+    checkpoints.finish(state)
     checkpoints.close()
-    restored = checkpoints.restore(0, abstract_state(config, mesh)).params
+    restored = checkpoints.restore(abstract_state(config, mesh)).params
     jax.tree.map(np.testing.assert_array_equal, restored, expected)
 
 
@@ -102,17 +105,64 @@ def test_a_checkpoint_without_its_last_file_does_not_count(saved):
     assert find_checkpoint(config.output).name == "1"
 
 
-@pytest.mark.parametrize("item", ["params", "optimizer"])
-def test_a_checkpoint_cut_short_is_named_and_kept(saved, tokenizer, item):
-    config, mesh = saved(1.0)
-    files = sorted(
-        (p for p in (find_checkpoint(config.output) / item).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
-    )
-    for file in files[-3:]:
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(UserError, match=rf"checkpoints/1/{item}: damaged checkpoint"):
-        Checkpoints(config, tokenizer, DATA).restore(1, abstract_state(config, mesh))
+def files_of(folder):
+    return sorted((p for p in Path(folder).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def halve(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("item", ["params", "optimizer", "run"])
+@pytest.mark.parametrize("harm", [halve, flip_a_bit, Path.unlink])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(saved, tokenizer, capfd, item, harm):
+    config, mesh = saved(1.0, 2.0)
+    for file in files_of(find_checkpoint(config.output) / item)[-3:]:  # one alone may be none that is read
+        harm(file)
+    warn.cache_clear()
+    restored = Checkpoints(config, tokenizer, DATA).restore(abstract_state(config, mesh))
+    if harm is flip_a_bit and item == "run" and restored.step == 2:
+        return  # in the tokenizer's files or the config: the state is whole
+    assert restored.step == 1
+    assert "checkpoints/2" in capfd.readouterr().err
+    assert [path.name.split("-")[0] for path in (Path(config.output) / "damaged").iterdir()] == ["2"]
     assert steps_of(config) == [1]
+
+
+def test_the_only_checkpoint_is_never_set_aside(saved, tokenizer):
+    config, mesh = saved(1.0)
+    halve(files_of(find_checkpoint(config.output) / "params")[-1])
+    with pytest.raises(UserError, match=r"checkpoints/1/params: damaged checkpoint"):
+        Checkpoints(config, tokenizer, DATA).restore(abstract_state(config, mesh))
+    assert steps_of(config) == [1]
+
+
+def test_the_fingerprint_tells_any_bit_and_the_order_of_elements(saved):
+    config = tiny_run()
+    mesh = make_mesh(config.mesh)
+    state = init_state(config, mesh)
+    of = lambda change: fingerprint(state._replace(params=state.params | {"head": change(state.params["head"])}))
+    prints = {
+        fingerprint(state),
+        of(lambda x: x.at[3, 5].set(-x[3, 5])),
+        of(lambda x: x.at[3, 5].set(np.nextafter(x[3, 5], np.float32(1)))),
+        of(lambda x: x.at[:2].set(x[1::-1])),
+        of(lambda x: x.at[:, :2].set(x[:, 1::-1])),
+    }
+    assert len(prints) == 5
+    assert fingerprint(jax.tree.map(np.asarray, state)) == fingerprint(state)
+
+
+def test_resume_never_refuses_a_folder_with_checkpoints(saved, tokenizer):
+    config, _ = saved(1.0)
+    with pytest.raises(UserError, match=r"resume: never, but .* holds checkpoints"):
+        Checkpoints(tiny_run(output=config.output, resume="never"), tokenizer, DATA)
 
 
 def test_a_damaged_record_is_named(saved):

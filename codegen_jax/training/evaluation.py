@@ -1,0 +1,68 @@
+"""What a run is judged by while it trains: the loss on fixed validation sets, and completions of fixed prompts."""
+
+import math
+from collections.abc import Callable
+
+from jax.sharding import Mesh
+
+from codegen_jax.config import RunConfig
+from codegen_jax.data.batches import validation_batches
+from codegen_jax.data.sources import Source
+from codegen_jax.data.tokenizer import Tokenizer
+from codegen_jax.data.tokens import TokenFiles, Windows
+from codegen_jax.inference.generate import Generator
+from codegen_jax.model.codegen import Params
+from codegen_jax.sharding import ROWS
+from codegen_jax.training.step import batch_sharding, make_eval_step
+
+
+def make_evaluation(
+    config: RunConfig, mesh: Mesh, sources: list[Source], eos_id: int
+) -> Callable[[Params], dict[str, float]] | None:
+    """A function from parameters to validation_loss (nats a token), validation_perplexity and bits_per_byte.
+
+    Of a mixture, each source has its own, as validation_loss/NAME and so on; validation_loss itself is then their mean
+    by weight. None if there is nothing to validate on.
+    """
+    validated = [(s, s.validation) for s in sources if s.validation is not None]
+    if not validated:
+        return None
+    eval_step = make_eval_step(config, mesh, eos_id)
+    training = config.training
+
+    def loss_of(params: Params, files: TokenFiles) -> float:
+        windows = Windows(files, config.data.sequence_length)
+        rows = validation_batches(windows, training.batch_size, batch_sharding(mesh), training.eval_batches)
+        sums, tokens = zip(*(eval_step(params, batch) for batch in rows))
+        return sum(map(float, sums)) / sum(map(float, tokens))
+
+    def evaluate(params: Params) -> dict[str, float]:
+        values: dict[str, float] = {}
+        mean = 0.0
+        for source, files in validated:
+            loss = loss_of(params, files)
+            mean += loss * source.weight / sum(s.weight for s, _ in validated)
+            values |= {
+                f"validation_loss{source.suffix}": loss,
+                f"validation_perplexity{source.suffix}": math.exp(min(loss, 700.0)),
+                f"bits_per_byte{source.suffix}": loss / math.log(2) * files.manifest.tokens / files.manifest.text_bytes,
+            }
+        return {"validation_loss": mean} | values
+
+    return evaluate
+
+
+def make_sampling(config: RunConfig, mesh: Mesh, tokenizer: Tokenizer) -> Callable[[Params], dict[str, str]] | None:
+    """A function from parameters to greedy completions by prompt; None if there are no prompts."""
+    prompts = config.training.sample_prompts
+    if not prompts:
+        return None
+    rows = math.prod(mesh.shape[axis] for axis in ROWS)
+    padded = prompts + [prompts[0]] * (-len(prompts) % rows)  # each device takes as many rows
+
+    def samples(params: Params) -> dict[str, str]:
+        generator = Generator(config.model, params, tokenizer)
+        new = generator.complete(padded, max_new_tokens=config.training.sample_tokens, temperature=0)
+        return {completion.prompt: completion.completion for completion in new[: len(prompts)]}
+
+    return samples
