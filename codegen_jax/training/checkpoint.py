@@ -157,7 +157,7 @@ class Checkpoints:
             except UserError as error:
                 failure = error
             if not largest(failure is not None):
-                say(f"resuming {self.folder} after step {step}")
+                say(f"resuming {self.record['config']['output']} after step {step}")
                 return state
             failure = failure or UserError(f"{path}: another process found it damaged")
             if step == steps[0]:

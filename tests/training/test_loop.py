@@ -1,19 +1,11 @@
 """Whole runs: exact resume, on this mesh and on others, also after a kill."""
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 from codegen_jax.config import MeshConfig, SourceConfig
-from codegen_jax.conversion.native import find_checkpoint
 from codegen_jax.data.prepare import prepare
 from codegen_jax.data.tokens import TokenFiles, Windows
 from codegen_jax.data.train_tokenizer import train_sentencepiece
@@ -76,29 +68,6 @@ def test_a_run_resumed_on_another_mesh_has_the_same_losses(tmp_path, token_folde
     train(run(tmp_path / "run", token_folder, mesh=MeshConfig(*axes)))
     actual, expected = losses(tmp_path / "run"), losses(uninterrupted)
     np.testing.assert_allclose([actual[s] for s in expected], list(expected.values()), rtol=1e-5)
-
-
-def test_a_killed_run_goes_on_from_its_last_checkpoint_bit_for_bit(tmp_path, token_folder, uninterrupted):
-    config = run(tmp_path / "run", token_folder, training={"steps": 100_000})
-    file = tmp_path / "run.yaml"
-    file.write_text(yaml.safe_dump(config.to_dict()))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "codegen_jax", "train", str(file)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )
-    while not (tmp_path / "run/checkpoints/2/_CHECKPOINT_METADATA").exists():
-        assert process.poll() is None, process.stderr.read().decode()
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    killed_at = int(find_checkpoint(tmp_path / "run").name)
-    train(run(tmp_path / "run", token_folder, training={"steps": max(6, killed_at)}))
-    values = losses(tmp_path / "run")
-    assert list(values) == list(range(1, max(6, killed_at) + 1))
-    assert {step: values[step] for step in range(1, 7)} == losses(uninterrupted)
 
 
 def test_validating_and_saving_do_not_change_the_training(tmp_path, token_folder, uninterrupted):

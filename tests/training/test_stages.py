@@ -1,16 +1,11 @@
 """The paper's three stages in sequence, killed in the middle and resumed on other meshes: NL, Multi, Mono."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import pytest
-import yaml
 
 from codegen_jax.config import MeshConfig
 from codegen_jax.conversion.native import find_checkpoint, load_run
@@ -23,6 +18,7 @@ from codegen_jax.training.loop import train
 from codegen_jax.training.metrics import read_metrics
 from codegen_jax.training.step import batch_sharding
 from tests.peers import tiny_bpe
+from tests.processes import start
 from tests.runs import tiny_run
 
 STAGES = {"nl": {}, "multi": {"filters": "code", "dedup": "exact"}, "mono": {"filters": "code", "dedup": "exact"}}
@@ -61,29 +57,14 @@ def losses(output):
     return {line["step"]: line["loss"] for line in read_metrics(output)}
 
 
-SLOWLY = """
-import sys, time
-from codegen_jax.training import loop
-fast = loop.prefetch
-def slow(*arguments):
-    for batch in fast(*arguments):
-        time.sleep(0.5)
-        yield batch
-loop.prefetch = slow
-from codegen_jax.cli import main
-main(["train", sys.argv[1]])
-"""
-
-
 def kill_after_first_checkpoint(config, file):
     """Train in a process of its own, and kill it as soon as it has saved; slowly, so that this is in the middle."""
-    file.write_text(yaml.safe_dump(config.to_dict()))
-    process = subprocess.Popen([sys.executable, "-c", SLOWLY, str(file)], stdout=subprocess.DEVNULL, env=os.environ)
+    (process,) = start(config, file, pause=0.5)
     while find_checkpoint(config.output) is None:
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.communicate()
 
 
 def test_stages_killed_and_resumed_on_other_meshes_have_the_losses_and_batches_of_uninterrupted_ones(tmp_path, data):

@@ -1,0 +1,69 @@
+"""Real training processes for the tests: started, joined over loopback, slowed down, ended."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+# `codegen-jax train`, with pauses between the steps, or with a step that fails
+PROGRAM = """
+import sys, time
+from codegen_jax.training import loop
+pause, fails_at = float(sys.argv[1]), int(sys.argv[2])
+fast = loop.prefetch
+def slow(load, steps):
+    for step, batch in zip(steps, fast(load, steps), strict=True):
+        time.sleep(pause)
+        if step + 1 == fails_at:
+            raise RuntimeError("the disk of this host is gone")
+        yield batch
+loop.prefetch = slow
+from codegen_jax.cli import main
+main(sys.argv[3:])
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def start(config, file: Path, *, count=1, devices=8, pause=0.0, fails_at=(), **environment) -> list[subprocess.Popen]:
+    """Processes of one run, with so many devices each, in order; process i fails at step fails_at[i] (0: never)."""
+    file.write_text(yaml.safe_dump(config.to_dict()))
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"} | environment
+    words = ["train", str(file)]
+    if count > 1:
+        address = f"127.0.0.1:{free_port()}"
+        words += ["--distributed.coordinator", address, "--distributed.num_processes", str(count)]
+    fails_at = list(fails_at) + [0] * (count - len(fails_at))
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(pause), str(fails_at[i]), *words]
+            + (["--distributed.process_id", str(i)] if count > 1 else []),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for i in range(count)
+    ]
+
+
+def wait_for(process: subprocess.Popen, text: str) -> None:
+    """Read a process's output up to a line with this text."""
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(f"{text!r} never came: {process.stderr.read()}")
+
+
+def finish(processes: list[subprocess.Popen], timeout=120) -> list[tuple[int, str]]:
+    """Exit code and standard error of each process, when all have ended."""
+    errors = [process.communicate(timeout=timeout)[1] for process in processes]
+    return [(process.returncode, error) for process, error in zip(processes, errors)]

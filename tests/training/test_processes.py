@@ -1,0 +1,129 @@
+"""Runs of several processes, and runs that are stopped: the same losses, and one message for what goes wrong."""
+
+import os
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from codegen_jax.config import MeshConfig
+from codegen_jax.conversion.native import find_checkpoint, whole_checkpoints
+from codegen_jax.errors import PREEMPTED
+from codegen_jax.training.loop import train
+from codegen_jax.training.metrics import read_metrics
+from tests.processes import finish, start, wait_for
+from tests.runs import tiny_run
+
+FEW = MeshConfig(2, 2, 1)
+
+
+def run(output, tokens, **sections):
+    return tiny_run(output, tokens, data={"validation": str(tokens)}, **sections)
+
+
+def losses(output):
+    return {line["step"]: line["loss"] for line in read_metrics(output) if "loss" in line}
+
+
+def validation(output):
+    return {line["step"]: line["validation_loss"] for line in read_metrics(output) if "validation_loss" in line}
+
+
+def assert_close(actual, expected):
+    assert list(actual) == list(expected)
+    np.testing.assert_allclose(list(actual.values()), list(expected.values()), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, token_folder):
+    """The output of one process that ran through."""
+    output = tmp_path_factory.mktemp("alone") / "run"
+    train(run(output, token_folder))
+    return output
+
+
+@pytest.mark.parametrize(("count", "mesh"), [(2, MeshConfig(2, 2, 2)), (4, MeshConfig(1, 8, 1))])
+def test_many_processes_train_as_one_and_others_go_on_with_their_run(tmp_path, token_folder, alone, count, mesh):
+    output = tmp_path / "run"
+    first = run(output, token_folder, mesh=mesh, training={"steps": 3})
+    processes = start(first, tmp_path / "a.yaml", count=count, devices=8 // count)
+    assert [code for code, _ in finish(processes)] == [0] * count
+    assert list(losses(output)) == [1, 2, 3]
+    # 4 devices of 4 / count processes each take what 8 devices wrote
+    second = run(output, token_folder, mesh=FEW)
+    (code, error), *others = finish(start(second, tmp_path / "b.yaml", count=4 // count, devices=count))
+    assert code == 0, error
+    assert [code for code, _ in others] == [0] * len(others)
+    assert_close(losses(output), losses(alone))
+    assert_close(validation(output), validation(alone))
+
+
+def test_an_error_on_one_host_ends_all_with_its_message(tmp_path, token_folder):
+    config = run(tmp_path / "run", token_folder, mesh=FEW)
+    began = time.monotonic()
+    (code_0, error_0), (code_1, error_1) = finish(
+        start(config, tmp_path / "a.yaml", count=2, devices=2, fails_at=[0, 3])
+    )
+    assert time.monotonic() - began < 60
+    assert code_0 == code_1 == 1
+    assert "codegen-jax: error: process 1: " in error_0 and "the disk of this host is gone" in error_0
+    assert "Traceback" in error_1 and "Traceback" not in error_0
+
+
+def test_a_process_that_dies_ends_the_others_within_a_minute(tmp_path, token_folder):
+    config = run(tmp_path / "run", token_folder, mesh=FEW, training={"steps": 100_000})
+    processes = start(config, tmp_path / "a.yaml", count=2, devices=2)
+    wait_for(processes[0], "step      2  loss")
+    processes[1].kill()
+    assert finish(processes, timeout=60)[0][0] != 0
+
+
+def test_a_coordinator_that_does_not_answer_is_named(tmp_path, token_folder):
+    config = run(tmp_path / "run", token_folder, mesh=FEW, distributed={"timeout": 2})
+    silent, absent = start(config, tmp_path / "a.yaml", count=2, devices=2)
+    absent.kill()
+    absent.communicate()
+    ((code, error),) = finish([silent])
+    assert code == 2 and "distributed.coordinator: 127.0.0.1:" in error and "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, token_folder, alone, count):
+    config = run(tmp_path / "run", token_folder, checkpoint={"save_every": 100})
+    processes = start(config, tmp_path / "a.yaml", count=count, devices=8 // count, pause=0.7)
+    wait_for(processes[0], "step      1  loss")
+    processes[-1].send_signal(signal.SIGTERM)  # one host alone
+    for code, error in finish(processes):
+        assert code == PREEMPTED, error
+        assert "codegen-jax: stopped: SIGTERM: saved after step" in error
+    assert 1 <= int(find_checkpoint(tmp_path / "run").name) < 6
+    assert [code for code, _ in finish(start(config, tmp_path / "a.yaml", count=count, devices=8 // count))] == [
+        0
+    ] * count
+    assert_close(losses(tmp_path / "run"), losses(alone))
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_20_random_moments_ends_as_the_uninterrupted_one(tmp_path, token_folder):
+    sections = {"training": {"steps": 60, "eval_every": 100}, "checkpoint": {"save_every": 1}, "mesh": FEW}
+    whole, killed = (run(tmp_path / name, token_folder, **sections) for name in ("whole", "killed"))
+    assert finish(start(whole, tmp_path / "whole.yaml", devices=4))[0][0] == 0
+    moments = random.Random(0)
+    in_a_save = 0
+    for _ in range(20):
+        done = [int(path.name) for path in whole_checkpoints(killed.output)]
+        (process,) = start(killed, tmp_path / "killed.yaml", devices=4, pause=0.05)
+        wait_for(process, "first step done")
+        time.sleep(moments.uniform(0, 0.5))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        left = whole_checkpoints(killed.output)
+        assert not done or int(left[-1].name) >= done[-1]
+        in_a_save += any("orbax-checkpoint-tmp" in name for name in os.listdir(tmp_path / "killed/checkpoints"))
+    assert in_a_save > 3
+    ((code, error),) = finish(start(killed, tmp_path / "killed.yaml", devices=4))
+    assert code == 0, error
+    assert losses(killed.output) == losses(whole.output)
