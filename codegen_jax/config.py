@@ -302,7 +302,7 @@ class DistributedConfig:
 
 @dataclass(frozen=True)
 class ProfileConfig:
-    """A window of steps to trace with jax.profiler, into OUTPUT/profile.
+    """A window of steps that process 0 traces with jax.profiler, into OUTPUT/profile.
 
     Attributes:
         start: first step of the window.

@@ -8,21 +8,23 @@ from pathlib import Path
 
 import yaml
 
-# `codegen-jax train`, with pauses between the steps, or with a step that fails
+# `codegen-jax train`, with pauses between the steps, a step that fails, or steps in which large files are refused
 PROGRAM = """
-import sys, time
+import resource, sys, time
 from codegen_jax.training import loop
-pause, fails_at = float(sys.argv[1]), int(sys.argv[2])
+pause, fails_at, refused = float(sys.argv[1]), int(sys.argv[2]), [int(n) for n in sys.argv[3].split("-")]
 fast = loop.prefetch
 def slow(load, steps):
     for step, batch in zip(steps, fast(load, steps), strict=True):
         time.sleep(pause)
+        limit = 20_000 if refused[0] <= step + 1 <= refused[-1] else resource.RLIM_INFINITY
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         if step + 1 == fails_at:
             raise RuntimeError("the disk of this host is gone")
         yield batch
 loop.prefetch = slow
 from codegen_jax.cli import main
-main(sys.argv[3:])
+main(sys.argv[4:])
 """
 
 
@@ -32,8 +34,11 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def start(config, file: Path, *, count=1, devices=8, pause=0.0, fails_at=(), **environment) -> list[subprocess.Popen]:
-    """Processes of one run, with so many devices each, in order; process i fails at step fails_at[i] (0: never)."""
+def start(config, file: Path, *, count=1, devices=8, pause=0.0, fails_at=(), refused="0-0", **environment):
+    """Processes of one run, with so many devices each, in order; process i fails at step fails_at[i] (0: never).
+
+    In the steps `refused`, such as "5-9", the system refuses to write more than 20 kB to a file.
+    """
     file.write_text(yaml.safe_dump(config.to_dict()))
     flags = f"--xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"} | environment
@@ -44,7 +49,7 @@ def start(config, file: Path, *, count=1, devices=8, pause=0.0, fails_at=(), **e
     fails_at = list(fails_at) + [0] * (count - len(fails_at))
     return [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(pause), str(fails_at[i]), *words]
+            [sys.executable, "-c", PROGRAM, str(pause), str(fails_at[i]), refused, *words]
             + (["--distributed.process_id", str(i)] if count > 1 else []),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -33,7 +33,9 @@ from codegen_jax.data.tokenizer import Tokenizer, load_tokenizer
 from codegen_jax.errors import UserError
 from codegen_jax.model.codegen import Params, abstract_params
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save and warns of its own defaults
+# Orbax narrates every save, and where one fails prints a traceback for each chunk; we say it in a line
+for name in ("absl", "asyncio"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
 
 CHUNK_BYTES = 128 << 20  # of a parameter on disk, at most: what a conversion holds, and a host reads in vain
 

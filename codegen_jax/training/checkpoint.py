@@ -11,10 +11,10 @@ A folder without `_CHECKPOINT_METADATA` was cut short while it was written and d
 """
 
 import json
-import logging
 import math
 import re
 import time
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -29,8 +29,6 @@ from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.distributed import first_alone, largest, say
 from codegen_jax.errors import UserError, require, warn
 from codegen_jax.training.step import TrainState
-
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save and warns of its own defaults
 
 RETRIES = 3  # of a save that failed, each after one step more
 
@@ -131,7 +129,8 @@ class Checkpoints:
             self.failure = self.failure or error
         self.writing = False
         if self.failure:
-            say(f"a checkpoint could not be written: {' '.join(str(self.failure).split())[:300]}")
+            reason = re.sub(r"\[.*?\]", "", " ".join(str(self.failure).split()))  # without TensorStore's source lines
+            say(f"a checkpoint could not be written: {reason[-200:]}")
         failed = bool(largest(self.failure is not None))
         if failed:
             first_alone(self._remove_unfinished)
@@ -139,7 +138,8 @@ class Checkpoints:
 
     def _remove_unfinished(self) -> None:
         for folder in self.folder.glob("checkpoints/*.orbax-checkpoint-tmp*"):
-            folder.rmtree()
+            with suppress(OSError):  # threads of the failed save may still write there; the next try finds it empty
+                folder.rmtree()
 
     def restore(self, abstract: TrainState) -> TrainState | None:
         """The newest state, on the shardings of `abstract`; None if there is none.

@@ -2,9 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,6 +25,7 @@ from codegen_jax.training.clock import Clock
 from codegen_jax.training.evaluation import make_evaluation, make_sampling
 from codegen_jax.training.metrics import MetricsLog
 from codegen_jax.training.preemption import Preemption, watch_preemption
+from codegen_jax.training.records import Records, forgiven
 from codegen_jax.training.reporter import Reporter
 from codegen_jax.training.step import (
     TrainState,
@@ -72,14 +72,12 @@ def _train(config: RunConfig, clock: Clock) -> None:
         data = {source.name: source.files.manifest.identity for source in sources}
         checkpoints = Checkpoints(config, tokenizer, data)
 
-    with jax.set_mesh(mesh), watch_preemption() as preemption, ExitStack() as open_files:
-        open_files.callback(checkpoints.close)
+    with jax.set_mesh(mesh), watch_preemption() as preemption, closing(checkpoints):
         with clock.on("state"):
             state = start(config, mesh, checkpoints, initial_weights)
         first = int(state.step)
-        log = MetricsLog(config.output, first, config) if is_first() else None
-        if log:
-            open_files.callback(log.close)
+        records = Records(config.output) if is_first() else None
+        log = MetricsLog(records.folder, first, config) if records else None
         with clock.on("compile"):
             train_step = make_train_step(config, mesh, tokenizer.eos_id)
             lowered = train_step.lower(abstract_state(config, mesh), abstract_batch(config, mesh))  # pyright: ignore
@@ -95,6 +93,7 @@ def _train(config: RunConfig, clock: Clock) -> None:
             reporter=Reporter(config, log, clock, first, epochs),
             clock=clock,
             preemption=preemption,
+            records=records,
         )
         outcome = "finished"
         try:
@@ -104,9 +103,12 @@ def _train(config: RunConfig, clock: Clock) -> None:
             raise
         finally:
             loop.reporter.close()
-            if is_first():
-                write_summary(config, Path(config.output), clock, outcome)
-                say(f"summary: {Path(config.output) / 'summary.md'}")
+            if records and log:
+                log.close()
+                with forgiven(records.output):
+                    write_summary(config, records.folder, clock, outcome)
+                records.upload()
+                say(f"summary: {records.output / 'summary.md'}")
 
 
 def find_initial_weights(config: RunConfig) -> Weights | None:
@@ -151,6 +153,7 @@ class Loop:
     reporter: Reporter
     clock: Clock
     preemption: Preemption
+    records: Records | None  # of process 0
     pending: tuple[int, dict[str, Any]] | None = None  # the last step, not reported yet
 
     def run(self, state: TrainState, first: int) -> None:
@@ -172,6 +175,8 @@ class Loop:
                 self._report()
                 with self.clock.on("checkpoint"):
                     self.checkpoints.save(state, loss)
+                if self.records:
+                    self.records.upload()
                 self.reporter.restart_clock()
             else:
                 self.checkpoints.check(state)
@@ -229,8 +234,10 @@ class Loop:
     def _trace(self, step: int) -> None:
         """Start and end the profiler's trace before a step."""
         profile = self.config.profile
-        if profile.steps and step == profile.start:
-            jax.profiler.start_trace(str(Path(self.config.output) / "profile"))
-        elif profile.steps and step == profile.start + profile.steps:
+        if not self.records or not profile.steps:
+            return
+        if step == profile.start:
+            jax.profiler.start_trace(self.records.folder / "profile")
+        elif step == profile.start + profile.steps:
             self._report()  # waits for the step before
             jax.profiler.stop_trace()

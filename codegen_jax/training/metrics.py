@@ -2,13 +2,17 @@
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.summary import scalar, text
 
 from codegen_jax.config import RunConfig
 from codegen_jax.errors import UserError
+from codegen_jax.training.records import forgiven
 
 
 class MetricsLog:
@@ -26,31 +30,43 @@ class MetricsLog:
         written = self.path.with_suffix(".tmp")
         written.write_text("".join(json.dumps(line) + "\n" for line in kept))
         written.replace(self.path)  # at once: a kill here must not lose the earlier lines
+        # buffers keep what could not be written and try again with the next line
         self.file = self.path.open("a", buffering=1)
-        self.tensorboard = SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=first_step + 1)
+        self.samples = self.path.with_name("samples.jsonl").open("a", buffering=1)
+        # not SummaryWriter, whose thread dies of a full disk and leaves a queue that blocks
+        (Path(folder) / "tensorboard").mkdir(exist_ok=True)
+        self.tensorboard = EventsWriter(str(Path(folder) / "tensorboard/events"))
+        self._event(first_step + 1, session_log=SessionLog(status=SessionLog.START))  # hides the steps undone
         self.wandb = start_wandb(config, folder) if config and config.training.wandb_project else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Numbers of a step; in JSON, one that is not finite is null."""
         plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self.file.write(json.dumps({"step": step, **plain}) + "\n")
-        for name, value in values.items():
-            self.tensorboard.add_scalar(name, value, step)
+        with forgiven(self.path):
+            self.file.write(json.dumps({"step": step, **plain}) + "\n")
+        with forgiven(self.path.with_name("tensorboard")):
+            for name, value in values.items():
+                self._event(step, summary=scalar(name, value))
+            self.tensorboard.flush()
         if self.wandb:
             self.wandb.log(values, step=step)
 
     def write_samples(self, step: int, samples: dict[str, str]) -> None:
         """Completions by prompt."""
-        with self.path.with_name("samples.jsonl").open("a") as file:
+        with forgiven(self.path.with_name("samples.jsonl")):
             for prompt, completion in samples.items():
-                file.write(json.dumps({"step": step, "prompt": prompt, "completion": completion}) + "\n")
-                self.tensorboard.add_text(prompt, f"```\n{prompt}{completion}\n```", step)
+                self.samples.write(json.dumps({"step": step, "prompt": prompt, "completion": completion}) + "\n")
+                self._event(step, summary=text(prompt, f"```\n{prompt}{completion}\n```"))
 
     def close(self) -> None:
-        self.file.close()
-        self.tensorboard.close()
+        for file in (self.file, self.samples, self.tensorboard):
+            with forgiven(self.path.parent):
+                file.close()
         if self.wandb:
             self.wandb.finish()
+
+    def _event(self, step: int, **content: Any) -> None:
+        self.tensorboard.write_event(Event(wall_time=time.time(), step=step, **content))
 
 
 def start_wandb(config: RunConfig, folder: str | Path) -> Any:

@@ -127,3 +127,22 @@ def test_a_run_killed_at_20_random_moments_ends_as_the_uninterrupted_one(tmp_pat
     ((code, error),) = finish(start(killed, tmp_path / "killed.yaml", devices=4))
     assert code == 0, error
     assert losses(killed.output) == losses(whole.output)
+
+
+def test_a_save_that_is_refused_is_tried_again_then_reported_and_training_goes_on(tmp_path, token_folder):
+    sections = {"training": {"steps": 16, "eval_every": 100}, "checkpoint": {"save_every": 6}, "mesh": FEW}
+    whole, refused = (run(tmp_path / name, token_folder, **sections) for name in ("whole", "refused"))
+    assert finish(start(whole, tmp_path / "whole.yaml", devices=4))[0][0] == 0
+    # the saves of step 6 and of its retries 7, 8 and 9 fail, that of 12, too, but not its first retry
+    (process,) = start(refused, tmp_path / "refused.yaml", devices=4, pause=0.3, refused="3-12")
+    output, _ = process.communicate(timeout=120)  # on stderr TensorStore complains of futures that nobody waits for
+    assert process.returncode == 0
+    assert output.count("a checkpoint could not be written: ") >= 5 and "File too large" in output
+    assert output.count("training goes on to the next") == 1
+    assert [int(path.name) for path in whole_checkpoints(refused.output)] in ([13, 16], [14, 16])
+    assert losses(refused.output) == losses(whole.output)
+    # nothing can be written at all: an error, and what was there before is still there
+    longer = run(refused.output, token_folder, **sections | {"training": {"steps": 18, "eval_every": 100}})
+    ((code, error),) = finish(start(longer, tmp_path / "refused.yaml", devices=4, refused="1-99"))
+    assert code == 2 and "codegen-jax: error: " in error and "the last checkpoint could not be written" in error
+    assert [int(path.name) for path in whole_checkpoints(refused.output)][-1] == 16

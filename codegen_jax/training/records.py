@@ -1,0 +1,51 @@
+"""Where a run's records lie: in its output folder, or in a local one that is copied to a remote output."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from etils import epath
+
+from codegen_jax.errors import warn
+
+CONTINUED = ("metrics.jsonl", "samples.jsonl")  # files that a resumed run appends to
+
+
+class Records:
+    """What a run writes beside checkpoints: metrics, samples, TensorBoard's events, profile, picture, summary.
+
+    Attributes:
+        folder: where to write them.
+    """
+
+    def __init__(self, output: str):
+        self.output = epath.Path(output)
+        self.remote = "://" in output
+        self.folder = Path(tempfile.mkdtemp(prefix="codegen_jax-")) if self.remote else Path(output)
+        self.copied: dict[Path, int] = {}
+        for name in CONTINUED if self.remote else ():
+            if (self.output / name).exists():
+                (self.folder / name).write_bytes((self.output / name).read_bytes())
+
+    def upload(self) -> None:
+        """Copy what has changed since the last time to a remote output."""
+        if not self.remote:
+            return
+        with forgiven(self.output):
+            for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
+                changed = path.stat().st_mtime_ns
+                if self.copied.get(path) != changed:
+                    copy = self.output / path.relative_to(self.folder).as_posix()
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    copy.write_bytes(path.read_bytes())
+                    self.copied[path] = changed
+
+
+@contextmanager
+def forgiven(place: epath.PathLike) -> Iterator[None]:
+    """Training outlives a refused write of a record: it is a warning, given once."""
+    try:
+        yield
+    except Exception as error:  # OSError, and what gcsfs and s3fs raise
+        warn(f"{place}: a record could not be written ({error}); training goes on")
