@@ -23,6 +23,7 @@ from codegen_jax.conversion.verify import Agreement, Proof, check_proof, verify
 from codegen_jax.conversion.weights import Index, Weights, fold_embedding_bias, shapes
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import UserError, require, warn
+from codegen_jax.storage import require_local
 
 Format = Literal["jax", "hf", "gptj"]
 
@@ -96,6 +97,7 @@ def convert(
         UserError: for a model or destination that cannot be used, a value beyond float16, or a failed proof.
     """
     require(mp_num is None or mp_num > 0, f"--mp-num: {mp_num} must be positive")
+    require_local("DESTINATION", destination)
     target = Path(destination).absolute()
     require(
         not target.exists() or (target.is_dir() and not any(target.iterdir())),

@@ -8,13 +8,15 @@ from codegen_jax.conversion.jaxformer import JaxformerWeights, is_jaxformer
 from codegen_jax.conversion.native import CheckpointWeights, find_checkpoint
 from codegen_jax.conversion.weights import Weights
 from codegen_jax.errors import UserError
+from codegen_jax.storage import local_copy
 
 
 def open_model(model: str, mp_num: int | None = None, config: CodeGenConfig | None = None) -> Weights:
     """Find a model; nothing but headers is read yet.
 
     Args:
-        model: a folder, or a hub id such as "Salesforce/codegen-350M-mono", which is downloaded to the hub's cache.
+        model: a folder, local or gs:// or s3://, or a hub id such as "Salesforce/codegen-350M-mono", which is
+            downloaded to the hub's cache. Of a checkpoint of ours only what is needed is read.
         mp_num: groups of query, value and key in Hugging Face and jaxformer weights; None takes config.json's mp_num,
             or 4.
         config: of the network, for jaxformer weights, which do not tell their heads.
@@ -22,12 +24,12 @@ def open_model(model: str, mp_num: int | None = None, config: CodeGenConfig | No
     Raises:
         UserError: if there is no such model, or its files are damaged.
     """
-    folder = Path(model)
-    if not folder.exists():
-        folder = _download(model)
-    checkpoint = find_checkpoint(folder)
+    checkpoint = find_checkpoint(model)
     if checkpoint is not None:
         return CheckpointWeights(checkpoint)
+    folder = local_copy(model)
+    if not folder.exists():
+        folder = _download(model)
     if is_jaxformer(folder):
         return JaxformerWeights(folder, mp_num, config)
     if (folder / "config.json").exists():

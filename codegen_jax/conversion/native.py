@@ -32,6 +32,7 @@ from codegen_jax.conversion.weights import Index, Weights, dotted, pieces, shape
 from codegen_jax.data.tokenizer import Tokenizer, load_tokenizer
 from codegen_jax.errors import UserError
 from codegen_jax.model.codegen import Params, abstract_params
+from codegen_jax.storage import is_remote, open_path
 
 # Orbax narrates every save, and where one fails prints a traceback for each chunk; we say it in a line
 for name in ("absl", "asyncio"):
@@ -60,13 +61,13 @@ class Run(NamedTuple):
 
 def whole_checkpoints(output: epath.PathLike) -> list[epath.Path]:
     """Folders of a run's checkpoints that were written to their end, oldest first."""
-    steps = [p for p in epath.Path(output).absolute().glob("checkpoints/*") if p.name.isdigit() and is_whole(p)]
+    steps = [p for p in open_path(output).glob("checkpoints/*") if p.name.isdigit() and is_whole(p)]
     return sorted(steps, key=lambda p: int(p.name))
 
 
 def find_checkpoint(path: epath.PathLike) -> epath.Path | None:
     """The folder of one checkpoint: the path itself, or the newest whole one of a run's output folder."""
-    folder = epath.Path(path).absolute()
+    folder = open_path(path)
     return folder if is_whole(folder) else next(reversed(whole_checkpoints(folder)), None)
 
 
@@ -128,7 +129,8 @@ class CheckpointWeights(Weights):
         self.arrays = {name: self._open(name, shape) for name, shape in shapes(run.model).items()}
 
     def _open(self, name: str, shape: tuple[int, ...]) -> Any:
-        kvstore = {"driver": "ocdbt", "base": f"file://{self.folder}/", "path": f"{name}/"}
+        base = f"{self.folder}/" if is_remote(self.folder) else f"file://{self.folder}/"
+        kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
         try:
             array = tensorstore.open({"driver": "zarr", "kvstore": kvstore}).result()
             if array.shape != shape:

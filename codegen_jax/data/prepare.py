@@ -25,6 +25,7 @@ from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.data.tokens import MANIFEST, Manifest
 from codegen_jax.data.writer import ManifestWriter, NoDocuments, TokenWriter
 from codegen_jax.errors import UserError, require, require_seed
+from codegen_jax.storage import require_local
 
 FILTERS = ("none", "code")
 DEDUP = ("none", "exact", "minhash")
@@ -91,6 +92,7 @@ def prepare(
         require(value in valid, f"--{name}: {value} must be one of {', '.join(valid)}")
     require(workers is None or workers > 0, f"--workers: {workers} must be positive")
     require_seed("--seed", seed)
+    require_local("--output", output)
     shards, folder = list_shards(inputs), Path(output).absolute()
     logs, work = folder / "logs", folder / "work"
     rules = {

@@ -7,7 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from etils import epath
+
 from codegen_jax.errors import UserError
+from codegen_jax.storage import local_copy
 
 # Runs of 31..2 spaces are ids 50257..50286, runs of 9..2 tabs 50287..50294 (authors' sample.py); NL models have none.
 WHITESPACE_TOKENS = [" " * n for n in range(31, 1, -1)] + ["\t" * n for n in range(9, 1, -1)]
@@ -152,18 +155,18 @@ def truncate(completion: str, truncate_before: Sequence[str]) -> str:
     return completion[: min((match.start() for match in matches if match), default=len(completion))]
 
 
-def load_tokenizer(source: str | Path, whitespace_tokens: bool = False) -> Tokenizer:
+def load_tokenizer(source: epath.PathLike, whitespace_tokens: bool = False) -> Tokenizer:
     """Load a tokenizer from a folder, a file or a hub id.
 
     Args:
         source: a sentencepiece `.model`, a `tokenizer.json`, a folder with either or with `vocab.json` and
-            `merges.txt`, or a hub id such as "Salesforce/codegen-350M-mono".
+            `merges.txt`, or a hub id such as "Salesforce/codegen-350M-mono"; a folder may be gs:// or s3://.
         whitespace_tokens: add the 38 tokens of Multi and Mono to a GPT-2 vocabulary that lacks them.
 
     Raises:
         UserError: if there is no such tokenizer, or its file is damaged.
     """
-    path = Path(source)
+    path = local_copy(source)
     if path.is_dir():
         path = next((path / name for name in FILES if (path / name).exists()), path)
     try:

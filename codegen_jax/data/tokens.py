@@ -9,13 +9,15 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
+from etils import epath
 
 from codegen_jax.data.tokenizer import Tokenizer, load_tokenizer
 from codegen_jax.errors import UserError
+from codegen_jax.storage import is_remote, open_path
 
 MANIFEST = "manifest.json"
 
@@ -50,22 +52,23 @@ class Manifest:
     sources: list[str]
     seed: int
 
-    def save(self, folder: Path) -> None:
-        (folder / MANIFEST).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+    def save(self, folder: epath.PathLike) -> None:
+        (epath.Path(folder) / MANIFEST).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
     @classmethod
-    def load(cls, folder: Path) -> "Manifest":
+    def load(cls, folder: epath.PathLike) -> "Manifest":
         """The manifest of a folder.
 
         Raises:
             UserError: if the folder is missing, empty or unfinished, or the manifest damaged.
         """
+        folder = open_path(folder)
         path = folder / MANIFEST
         if not path.exists():
             state = "unfinished" if folder.is_dir() and any(folder.iterdir()) else "missing or empty"
             raise UserError(f"{folder}: {state} token files (no {MANIFEST}); run codegen-jax prepare --output {folder}")
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            return cls(**json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}: damaged ({error}); run codegen-jax prepare again") from error
 
@@ -76,36 +79,37 @@ class Manifest:
         return {"tokenizer": self.tokenizer, "tokens": self.tokens, "content": content}
 
 
-def checksum(file: Path) -> str:
+def checksum(file: epath.PathLike) -> str:
     """SHA-256 of a file's first and last 64 KiB: enough to tell token files apart, at once on any size."""
+    file = epath.Path(file)
     with file.open("rb") as content:
         ends = content.read(1 << 16)
-        content.seek(max(0, file.stat().st_size - (1 << 16)))
+        content.seek(max(0, file.stat().length - (1 << 16)))
         return hashlib.sha256(ends + content.read()).hexdigest()[:16]
 
 
 class TokenFiles:
-    """The token files of a folder, memory-mapped.
+    """The token files of a folder: memory-mapped, or read by ranges where they are remote.
 
     Raises:
         UserError: if the folder is missing, empty or unfinished, or a file is not the manifest's.
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+    def __init__(self, folder: epath.PathLike):
+        self.folder = open_path(folder)
         self.manifest = Manifest.load(self.folder)
         dtype = np.dtype({2: "<u2", 4: "<u4"}[self.manifest.token_bytes])
         self.arrays = [self._open(name, tokens, dtype) for name, tokens in self.manifest.files.items()]
 
-    def _open(self, name: str, tokens: int, dtype: np.dtype) -> np.ndarray:
+    def _open(self, name: str, tokens: int, dtype: np.dtype) -> "np.ndarray | RemoteArray":
         path = self.folder / name
         expected = tokens * dtype.itemsize
-        if not path.exists() or path.stat().st_size != expected:
-            size = f"{path.stat().st_size} bytes" if path.exists() else "missing"
+        if not path.exists() or path.stat().length != expected:
+            size = f"{path.stat().length} bytes" if path.exists() else "missing"
             raise UserError(f"{path}: {size}, but {MANIFEST} says {expected} bytes; run codegen-jax prepare again")
         if checksum(path) != self.manifest.checksums[name]:
             raise UserError(f"{path}: not the file that {MANIFEST} describes; run codegen-jax prepare again")
-        return np.memmap(path, dtype, mode="r")
+        return RemoteArray(path, dtype, tokens) if is_remote(path) else np.memmap(path, dtype, mode="r")
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the files.
@@ -126,9 +130,25 @@ class TokenFiles:
 
     def documents(self, file: int, start: int, stop: int) -> range:
         """Numbers of the documents that tokens start .. stop - 1 of a file belong to."""
-        ends = np.memmap(self.folder / f"{self.name(file)}.index", "<u8", mode="r")
+        path = self.folder / f"{self.name(file)}.index"
+        ends = np.frombuffer(path.read_bytes(), "<u8") if is_remote(path) else np.memmap(path, "<u8", mode="r")
         first, last = np.searchsorted(ends, [start, stop - 1], side="right")
         return range(int(first), int(last) + 1)
+
+
+class RemoteArray:
+    """The tokens of a remote file; each slice is one request for its bytes."""
+
+    def __init__(self, path: epath.Path, dtype: np.dtype, tokens: int):
+        self.files, self.path = fsspec.url_to_fs(str(path))
+        self.dtype, self.tokens = dtype, tokens
+
+    def __len__(self) -> int:
+        return self.tokens
+
+    def __getitem__(self, index: slice) -> np.ndarray:
+        start, stop = index.start * self.dtype.itemsize, index.stop * self.dtype.itemsize
+        return np.frombuffer(self.files.cat_file(self.path, start=start, end=stop), self.dtype)
 
 
 class Windows:

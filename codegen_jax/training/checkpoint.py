@@ -28,6 +28,7 @@ from codegen_jax.conversion.native import damaged, run_record, save_args, whole_
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.distributed import first_alone, largest, say
 from codegen_jax.errors import UserError, require, warn
+from codegen_jax.storage import open_path, write_whole
 from codegen_jax.training.step import TrainState
 
 RETRIES = 3  # of a save that failed, each after one step more
@@ -49,9 +50,13 @@ class Checkpoints:
     """
 
     def __init__(self, config: RunConfig, tokenizer: Tokenizer, data: dict[str, Any]):
-        self.folder = epath.Path(config.output).absolute()
+        self.folder = open_path(config.output)
         self.record = {"config": config.to_dict(), "data": data}
         self.tokenizer = tokenizer
+        require(
+            not str(self.folder).startswith("s3://"),
+            f"output: {self.folder}: Orbax writes checkpoints to local and mounted folders and to gs://, not to s3://",
+        )
         require(
             config.resume == "auto" or not whole_checkpoints(config.output),
             f"resume: never, but {self.folder} holds checkpoints; choose another output folder, or resume auto",
@@ -237,9 +242,7 @@ def _claim(folder: epath.Path, record: dict[str, Any]) -> None:
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"output: {folder} exists and is not a run of codegen-jax; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    written = path.with_suffix(".tmp")
-    written.write_text(json.dumps(record, indent=2) + "\n")
-    written.replace(path)  # at once, so that a kill leaves the old record or the new one
+    write_whole(path, json.dumps(record, indent=2) + "\n")
 
 
 def _check_data(ours: dict[str, Any], theirs: dict[str, Any], folder: epath.Path) -> None:

@@ -6,12 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from etils import epath
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.summary import scalar, text
 
 from codegen_jax.config import RunConfig
 from codegen_jax.errors import UserError
+from codegen_jax.storage import write_whole
 from codegen_jax.training.records import forgiven
 
 
@@ -27,9 +29,7 @@ class MetricsLog:
     def __init__(self, folder: str | Path, first_step: int, config: RunConfig | None = None):
         self.path = Path(folder) / "metrics.jsonl"
         kept = [line for line in read_metrics(folder) if line["step"] <= first_step]
-        written = self.path.with_suffix(".tmp")
-        written.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        written.replace(self.path)  # at once: a kill here must not lose the earlier lines
+        write_whole(epath.Path(self.path), "".join(json.dumps(line) + "\n" for line in kept))
         # buffers keep what could not be written and try again with the next line
         self.file = self.path.open("a", buffering=1)
         self.samples = self.path.with_name("samples.jsonl").open("a", buffering=1)

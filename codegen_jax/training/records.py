@@ -8,6 +8,7 @@ from pathlib import Path
 from etils import epath
 
 from codegen_jax.errors import warn
+from codegen_jax.storage import is_remote, open_path
 
 CONTINUED = ("metrics.jsonl", "samples.jsonl")  # files that a resumed run appends to
 
@@ -20,8 +21,8 @@ class Records:
     """
 
     def __init__(self, output: str):
-        self.output = epath.Path(output)
-        self.remote = "://" in output
+        self.output = open_path(output)
+        self.remote = is_remote(output)
         self.folder = Path(tempfile.mkdtemp(prefix="codegen_jax-")) if self.remote else Path(output)
         self.copied: dict[Path, int] = {}
         for name in CONTINUED if self.remote else ():

@@ -1,0 +1,93 @@
+"""gs:// on an emulated server: tokens read by ranges, a run's folder written, resumed and read back."""
+
+import json
+import os
+import subprocess
+import sys
+
+import fsspec
+import pytest
+
+from codegen_jax.errors import UserError
+from codegen_jax.storage import local_copy, open_path
+from codegen_jax.training.metrics import read_metrics
+from tests.processes import free_port, start
+from tests.runs import tiny_run
+
+# TensorStore wants the generation of what it reads, which this emulator leaves out
+SERVER = """
+import sys, time
+from gcp_storage_emulator.handlers import objects
+from gcp_storage_emulator.server import create_server
+download = objects.download
+def with_generation(request, response, storage, *args, **kwargs):
+    download(request, response, storage, *args, **kwargs)
+    if response.status.value < 300:
+        found = storage.get_file_obj(request.params["bucket_name"], request.params["object_id"])
+        response["x-goog-generation"] = found["generation"]
+objects.download = with_generation
+create_server("127.0.0.1", int(sys.argv[1]), in_memory=True, default_bucket="bucket").start()
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """An emulated Cloud Storage; the environment that makes gcsfs and TensorStore use it."""
+    port = free_port()
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(port)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert "ready" in server.stdout.readline()
+    address = f"http://127.0.0.1:{port}"
+    anyone = {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false", "GOOGLE_AUTH_TOKEN_FOR_TESTING": "any"}
+    yield {"STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address} | anyone
+    server.kill()
+
+
+def test_a_run_whose_data_and_output_are_remote_is_the_local_one(tmp_path, token_folder, bucket):
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in bucket.items():
+            patch.setenv(name, value)
+        files = fsspec.filesystem("gs")
+        files.put(f"{token_folder}/", "bucket/tokens/", recursive=True)
+
+        def run(output, tokens, steps):
+            config = tiny_run(output, tokens, data={"validation": str(tokens)}, training={"steps": steps})
+            (process,) = start(config, tmp_path / "run.yaml", **bucket)
+            output, error = process.communicate(timeout=120)
+            assert process.returncode == 0, output + error
+
+        run(tmp_path / "local", token_folder, 6)
+        run("gs://bucket/run", "gs://bucket/tokens", 3)
+        run("gs://bucket/run", "gs://bucket/tokens", 6)
+        files.invalidate_cache()
+        copy = local_copy("gs://bucket/run")
+
+    losses = lambda folder: {line["step"]: line["loss"] for line in read_metrics(folder) if "loss" in line}
+    assert losses(copy) == losses(tmp_path / "local")
+    names = sorted(path.name for path in (tmp_path / "local").iterdir())
+    assert sorted(path.name for path in copy.iterdir()) == names
+
+    words = ["generate", "MODEL", "--prompt", "def f", "--temperature", "0", "--max-new-tokens", "4", "--json"]
+    completions = []
+    for model in ("gs://bucket/run", str(tmp_path / "local")):
+        words[1] = model
+        done = subprocess.run(
+            [sys.executable, "-m", "codegen_jax", *words], capture_output=True, text=True, env=os.environ | bucket
+        )
+        assert done.returncode == 0, done.stderr
+        completions.append(json.loads(done.stdout))
+    assert completions[0] == completions[1]
+
+
+def test_storage_that_is_not_known_is_named():
+    with pytest.raises(UserError, match="hdfs://a/b: a kind of storage that is not known"):
+        open_path("hdfs://a/b")
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(UserError, match="s3:// needs s3fs; pip install s3fs"):
+        open_path("s3://a/b")
