@@ -1,14 +1,19 @@
 """Paths that may be local, gs:// or s3://."""
 
 import atexit
+import logging
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
 from etils import epath
 
 from codegen_jax.errors import UserError, require
+
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it logs it raises, too
 
 LIBRARIES = {"gs": "gcsfs", "s3": "s3fs"}  # the extras [gcs] and [s3]
 
@@ -21,7 +26,7 @@ def open_path(path: epath.PathLike) -> epath.Path:
     """The path, absolute.
 
     Raises:
-        UserError: if it is of a storage that we do not know, or whose library is not installed.
+        UserError: if it is of a storage that we do not know, whose library is not installed, or that does not answer.
     """
     if not is_remote(path):
         return epath.Path(path).absolute()
@@ -32,7 +37,17 @@ def open_path(path: epath.PathLike) -> epath.Path:
         fsspec.get_filesystem_class(scheme)
     except ImportError as error:
         raise UserError(f"{path}: {scheme}:// needs {library}; pip install {library}") from error
+    with _named(path):
+        epath.Path(path).exists()
     return epath.Path(path)
+
+
+@contextmanager
+def _named(path: epath.PathLike) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of DNS, credentials, permissions: OSError, and what gcsfs, s3fs and boto raise
+        raise UserError(f"{path}: can't be reached ({' '.join(str(error).split())[:200]})") from error
 
 
 def local_copy(folder: epath.PathLike) -> Path:
@@ -47,10 +62,8 @@ def local_copy(folder: epath.PathLike) -> Path:
     copy = tempfile.mkdtemp(prefix="codegen_jax-")
     atexit.register(shutil.rmtree, copy, ignore_errors=True)
     files, path = fsspec.url_to_fs(str(folder))
-    try:
+    with _named(folder):
         files.get(f"{path.rstrip('/')}/", f"{copy}/", recursive=True)
-    except Exception as error:  # OSError, and what gcsfs and s3fs raise
-        raise UserError(f"{folder}: can't be read ({' '.join(str(error).split())[:200]})") from error
     return Path(copy)
 
 
