@@ -349,6 +349,11 @@ class RunConfig:
         )
         require_seed("seed", self.seed)
 
+    @property
+    def name(self) -> str:
+        """The output folder's own name."""
+        return self.output.rstrip("/").rpartition("/")[2]
+
     def to_dict(self) -> dict[str, Any]:
         """The config as nested dicts of plain values, as in YAML."""
         return dataclasses.asdict(self)

@@ -25,6 +25,9 @@ def slow(load, steps):
 loop.prefetch = slow
 from codegen_jax.cli import main
 main(sys.argv[4:])
+import tensorstore
+(files,) = tensorstore.experimental_collect_matching_metrics("/tensorstore/kvstore/file/bytes_read")
+print("bytes read:", files["values"][0]["value"])
 """
 
 

@@ -23,7 +23,7 @@ from codegen_jax.sharding import check_fit, make_mesh
 from codegen_jax.training.checkpoint import Checkpoints
 from codegen_jax.training.clock import Clock
 from codegen_jax.training.evaluation import make_evaluation, make_sampling
-from codegen_jax.training.metrics import MetricsLog
+from codegen_jax.training.metrics import MetricsLog, check_wandb
 from codegen_jax.training.preemption import Preemption, watch_preemption
 from codegen_jax.training.records import Records, forgiven
 from codegen_jax.training.reporter import Reporter
@@ -55,6 +55,7 @@ def train(config: RunConfig) -> None:
 
 
 def _train(config: RunConfig, clock: Clock) -> None:
+    check_wandb(config)
     with clock.on("data"):
         sources, tokenizer = open_sources(config.data)
         require(
@@ -236,8 +237,11 @@ class Loop:
         profile = self.config.profile
         if not self.records or not profile.steps:
             return
-        if step == profile.start:
-            jax.profiler.start_trace(self.records.folder / "profile")
-        elif step == profile.start + profile.steps:
+        if step in (profile.start, profile.start + profile.steps):
             self._report()  # waits for the step before
-            jax.profiler.stop_trace()
+            with self.clock.on("profile"):
+                if step == profile.start:
+                    jax.profiler.start_trace(self.records.folder / "profile")
+                else:
+                    jax.profiler.stop_trace()
+            self.reporter.restart_clock()

@@ -3,8 +3,9 @@
 import json
 import math
 import time
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from etils import epath
 from tensorboardX.event_file_writer import EventsWriter
@@ -12,27 +13,21 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[re
 from tensorboardX.summary import scalar, text
 
 from codegen_jax.config import RunConfig
-from codegen_jax.errors import UserError
+from codegen_jax.errors import require
 from codegen_jax.storage import write_whole
-from codegen_jax.training.records import forgiven
+from codegen_jax.training.records import METRICS, SAMPLES, forgiven
 
 
 class MetricsLog:
     """Appends each step's numbers to FOLDER/metrics.jsonl and FOLDER/tensorboard, and to W&B where it is asked for.
 
     Lines past `first_step` are those of steps that a stop undid; they are dropped, since the run makes them again.
-
-    Raises:
-        UserError: if W&B is asked for and not installed.
     """
 
     def __init__(self, folder: str | Path, first_step: int, config: RunConfig | None = None):
-        self.path = Path(folder) / "metrics.jsonl"
-        kept = [line for line in read_metrics(folder) if line["step"] <= first_step]
-        write_whole(epath.Path(self.path), "".join(json.dumps(line) + "\n" for line in kept))
-        # buffers keep what could not be written and try again with the next line
-        self.file = self.path.open("a", buffering=1)
-        self.samples = self.path.with_name("samples.jsonl").open("a", buffering=1)
+        self.path = Path(folder) / METRICS
+        self.file = go_on_with(self.path, first_step)
+        self.samples = go_on_with(Path(folder) / SAMPLES, first_step)
         # not SummaryWriter, whose thread dies of a full disk and leaves a queue that blocks
         (Path(folder) / "tensorboard").mkdir(exist_ok=True)
         self.tensorboard = EventsWriter(str(Path(folder) / "tensorboard/events"))
@@ -53,7 +48,7 @@ class MetricsLog:
 
     def write_samples(self, step: int, samples: dict[str, str]) -> None:
         """Completions by prompt."""
-        with forgiven(self.path.with_name("samples.jsonl")):
+        with forgiven(self.path.with_name(SAMPLES)):
             for prompt, completion in samples.items():
                 self.samples.write(json.dumps({"step": step, "prompt": prompt, "completion": completion}) + "\n")
                 self._event(step, summary=text(prompt, f"```\n{prompt}{completion}\n```"))
@@ -69,24 +64,38 @@ class MetricsLog:
         self.tensorboard.write_event(Event(wall_time=time.time(), step=step, **content))
 
 
-def start_wandb(config: RunConfig, folder: str | Path) -> Any:
-    """A run of Weights & Biases that goes on where an earlier launch of the same output left off."""
-    try:
-        import wandb  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise UserError("training.wandb_project: wandb is not installed; pip install wandb, or leave it out") from error
-    name = Path(config.output).name
-    return wandb.init(
-        project=config.training.wandb_project, id=name, name=name, resume="allow", dir=folder, config=config.to_dict()
+def check_wandb(config: RunConfig) -> None:
+    """Refuse a run that asks for W&B where it is not installed."""
+    require(
+        config.training.wandb_project is None or find_spec("wandb") is not None,
+        "training.wandb_project: wandb is not installed; pip install wandb, or leave it out",
     )
 
 
+def start_wandb(config: RunConfig, folder: str | Path) -> Any:
+    """A run of Weights & Biases that goes on where an earlier launch of the same output left off."""
+    import wandb  # pyright: ignore[reportMissingImports]
+
+    about = {"id": config.name, "name": config.name, "resume": "allow", "config": config.to_dict()}
+    return wandb.init(project=config.training.wandb_project, dir=folder, **about)
+
+
+def go_on_with(path: Path, first_step: int) -> TextIO:
+    """Open a file of JSON lines to append to, without its lines of later steps."""
+    kept = [line for line in read_lines(path) if line["step"] <= first_step]
+    write_whole(epath.Path(path), "".join(json.dumps(line) + "\n" for line in kept))
+    return path.open("a", buffering=1)  # what could not be written stays in a buffer and is tried with the next line
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file of JSON lines, if there is one; a last line that a kill cut short does not count."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}\n")]
+
+
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """The whole lines of a run's metrics.jsonl; a last line that a kill cut short does not count."""
-    path = Path(folder) / "metrics.jsonl"
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+    """A run's metrics, a dict a line: its step and that step's numbers."""
+    return read_lines(Path(folder) / METRICS)
 
 
 def plot_loss(folder: str | Path, title: str) -> Path:

@@ -10,7 +10,7 @@ from etils import epath
 from codegen_jax.errors import warn
 from codegen_jax.storage import is_remote, open_path
 
-CONTINUED = ("metrics.jsonl", "samples.jsonl")  # files that a resumed run appends to
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"  # which a resumed run appends to
 
 
 class Records:
@@ -25,7 +25,7 @@ class Records:
         self.remote = is_remote(output)
         self.folder = Path(tempfile.mkdtemp(prefix="codegen_jax-")) if self.remote else Path(output)
         self.copied: dict[Path, int] = {}
-        for name in CONTINUED if self.remote else ():
+        for name in (METRICS, SAMPLES) if self.remote else ():
             if (self.output / name).exists():
                 (self.folder / name).write_bytes((self.output / name).read_bytes())
 

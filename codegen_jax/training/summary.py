@@ -40,11 +40,10 @@ def write_summary(config: RunConfig, folder: Path, clock: Clock, outcome: str) -
         "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
         "versions": f"codegen_jax {codegen_jax.__version__}, jax {jax.__version__}",
     }
-    name = config.output.rstrip("/").rpartition("/")[2]
-    plot_loss(folder, name)
+    plot_loss(folder, config.name)
     spent = {"steps": clock.seconds * clock.goodput, **clock.spent}
     (folder / "summary.md").write_text(
-        f"# {name}\n\n"
+        f"# {config.name}\n\n"
         + "".join(f"- {name}: {value}\n" for name, value in facts.items())
         + "\n![loss](loss.png)\n\n## Wall time of this launch\n\n| | seconds | share |\n|---|---|---|\n"
         + "".join(f"| {cause} | {s:.1f} | {s / clock.seconds:.1%} |\n" for cause, s in spent.items())

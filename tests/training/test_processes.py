@@ -60,6 +60,17 @@ def test_many_processes_train_as_one_and_others_go_on_with_their_run(tmp_path, t
     assert_close(validation(output), validation(alone))
 
 
+def test_each_process_restores_the_bytes_of_its_own_devices(tmp_path, token_folder):
+    model = {"n_embd": 256, "n_head": 8}
+    output = tmp_path / "run"
+    assert finish(start(run(output, token_folder, model=model, training={"steps": 1}), tmp_path / "a.yaml"))[0][0] == 0
+    stored = sum(file.stat().st_size for file in (output / "checkpoints/1").rglob("*") if file.is_file())
+    again = run(output, token_folder, model=model, training={"steps": 2}, mesh=MeshConfig(1, 4, 1))
+    for process in start(again, tmp_path / "b.yaml", count=4, devices=1):
+        read = int(process.communicate(timeout=120)[0].rpartition("bytes read: ")[2])
+        assert 0.2 * stored < read < 0.35 * stored
+
+
 def test_an_error_on_one_host_ends_all_with_its_message(tmp_path, token_folder):
     config = run(tmp_path / "run", token_folder, mesh=FEW)
     began = time.monotonic()
