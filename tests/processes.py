@@ -26,8 +26,8 @@ loop.prefetch = slow
 from codegen_jax.cli import main
 main(sys.argv[4:])
 import tensorstore
-(files,) = tensorstore.experimental_collect_matching_metrics("/tensorstore/kvstore/file/bytes_read")
-print("bytes read:", files["values"][0]["value"])
+files = tensorstore.experimental_collect_matching_metrics("/tensorstore/kvstore/file/bytes_read")
+print("bytes read:", sum(value["value"] for metric in files for value in metric["values"]))
 """
 
 
