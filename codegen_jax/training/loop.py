@@ -109,7 +109,7 @@ def _train(config: RunConfig, clock: Clock) -> None:
                 with forgiven(records.output):
                     write_summary(config, records.folder, clock, outcome)
                 records.upload()
-                say(f"summary: {records.output / 'summary.md'}")
+                say(f"summary: {config.output}/summary.md")
 
 
 def find_initial_weights(config: RunConfig) -> Weights | None:
