@@ -1,25 +1,98 @@
-"""From a checkpoint and a prompt to text: prefill once, then decode on the device with a cache of keys and values.
+"""From prompts to completions: batches, buckets, stops and streams around the loop on the device."""
 
-Axes: B rows, T prompt, S cache, N new tokens, V vocabulary; L layers, H heads, K head_dim.
-"""
-
-import re
-from dataclasses import dataclass, replace
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from codegen_jax.config import CodeGenConfig
+from codegen_jax.config import CodeGenConfig, MeshConfig
 from codegen_jax.conversion.models import open_model
-from codegen_jax.conversion.weights import load_params
 from codegen_jax.data.tokenizer import Tokenizer
-from codegen_jax.errors import UserError, require, require_seed
-from codegen_jax.inference.sampling import sample
-from codegen_jax.model.attention import LANES, KVCache
-from codegen_jax.model.codegen import Params, abstract_params, module
+from codegen_jax.errors import UserError, require, require_seed, warn
+from codegen_jax.inference.decode import CHUNK, Program, Rows, decode, prefill, recent_slots, take_rows
+from codegen_jax.inference.network import hidden, logits
+from codegen_jax.inference.sampling import Knobs
+from codegen_jax.inference.stops import Stops, Truncate
+from codegen_jax.inference.weights import DecodeWeights, Quantize, arrange_params, load_weights
+from codegen_jax.model.codegen import Params
+from codegen_jax.sharding import ROWS, make_mesh
+
+SLOTS = 128  # caches are multiples of this, prompts and rows powers of two: few shapes compile
+
+
+@dataclass(frozen=True)
+class Options:
+    """How prompts are completed; defaults as in the authors' sample.py.
+
+    Attributes:
+        max_new_tokens: tokens to add at most.
+        temperature: 0 takes the likeliest token.
+        top_p: the smallest set of tokens with at least this probability is kept; 1 keeps all.
+        top_k: number of tokens kept; 0 keeps all.
+        min_p: tokens at least this likely relative to the likeliest are kept; 0 keeps all.
+        repetition_penalty: above 1 makes tokens of prompt and completion less likely.
+        num_samples: completions of each prompt, side by side in the result; they share one prefill.
+        seed: of all prompts, or one for each. Same seed, prompt and sample number: same completion, whatever else is in
+            the batch.
+        stop: regular expression, MULTILINE; a completion ends before its first match.
+        stop_strings: a completion ends before the first of them.
+        truncate: codegen: end it where the authors' sample.py does.
+        logprobs: keep log-probabilities, and of so many likeliest tokens at each place; None: none.
+        num_guesses: tokens guessed a round, where a draft is given.
+        draft: lookup: guess what followed the last tokens before; or a smaller model with the same tokenizer. It
+            changes no token.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.2
+    top_p: float = 0.95
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    num_samples: int = 1
+    seed: int | list[int] = 0
+    stop: str | None = None
+    stop_strings: list[str] = field(default_factory=list)
+    truncate: Truncate = None
+    logprobs: int | None = None
+    num_guesses: int = 4
+    draft: "Literal['lookup'] | Generator | None" = None
+
+    def __post_init__(self) -> None:
+        require(self.max_new_tokens > 0, f"--max-new-tokens: {self.max_new_tokens} must be positive")
+        require(self.temperature >= 0, f"--temperature: {self.temperature} must not be negative")
+        require(0 < self.top_p <= 1, f"--top-p: {self.top_p} must be above 0 and at most 1")
+        require(self.top_k >= 0, f"--top-k: {self.top_k} must not be negative; 0 keeps all")
+        require(0 <= self.min_p <= 1, f"--min-p: {self.min_p} must be in [0, 1]")
+        require(self.repetition_penalty > 0, f"--repetition-penalty: {self.repetition_penalty} must be positive")
+        require(self.num_samples > 0, f"--num-samples: {self.num_samples} must be positive")
+        require(self.logprobs is None or self.logprobs >= 0, f"--logprobs: {self.logprobs} must not be negative")
+        require(self.num_guesses > 0, f"--num-guesses: {self.num_guesses} must be positive")
+        for seed in self.seed if isinstance(self.seed, list) else [self.seed]:
+            require_seed("--seed", seed)
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> "Options":
+        """Options by name.
+
+        Raises:
+            UserError: for a name that there is not, or an impossible value.
+        """
+        known = [f.name for f in fields(cls)]
+        for name in options:
+            require(name in known, f"{name}: no such option; there are {', '.join(known)}")
+        return cls(**options)
+
+    @property
+    def guesses(self) -> int:
+        return self.num_guesses if self.draft is not None else 0
 
 
 @dataclass(frozen=True)
@@ -29,25 +102,66 @@ class Completion:
     Attributes:
         prompt: as given.
         completion: the text after it.
-        token_ids: ids of the completion, without eos; not cut at a stop.
-        finish_reason: eos, stop (the regular expression matched) or length.
+        token_ids: ids of the completion, without eos; with a stop, up to the token that completed it.
+        finish_reason: eos, stop or length.
+        logprobs: natural logarithm of the model's probability of each of token_ids, whatever temperature and cuts say.
+        top_logprobs: at each place, the likeliest ids with theirs.
+        proposed: tokens that were guessed by a draft.
+        accepted: of these, the ones that held.
     """
 
     prompt: str
     completion: str
     token_ids: list[int]
     finish_reason: Literal["eos", "stop", "length"]
+    logprobs: list[float] | None = None
+    top_logprobs: list[dict[int, float]] | None = None
+    proposed: int = 0
+    accepted: int = 0
+
+
+@dataclass
+class Request:
+    """A row to be, and what became of it."""
+
+    prompt: str
+    ids: list[int]
+    seed: int
+    sample: int
+    new: list[int] = field(default_factory=list)
+    reason: Literal["eos", "stop", "length"] | None = None
+    logprobs: list[float] | None = None
+    top_logprobs: list[dict[int, float]] | None = None
+    proposed: int = 0
+    accepted: int = 0
 
 
 class Generator:
-    """A model and its tokenizer, ready to complete prompts."""
+    """A model and its tokenizer, ready to complete and to score texts.
 
-    def __init__(self, config: CodeGenConfig, params: Params, tokenizer: Tokenizer):
-        self.config, self.params, self.tokenizer = config, params, tokenizer
+    Args:
+        config: of the network.
+        weights: on `mesh`.
+        tokenizer: of the model.
+        mesh: axes data (rows), and tensor (heads and the MLP).
+        max_rows: rows decoded together at most.
+    """
+
+    def __init__(
+        self, config: CodeGenConfig, weights: DecodeWeights, tokenizer: Tokenizer, mesh: Mesh, max_rows: int = 64
+    ):
+        self.config, self.weights, self.tokenizer, self.mesh, self.max_rows = config, weights, tokenizer, mesh, max_rows
+        self.compiled: set[Any] = set()
 
     @classmethod
-    def load(cls, model: str, dtype: Literal["bfloat16", "float32"] | None = None) -> "Generator":
-        """Read a model, named as in `open_model`, onto the first device; dtype is that of `codegen_jax.load`."""
+    def load(
+        cls,
+        model: str,
+        dtype: Literal["bfloat16", "float32"] | None = None,
+        quantize: Quantize = None,
+        mesh: MeshConfig | None = None,
+    ) -> "Generator":
+        """Read a model, named as in `open_model`; arguments as in `codegen_jax.load`."""
         weights = open_model(model)
         config = replace(weights.config, embedding_bias=False, dtype=dtype or weights.config.dtype)
         tokenizer = weights.tokenizer
@@ -57,165 +171,287 @@ class Generator:
             tokenizer.vocab_size <= config.vocab_size,
             f"{model}: its tokenizer has {tokenizer.vocab_size} ids, but the network {config.vocab_size}",
         )
-        return cls(config, load_params(weights, abstract_params(config)), tokenizer)
+        devices = make_mesh(mesh) if mesh else make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+        return cls(config, load_weights(weights, config, devices, quantize), tokenizer, devices)
 
-    def generate(self, prompt: str, **options: object) -> str:
-        """The completion of one prompt as text; options as in `complete`."""
-        return self.complete([prompt], **options)[0].completion  # pyright: ignore[reportArgumentType]
+    @classmethod
+    def of_params(cls, config: CodeGenConfig, params: Params, tokenizer: Tokenizer, mesh: Mesh) -> "Generator":
+        """From parameters that are on the mesh, as in training."""
+        config = replace(config, embedding_bias=False)
+        with jax.set_mesh(mesh):
+            weights = jax.jit(partial(arrange_params, config=config, groups=mesh.shape["tensor"]))(params)
+        return cls(config, weights, tokenizer, mesh)
 
-    def complete(
-        self,
-        prompts: list[str],
-        *,
-        max_new_tokens: int = 128,
-        temperature: float = 0.2,
-        top_p: float = 0.95,
-        top_k: int = 0,
-        num_samples: int = 1,
-        stop: str | None = None,
-        seed: int = 0,
-    ) -> list[Completion]:
-        """Complete prompts, num_samples completions for each; defaults as in the authors' sample.py.
+    def generate(self, prompt: str, **options: Any) -> str:
+        """The completion of one prompt as text; options as in `Options`."""
+        return self.complete([prompt], **options)[0].completion
 
-        Args:
-            prompts: texts of any length, completed together.
-            max_new_tokens: tokens to add at most.
-            temperature: 0 takes the likeliest token; otherwise as in `sample`.
-            top_p: as in `sample`.
-            top_k: as in `sample`.
-            num_samples: completions of each prompt, side by side in the result.
-            stop: regular expression, MULTILINE; a completion ends before its first match.
-            seed: same seed, same prompt and same sample number: same completion, whatever else is in the batch.
+    def complete(self, prompts: list[str], **options: Any) -> list[Completion]:
+        """Complete prompts of any lengths, num_samples completions for each; options as in `Options`.
+
+        A prompt longer than the context is cut from the left, with a warning.
 
         Raises:
-            UserError: for an impossible option, an empty prompt, or prompt and new tokens beyond n_positions.
+            UserError: for an unknown or impossible option, an empty prompt, or prompt and new tokens beyond the context.
         """
-        require(bool(prompts) and all(prompts), "--prompt: must not be empty")
-        require(max_new_tokens > 0, f"--max-new-tokens: {max_new_tokens} must be positive")
-        require(temperature >= 0, f"--temperature: {temperature} must not be negative")
-        require(0 < top_p <= 1, f"--top-p: {top_p} must be above 0 and at most 1")
-        require(top_k >= 0, f"--top-k: {top_k} must not be negative; 0 keeps all")
-        require(num_samples > 0, f"--num-samples: {num_samples} must be positive")
-        require_seed("--seed", seed)
-        try:
-            pattern = re.compile(stop, re.MULTILINE) if stop else None
-        except re.error as error:
-            raise UserError(f"--stop: {stop!r} is not a regular expression ({error})") from error
+        chosen = Options.of(options)
+        requests = self._requests(prompts, chosen)
+        stops = Stops(chosen.stop, chosen.stop_strings, chosen.truncate)
+        for first in range(0, len(requests), self.max_rows):
+            for _ in self._run(requests[first : first + self.max_rows], chosen, stops, CHUNK):
+                pass
+        return [self._completion(request, stops) for request in requests]
 
-        ids = [self._encode(prompt, max_new_tokens) for prompt in prompts]
-        tokens_BT, segment_ids_BT = _left_pad([row for row in ids for _ in range(num_samples)])
-        samples = jnp.tile(jnp.arange(num_samples), len(prompts))
-        keys_B = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(samples)
-        new_BN = _decode(
-            self.params,
-            tokens_BT,
-            segment_ids_BT,
-            keys_B,
-            temperature or 1.0,
-            top_p,
-            top_k,
-            config=self.config,
-            max_new_tokens=max_new_tokens,
-            greedy=temperature == 0,
-            vocab_size=self.tokenizer.vocab_size,
-            eos_id=self.tokenizer.eos_id,
-        )
-        rows = [prompt for prompt in prompts for _ in range(num_samples)]
-        return [self._completion(prompt, new, pattern) for prompt, new in zip(rows, np.asarray(new_BN).tolist())]
+    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+        """The completion of one prompt in pieces, as soon as their text is sure; joined, what `generate` gives."""
+        chosen = Options.of(options)
+        require(chosen.num_samples == 1, "--stream: one completion of one prompt at a time")
+        (request,) = self._requests([prompt], chosen)
+        stops = Stops(chosen.stop, chosen.stop_strings, chosen.truncate)
+        shown = 0
+        for _ in self._run([request], chosen, stops, 1):
+            text = self.tokenizer.decode(request.new)
+            end = stops.settled(text)
+            if request.reason is None and end > shown:
+                yield text[shown:end]
+                shown = end
+        yield self._completion(request, stops).completion[shown:]
 
-    def _encode(self, prompt: str, max_new_tokens: int) -> list[int]:
+    def score(self, texts: list[str]) -> list[tuple[list[int], list[float]]]:
+        """Ids of texts, and the log-probability of each id but the first given those before it.
+
+        Raises:
+            UserError: for a text that is empty or longer than the context.
+        """
+        scored = []
+        for text in texts:
+            ids = self._encode(text, "text")
+            require(
+                len(ids) <= self.config.n_positions,
+                f"text: {len(ids)} tokens exceed the context of {self.config.n_positions}; shorten it",
+            )
+            scored.append((ids, self.logprobs(np.array([ids]))[0].tolist()))
+        return scored
+
+    def logprobs(self, tokens_BT: np.ndarray) -> np.ndarray:
+        """Log-probabilities of ids given those before them in their row, float32 [B, T - 1]."""
+        B, T = tokens_BT.shape
+        padded = np.zeros((self._rows(B), _power_of_two(T)), np.int32)
+        padded[:B, :T] = tokens_BT
+        with jax.set_mesh(self.mesh):
+            found = self._call(_logprobs, "score", padded.shape, self.weights, padded, config=self.config)
+        return np.asarray(found)[:B, : T - 1]
+
+    def warmup(self, rows: int, prompt_tokens: int, **options: Any) -> None:
+        """Compile ahead what `complete` will need for so many rows and prompts of so many tokens."""
+        chosen = Options.of(options)
+        ids = [self.tokenizer.eos_id] * prompt_tokens
+        requests = [Request("", list(ids), 0, number) for number in range(rows)]
+        for _ in self._run(requests, replace(chosen, max_new_tokens=chosen.max_new_tokens), Stops(None, [], None), 0):
+            break
+
+    def _requests(self, prompts: list[str], options: Options) -> list[Request]:
+        require(bool(prompts), "--prompt: must not be empty")
+        seeds = options.seed if isinstance(options.seed, list) else [options.seed] * len(prompts)
+        require(len(seeds) == len(prompts), f"--seed: {len(seeds)} seeds for {len(prompts)} prompts")
+        if isinstance(options.draft, Generator):
+            require(
+                options.draft.tokenizer.fingerprint == self.tokenizer.fingerprint,
+                f"--draft: its tokenizer is {options.draft.tokenizer.fingerprint}, that of the model "
+                f"{self.tokenizer.fingerprint}; a draft needs the same",
+            )
+        room = self.config.n_positions - options.max_new_tokens
+        requests = []
+        for prompt, seed in zip(prompts, seeds):
+            ids = self._encode(prompt, "--prompt")
+            require(
+                room > 0 and (len(ids) <= room or len(ids) > self.config.n_positions),
+                f"--max-new-tokens: a prompt of {len(ids)} tokens and {options.max_new_tokens} new ones exceed the "
+                f"context of {self.config.n_positions}; shorten one",
+            )
+            if len(ids) > room:
+                warn(f"a prompt of {len(ids)} tokens is longer than the context; only its last {room} are used")
+            requests += [Request(prompt, ids[-room:], seed, number) for number in range(options.num_samples)]
+        return requests
+
+    def _encode(self, text: str, name: str) -> list[int]:
+        require(bool(text), f"{name}: must not be empty")
         try:
-            prompt.encode()
+            text.encode()
         except UnicodeEncodeError as error:
-            raise UserError(f"--prompt: not valid Unicode ({error.reason} at character {error.start})") from error
-        ids = self.tokenizer.encode(prompt)
-        require(
-            len(ids) + max_new_tokens <= self.config.n_positions,
-            f"--max-new-tokens: a prompt of {len(ids)} tokens and {max_new_tokens} new ones exceed the context of "
-            f"{self.config.n_positions}; shorten one",
+            raise UserError(f"{name}: not valid Unicode ({error.reason} at character {error.start})") from error
+        return self.tokenizer.encode(text)
+
+    def _run(self, requests: list[Request], options: Options, stops: Stops, chunk: int) -> Iterator[None]:
+        """Decode the requests together; after each `chunk` rounds they hold what has come, and this yields."""
+        draft = options.draft if isinstance(options.draft, Generator) else None
+        program = Program(
+            self.config,
+            draft.config if draft else None,
+            options.guesses,
+            options.temperature == 0,
+            options.repetition_penalty != 1,
+            options.logprobs,
+            self.tokenizer.vocab_size,
+            self.tokenizer.eos_id,
         )
-        return ids
-
-    def _completion(self, prompt: str, ids: list[int], pattern: re.Pattern[str] | None) -> Completion:
-        reason: Literal["eos", "stop", "length"] = "length"
-        if self.tokenizer.eos_id in ids:
-            ids, reason = ids[: ids.index(self.tokenizer.eos_id)], "eos"
-        text = self.tokenizer.decode(ids)
-        match = pattern.search(text) if pattern else None
-        if match:
-            text, reason = text[: match.start()], "stop"
-        return Completion(prompt, text, ids, reason)
-
-
-def _left_pad(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of ids, right-aligned in a power of two so that few lengths compile, and segment ids: 0 for padding."""
-    length = 1 << max(4, (max(map(len, rows)) - 1).bit_length())
-    tokens_BT, segment_ids_BT = np.zeros((2, len(rows), length), np.int32)
-    for row, ids in enumerate(rows):
-        tokens_BT[row, length - len(ids) :] = ids
-        segment_ids_BT[row, length - len(ids) :] = 1
-    return tokens_BT, segment_ids_BT
-
-
-def empty_cache(config: CodeGenConfig, batch_size: int, length: int) -> KVCache:
-    """A cache for `length` tokens a row, in the compute dtype. Segment -1: a free slot, which no token sees."""
-    length = -(-length // LANES) * LANES  # whole tiles of the attention kernels
-    shape = (config.n_layer, batch_size, length, config.n_head, config.head_dim)
-    free_BS = jnp.full((batch_size, length), -1, jnp.int32)
-    return KVCache(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype), free_BS, 0)
-
-
-@partial(jax.jit, static_argnames=("config", "max_new_tokens", "greedy", "vocab_size", "eos_id"))
-def _decode(
-    params: Params,
-    tokens_BT: jax.Array,
-    segment_ids_BT: jax.Array,
-    keys_B: jax.Array,
-    temperature: jax.Array,
-    top_p: jax.Array,
-    top_k: jax.Array,
-    *,
-    config: CodeGenConfig,
-    max_new_tokens: int,
-    greedy: bool,
-    vocab_size: int,
-    eos_id: int,
-) -> jax.Array:
-    """New ids, int32 [B, N]; eos from the end of a row on. Ids from vocab_size on have no token and are never drawn."""
-    model = module(config, params)
-    B, T = tokens_BT.shape
-    has_token_V = jnp.arange(config.vocab_size) < vocab_size
-
-    def choose(x_B1D: jax.Array, step: jax.Array | int) -> jax.Array:
-        logits_BV = jnp.where(has_token_V, model.logits(x_B1D)[:, 0], -jnp.inf)
-        if greedy:
-            return jnp.argmax(logits_BV, axis=-1)
-        step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, step)
-        return sample(logits_BV, step_keys_B, temperature, top_p, top_k)
-
-    lengths_B = segment_ids_BT.sum(1)
-    positions_BT = jnp.maximum(jnp.cumsum(segment_ids_BT, axis=1) - 1, 0)
-    x_BTD, cache = model.hidden(
-        tokens_BT,
-        positions_BT=positions_BT,
-        segment_ids_BT=segment_ids_BT,
-        cache=empty_cache(config, B, T + max_new_tokens),
-    )
-    first_B = choose(x_BTD[:, -1:], 0)
-    new_BN = jnp.full((B, max_new_tokens), eos_id, jnp.int32).at[:, 0].set(first_B)
-
-    def unfinished(carry: tuple) -> jax.Array:
-        step, last_B, _, _ = carry
-        return (step < max_new_tokens) & jnp.any(last_B != eos_id)
-
-    def next_token(carry: tuple) -> tuple:
-        step, last_B, new_BN, cache = carry
-        x_B1D, cache = model.hidden(
-            last_B[:, None],
-            positions_BT=(lengths_B + step - 1)[:, None],
-            cache=cache,
+        knobs = Knobs(
+            options.temperature or 1.0, options.top_k, options.top_p, options.min_p, options.repetition_penalty
         )
-        token_B = jnp.where(last_B == eos_id, eos_id, choose(x_B1D, step))
-        return step + 1, token_B, new_BN.at[:, step].set(token_B), cache
+        live = list(requests)
+        with jax.set_mesh(self.mesh):
+            rows = self._start(live, options, draft)
+        while live:
+            with jax.set_mesh(self.mesh):
+                rows = self._call(
+                    decode,
+                    "decode",
+                    (rows.tokens_BS.shape, program, rows.draft_cache != ()),
+                    self.weights,
+                    draft.weights if draft else None,
+                    rows,
+                    knobs,
+                    np.int32(chunk),
+                    program=program,
+                )
+                live, rows = self._collect(live, rows, options, stops)
+            yield
 
-    return jax.lax.while_loop(unfinished, next_token, (1, first_B, new_BN, cache))[2]
+    def _start(self, requests: list[Request], options: Options, draft: "Generator | None") -> Rows:
+        """Prefill each prompt once, and a row for each request; rows that fill up a power of two have ended."""
+        prompts = list(dict.fromkeys(tuple(request.ids) for request in requests))
+        longest = max(map(len, prompts))
+        slots = longest + options.max_new_tokens + recent_slots(options.guesses)
+        slots = -(-slots // SLOTS) * SLOTS
+        tokens_PS = np.zeros((self._rows(len(prompts)), slots), np.int32)
+        for row, ids in enumerate(prompts):
+            tokens_PS[row, : len(ids)] = ids
+        T = min(_power_of_two(longest), slots)
+        caches = [
+            self._call(
+                prefill,
+                "prefill",
+                (len(tokens_PS), T, slots, model.config),
+                model.weights,
+                tokens_PS[:, :T],
+                config=model.config,
+                slots=slots,
+            )
+            for model in (self, *([draft] if draft else []))
+        ]
+        B = self._rows(len(requests))
+        index_B = np.zeros(B, np.int32)
+        index_B[: len(requests)] = [prompts.index(tuple(request.ids)) for request in requests]
+        if len(tokens_PS) != B or (index_B != np.arange(B)).any():
+            caches = [take_rows(cache, index_B) for cache in caches]
+        filled = [*requests, *[requests[0]] * (B - len(requests))]
+        lengths_B = np.array([len(request.ids) for request in filled], np.int32)
+        places, top = (0, 0) if options.logprobs is None else (slots, options.logprobs)
+        return Rows(
+            tokens_BS=tokens_PS[index_B],
+            length_B=lengths_B,
+            prompt_B=lengths_B,
+            limit_B=lengths_B + options.max_new_tokens,
+            done_B=np.arange(B) >= len(requests),
+            seed_B=np.array([request.seed for request in filled], np.uint32),
+            sample_B=np.array([request.sample for request in filled], np.uint32),
+            cache=caches[0],
+            draft_cache=caches[1] if draft else (),
+            logprobs_BS=np.zeros((B, places), np.float32),
+            top_logprobs_BSN=np.zeros((B, places, top), np.float32),
+            top_ids_BSN=np.zeros((B, places, top), np.int32),
+            proposed_B=np.zeros(B, np.int32),
+            accepted_B=np.zeros(B, np.int32),
+        )
+
+    def _collect(self, live: list[Request], rows: Rows, options: Options, stops: Stops) -> tuple[list[Request], Rows]:
+        """Take what has come from the device, end requests that stop, and drop rows when half of them have ended."""
+        names = ("tokens_BS", "length_B", "done_B", "proposed_B", "accepted_B")
+        names += () if options.logprobs is None else ("logprobs_BS", "top_logprobs_BSN", "top_ids_BSN")
+        found = dict(zip(names, jax.device_get([getattr(rows, name) for name in names])))
+        for row, request in enumerate(live):
+            if request.reason is not None:
+                continue
+            start, stop = len(request.ids), int(found["length_B"][row])
+            before, request.new = len(request.new), found["tokens_BS"][row, start:stop].tolist()
+            request.proposed, request.accepted = int(found["proposed_B"][row]), int(found["accepted_B"][row])
+            if options.logprobs is not None:
+                request.logprobs = found["logprobs_BS"][row, start:stop].tolist()
+                ids, values = (found[name][row, start:stop].tolist() for name in ("top_ids_BSN", "top_logprobs_BSN"))
+                request.top_logprobs = [dict(zip(*pair)) for pair in zip(ids, values)]
+            if request.new[-1:] == [self.tokenizer.eos_id]:
+                request.new, request.reason = request.new[:-1], "eos"
+            elif found["done_B"][row]:
+                request.reason = "length"
+            self._stop(request, before, stops)
+        alive = [row for row, request in enumerate(live) if request.reason is None]
+        if not alive:
+            return [], rows
+        B = self._rows(len(alive))
+        done_B = np.ones(len(rows.done_B), bool)
+        done_B[alive] = False
+        rows = rows._replace(done_B=done_B)
+        if len(rows.done_B) > B:
+            index_B = np.array(alive + [int(np.argmax(done_B))] * (B - len(alive)), np.int32)
+            return [live[row] for row in alive], take_rows(rows, index_B)
+        return live, rows
+
+    def _stop(self, request: Request, before: int, stops: Stops) -> None:
+        """End a request by the first of its tokens that completes a stop."""
+        if not stops or stops.end(self.tokenizer.decode(request.new)) is None:
+            return
+        count = next(
+            count
+            for count in range(before + 1, len(request.new) + 1)
+            if count == len(request.new) or stops.end(self.tokenizer.decode(request.new[:count])) is not None
+        )
+        request.new, request.reason = request.new[:count], "stop"
+
+    def _completion(self, request: Request, stops: Stops) -> Completion:
+        text = self.tokenizer.decode(request.new)
+        if request.reason == "stop":
+            text = text[: stops.end(text)]
+        assert request.reason is not None
+        count = len(request.new)
+        return Completion(
+            request.prompt,
+            text,
+            request.new,
+            request.reason,
+            request.logprobs and request.logprobs[:count],
+            request.top_logprobs and request.top_logprobs[:count],
+            request.proposed,
+            request.accepted,
+        )
+
+    def _rows(self, count: int) -> int:
+        """Rows to compile for: a power of two that the mesh's rows divide."""
+        each = int(np.prod([self.mesh.shape[axis] for axis in ROWS]))
+        return each * _power_of_two(-(-count // each), least=1)
+
+    def _call(self, function: Callable[..., Any], name: str, shape: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call a jitted function, and say so if it has to compile for long."""
+        key = (name, shape)
+        began = time.perf_counter()
+        result = function(*args, **kwargs)
+        if key not in self.compiled:
+            self.compiled.add(key)
+            if (seconds := time.perf_counter() - began) > 1:
+                print(f"codegen-jax: compiled {name} in {seconds:.1f} s", file=sys.stderr)
+        return result
+
+
+def _power_of_two(count: int, least: int = 16) -> int:
+    return max(least, 1 << (count - 1).bit_length())
+
+
+@partial(jax.jit, static_argnames="config")
+def _logprobs(weights: DecodeWeights, tokens_BT: jax.Array, *, config: CodeGenConfig) -> jax.Array:
+    x_BTD, _ = hidden(weights, config, tokens_BT)
+
+    def of_row(row: tuple[jax.Array, jax.Array]) -> jax.Array:  # one row's logits at a time
+        x_TD, tokens_T = row
+        logprobs_TV = jax.nn.log_softmax(logits(weights, x_TD[:-1]))
+        return jnp.take_along_axis(logprobs_TV, tokens_T[1:, None], axis=-1)[:, 0]
+
+    return jax.lax.map(of_row, (x_BTD, tokens_BT))

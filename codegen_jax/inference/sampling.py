@@ -1,27 +1,50 @@
-"""From logits to the next token."""
+"""From logits to the next token. All functions take any leading axes; V is the vocabulary."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 
-def sample(
-    logits_BV: jax.Array, keys_B: jax.Array, temperature: jax.Array, top_p: jax.Array, top_k: jax.Array
-) -> jax.Array:
-    """Draw one id a row, int32 [B], from softmax(logits / temperature) cut to its top k and then its top p.
+class Knobs(NamedTuple):
+    """How tokens are drawn; scalars, which may change without compiling anew.
 
-    Args:
-        logits_BV: float32.
-        keys_B: one random key a row, so that a row's draw does not depend on the others.
-        temperature: above 0; smaller is greedier.
-        top_p: the smallest set of ids with at least this probability is kept; 1 keeps all.
+    Attributes:
+        temperature: 0 takes the likeliest token.
         top_k: number of ids kept; 0 keeps all.
+        top_p: the smallest set of ids with at least this probability is kept; 1 keeps all.
+        min_p: ids at least this likely relative to the likeliest are kept; 0 keeps all.
+        repetition_penalty: divides positive and multiplies negative logits of ids that were seen; 1 does nothing.
     """
-    logits_BV = logits_BV / temperature
-    descending_BV = -jnp.sort(-logits_BV, axis=-1)
-    rank_V = jnp.arange(logits_BV.shape[-1])
-    in_top_k = (top_k == 0) | (rank_V < top_k)
-    p_BV = jax.nn.softmax(jnp.where(in_top_k, descending_BV, -jnp.inf), axis=-1)
-    mass_before_BV = jnp.cumsum(p_BV, axis=-1) - p_BV
-    kept_BV = in_top_k & (mass_before_BV < top_p)
-    threshold_B1 = jnp.min(jnp.where(kept_BV, descending_BV, jnp.inf), axis=-1, keepdims=True)
-    return jax.vmap(jax.random.categorical)(keys_B, jnp.where(logits_BV >= threshold_B1, logits_BV, -jnp.inf))
+
+    temperature: jax.Array | float
+    top_k: jax.Array | int
+    top_p: jax.Array | float
+    min_p: jax.Array | float
+    repetition_penalty: jax.Array | float
+
+
+def penalize(logits_V: jax.Array, seen_V: jax.Array, penalty: jax.Array | float) -> jax.Array:
+    """Make ids that were seen less likely, as transformers does (arXiv 1909.05858, section 4.1)."""
+    return jnp.where(seen_V, jnp.where(logits_V > 0, logits_V / penalty, logits_V * penalty), logits_V)
+
+
+def cut(logits_V: jax.Array, knobs: Knobs) -> jax.Array:
+    """logits / temperature, -inf where top_k, top_p after it, or min_p leave an id out; ties with the last kept stay."""
+    logits_V = logits_V / knobs.temperature
+    descending_V = -jnp.sort(-logits_V, axis=-1)
+    in_top_k = (knobs.top_k == 0) | (jnp.arange(logits_V.shape[-1]) < knobs.top_k)
+    p_V = jax.nn.softmax(jnp.where(in_top_k, descending_V, -jnp.inf), axis=-1)
+    mass_before_V = jnp.cumsum(p_V, axis=-1) - p_V
+    kept_V = in_top_k & (mass_before_V < knobs.top_p) & (p_V >= knobs.min_p * p_V[..., :1])
+    threshold = jnp.min(jnp.where(kept_V, descending_V, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits_V >= threshold, logits_V, -jnp.inf)
+
+
+def draw(logits_V: jax.Array, key: jax.Array, knobs: Knobs) -> jax.Array:
+    """One id, int32: the largest of the kept logits with Gumbel noise, which is a draw from their softmax.
+
+    The noise depends on the key alone. So two distributions that are alike mostly give the same id for the same key,
+    and a draft's guess of an id is right whenever it is the one drawn here: speculation changes no result.
+    """
+    return jax.random.categorical(key, cut(logits_V, knobs))

@@ -1,0 +1,254 @@
+"""Decoding on the device: rows of tokens grow until they end, one round of the network at a time.
+
+A round takes the last token of each row and `guesses` for the tokens after it (none without speculation), and draws
+the token that follows each of them. Guesses that equal what is drawn hold, so a round yields one token more than
+guesses that held; what is drawn for a place depends on the row's seed and that place alone. So speculation gives the tokens
+that plain decoding gives, greedy or sampled, and rows of a batch may accept different numbers of guesses.
+
+Axes: B rows, S slots, J places of a round = guesses + 1, V vocabulary.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from codegen_jax.config import CodeGenConfig
+from codegen_jax.inference.network import Cache, Past, empty_cache, hidden, logits, merge, put
+from codegen_jax.inference.sampling import Knobs, draw, penalize
+from codegen_jax.inference.weights import DecodeWeights
+
+CHUNK = 32  # rounds at most, after which the host looks at stops and ended rows
+NGRAM = 3  # tokens that must repeat, at most, for a guess by lookup
+
+
+class Rows(NamedTuple):
+    """Rows that grow.
+
+    Attributes:
+        tokens_BS: int32 ids, of which length_B count.
+        length_B: int32.
+        prompt_B: int32 length of the prompt.
+        limit_B: int32 length at which a row ends.
+        done_B: whether it has ended.
+        seed_B: uint32, and sample_B, uint32: what is drawn for a place depends on these two and the place.
+        cache: of the network, of all tokens but the last.
+        draft_cache: of the draft, likewise; () without one.
+        logprobs_BS: float32, of each token given those before it, where asked for.
+        top_logprobs_BSN: float32, the largest at each place.
+        top_ids_BSN: int32, whose they are.
+        proposed_B: int32 guesses made.
+        accepted_B: int32 guesses that held.
+    """
+
+    tokens_BS: jax.Array
+    length_B: jax.Array
+    prompt_B: jax.Array
+    limit_B: jax.Array
+    done_B: jax.Array
+    seed_B: jax.Array
+    sample_B: jax.Array
+    cache: Cache
+    draft_cache: Cache
+    logprobs_BS: jax.Array
+    top_logprobs_BSN: jax.Array
+    top_ids_BSN: jax.Array
+    proposed_B: jax.Array
+    accepted_B: jax.Array
+
+
+class Program(NamedTuple):
+    """What is compiled in.
+
+    Attributes:
+        config: of the network.
+        draft: of the draft network, or None.
+        guesses: a round; 0: no speculation.
+        greedy: take the likeliest token.
+        penalty: whether there is a repetition penalty.
+        logprobs: whether to keep log-probabilities, and of how many likeliest ids besides; None: no.
+        vocab_size: ids from here on have no token and are never drawn.
+        eos_id: ends a row.
+    """
+
+    config: CodeGenConfig
+    draft: CodeGenConfig | None
+    guesses: int
+    greedy: bool
+    penalty: bool
+    logprobs: int | None
+    vocab_size: int
+    eos_id: int
+
+
+@partial(jax.jit, static_argnames=("config", "slots"))
+def prefill(weights: DecodeWeights, tokens_BT: jax.Array, *, config: CodeGenConfig, slots: int) -> Cache:
+    """A cache of so many slots with the keys and values of prompts, padded behind."""
+    _, cache = hidden(weights, config, tokens_BT)
+    rows, T = tokens_BT.shape
+    return put(empty_cache(config, rows, slots), cache, jnp.zeros(rows, jnp.int32)) if slots > T else cache
+
+
+@jax.jit
+def take_rows(rows: Any, index_B: jax.Array) -> Any:
+    """Some rows of all arrays, in a new order; an index may come more than once."""
+    return jax.tree.map(lambda x: x[index_B], rows)
+
+
+@partial(jax.jit, static_argnames="program", donate_argnums=2)
+def decode(
+    weights: DecodeWeights,
+    draft: DecodeWeights | None,
+    rows: Rows,
+    knobs: Knobs,
+    rounds: jax.Array,
+    *,
+    program: Program,
+) -> Rows:
+    """So many rounds, at most CHUNK, or until every row has ended."""
+    recent = lambda config: empty_cache(config, len(rows.length_B), recent_slots(program.guesses))
+    past = Past(rows.cache, recent(program.config), rows.length_B - 1)
+    # what the draft sees in a round begins with the last but one, see `_guess`
+    draft_past = Past(rows.draft_cache, recent(program.draft) if program.draft else (), _before_last(rows))
+
+    def unfinished(carry: tuple[jax.Array, Rows, Cache, Cache]) -> jax.Array:
+        return (carry[0] < rounds) & ~jnp.all(carry[1].done_B)
+
+    def one_round(carry: tuple[jax.Array, Rows, Cache, Cache]) -> tuple[jax.Array, Rows, Cache, Cache]:
+        number, rows, recent, draft_recent = carry
+        guesses_BJ, draft_recent = _guess(draft, rows, draft_past._replace(recent=draft_recent), knobs, program)
+        rows, recent = _round(weights, guesses_BJ, rows, past._replace(recent=recent), knobs, program)
+        return number + 1, rows, recent, draft_recent
+
+    carry = (jnp.int32(0), rows._replace(cache=(), draft_cache=()), past.recent, draft_past.recent)
+    _, grown, recent, draft_recent = jax.lax.while_loop(unfinished, one_round, carry)
+    return jax.tree.map(_replicated, grown)._replace(
+        cache=merge(past._replace(recent=recent)), draft_cache=merge(draft_past._replace(recent=draft_recent))
+    )
+
+
+def recent_slots(guesses: int) -> int:
+    """Of a chunk; what a cache needs beyond its rows' limit."""
+    return CHUNK * (guesses + 1) + 2
+
+
+def _round(
+    weights: DecodeWeights, guesses_BJ: jax.Array, rows: Rows, past: Past, knobs: Knobs, program: Program
+) -> tuple[Rows, Cache]:
+    last_B1 = _read(rows.tokens_BS, rows.length_B - 1, 1)
+    tokens_BJ = jnp.concatenate([last_B1, guesses_BJ], 1)
+    x_BJD, recent = hidden(weights, program.config, tokens_BJ, past, rows.length_B - 1)
+    logits_BJV = _replicated(logits(weights, x_BJD))
+    drawn_BJ = _draw(logits_BJV, rows, guesses_BJ, 0, knobs, program)
+
+    # a place is reached if all guesses before it held and none of them ended the row
+    held_BJ = (drawn_BJ[:, :-1] == guesses_BJ) & (guesses_BJ != program.eos_id)
+    reached_BJ = jnp.cumprod(jnp.pad(held_BJ, ((0, 0), (1, 0)), constant_values=True), axis=1).astype(bool)
+    room_B = rows.limit_B - rows.length_B
+    new_B = jnp.where(rows.done_B, 0, jnp.minimum(reached_BJ.sum(1), room_B))
+    ended_B = (drawn_BJ[jnp.arange(len(new_B)), jnp.maximum(new_B - 1, 0)] == program.eos_id) & (new_B > 0)
+    if program.logprobs is not None:
+        rows = _keep_logprobs(rows, jax.nn.log_softmax(logits_BJV), drawn_BJ, program.logprobs)
+    rows = rows._replace(
+        tokens_BS=_store(rows.tokens_BS, drawn_BJ, rows.length_B),
+        length_B=rows.length_B + new_B,
+        done_B=rows.done_B | ended_B | (new_B == room_B),
+        proposed_B=rows.proposed_B + jnp.where(rows.done_B, 0, program.guesses),
+        accepted_B=rows.accepted_B + jnp.maximum(new_B - 1, 0),
+    )
+    return rows, recent
+
+
+def _draw(
+    logits_BJV: jax.Array, rows: Rows, guesses_BJ: jax.Array, first: jax.Array | int, knobs: Knobs, program: Program
+) -> jax.Array:
+    """The tokens of the places first.. after a row's last one, each given the guesses before it; int32 [B, J]."""
+    B, J, V = logits_BJV.shape
+    if program.penalty:
+        known_BS = jnp.arange(rows.tokens_BS.shape[1]) < rows.length_B[:, None]
+        seen_BV = (
+            jnp.zeros((B, V + 1), bool).at[jnp.arange(B)[:, None], jnp.where(known_BS, rows.tokens_BS, V)].set(True)
+        )
+        guessed_BJV = jnp.cumsum(jax.nn.one_hot(guesses_BJ, V, dtype=jnp.int8), axis=1) > 0
+        guessed_BJV = jnp.pad(guessed_BJV, ((0, 0), (J - guesses_BJ.shape[1], 0), (0, 0)))
+        logits_BJV = penalize(logits_BJV, seen_BV[:, None, :V] | guessed_BJV, knobs.repetition_penalty)
+    logits_BJV = jnp.where(jnp.arange(V) < program.vocab_size, logits_BJV, -jnp.inf)
+    if program.greedy:
+        return jnp.argmax(logits_BJV, axis=-1).astype(jnp.int32)
+    places_BJ = (rows.length_B - rows.prompt_B)[:, None] + first + jnp.arange(J)
+
+    def draw_for(logits_V: jax.Array, seed: jax.Array, sample: jax.Array, place: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), sample), place)
+        return draw(logits_V, key, knobs).astype(jnp.int32)
+
+    of_rows = jax.vmap(jax.vmap(draw_for, (0, None, None, 0)))
+    return of_rows(logits_BJV, rows.seed_B, rows.sample_B, places_BJ)
+
+
+def _guess(
+    draft: DecodeWeights | None, rows: Rows, past: Past, knobs: Knobs, program: Program
+) -> tuple[jax.Array, Cache]:
+    """Guesses [B, guesses] for the tokens after the last ones, and what the draft has seen."""
+    none_B0 = jnp.zeros((len(rows.length_B), 0), jnp.int32)
+    if program.guesses == 0:
+        return none_B0, past.recent
+    if draft is None or program.draft is None:
+        return _look_up(rows, program.guesses), past.recent
+    config = program.draft
+    # two tokens: after a round whose guesses all held, the draft has not seen the last of them
+    first_B = _before_last(rows)
+    x_B2D, recent = hidden(draft, config, _read(rows.tokens_BS, first_B, 2), past, first_B)
+    x_BD = x_B2D[jnp.arange(len(first_B)), rows.length_B - 1 - first_B]
+
+    def next_guess(carry: Any, number: jax.Array) -> tuple[Any, jax.Array]:
+        x_BD, recent = carry
+        logits_B1V = _replicated(logits(draft, x_BD)[:, None])
+        guess_B1 = _draw(logits_B1V, rows, none_B0, number, knobs, program)
+        x_B1D, recent = hidden(draft, config, guess_B1, past._replace(recent=recent), rows.length_B + number)
+        return (x_B1D[:, 0], recent), guess_B1[:, 0]
+
+    (_, recent), guesses_JB = jax.lax.scan(next_guess, (x_BD, recent), jnp.arange(program.guesses))
+    return guesses_JB.T, recent
+
+
+def _before_last(rows: Rows) -> jax.Array:
+    return jnp.maximum(rows.length_B - 2, 0)
+
+
+def _look_up(rows: Rows, guesses: int) -> jax.Array:
+    """What followed the last time that the row's last tokens came, most tokens first, then latest."""
+    tokens_BS, last_B = rows.tokens_BS, rows.length_B - 1
+    place_S = jnp.arange(tokens_BS.shape[1])
+    matches_BS, same_BS = jnp.zeros(tokens_BS.shape, jnp.int32), place_S < last_B[:, None]
+    for back in range(NGRAM):
+        same_BS &= (jnp.roll(tokens_BS, back, axis=1) == _read(tokens_BS, last_B - back, 1)) & (place_S >= back)
+        matches_BS += same_BS
+    best_B = jnp.argmax(matches_BS * len(place_S) + place_S * (matches_BS > 0), axis=1)
+    return _read(tokens_BS, best_B + 1, guesses)
+
+
+def _keep_logprobs(rows: Rows, logprobs_BJV: jax.Array, drawn_BJ: jax.Array, top: int) -> Rows:
+    values_BJN, ids_BJN = jax.lax.top_k(logprobs_BJV, top)
+    drawn = jnp.take_along_axis(logprobs_BJV, drawn_BJ[..., None], axis=-1)[..., 0]
+    return rows._replace(
+        logprobs_BS=_store(rows.logprobs_BS, drawn, rows.length_B),
+        top_logprobs_BSN=_store(rows.top_logprobs_BSN, values_BJN, rows.length_B),
+        top_ids_BSN=_store(rows.top_ids_BSN, ids_BJN, rows.length_B),
+    )
+
+
+def _read(x_BS: jax.Array, first_B: jax.Array, count: int) -> jax.Array:
+    """[B, count] from each row's own place."""
+    return jax.vmap(lambda x, first: jax.lax.dynamic_slice_in_dim(x, first, count))(x_BS, first_B)
+
+
+def _store(x_BS: jax.Array, new_BJ: jax.Array, first_B: jax.Array) -> jax.Array:
+    """Written at each row's own place."""
+    update = lambda x, new, first: jax.lax.dynamic_update_slice_in_dim(x, new, first, axis=0)
+    return jax.vmap(update)(x_BS, new_BJ, first_B)
+
+
+def _replicated(x: jax.Array) -> jax.Array:
+    return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, P())

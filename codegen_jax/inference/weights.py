@@ -1,0 +1,179 @@
+"""A model's weights as decoding wants them: few large products a layer, each output's row contiguous, maybe int8.
+
+Decoding one sequence reads every weight once a token, so its speed is that of memory. A layer is two products: `inner`
+holds query, key, value and fc_in, `outer` holds attention_out and fc_out, whose sum the block takes anyway. Layers are
+separate arrays: a scan over stacked ones would copy each before its use on CPUs.
+
+Along a mesh's tensor axis both are cut into G groups of whole heads, each with its part of the MLP: a device owns the
+rows of `inner` and the columns of `outer` of its group, so a layer needs one reduction.
+
+Axes: D n_embd, V vocabulary, N rows of `inner` = 3 H K + F, M columns of `outer` = H K + F.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from codegen_jax.config import CodeGenConfig
+from codegen_jax.conversion.weights import Weights, fold_embedding_bias, shapes
+from codegen_jax.errors import require
+from codegen_jax.model.codegen import Params
+from codegen_jax.sharding import device_kind, spec
+
+Quantize = Literal["int8"] | None
+
+
+class Matrix(NamedTuple):
+    """A weight [out, in]: in the compute dtype, or int8 with a float32 scale for each output."""
+
+    values: Any
+    scale: Any = None
+
+
+class Layer(NamedTuple):
+    """One block. LayerNorm and biases are float32."""
+
+    ln_scale_D: Any
+    ln_bias_D: Any
+    inner_ND: Matrix
+    fc_in_bias_F: Any
+    outer_DM: Matrix
+    fc_out_bias_D: Any
+
+
+class DecodeWeights(NamedTuple):
+    """All of a network."""
+
+    embedding_VD: Any
+    layers: tuple[Layer, ...]
+    ln_scale_D: Any
+    ln_bias_D: Any
+    head_VD: Matrix
+    head_bias_V: Any
+
+
+AXES = DecodeWeights(
+    ("vocab", None),
+    (Layer((None,), (None,), Matrix(("mlp", None), ("mlp",)), ("mlp",), Matrix((None, "mlp"), (None,)), (None,)),),
+    (None,),
+    (None,),
+    Matrix(("vocab", None), ("vocab",)),
+    ("vocab",),
+)
+
+
+def load_weights(weights: Weights, config: CodeGenConfig, mesh: Mesh, quantize: Quantize) -> DecodeWeights:
+    """Read a model onto a mesh, a tensor at a time: the peak is the model in its run dtype and one tensor."""
+    weights = fold_embedding_bias(weights)
+
+    def read(name: str, layer: int | None) -> np.ndarray:
+        bounds = [slice(0, size) for size in shapes(config)[name]]
+        if layer is None:
+            return weights.read(name, tuple(bounds))
+        return weights.read(name, (slice(layer, layer + 1), *bounds[1:]))[0]
+
+    def place(value: Any, axes: Any, dtype: Any) -> Any:
+        return jax.device_put(np.ascontiguousarray(value).astype(dtype), NamedSharding(mesh, spec(*axes)))
+
+    return _arrange(read, place, config, mesh.shape["tensor"], quantize, np)
+
+
+def arrange_params(params: Params, config: CodeGenConfig, groups: int) -> DecodeWeights:
+    """The same from parameters on devices, inside jit; an embedding bias is folded in."""
+
+    def read(name: str, layer: int | None) -> jax.Array:
+        value = params
+        for key in name.split("."):
+            value = value[key]
+        if name == "embedding" and "embedding_bias" in params:
+            value += params["embedding_bias"]
+        return value if layer is None else value[layer]
+
+    return _arrange(read, lambda value, axes, dtype: value.astype(dtype), config, groups, None, jnp)
+
+
+def _arrange(
+    read: Callable[[str, int | None], Any],
+    place: Callable[..., Any],
+    config: CodeGenConfig,
+    G: int,
+    quantize: Any,
+    xp: Any,
+) -> DecodeWeights:
+    D, H, K, dtype = config.n_embd, config.n_head, config.head_dim, config.dtype
+    require(H % G == 0 and config.vocab_size % G == 0, f"tensor: {G} does not divide the {H} heads and the vocabulary")
+
+    def matrix(values: Any, axes: Matrix) -> Matrix:
+        if not quantize:
+            return Matrix(place(values, axes.values, dtype))
+        values = np.asarray(values, np.float32)
+        scale = np.maximum(np.abs(values).max(1), 1e-12) / 127
+        return Matrix(
+            place(np.rint(values / scale[:, None]), axes.values, np.int8), place(scale, axes.scale, np.float32)
+        )
+
+    def layer(number: int) -> Layer:
+        get = lambda name: read(f"blocks.{name}", number)
+        vector = lambda name, axes: place(get(name), axes, np.float32)
+        inner = [get(name).reshape(D, G, -1) for name in ("query", "key", "value", "fc_in")]
+        inner_ND = xp.concatenate(inner, 2).reshape(D, -1).T
+        outer = [get("attention_out").reshape(G, H * K // G, D), get("fc_out").reshape(G, -1, D)]
+        outer_DM = xp.concatenate(outer, 1).reshape(-1, D).T
+        (axes,) = AXES.layers
+        return Layer(
+            vector("ln.scale", axes.ln_scale_D),
+            vector("ln.bias", axes.ln_bias_D),
+            matrix(inner_ND, axes.inner_ND),
+            vector("fc_in_bias", axes.fc_in_bias_F),
+            matrix(outer_DM, axes.outer_DM),
+            vector("fc_out_bias", axes.fc_out_bias_D),
+        )
+
+    return DecodeWeights(
+        place(read("embedding", None), AXES.embedding_VD, dtype),
+        tuple(layer(number) for number in range(config.n_layer)),
+        place(read("ln_f.scale", None), AXES.ln_scale_D, np.float32),
+        place(read("ln_f.bias", None), AXES.ln_bias_D, np.float32),
+        matrix(read("head", None).T, AXES.head_VD),
+        place(read("head_bias", None), AXES.head_bias_V, np.float32),
+    )
+
+
+def linear(x: jax.Array, matrix: Matrix) -> jax.Array:
+    """x [..., in] times a matrix [out, in], float32 [..., out].
+
+    On a CPU XLA has fast kernels for products of two int8 and of two bfloat16 matrices (AMX, VNNI), but none for mixed
+    types. So a row of activations becomes two int8 rows, its value and 254 times what rounding left, which keeps 15
+    bits of it.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    if matrix.scale is None:
+        product = _product(rows, matrix.values, jnp.float32)
+    elif device_kind() == "cpu":
+        rows = rows.astype(jnp.float32)
+        unit = jnp.maximum(jnp.abs(rows).max(1, keepdims=True), 1e-30) / 127
+        coarse = jnp.round(rows / unit)
+        fine = jnp.round((rows / unit - coarse) * 254)
+        both = _product(jnp.concatenate([coarse, fine]).astype(jnp.int8), matrix.values, jnp.int32)
+        product = (both[: len(rows)] + both[len(rows) :] / 254) * unit * matrix.scale
+    else:
+        product = _product(rows, matrix.values.astype(rows.dtype), jnp.float32) * matrix.scale
+    return product.reshape(*x.shape[:-1], -1)
+
+
+def _product(rows: jax.Array, values: jax.Array, dtype: Any) -> jax.Array:
+    count = len(rows)
+    if device_kind() == "cpu" and rows.dtype != jnp.float32 and count < 3:
+        # XLA's fast kernels are for two rows or more, and read weights a sixth faster for three than for two
+        rows = jnp.pad(rows, ((0, 3 - count), (0, 0)))
+    product = jax.lax.dot_general(rows, values, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
+    return product[:count]
+
+
+def nbytes_per_token(weights: DecodeWeights) -> int:
+    """Bytes that a decoding step reads: all weights but the embedding, of which it reads a row."""
+    return sum(x.nbytes for x in jax.tree.leaves(weights)) - weights.embedding_VD.nbytes
