@@ -5,7 +5,7 @@ from glob import glob
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
-from codegen_jax.config import CodeGenConfig
+from codegen_jax.config import CodeGenConfig, MeshConfig
 from codegen_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,10 +17,15 @@ if find_spec("libtpu") and not glob("/dev/accel*") + glob("/dev/vfio/*"):
     os.environ.setdefault("JAX_PLATFORMS", "cuda,cpu" if gpu else "cpu")
 
 __version__ = "0.1.0"
-__all__ = ["CodeGenConfig", "UserError", "load"]
+__all__ = ["CodeGenConfig", "MeshConfig", "UserError", "load"]
 
 
-def load(model: str, dtype: Literal["bfloat16", "float32"] | None = None) -> "Generator":
+def load(
+    model: str,
+    dtype: Literal["bfloat16", "float32"] | None = None,
+    quantize: Literal["int8"] | None = None,
+    mesh: MeshConfig | None = None,
+) -> "Generator":
     """Load a model for generation.
 
     Args:
@@ -28,6 +33,8 @@ def load(model: str, dtype: Literal["bfloat16", "float32"] | None = None) -> "Ge
             checkpoint) or one checkpoint's folder.
         dtype: of activations and matrix products; None takes the run's, or float32 for float32 weights and bfloat16
             for 16-bit ones.
+        quantize: int8: matrices as int8 with a scale for each output; activations stay in dtype.
+        mesh: devices to spread rows (data) and heads (tensor) over; None: the first device.
 
     Returns:
         A generator: `load("runs/tiny_cpu").generate("def add(a, b):", max_new_tokens=64)` is the completion as text.
@@ -37,4 +44,4 @@ def load(model: str, dtype: Literal["bfloat16", "float32"] | None = None) -> "Ge
     """
     from codegen_jax.inference.generate import Generator  # importing jax takes a second; the tokenizing workers skip it
 
-    return Generator.load(model, dtype)
+    return Generator.load(model, dtype, quantize, mesh)

@@ -5,9 +5,14 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from codegen_jax import __version__
 from codegen_jax.errors import Preempted, UserError, report, require
+
+if TYPE_CHECKING:
+    from codegen_jax.evaluation.perplexity import Perplexity
+    from codegen_jax.inference.generate import Generator
 
 MODEL = "a run's output folder, a checkpoint, a Hugging Face folder or a hub id"
 
@@ -135,12 +140,53 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument("--top-p", type=float, default=0.95, metavar="X", help="default: %(default)s")
     verb.add_argument("--top-k", type=int, default=0, metavar="N", help="0 keeps all (default: %(default)s)")
     verb.add_argument("--num-samples", type=int, default=1, metavar="N", help="default: %(default)s")
+    verb.add_argument("--min-p", type=float, default=0.0, metavar="X", help="0 keeps all (default: %(default)s)")
+    verb.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="default: %(default)s")
     verb.add_argument("--stop", metavar="REGEX", help="end a completion before its first match")
+    verb.add_argument(
+        "--stop-string", action="append", default=[], metavar="TEXT", help="likewise; may be given several times"
+    )
+    verb.add_argument("--truncate", choices=("codegen",), help="end a completion where the authors' sample.py does")
+    verb.add_argument("--logprobs", type=int, metavar="N", help="in --json: of the tokens, and of the N likeliest")
+    verb.add_argument(
+        "--draft",
+        metavar="MODEL",
+        help="guess tokens, which changes none: lookup (in prompt and output), or a model",
+    )
+    verb.add_argument("--num-guesses", type=int, default=4, metavar="N", help="of a draft (default: %(default)s)")
     verb.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
-    verb.add_argument("--dtype", choices=("bfloat16", "float32"), help="of the computation (default: the model's)")
+    add_run_arguments(verb)
+    verb.add_argument("--stream", action="store_true", help="print the text as it comes")
     verb.add_argument("--json", action="store_true", help="one object a line")
     verb.set_defaults(verb=generate)
+
+    evaluate = verbs.add_parser("evaluate", help="measure a model")
+    evaluate.add_argument("model", metavar="MODEL", help=MODEL)
+    measures = evaluate.add_subparsers(required=True, metavar="WHAT")
+    verb = measures.add_parser("perplexity", help="on token files", allow_abbrev=False)
+    verb.add_argument("tokens", metavar="TOKENS", help="a folder that prepare made with the model's tokenizer")
+    verb.add_argument("--sequence-length", type=int, metavar="N", help="default: the model's context less one")
+    verb.add_argument("--max-windows", type=int, metavar="N", help="use so many windows at most (default: all)")
+    add_run_arguments(verb)
+    verb.add_argument("--json", action="store_true", help="one object")
+    verb.set_defaults(verb=perplexity)
     return parser
+
+
+def add_run_arguments(verb: argparse.ArgumentParser) -> None:
+    """How a model is loaded to run."""
+    verb.add_argument("--dtype", choices=("bfloat16", "float32"), help="of the computation (default: the model's)")
+    verb.add_argument("--quantize", choices=("int8",), help="weights as int8 with a scale for each output")
+    verb.add_argument("--data", type=int, default=1, metavar="N", help="devices that share rows (default: %(default)s)")
+    verb.add_argument("--tensor", type=int, default=1, metavar="N", help="and the heads (default: %(default)s)")
+
+
+def load(arguments: argparse.Namespace, model: str) -> "Generator":
+    from codegen_jax.config import MeshConfig
+    from codegen_jax.inference.generate import Generator
+
+    mesh = None if arguments.data == arguments.tensor == 1 else MeshConfig(arguments.data, 1, arguments.tensor)
+    return Generator.load(model, arguments.dtype, arguments.quantize, mesh)
 
 
 def train_tokenizer(arguments: argparse.Namespace) -> None:
@@ -245,14 +291,50 @@ def convert(arguments: argparse.Namespace) -> None:
 
 
 def generate(arguments: argparse.Namespace) -> None:
-    from codegen_jax.inference.generate import Generator
-
-    options = {
-        name: getattr(arguments, name)
-        for name in ("max_new_tokens", "temperature", "top_p", "top_k", "num_samples", "stop", "seed")
-    }
-    for completion in Generator.load(arguments.model, arguments.dtype).complete(arguments.prompt, **options):
+    names = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "num_samples", "stop")
+    names += ("truncate", "logprobs", "num_guesses", "seed")
+    options = {name: getattr(arguments, name) for name in names} | {"stop_strings": arguments.stop_string}
+    require(not arguments.stream or len(arguments.prompt) == 1, "--stream: one completion of one prompt at a time")
+    require(not (arguments.stream and arguments.json), "--stream: prints text; leave out --json")
+    model = load(arguments, arguments.model)
+    if arguments.draft is not None:
+        options["draft"] = "lookup" if arguments.draft == "lookup" else load(arguments, arguments.draft)
+    if arguments.stream:
+        print(arguments.prompt[0], end="", flush=True)
+        for piece in model.stream(arguments.prompt[0], **options):
+            print(piece, end="", flush=True)
+        print()
+        return
+    completions = model.complete(arguments.prompt, **options)
+    for completion in completions:
         if arguments.json:
-            print(json.dumps(dataclasses.asdict(completion)))
+            given = {name: value for name, value in dataclasses.asdict(completion).items() if value is not None}
+            if arguments.draft is None:
+                del given["proposed"], given["accepted"]
+            print(json.dumps(given))
         else:
             print(completion.prompt + completion.completion)
+    if proposed := sum(completion.proposed for completion in completions):
+        accepted = sum(completion.accepted for completion in completions)
+        print(f"codegen-jax: {accepted:,} of {proposed:,} guesses held: {accepted / proposed:.0%}", file=sys.stderr)
+
+
+def perplexity(arguments: argparse.Namespace) -> None:
+    from codegen_jax.evaluation.perplexity import evaluate
+
+    quantize = arguments.quantize
+
+    def measure(name: str | None) -> "Perplexity":
+        arguments.quantize = name
+        model = load(arguments, arguments.model)
+        return evaluate(model, arguments.tokens, arguments.sequence_length, arguments.max_windows)
+
+    results = {name or "whole": measure(name) for name in dict.fromkeys((None, quantize))}
+    for name, result in results.items():
+        if arguments.json:
+            print(json.dumps({"weights": name} | dataclasses.asdict(result)))
+        else:
+            print(f"{name}: {result}" if quantize else result)
+    if quantize and not arguments.json:
+        worse = results[quantize].perplexity / results["whole"].perplexity - 1
+        print(f"{quantize} raises the perplexity by {worse:.3%}")

@@ -1,14 +1,23 @@
 """Compiled programs are kept on disk, so that a second start does not compile again."""
 
+import hashlib
+import platform
 from pathlib import Path
 
 import jax
 
 
 def use_compilation_cache() -> None:
-    """Keep an accelerator's compiled programs in ~/.cache/codegen_jax, unless JAX_COMPILATION_CACHE_DIR says where.
+    """Keep compiled programs in ~/.cache/codegen_jax, unless JAX_COMPILATION_CACHE_DIR says where.
 
-    Programs for a CPU compile fast and may hold instructions that another CPU lacks.
+    A CPU's programs hold instructions that another CPU may lack, so each kind of CPU has a folder.
     """
-    if jax.default_backend() != "cpu" and not jax.config.jax_compilation_cache_dir:  # pyright: ignore
-        jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/codegen_jax").expanduser()))
+    if jax.config.jax_compilation_cache_dir:  # pyright: ignore
+        return
+    folder = Path("~/.cache/codegen_jax").expanduser()
+    if jax.default_backend() == "cpu":
+        cpuinfo = Path("/proc/cpuinfo")
+        lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+        flags = next((line for line in lines if line.startswith("flags")), platform.processor())
+        folder /= f"cpu-{hashlib.sha256(flags.encode()).hexdigest()[:8]}"
+    jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,24 @@ def test_generate_prints_prompt_and_completion(project):
     text = command(*words, cwd=project).stdout
     row = json.loads(command(*words, "--json", cwd=project).stdout)
     assert text == row["prompt"] + row["completion"] + "\n"
+
+
+def test_generate_streams_guesses_and_keeps_logprobs(project):
+    words = ["generate", "run", "--prompt", "def f(", "--max-new-tokens", 12, "--temperature", 0]
+    text = command(*words, cwd=project).stdout
+    assert command(*words, "--stream", cwd=project).stdout == text
+    guessed = command(*words, "--draft", "lookup", cwd=project)
+    assert guessed.stdout == text and " guesses held: " in guessed.stderr
+    row = json.loads(command(*words, "--logprobs", 2, "--json", cwd=project).stdout)
+    assert len(row["logprobs"]) == len(row["top_logprobs"]) == len(row["token_ids"])
+    assert all(len(top) == 2 for top in row["top_logprobs"])
+
+
+def test_evaluate_prints_the_perplexity_and_what_int8_adds(project):
+    words = ["evaluate", "run", "perplexity", "tokens", "--max-windows", 8, "--quantize", "int8"]
+    whole, int8, difference = command(*words, "--sequence-length", 32, cwd=project).stdout.splitlines()
+    assert whole.startswith("whole: 256 tokens: loss ") and int8.startswith("int8: 256 tokens: loss ")
+    assert re.fullmatch(r"int8 raises the perplexity by -?0\.\d{3}%", difference)
 
 
 def test_train_goes_on_with_a_run(project):

@@ -142,7 +142,7 @@ def our_logits(weights: Weights, tokens_BT: np.ndarray) -> np.ndarray:
 
     @jax.jit
     def run_block(params: Params, x_BTD: jax.Array) -> jax.Array:
-        return nnx.merge(block, params)(x_BTD, angles_BTR, None, None, 0)[0]
+        return nnx.merge(block, params)(x_BTD, angles_BTR, None)
 
     ids, places = np.unique(tokens_BT, return_inverse=True)
     rows = [weights.read("embedding", (slice(id, id + 1), slice(0, D))) for id in ids.tolist()]

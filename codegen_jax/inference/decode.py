@@ -2,8 +2,8 @@
 
 A round takes the last token of each row and `guesses` for the tokens after it (none without speculation), and draws
 the token that follows each of them. Guesses that equal what is drawn hold, so a round yields one token more than
-guesses that held; what is drawn for a place depends on the row's seed and that place alone. So speculation gives the tokens
-that plain decoding gives, greedy or sampled, and rows of a batch may accept different numbers of guesses.
+guesses that held; what is drawn for a place depends on the row's seed and that place alone. So speculation gives the
+tokens that plain decoding gives, greedy or sampled, and rows of a batch may accept different numbers of guesses.
 
 Axes: B rows, S slots, J places of a round = guesses + 1, V vocabulary.
 """
@@ -218,14 +218,16 @@ def _before_last(rows: Rows) -> jax.Array:
 
 
 def _look_up(rows: Rows, guesses: int) -> jax.Array:
-    """What followed the last time that the row's last tokens came, most tokens first, then latest."""
+    """What followed when the row's last tokens came before: where most of them did, where what followed is known to
+    the end, and latest, in this order."""
     tokens_BS, last_B = rows.tokens_BS, rows.length_B - 1
     place_S = jnp.arange(tokens_BS.shape[1])
     matches_BS, same_BS = jnp.zeros(tokens_BS.shape, jnp.int32), place_S < last_B[:, None]
     for back in range(NGRAM):
         same_BS &= (jnp.roll(tokens_BS, back, axis=1) == _read(tokens_BS, last_B - back, 1)) & (place_S >= back)
         matches_BS += same_BS
-    best_B = jnp.argmax(matches_BS * len(place_S) + place_S * (matches_BS > 0), axis=1)
+    whole_BS = place_S + guesses <= last_B[:, None]
+    best_B = jnp.argmax((2 * matches_BS + whole_BS) * len(place_S) + place_S, axis=1)
     return _read(tokens_BS, best_B + 1, guesses)
 
 

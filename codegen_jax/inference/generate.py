@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from codegen_jax.compilation import use_compilation_cache
 from codegen_jax.config import CodeGenConfig, MeshConfig
 from codegen_jax.conversion.models import open_model
 from codegen_jax.data.tokenizer import Tokenizer
@@ -162,6 +163,7 @@ class Generator:
         mesh: MeshConfig | None = None,
     ) -> "Generator":
         """Read a model, named as in `open_model`; arguments as in `codegen_jax.load`."""
+        use_compilation_cache()
         weights = open_model(model)
         config = replace(weights.config, embedding_bias=False, dtype=dtype or weights.config.dtype)
         tokenizer = weights.tokenizer
@@ -192,11 +194,11 @@ class Generator:
         A prompt longer than the context is cut from the left, with a warning.
 
         Raises:
-            UserError: for an unknown or impossible option, an empty prompt, or prompt and new tokens beyond the context.
+            UserError: for an unknown or impossible option, an empty prompt, or prompt and new tokens beyond context.
         """
         chosen = Options.of(options)
-        requests = self._requests(prompts, chosen)
         stops = Stops(chosen.stop, chosen.stop_strings, chosen.truncate)
+        requests = self._requests(prompts, chosen)
         for first in range(0, len(requests), self.max_rows):
             for _ in self._run(requests[first : first + self.max_rows], chosen, stops, CHUNK):
                 pass
@@ -206,8 +208,8 @@ class Generator:
         """The completion of one prompt in pieces, as soon as their text is sure; joined, what `generate` gives."""
         chosen = Options.of(options)
         require(chosen.num_samples == 1, "--stream: one completion of one prompt at a time")
-        (request,) = self._requests([prompt], chosen)
         stops = Stops(chosen.stop, chosen.stop_strings, chosen.truncate)
+        (request,) = self._requests([prompt], chosen)
         shown = 0
         for _ in self._run([request], chosen, stops, 1):
             text = self.tokenizer.decode(request.new)
@@ -239,7 +241,8 @@ class Generator:
         padded = np.zeros((self._rows(B), _power_of_two(T)), np.int32)
         padded[:B, :T] = tokens_BT
         with jax.set_mesh(self.mesh):
-            found = self._call(_logprobs, "score", padded.shape, self.weights, padded, config=self.config)
+            name = f"scoring of {padded.shape[0]} x {padded.shape[1]} tokens"
+            found = self._call(_logprobs, name, None, self.weights, padded, config=self.config)
         return np.asarray(found)[:B, : T - 1]
 
     def warmup(self, rows: int, prompt_tokens: int, **options: Any) -> None:
@@ -305,8 +308,8 @@ class Generator:
             with jax.set_mesh(self.mesh):
                 rows = self._call(
                     decode,
-                    "decode",
-                    (rows.tokens_BS.shape, program, rows.draft_cache != ()),
+                    f"decode of {len(rows.done_B)} row(s) x {rows.tokens_BS.shape[1]} slots",
+                    program,
                     self.weights,
                     draft.weights if draft else None,
                     rows,
@@ -330,8 +333,8 @@ class Generator:
         caches = [
             self._call(
                 prefill,
-                "prefill",
-                (len(tokens_PS), T, slots, model.config),
+                f"prefill of {len(tokens_PS)} x {T} tokens",
+                (slots, model.config),
                 model.weights,
                 tokens_PS[:, :T],
                 config=model.config,
@@ -347,7 +350,7 @@ class Generator:
         filled = [*requests, *[requests[0]] * (B - len(requests))]
         lengths_B = np.array([len(request.ids) for request in filled], np.int32)
         places, top = (0, 0) if options.logprobs is None else (slots, options.logprobs)
-        return Rows(
+        values: dict[str, Any] = dict(
             tokens_BS=tokens_PS[index_B],
             length_B=lengths_B,
             prompt_B=lengths_B,
@@ -363,6 +366,7 @@ class Generator:
             proposed_B=np.zeros(B, np.int32),
             accepted_B=np.zeros(B, np.int32),
         )
+        return Rows(**values)
 
     def _collect(self, live: list[Request], rows: Rows, options: Options, stops: Stops) -> tuple[list[Request], Rows]:
         """Take what has come from the device, end requests that stop, and drop rows when half of them have ended."""
@@ -429,9 +433,9 @@ class Generator:
         each = int(np.prod([self.mesh.shape[axis] for axis in ROWS]))
         return each * _power_of_two(-(-count // each), least=1)
 
-    def _call(self, function: Callable[..., Any], name: str, shape: Any, *args: Any, **kwargs: Any) -> Any:
-        """Call a jitted function, and say so if it has to compile for long."""
-        key = (name, shape)
+    def _call(self, function: Callable[..., Any], name: str, also: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call a jitted function, and say so if it had to compile for long."""
+        key = (name, also)
         began = time.perf_counter()
         result = function(*args, **kwargs)
         if key not in self.compiled:

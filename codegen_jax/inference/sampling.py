@@ -30,7 +30,7 @@ def penalize(logits_V: jax.Array, seen_V: jax.Array, penalty: jax.Array | float)
 
 
 def cut(logits_V: jax.Array, knobs: Knobs) -> jax.Array:
-    """logits / temperature, -inf where top_k, top_p after it, or min_p leave an id out; ties with the last kept stay."""
+    """logits / temperature, -inf where top_k, then top_p, or min_p leave an id out; ties with the last stay."""
     logits_V = logits_V / knobs.temperature
     descending_V = -jnp.sort(-logits_V, axis=-1)
     in_top_k = (knobs.top_k == 0) | (jnp.arange(logits_V.shape[-1]) < knobs.top_k)

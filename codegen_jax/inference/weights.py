@@ -22,7 +22,7 @@ from codegen_jax.config import CodeGenConfig
 from codegen_jax.conversion.weights import Weights, fold_embedding_bias, shapes
 from codegen_jax.errors import require
 from codegen_jax.model.codegen import Params
-from codegen_jax.sharding import device_kind, spec
+from codegen_jax.sharding import constrain, device_kind, spec
 
 Quantize = Literal["int8"] | None
 
@@ -57,11 +57,15 @@ class DecodeWeights(NamedTuple):
 
 
 AXES = DecodeWeights(
-    ("vocab", None),
-    (Layer((None,), (None,), Matrix(("mlp", None), ("mlp",)), ("mlp",), Matrix((None, "mlp"), (None,)), (None,)),),
+    ("vocab", "embed"),
+    (
+        Layer(
+            (None,), (None,), Matrix(("mlp", "embed"), ("mlp",)), ("mlp",), Matrix(("embed", "mlp"), (None,)), (None,)
+        ),
+    ),
     (None,),
     (None,),
-    Matrix(("vocab", None), ("vocab",)),
+    Matrix(("vocab", "embed"), ("vocab",)),
     ("vocab",),
 )
 
@@ -93,7 +97,10 @@ def arrange_params(params: Params, config: CodeGenConfig, groups: int) -> Decode
             value += params["embedding_bias"]
         return value if layer is None else value[layer]
 
-    return _arrange(read, lambda value, axes, dtype: value.astype(dtype), config, groups, None, jnp)
+    def place(value: jax.Array, axes: Any, dtype: Any) -> jax.Array:
+        return constrain(value.astype(dtype), *axes)
+
+    return _arrange(read, place, config, groups, None, jnp)
 
 
 def _arrange(

@@ -1,9 +1,9 @@
-"""Causal attention behind one function with three backends, and the keys and values that decoding keeps.
+"""Causal attention over whole sequences behind one function with three backends.
 
-Axes: L layers, B batch, T queries, S keys, H heads, K head_dim.
+Axes: B batch, T queries, S keys (as many), H heads, K head_dim.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,18 +23,6 @@ SPLASH_BLOCK = 512  # rows and columns of the kernel's tiles; 4 x 4 of them at 2
 LANES = 128  # of a TPU's vector registers: splash takes lengths in multiples of these
 
 
-class KVCache(NamedTuple):
-    """Keys and values of the tokens seen so far, written from the left; `length` slots of S are filled.
-
-    A `length` that is a Python 0 says at compile time that the cache is empty: prefill may then use splash.
-    """
-
-    keys_LBSHK: jax.Array
-    values_LBSHK: jax.Array
-    segment_ids_BS: jax.Array
-    length: jax.Array | int
-
-
 Segments = tuple[jax.Array, jax.Array] | None
 
 
@@ -44,50 +32,43 @@ def causal_attention(
     v_BSHK: jax.Array,
     *,
     segment_ids: Segments = None,
-    q_offset: jax.Array | int = 0,
     backend: str = "auto",
 ) -> jax.Array:
     """softmax(q.k / sqrt(head_dim)) v, each query seeing the keys at and before its own place.
 
     Args:
-        q_BTHK: queries, rotated; query t stands at key q_offset + t.
+        q_BTHK: queries, rotated.
         k_BSHK: keys, rotated.
         v_BSHK: values.
         segment_ids: int32 ids of the queries [B, T] and keys [B, S]; a query sees only keys of its own segment.
-        q_offset: place of the first query among the keys.
-        backend: xla, splash (Pallas; interpreted where there is no TPU) or cudnn, which both take q_offset 0 only; auto
-            chooses by device and shape.
+        backend: xla, splash (Pallas; interpreted where there is no TPU) or cudnn; auto chooses by device and shape.
 
     Returns:
         [B, T, H, K] in the dtype of v. Scores and softmax are float32, as in the authors' code.
     """
     if backend == "auto":
-        backend = choose_backend(q_BTHK, k_BSHK, q_offset)
+        backend = choose_backend(q_BTHK)
     if backend == "splash":
         return _splash(q_BTHK, k_BSHK, v_BSHK, segment_ids)
     q, k, v = (checkpoint_name(x, "qkv") for x in (q_BTHK, k_BSHK, v_BSHK))
-    out_BTHK = _cudnn(q, k, v, segment_ids) if backend == "cudnn" else _xla(q, k, v, segment_ids, q_offset)
+    out_BTHK = _cudnn(q, k, v, segment_ids) if backend == "cudnn" else _xla(q, k, v, segment_ids)
     return checkpoint_name(out_BTHK, "attention")
 
 
-def choose_backend(q_BTHK: jax.Array, k_BSHK: jax.Array, q_offset: jax.Array | int) -> str:
-    """The fastest backend for these shapes on the devices at hand; decoding is XLA's."""
-    (_, T, _, K), S = q_BTHK.shape, k_BSHK.shape[1]
-    from_the_first_key = isinstance(q_offset, int) and q_offset == 0
-    if device_kind().startswith("TPU") and from_the_first_key and T % LANES == 0 and S % LANES == 0:
+def choose_backend(q_BTHK: jax.Array) -> str:
+    """The fastest backend for this shape on the devices at hand."""
+    _, T, _, K = q_BTHK.shape
+    if device_kind().startswith("TPU") and T % LANES == 0:
         return "splash"
-    if device_kind().startswith("NVIDIA") and T == S and K % 8 == 0 and q_BTHK.dtype == jnp.bfloat16:
+    if device_kind().startswith("NVIDIA") and K % 8 == 0 and q_BTHK.dtype == jnp.bfloat16:
         return "cudnn"
     return "xla"
 
 
-def _xla(
-    q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Segments, q_offset: jax.Array | int
-) -> jax.Array:
+def _xla(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Segments) -> jax.Array:
     scores_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BSHK, preferred_element_type=jnp.float32)
     scores_BHTS *= q_BTHK.shape[-1] ** -0.5
-    q_place_T1 = q_offset + jnp.arange(q_BTHK.shape[1])[:, None]
-    visible = jnp.arange(k_BSHK.shape[1]) <= q_place_T1
+    visible = jnp.arange(k_BSHK.shape[1]) <= jnp.arange(q_BTHK.shape[1])[:, None]
     if segment_ids is not None:
         q_ids_BT, k_ids_BS = segment_ids
         visible = visible & (q_ids_BT[:, None, :, None] == k_ids_BS[:, None, None, :])

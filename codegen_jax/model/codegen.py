@@ -1,6 +1,6 @@
 """The CodeGen network: embedding, parallel attention/MLP blocks under one LayerNorm, untied head with bias.
 
-Axes: L layers, B batch, T time, S cached time, D n_embd, H heads, K head_dim, F MLP width, V vocabulary.
+Axes: L layers, B batch, T time, D n_embd, H heads, K head_dim, F MLP width, V vocabulary.
 
 Each weight is declared once, with shape, logical axes and initializer; that declaration drives initialisation,
 shardings, checkpoints, conversion and ahead-of-time compilation. The blocks' weights are stacked on a leading axis L
@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import Initializer, normal, ones, truncated_normal, zeros
 
 from codegen_jax.config import CodeGenConfig
-from codegen_jax.model.attention import KVCache, causal_attention
+from codegen_jax.model.attention import Segments, causal_attention
 from codegen_jax.model.rotary import rotary_angles, rotate
 from codegen_jax.sharding import constrain, gather
 
@@ -83,9 +83,7 @@ class Block(nnx.Module):
         self.fc_out = weight(rngs, (L, F, D), ("layers", "mlp", "embed"), residual)
         self.fc_out_bias = weight(rngs, (L, D), ("layers", "norm"), zeros)
 
-    def __call__(
-        self, x_BTD: jax.Array, angles_BTR: jax.Array, segment_ids: Any, cache: Any, q_offset: jax.Array | int
-    ) -> tuple[jax.Array, Any]:
+    def __call__(self, x_BTD: jax.Array, angles_BTR: jax.Array, segment_ids: Segments) -> jax.Array:
         dtype = x_BTD.dtype
         # written out once: fused into the five products that read it, XLA on TPU computes it in each of their tiles
         h_BTD = jax.lax.optimization_barrier(self.ln(x_BTD))
@@ -94,19 +92,14 @@ class Block(nnx.Module):
                 jnp.einsum("BTD,DHK->BTHK", h_BTD, gathered(w, dtype)) for w in (self.query, self.key, self.value)
             )
             q, k = rotate(q, angles_BTR), rotate(k, angles_BTR)
-            if cache is not None:
-                k, v = (jax.lax.dynamic_update_slice_in_dim(old, new, q_offset, 1) for old, new in zip(cache, (k, v)))
-                cache = (k, v)
-            a_BTHK = causal_attention(
-                q, k, v, segment_ids=segment_ids, q_offset=q_offset, backend=self.attention_backend
-            )
+            a_BTHK = causal_attention(q, k, v, segment_ids=segment_ids, backend=self.attention_backend)
             attention_BTD = jnp.einsum("BTHK,HKD->BTD", a_BTHK, gathered(self.attention_out, dtype))
         with jax.named_scope("mlp"):
             u_BTF = checkpoint_name(h_BTD @ gathered(self.fc_in, dtype) + self.fc_in_bias[...].astype(dtype), "mlp")
             mlp_BTD = jax.nn.gelu(u_BTF) @ gathered(self.fc_out, dtype)
         # this sum first: along tensor both are partial, and one all-reduce does for both
         x_BTD += (attention_BTD + mlp_BTD) + self.fc_out_bias[...].astype(dtype)
-        return constrain(x_BTD, "batch", None, None), cache
+        return constrain(x_BTD, "batch", None, None)
 
 
 class CodeGen(nnx.Module):
@@ -129,39 +122,28 @@ class CodeGen(nnx.Module):
         *,
         positions_BT: jax.Array | None = None,
         segment_ids_BT: jax.Array | None = None,
-        cache: KVCache | None = None,
         remat: str | None = None,
-    ) -> tuple[jax.Array, KVCache | None]:
+    ) -> jax.Array:
         """The states that the head reads, after the last LayerNorm.
 
         Args:
             tokens_BT: int32 ids.
-            positions_BT: int32; 0..T-1 after what the cache holds, unless given (left-padded rows need it).
+            positions_BT: int32; 0..T-1 unless given.
             segment_ids_BT: int32; tokens attend within their own segment only. Padding has a segment of its own.
-            cache: keys and values of earlier tokens; with it, tokens without segment ids are in segment 1.
             remat: a name in `REMAT_POLICIES`: what a backward pass finds of the blocks' insides.
 
         Returns:
-            [B, T, D] in the compute dtype, and the cache with these tokens added (None without one).
+            [B, T, D] in the compute dtype.
         """
-        T = tokens_BT.shape[1]
-        q_offset, layer_caches = 0, None
         segment_ids = None if segment_ids_BT is None else (segment_ids_BT, segment_ids_BT)
-        if cache is not None:
-            segment_ids_BT = jnp.ones_like(tokens_BT) if segment_ids_BT is None else segment_ids_BT
-            q_offset, layer_caches = cache.length, (cache.keys_LBSHK, cache.values_LBSHK)
-            key_ids_BS = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids_BS, segment_ids_BT, q_offset, 1)
-            segment_ids = (segment_ids_BT, key_ids_BS)
-            cache = cache._replace(segment_ids_BS=key_ids_BS, length=q_offset + T)
         if positions_BT is None:
-            positions_BT = q_offset + jnp.arange(T)[None]
+            positions_BT = jnp.arange(tokens_BT.shape[1])[None]
 
         graphdef, stacked = nnx.split(self.blocks)
         angles_BTR = constrain(rotary_angles(positions_BT, self.config.rotary_dim), None, None, None)
 
-        def layer(x_BTD: jax.Array, xs: Any) -> tuple[jax.Array, Any]:
-            weights, layer_cache = xs
-            return nnx.merge(graphdef, weights)(x_BTD, angles_BTR, segment_ids, layer_cache, q_offset)
+        def layer(x_BTD: jax.Array, weights: Any) -> tuple[jax.Array, None]:
+            return nnx.merge(graphdef, weights)(x_BTD, angles_BTR, segment_ids), None
 
         if remat:
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
@@ -171,10 +153,7 @@ class CodeGen(nnx.Module):
         if self.config.embedding_bias:
             x_BTD += self.embedding_bias[...].astype(x_BTD.dtype)
         x_BTD = constrain(x_BTD, "batch", None, None)
-        x_BTD, layer_caches = jax.lax.scan(layer, x_BTD, (stacked, layer_caches))
-        if cache is not None:
-            cache = cache._replace(keys_LBSHK=layer_caches[0], values_LBSHK=layer_caches[1])
-        return self.ln_f(x_BTD), cache
+        return self.ln_f(jax.lax.scan(layer, x_BTD, stacked)[0])
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """float32 scores [B, T, V] of the next token."""
@@ -182,8 +161,8 @@ class CodeGen(nnx.Module):
         return jnp.einsum("BTD,DV->BTV", x_BTD, kernel, preferred_element_type=jnp.float32) + self.head_bias[...]
 
     def __call__(self, tokens_BT: jax.Array, **kwargs: Any) -> jax.Array:
-        """float32 logits [B, T, V] of a batch without a cache; arguments as in `hidden`."""
-        return self.logits(self.hidden(tokens_BT, **kwargs)[0])
+        """float32 logits [B, T, V] of a batch; arguments as in `hidden`."""
+        return self.logits(self.hidden(tokens_BT, **kwargs))
 
 
 @cache

@@ -12,7 +12,6 @@ from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.data.tokens import TokenFiles, Windows
 from codegen_jax.inference.generate import Generator
 from codegen_jax.model.codegen import Params
-from codegen_jax.sharding import ROWS
 from codegen_jax.training.step import batch_sharding, make_eval_step
 
 
@@ -57,12 +56,10 @@ def make_sampling(config: RunConfig, mesh: Mesh, tokenizer: Tokenizer) -> Callab
     prompts = config.training.sample_prompts
     if not prompts:
         return None
-    rows = math.prod(mesh.shape[axis] for axis in ROWS)
-    padded = prompts + [prompts[0]] * (-len(prompts) % rows)  # each device takes as many rows
 
     def samples(params: Params) -> dict[str, str]:
-        generator = Generator(config.model, params, tokenizer)
-        new = generator.complete(padded, max_new_tokens=config.training.sample_tokens, temperature=0)
-        return {completion.prompt: completion.completion for completion in new[: len(prompts)]}
+        generator = Generator.of_params(config.model, params, tokenizer, mesh)
+        completions = generator.complete(prompts, max_new_tokens=config.training.sample_tokens, temperature=0)
+        return {completion.prompt: completion.completion for completion in completions}
 
     return samples

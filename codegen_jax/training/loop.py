@@ -65,7 +65,8 @@ def _train(config: RunConfig, clock: Clock) -> None:
         )
         order = make_order(config, sources)
     with clock.on("devices"):
-        use_compilation_cache()
+        if jax.default_backend() != "cpu":
+            use_compilation_cache()
         mesh = make_mesh(config.mesh)
         check_fit(config, mesh)
     with clock.on("state"):

@@ -109,7 +109,7 @@ def batch_loss(
     segment_ids_BT, positions_BT = documents_of(inputs_BT, eos_id) if config.data.document_mask else (None, None)
     axes = jax.sharding.get_abstract_mesh().shape
     remat = choose_remat(config, len(tokens_BT), axes.get("fsdp", 1), axes.get("tensor", 1), device_kind())
-    x_BTD, _ = model.hidden(inputs_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT, remat=remat)
+    x_BTD = model.hidden(inputs_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT, remat=remat)
     head_DV = gathered(model.head, x_BTD.dtype)
     return next_token_loss(x_BTD, head_DV, model.head_bias[...], targets_BT, scale=scale, z_loss=z_loss)
 

@@ -1,37 +1,58 @@
+"""Completions: those of the definition, whatever stands beside them, however they are guessed, stopped or sharded."""
+
 import re
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
+from scipy.stats import chisquare
 
 import codegen_jax
-from codegen_jax.config import CodeGenConfig
+from codegen_jax.config import CodeGenConfig, MeshConfig
 from codegen_jax.errors import UserError
 from codegen_jax.inference.generate import Generator
 from codegen_jax.model.codegen import init_params, module
+from codegen_jax.sharding import make_mesh
 from codegen_jax.training.loop import train
 from tests.runs import tiny_run
 
 PROMPTS = ["def f(x):\n    return", "class A:", "import numpy as np\n\n\ndef mean(values):"]
+ONE = MeshConfig(1, 1, 1)
+
+
+def make(config, tokenizer, seed, mesh=None, spread=10):
+    # ten times the usual spread: else a random network repeats one token whatever the prompt
+    params = jax.tree.map(lambda p: spread * p, init_params(config, seed=seed))
+    mesh = make_mesh(mesh) if mesh else make_mesh(ONE, jax.devices()[:1])
+    made = Generator.of_params(config, params, tokenizer, mesh)
+    made.params = params
+    return made
 
 
 @pytest.fixture(scope="module")
 def generator(tokenizer):
     config = CodeGenConfig(2, 32, 4, 4, vocab_size=600, n_positions=128, init="huggingface", dtype="float32")
-    # ten times the usual spread: else a random network repeats one token whatever the prompt
-    params = jax.tree.map(lambda p: 10 * p, init_params(config, seed=3))
-    return Generator(config, params, tokenizer)
+    return make(config, tokenizer, seed=3)
+
+
+def definition(generator):
+    """Scores of the next token after ids, over the whole sequence at once: no cache, no batch."""
+    forward = jax.jit(lambda params, tokens: module(generator.config, params)(tokens))
+    params = generator.params
+
+    def scores(ids):
+        padded = np.array([ids + [0] * (64 - len(ids))])  # behind, where none looks
+        return np.asarray(forward(params, padded)[0, len(ids) - 1])
+
+    return scores
 
 
 def greedy_by_definition(generator, prompt, steps):
-    """Argmax over the whole sequence again for each token: no cache, no batch; padded behind, where none looks."""
-    ids = generator.tokenizer.encode(prompt)
-    forward = jax.jit(lambda params, tokens: module(generator.config, params)(tokens))
+    scores, ids = definition(generator), generator.tokenizer.encode(prompt)
     new = []
     for _ in range(steps):
-        length = len(ids) + len(new)
-        logits = forward(generator.params, np.array([ids + new + [0] * (64 - length)]))[0, length - 1]
-        new.append(int(logits[: generator.tokenizer.vocab_size].argmax()))
+        new.append(int(scores(ids + new)[: generator.tokenizer.vocab_size].argmax()))
         if new[-1] == generator.tokenizer.eos_id:
             return new[:-1]
     return new
@@ -53,6 +74,69 @@ def test_a_sample_depends_on_seed_prompt_and_number_only(generator):
     assert len({tuple(c.token_ids) for c in batch[:3]}) == 3
     other = generator.complete(PROMPTS, num_samples=3, seed=6, **options)
     assert [c.token_ids for c in other] != [c.token_ids for c in batch]
+    each = generator.complete(PROMPTS, num_samples=3, seed=[6, 5, 6], **options)
+    assert each[3:6] == batch[3:6] and each[:3] == other[:3] and each[6:] == other[6:]
+
+
+def test_more_rows_than_fit_together_are_the_same_rows(generator):
+    options = dict(max_new_tokens=6, temperature=1.0, num_samples=4)
+    small = Generator(generator.config, generator.weights, generator.tokenizer, generator.mesh, max_rows=5)
+    assert small.complete(PROMPTS, **options) == generator.complete(PROMPTS, **options)
+
+
+def test_draws_pass_a_chi_square_test_against_exact_probabilities(generator):
+    vocab = generator.tokenizer.vocab_size
+    scores = definition(generator)(generator.tokenizer.encode(PROMPTS[0]))[:vocab].astype(float) / 8.0
+    expected = np.exp(scores - scores.max())
+    order = np.argsort(-expected)
+    kept = order[: int(np.searchsorted(np.cumsum(expected[order[:40]] / expected[order[:40]].sum()), 0.9)) + 1]
+    expected = expected[kept] / expected[kept].sum()
+    wide = Generator(generator.config, generator.weights, generator.tokenizer, generator.mesh, max_rows=2048)
+    drawn = wide.complete(PROMPTS[:1], max_new_tokens=1, temperature=8.0, top_k=40, top_p=0.9, num_samples=2048)
+    counts = np.bincount([c.token_ids[0] for c in drawn], minlength=vocab)
+    assert counts.sum() == counts[kept].sum()
+    assert len(kept) > 5 and chisquare(counts[kept], expected * 2048).pvalue > 0.001
+
+
+def test_a_repetition_penalty_is_transformers(generator):
+    import torch
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    process, scores = RepetitionPenaltyLogitsProcessor(3.0), definition(generator)
+    ids, new = generator.tokenizer.encode(PROMPTS[2]), []
+    for _ in range(10):
+        logits = scores(ids + new)[: generator.tokenizer.vocab_size]
+        new.append(int(process(torch.tensor([ids + new]), torch.tensor(logits)[None]).argmax()))
+    options = dict(max_new_tokens=10, temperature=0, repetition_penalty=3.0)
+    plain, guessed = (generator.complete(PROMPTS[2:], draft=draft, **options)[0] for draft in (None, "lookup"))
+    assert plain.token_ids == guessed.token_ids == new
+    assert new != generator.complete(PROMPTS[2:], max_new_tokens=10, temperature=0)[0].token_ids
+
+
+@pytest.mark.parametrize("temperature", [0, 0.7, 3.0])
+@pytest.mark.parametrize("draft", ["lookup", "itself", "another"])
+def test_speculation_changes_no_token(generator, tokenizer, draft, temperature):
+    options = dict(max_new_tokens=40, temperature=temperature, num_samples=2, seed=4)
+    plain = generator.complete(PROMPTS, **options)
+    if draft != "lookup":
+        other = CodeGenConfig(1, 16, 2, 4, vocab_size=520, n_positions=128, init="huggingface", dtype="float32")
+        options["draft"] = generator if draft == "itself" else make(other, tokenizer, seed=1)
+    else:
+        options["draft"] = "lookup"
+    guessed = generator.complete(PROMPTS, num_guesses=3, **options)
+    assert [c.token_ids for c in guessed] == [c.token_ids for c in plain]
+    assert [c.finish_reason for c in guessed] == [c.finish_reason for c in plain]
+    proposed, accepted = (sum(getattr(c, name) for c in guessed) for name in ("proposed", "accepted"))
+    assert proposed > 0 and (draft != "itself" or accepted > 0.9 * proposed)
+    assert draft != "lookup" or temperature or accepted > 0
+
+
+def test_lookup_guesses_what_followed_before(generator, tokenizer):
+    # once a network repeats itself all guesses hold, and a round gives num_guesses + 1 tokens
+    (completion,) = make(generator.config, tokenizer, seed=3, spread=1).complete(
+        ["x"], max_new_tokens=100, temperature=0, draft="lookup"
+    )
+    assert completion.accepted > 0.5 * completion.proposed
 
 
 def test_ids_without_a_token_are_never_drawn(generator):
@@ -62,17 +146,77 @@ def test_ids_without_a_token_are_never_drawn(generator):
 
 
 def test_eos_ends_a_completion(generator, tokenizer):
-    biased = generator.params | {"head_bias": generator.params["head_bias"].at[tokenizer.eos_id].set(1e9)}
-    completion = Generator(generator.config, biased, tokenizer).complete(["x"], max_new_tokens=5)[0]
-    assert (completion.token_ids, completion.completion, completion.finish_reason) == ([], "", "eos")
+    params = generator.params
+    biased = params | {"head_bias": params["head_bias"].at[tokenizer.eos_id].set(1e9)}
+    ended = Generator.of_params(generator.config, biased, tokenizer, generator.mesh)
+    for draft in (None, "lookup"):
+        completion = ended.complete(["x"], max_new_tokens=5, draft=draft)[0]
+        assert (completion.token_ids, completion.completion, completion.finish_reason) == ([], "", "eos")
 
 
-def test_a_stop_pattern_cuts_before_its_first_match(generator):
-    whole = generator.complete(PROMPTS[:1], max_new_tokens=12, temperature=0)[0]
-    stop = whole.completion[3:5]
-    cut = generator.complete(PROMPTS[:1], max_new_tokens=12, temperature=0, stop=re.escape(stop))[0]
-    assert whole.finish_reason == "length" and cut.finish_reason == "stop"
-    assert cut.completion == whole.completion[: whole.completion.index(stop)]
+def test_a_stop_cuts_before_its_first_match_and_ends_the_row(generator):
+    whole = generator.complete(PROMPTS[:1], max_new_tokens=60, temperature=0)[0]
+    # across the border of two tokens
+    second, third = (len(generator.tokenizer.decode(whole.token_ids[:count])) for count in (2, 3))
+    text = whole.completion[second - 1 : third]
+    for stop in ({"stop": re.escape(text)}, {"stop_strings": ["never", text]}):
+        cut = generator.complete(PROMPTS, max_new_tokens=60, temperature=0, **stop)[0]
+        assert whole.finish_reason == "length" and cut.finish_reason == "stop"
+        assert cut.completion == whole.completion[: whole.completion.index(text)]
+        assert len(cut.token_ids) <= 3
+
+
+def test_logprobs_are_the_models_own(generator):
+    scores, ids = definition(generator), generator.tokenizer.encode(PROMPTS[0])
+    options = dict(max_new_tokens=10, temperature=2.0, top_k=5, logprobs=3)
+    for draft in (None, "lookup"):
+        (completion,) = generator.complete(PROMPTS[:1], draft=draft, **options)
+        for place, (id, logprob) in enumerate(zip(completion.token_ids, completion.logprobs, strict=True)):
+            expected = jax.nn.log_softmax(scores(ids + completion.token_ids[:place]))
+            assert logprob == pytest.approx(float(expected[id]), abs=1e-4)
+            top = completion.top_logprobs[place]
+            assert list(top) == np.argsort(-expected)[:3].tolist()
+            assert list(top.values()) == pytest.approx(sorted(map(float, expected))[:-4:-1], abs=1e-4)
+
+
+def test_scores_of_a_text_are_those_of_generating_it(generator):
+    (completion,) = generator.complete(PROMPTS[:1], max_new_tokens=10, temperature=0, logprobs=0)
+    ids = generator.tokenizer.encode(PROMPTS[0])
+    found = generator.logprobs(np.array([ids + completion.token_ids]))[0]
+    np.testing.assert_allclose(found[len(ids) - 1 :], completion.logprobs, atol=1e-4)
+    text_ids, values = generator.score([PROMPTS[0]])[0]
+    assert text_ids == ids
+    np.testing.assert_allclose(values, found[: len(ids) - 1], atol=1e-5)
+
+
+def test_a_stream_joins_to_the_completion(generator):
+    for prompt in PROMPTS:
+        options = dict(max_new_tokens=40, temperature=2.0, seed=1)
+        pieces = list(generator.stream(prompt, **options))
+        assert "".join(pieces) == generator.generate(prompt, **options)
+        assert len(pieces) > 5
+
+
+@pytest.mark.parametrize("axes", [(1, 1, 4), (4, 1, 2), (2, 1, 1), (2, 2, 2)])
+def test_any_mesh_gives_the_tokens_of_one_device(generator, tokenizer, axes):
+    config = replace(generator.config, vocab_size=600)
+    mesh = make_mesh(MeshConfig(*axes), jax.devices()[: int(np.prod(axes))])
+    sharded = Generator.of_params(config, generator.params, tokenizer, mesh)
+    for options in ({"temperature": 0}, {"temperature": 1.0, "draft": "lookup", "num_samples": 2}):
+        theirs = generator.complete(PROMPTS, max_new_tokens=12, **options)
+        assert [c.token_ids for c in sharded.complete(PROMPTS, max_new_tokens=12, **options)] == [
+            c.token_ids for c in theirs
+        ]
+    kernel = sharded.weights.layers[0].inner_ND.values
+    assert kernel.addressable_shards[0].data.shape[0] == kernel.shape[0] // axes[2]
+
+
+def test_a_prompt_longer_than_the_context_is_cut_from_the_left_with_a_warning(generator, capfd):
+    ids = generator.tokenizer.encode("x = 1\n" * 100)
+    assert len(ids) > 128
+    (completion,) = generator.complete(["x = 1\n" * 100], max_new_tokens=4, temperature=0)
+    assert "only its last 124 are used" in capfd.readouterr().err
+    assert len(completion.token_ids) == 4
 
 
 @pytest.mark.parametrize(
@@ -86,19 +230,30 @@ def test_a_stop_pattern_cuts_before_its_first_match(generator):
         ({"top_p": 0.0}, "--top-p"),
         ({"top_p": 1.5}, "--top-p"),
         ({"top_k": -1}, "--top-k"),
+        ({"min_p": 2.0}, "--min-p"),
+        ({"repetition_penalty": 0.0}, "--repetition-penalty"),
         ({"num_samples": 0}, "--num-samples"),
         ({"stop": "("}, "--stop"),
+        ({"stop_strings": [""]}, "--stop-string"),
+        ({"truncate": "other"}, "--truncate"),
         ({"seed": -1}, "--seed"),
         ({"seed": 2**64}, "--seed"),
+        ({"seed": [1, 2]}, "--seed: 2 seeds for 1 prompts"),
+        ({"temprature": 1.0}, "temprature: no such option; there are max_new_tokens, temperature"),
     ],
 )
 def test_an_impossible_option_is_named(generator, options, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=re.escape(message)):
         generator.complete(**{"prompts": ["x"]} | options)
 
 
 def test_a_trained_checkpoint_loads_and_generates(tmp_path, token_folder):
     train(tiny_run(tmp_path / "run", token_folder))
     loaded = codegen_jax.load(str(tmp_path / "run"))
+    from codegen_jax.conversion.models import open_model
+    from codegen_jax.conversion.weights import load_params
+    from codegen_jax.model.codegen import abstract_params
+
+    loaded.params = load_params(open_model(str(tmp_path / "run")), abstract_params(loaded.config))
     text = loaded.generate("def f(", max_new_tokens=4, temperature=0)
     assert text == loaded.tokenizer.decode(greedy_by_definition(loaded, "def f(", 4))

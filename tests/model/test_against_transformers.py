@@ -9,7 +9,6 @@ from codegen_jax.config import CodeGenConfig
 from codegen_jax.conversion import layout
 from codegen_jax.conversion.layout import HuggingFaceWeights
 from codegen_jax.conversion.weights import load_params
-from codegen_jax.inference.generate import empty_cache
 from codegen_jax.model.codegen import abstract_params, module
 from tests.peers import logits, peer, state
 
@@ -54,20 +53,6 @@ def test_logits_of_left_padded_batches_agree(shape):
     expected = logits(theirs, tokens, attention_mask=torch.tensor(mask), position_ids=torch.tensor(positions))
     actual = np.asarray(ours(tokens, segment_ids_BT=jnp.int32(mask), positions_BT=positions))
     assert relative_difference(actual[mask], expected[mask]) < 1e-4
-
-
-@pytest.mark.parametrize("shape", SHAPES[:3])
-def test_logits_of_cached_decoding_agree(shape):
-    theirs, ours = pair(*shape)
-    tokens = random_tokens(shape[0], (2, 12))
-    cache, past = empty_cache(ours.config, 2, 12), None
-    for start, end in [(0, 7), (7, 8), (8, 9), (9, 12)]:
-        piece = tokens[:, start:end]
-        x_BTD, cache = ours.hidden(jnp.array(piece), cache=cache)
-        with torch.no_grad():
-            output = theirs(torch.tensor(piece), past_key_values=past, use_cache=True)
-        past = output.past_key_values
-        assert relative_difference(ours.logits(x_BTD), output.logits.numpy()) < 1e-4
 
 
 def test_a_wrong_mp_num_shows():

@@ -38,13 +38,6 @@ def test_a_query_sees_its_own_segment_only():
     np.testing.assert_allclose(actual, reference(q, k, v, visible), rtol=1e-5, atol=1e-6)
 
 
-def test_queries_may_start_behind_the_first_key():
-    q, k, v = random_qkv(T=2, S=6)
-    visible = np.broadcast_to(np.arange(6) <= 3 + np.arange(2)[:, None], (2, 2, 6))
-    actual = causal_attention(*map(jnp.float32, (q, k, v)), q_offset=3)
-    np.testing.assert_allclose(actual, reference(q, k, v, visible), rtol=1e-5, atol=1e-6)
-
-
 def with_gradients(backend, segment_ids, q, k, v, weights):
     def value(q, k, v):
         out = causal_attention(q, k, v, segment_ids=segment_ids, backend=backend)
@@ -67,25 +60,17 @@ def test_splash_equals_the_reference_forward_and_backward(head_dim, segments, mo
         np.testing.assert_allclose(actual, reference, rtol=1e-4, atol=1e-4)
 
 
-def test_splash_prefills_a_longer_cache():
-    keys = jax.random.split(jax.random.key(0), 3)
-    q, k, v = (jax.random.normal(key, (1, length, 2, 64)) for key, length in zip(keys, (128, 384, 384)))
-    actual, reference = (causal_attention(q, k, v, backend=backend) for backend in ("splash", "xla"))
-    np.testing.assert_allclose(actual, reference, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize(
-    ("kind", "shape", "q_offset", "expected"),
+    ("kind", "shape", "expected"),
     [
-        ("TPU v4", (1, 2048, 2, 80), 0, "splash"),
-        ("TPU v4", (1, 2048, 2, 80), jnp.int32(0), "xla"),  # behind a cache: where it starts is known at run time only
-        ("TPU v4", (1, 100, 2, 80), 0, "xla"),
-        ("NVIDIA H200", (1, 2048, 2, 80), 0, "cudnn"),
-        ("NVIDIA H200", (1, 2048, 2, 12), 0, "xla"),
-        ("cpu", (1, 2048, 2, 80), 0, "xla"),
+        ("TPU v4", (1, 2048, 2, 80), "splash"),
+        ("TPU v4", (1, 100, 2, 80), "xla"),
+        ("NVIDIA H200", (1, 2048, 2, 80), "cudnn"),
+        ("NVIDIA H200", (1, 2048, 2, 12), "xla"),
+        ("cpu", (1, 2048, 2, 80), "xla"),
     ],
 )
-def test_the_backend_is_chosen_by_device_and_shape(kind, shape, q_offset, expected, monkeypatch):
+def test_the_backend_is_chosen_by_device_and_shape(kind, shape, expected, monkeypatch):
     monkeypatch.setattr(attention, "device_kind", lambda: kind)
     x = jnp.zeros(shape, jnp.bfloat16)
-    assert choose_backend(x, x, q_offset) == expected
+    assert choose_backend(x) == expected

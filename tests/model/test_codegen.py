@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from codegen_jax.config import CodeGenConfig
-from codegen_jax.inference.generate import empty_cache
 from codegen_jax.model.codegen import REMAT_POLICIES, abstract_params, init_params, module, param_axes
 
 TINY = CodeGenConfig(n_layer=3, n_embd=32, n_head=4, rotary_dim=4, vocab_size=50, n_positions=64, dtype="float32")
@@ -50,7 +49,7 @@ def test_remat_changes_neither_value_nor_gradient(remat):
     params = init_params(TINY, seed=0)
 
     def value(params, remat):
-        x_BTD, _ = module(TINY, params).hidden(tokens(), remat=remat)
+        x_BTD = module(TINY, params).hidden(tokens(), remat=remat)
         return jnp.square(x_BTD).sum()
 
     expected = jax.value_and_grad(value)(params, "none")
@@ -70,23 +69,11 @@ def test_segments_do_not_see_each_other():
     np.testing.assert_allclose(packed[:, 5:], model(second), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("cuts", [[12], [5, 12], [1, 2, 7, 8, 12]])
-def test_cached_logits_equal_uncached(cuts):
-    model = module(TINY, init_params(TINY, seed=0))
-    cache, parts, start = empty_cache(TINY, 2, 16), [], 0
-    for end in cuts:
-        piece = tokens()[:, start:end]
-        x_BTD, cache = model.hidden(piece, cache=cache)
-        parts.append(model.logits(x_BTD))
-        start = end
-    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), model(tokens()), rtol=1e-4, atol=1e-5)
-
-
 def test_bfloat16_computes_in_bfloat16_and_scores_in_float32():
     config = dataclasses.replace(TINY, dtype="bfloat16")
     params = init_params(config, seed=0)
     model = module(config, params)
-    x_BTD, _ = model.hidden(tokens())
+    x_BTD = model.hidden(tokens())
     assert x_BTD.dtype == jnp.bfloat16 and model.logits(x_BTD).dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     exact = module(TINY, params)(tokens())

@@ -1,0 +1,65 @@
+"""How well a model predicts text: its loss on token files, a float32 model or an int8 one alike."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from codegen_jax.data.tokens import TokenFiles, Windows
+from codegen_jax.errors import require
+from codegen_jax.inference.generate import Generator
+
+ROWS = 8  # windows at a time
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """A model's loss on text.
+
+    Attributes:
+        tokens: predicted.
+        loss: nats a token.
+        perplexity: its exponential.
+        bits_per_byte: of the text, which models of other tokenizers can be compared by.
+    """
+
+    tokens: int
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.tokens:,} tokens: loss {self.loss:.4f} nats a token, perplexity {self.perplexity:.3f}, "
+            f"{self.bits_per_byte:.4f} bits per byte"
+        )
+
+
+def evaluate(model: Generator, tokens: str, sequence_length: int | None, max_windows: int | None) -> Perplexity:
+    """The loss over windows of sequence_length + 1 tokens, each by itself, as validation while training does.
+
+    Raises:
+        UserError: for token files that are missing, damaged or of another tokenizer, or an impossible length.
+    """
+    length = model.config.n_positions - 1 if sequence_length is None else sequence_length
+    require(
+        0 < length < model.config.n_positions,
+        f"--sequence-length: {length} must be positive and below the context of {model.config.n_positions}",
+    )
+    require(max_windows is None or max_windows > 0, f"--max-windows: {max_windows} must be positive")
+    files = TokenFiles(tokens)
+    require(
+        files.manifest.tokenizer == model.tokenizer.fingerprint,
+        f"{tokens}: made with tokenizer {files.manifest.tokenizer}, but the model's is {model.tokenizer.fingerprint}; "
+        "prepare the text with the model's",
+    )
+    windows = Windows(files, length)
+    count = min(len(windows), max_windows or len(windows))
+    total = 0.0
+    for first in tqdm(range(0, count, ROWS), unit="batch", disable=None):
+        rows = np.stack([windows[number] for number in range(first, min(first + ROWS, count))])
+        total -= model.logprobs(rows).sum(dtype=np.float64)
+    loss = total / (count * length)
+    bytes_per_token = files.manifest.text_bytes / files.manifest.tokens
+    return Perplexity(count * length, loss, math.exp(min(loss, 700.0)), loss / math.log(2) / bytes_per_token)

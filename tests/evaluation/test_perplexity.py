@@ -1,0 +1,50 @@
+"""Perplexity: the validation loss of training, of whole and of int8 weights."""
+
+import pytest
+
+import codegen_jax
+from codegen_jax.errors import UserError
+from codegen_jax.evaluation.perplexity import evaluate
+from codegen_jax.training.loop import train
+from codegen_jax.training.metrics import read_metrics
+from tests.peers import peer, save, tiny_bpe
+from tests.runs import tiny_run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, token_folder):
+    """A run whose loss has fallen from 6.2 to below 5."""
+    output = tmp_path_factory.mktemp("trained") / "run"
+    optimizer = {"decay_steps": 60}
+    train(
+        tiny_run(
+            output, token_folder, optimizer=optimizer, training={"steps": 60}, data={"validation": str(token_folder)}
+        )
+    )
+    return str(output)
+
+
+def test_it_is_the_validation_loss_of_training(trained, token_folder):
+    last = [line for line in read_metrics(trained) if "validation_loss" in line][-1]
+    rows = 2 * 16  # eval_batches * batch_size
+    found = evaluate(codegen_jax.load(trained), str(token_folder), sequence_length=32, max_windows=rows)
+    assert found.tokens == rows * 32
+    assert found.loss == pytest.approx(last["validation_loss"], rel=1e-5)
+    assert found.bits_per_byte == pytest.approx(last["bits_per_byte"], rel=1e-5)
+
+
+def test_int8_stays_within_one_percent_of_the_float32_perplexity(trained, token_folder):
+    whole, int8 = (
+        evaluate(codegen_jax.load(trained, quantize=name), str(token_folder), sequence_length=127, max_windows=64)
+        for name in (None, "int8")
+    )
+    assert whole.loss < 5.0
+    assert whole != int8 and abs(int8.perplexity / whole.perplexity - 1) < 0.01
+
+
+def test_files_of_another_tokenizer_and_impossible_lengths_are_named(trained, token_folder, tmp_path):
+    other = codegen_jax.load(str(save(peer(), tmp_path / "hf", tokenizer=tiny_bpe())))
+    with pytest.raises(UserError, match="but the model's is bpe-"):
+        evaluate(other, str(token_folder), None, None)
+    with pytest.raises(UserError, match="--sequence-length: 2048 must be positive and below the context"):
+        evaluate(codegen_jax.load(trained), str(token_folder), 2048, None)

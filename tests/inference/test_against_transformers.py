@@ -1,0 +1,58 @@
+"""64 random tiny models of transformers in float32: the same greedy tokens, in batches and guessed, too."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import codegen_jax
+from tests.peers import peer, save, tiny_bpe
+
+NEW = 12
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_greedy_tokens_of_four_models_are_transformers(tmp_path, seed):
+    rng = random.Random(seed)
+    head_dim, heads = rng.choice([8, 16]), rng.choice([4, 8])
+    tokenizer = tiny_bpe()
+    for number in range(4):
+        sizes = dict(n_layer=rng.choice([1, 2]), n_embd=head_dim * heads, n_head=heads, rotary_dim=rng.choice([4, 8]))
+        theirs = peer(seed=100 * seed + number, **sizes)
+        ours = codegen_jax.load(str(save(theirs, tmp_path / str(number), tokenizer=tokenizer)), dtype="float32")
+        prompts = ["".join(rng.choices("def f(x): return\n", k=rng.randrange(1, 30))) for _ in range(3)]
+        options = dict(max_new_tokens=NEW, temperature=0)
+        together = ours.complete(prompts, **options)
+        guessed = ours.complete(prompts, draft="lookup", **options)
+        for prompt, completion, same in zip(prompts, together, guessed, strict=True):
+            ids = torch.tensor([tokenizer.encode(prompt)])
+            expected = greedy(theirs, ids, tokenizer)
+            assert completion.token_ids == expected, (number, prompt)
+            assert same.token_ids == expected
+
+
+def greedy(model, ids, tokenizer):
+    """Of transformers; ids that have no token are left out, as ours never draws them."""
+    unknown = [[id] for id in range(tokenizer.vocab_size, model.config.vocab_size)]
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=NEW,
+        eos_token_id=tokenizer.eos_id,
+        pad_token_id=tokenizer.eos_id,
+        bad_words_ids=unknown,
+    )
+    new = out[0, ids.shape[1] :].tolist()
+    return new[: new.index(tokenizer.eos_id)] if tokenizer.eos_id in new else new
+
+
+def test_logprobs_of_texts_are_transformers(tmp_path):
+    tokenizer, theirs = tiny_bpe(), peer(seed=1)
+    ours = codegen_jax.load(str(save(theirs, tmp_path / "model", tokenizer=tokenizer)), dtype="float32")
+    for text in ("def f(x): return x", "return f"):
+        ids, logprobs = ours.score([text])[0]
+        with torch.no_grad():
+            scores = theirs(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+        np.testing.assert_allclose(logprobs, scores[torch.arange(len(ids) - 1), ids[1:]], atol=1e-4)

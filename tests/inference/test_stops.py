@@ -1,0 +1,63 @@
+"""Where texts end, and that what was shown of a growing text never has to be taken back."""
+
+import random
+
+import pytest
+
+from codegen_jax.data.tokenizer import TRUNCATE_BEFORE, truncate
+from codegen_jax.inference.stops import Stops
+
+PIECES = ["def f():\n", "    return 1\n", "print(1)\n", "\n", "# a", "'''", "x", " ", "<|endoftext|>", '"""doc', "é"]
+
+
+def texts(count=200):
+    rng = random.Random(0)
+    return ["".join(rng.choices(PIECES, k=rng.randrange(1, 14))) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    "stops",
+    [
+        Stops("\n\n", [], None),
+        Stops("^#|x$", ["print", "return 1\n "], None),
+        Stops(None, ["\n\n\n", "xx"], None),
+        Stops(None, [], "codegen"),
+        Stops("doc", ["é"], "codegen"),
+    ],
+)
+def test_what_is_settled_stays_and_the_end_is_that_of_the_whole_text(stops):
+    ended = 0
+    for text in texts():
+        shown = ""
+        for length in range(1, len(text) + 1):
+            part = text[:length]
+            end = stops.end(part)
+            if end is not None:
+                ended += 1
+                assert part[:end].startswith(shown)
+                break
+            settled = stops.settled(part)
+            assert part[:settled].startswith(shown)
+            shown = part[:settled]
+        else:
+            assert text.startswith(shown)
+    assert ended > 10
+
+
+def test_the_codegen_rule_is_the_authors_truncation():
+    stops = Stops(None, [], "codegen")
+    for text in texts():
+        expected = truncate(text, TRUNCATE_BEFORE)
+        end = stops.end(text)
+        assert (text if end is None else text[:end]) == expected
+
+
+def test_strings_are_no_patterns():
+    stops = Stops(None, ["a.b", "("], None)
+    assert stops.end("axb") is None
+    assert stops.end("xa.b(") == 1
+    assert stops.end("f(a.b") == 1
+
+
+def test_half_a_character_is_not_shown():
+    assert Stops(None, [], None).settled("ab\ufffd") == 2

@@ -1,0 +1,85 @@
+"""Weights for decoding: read a tensor at a time, sharded by groups of heads, and as int8."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import codegen_jax
+from codegen_jax.config import MeshConfig
+from codegen_jax.conversion.models import open_model
+from codegen_jax.errors import UserError
+from codegen_jax.inference import weights as module
+from codegen_jax.inference.weights import Matrix, linear, load_weights
+from codegen_jax.sharding import make_mesh
+from tests.peers import peer, save, tiny_bpe
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(save(peer(n_head=8, rotary_dim=2), tmp_path_factory.mktemp("model") / "hf", tokenizer=tiny_bpe()))
+
+
+@pytest.mark.parametrize("kind", ["cpu", "TPU v4"])
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_an_int8_product_differs_by_what_rounding_the_weights_does(rows, kind, monkeypatch):
+    monkeypatch.setattr(module, "device_kind", lambda: kind)
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(rows, 64)).astype(np.float32), rng.normal(size=(32, 64)).astype(np.float32)
+    scale = np.abs(w).max(1) / 127
+    values = np.rint(w / scale[:, None])
+    exact = x @ (values * scale[:, None]).T
+    found = linear(jnp.array(x), Matrix(jnp.int8(values), jnp.array(scale)))
+    np.testing.assert_allclose(found, exact, atol=2e-4 * np.abs(exact).max())
+    assert np.abs(exact - x @ w.T).max() < 0.03 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_a_bfloat16_product_is_summed_in_float32(rows):
+    rng = np.random.default_rng(0)
+    x, w = (jnp.bfloat16(rng.normal(size=shape)) for shape in ((rows, 64), (32, 64)))
+    exact = np.float32(x) @ np.float32(w).T
+    found = linear(x, Matrix(w))
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_a_sharded_model_gives_the_tokens_of_one_device_and_lies_in_parts(folder, quantize):
+    prompts, options = ["def f", "return x: return"], dict(max_new_tokens=8, temperature=0)
+    one = codegen_jax.load(folder, quantize=quantize)
+    many = codegen_jax.load(folder, quantize=quantize, mesh=MeshConfig(2, 1, 4))
+    assert many.complete(prompts, **options) == one.complete(prompts, **options)
+    for mine, theirs in zip(jax.tree.leaves(many.weights.layers), jax.tree.leaves(one.weights.layers), strict=True):
+        if mine.ndim == 2:
+            assert mine.addressable_shards[0].data.size == theirs.size // 4
+
+
+def test_heads_that_do_not_divide_are_named(folder):
+    mesh = make_mesh(MeshConfig(1, 1, 3), jax.devices()[:3])
+    weights = open_model(folder)
+    with pytest.raises(UserError, match="tensor: 3 does not divide the 8 heads"):
+        load_weights(weights, weights.config, mesh, None)
+
+
+def test_the_peak_of_loading_is_the_model_and_one_tensor(tmp_path):
+    folder = save(peer(n_layer=12, n_embd=512, n_head=8, rotary_dim=32), tmp_path / "hf", tokenizer=tiny_bpe())
+    program = (
+        "import resource, sys, jax, codegen_jax, gc\n"
+        "from codegen_jax.inference.generate import Generator\n"
+        "jax.block_until_ready(jax.numpy.zeros(1))\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "before = peak()\n"
+        "model = codegen_jax.load(sys.argv[1], dtype=sys.argv[2])\n"
+        "size = sum(x.nbytes for x in jax.tree.leaves(model.weights))\n"
+        "print(peak() - before, size)\n"
+    )
+    for dtype in ("float32", "bfloat16"):
+        done = subprocess.run([sys.executable, "-c", program, folder, dtype], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        grown, size = map(int, done.stdout.split())
+        largest = 4 * 512 * (3 * 512 + 2048)  # the largest tensor, in float32
+        assert grown < size + 4 * largest + 30e6  # its stored form, its parts joined, turned and cast; libraries
