@@ -127,6 +127,14 @@ def make_parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--fit", action="store_true", help="search remat, micro-batches and mesh for the fastest that fits"
     )
+    verb.add_argument(
+        "--mode", choices=("train", "decode"), default="train", help="what to compile (default: %(default)s)"
+    )
+    verb.add_argument("--rows", type=int, default=1, metavar="N", help="of decode: sequences (default: %(default)s)")
+    verb.add_argument("--prompt-tokens", type=int, default=1024, metavar="N", help="of each (default: %(default)s)")
+    verb.add_argument("--max-new-tokens", type=int, default=128, metavar="N", help="of each (default: %(default)s)")
+    verb.add_argument("--tensor", type=int, metavar="N", help="of decode: chips that share the heads (default: all)")
+    verb.add_argument("--quantize", choices=("int8",), help="of decode: weights as int8")
     verb.add_argument("--plot", metavar="FILE.png", help="draw where time and memory go")
     verb.add_argument("--dump-hlo", metavar="FILE", help="write the compiled program's text")
     verb.add_argument("--json", action="store_true", help="one object")
@@ -255,6 +263,14 @@ def plan(arguments: argparse.Namespace) -> None:
 
     config, tpu = load_config(arguments.config, arguments.overrides), parse_slice(arguments.topology)
     require(arguments.slices > 0, f"--slices: {arguments.slices} must be positive")
+    if arguments.mode == "decode":
+        from codegen_jax.planning.decode import plan_decode
+
+        sizes = (arguments.rows, arguments.prompt_tokens, arguments.max_new_tokens)
+        require(min(sizes) > 0, "--rows, --prompt-tokens, --max-new-tokens: must be positive")
+        decoding = plan_decode(config.model, tpu, arguments.tensor, *sizes, arguments.quantize)
+        print(json.dumps(decoding.to_dict()) if arguments.json else decoding)
+        return
     if arguments.fit:
         config, _ = fit(config, tpu, arguments.slices, lambda line: print(line, file=sys.stderr))
         print(settings(config), file=sys.stderr)

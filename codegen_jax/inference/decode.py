@@ -119,7 +119,7 @@ def decode(
     def one_round(carry: tuple[jax.Array, Rows, Cache, Cache]) -> tuple[jax.Array, Rows, Cache, Cache]:
         number, rows, recent, draft_recent = carry
         guesses_BJ, draft_recent = _guess(draft, rows, draft_past._replace(recent=draft_recent), knobs, program)
-        rows, recent = _round(weights, guesses_BJ, rows, past._replace(recent=recent), knobs, program)
+        rows, recent = decode_round(weights, guesses_BJ, rows, past._replace(recent=recent), knobs, program)
         return number + 1, rows, recent, draft_recent
 
     carry = (jnp.int32(0), rows._replace(cache=(), draft_cache=()), past.recent, draft_past.recent)
@@ -134,9 +134,10 @@ def recent_slots(guesses: int) -> int:
     return CHUNK * (guesses + 1) + 2
 
 
-def _round(
+def decode_round(
     weights: DecodeWeights, guesses_BJ: jax.Array, rows: Rows, past: Past, knobs: Knobs, program: Program
 ) -> tuple[Rows, Cache]:
+    """One round: each row that has not ended gets a token, and another for each guess that holds."""
     last_B1 = _read(rows.tokens_BS, rows.length_B - 1, 1)
     tokens_BJ = jnp.concatenate([last_B1, guesses_BJ], 1)
     x_BJD, recent = hidden(weights, program.config, tokens_BJ, past, rows.length_B - 1)

@@ -18,7 +18,7 @@ from codegen_jax.config import CodeGenConfig
 from codegen_jax.inference.weights import DecodeWeights, linear
 from codegen_jax.model.attention import causal_attention
 from codegen_jax.model.rotary import rotary_angles, rotate
-from codegen_jax.sharding import constrain
+from codegen_jax.sharding import constrain, device_kind
 
 # keys [B, H, K, S] and values [B, H, S, K] of each layer: the orders in which XLA on CPU multiplies without a copy
 Cache = tuple[tuple[jax.Array, jax.Array], ...]
@@ -108,7 +108,10 @@ def cached_attention(
     Scores and softmax are float32.
     """
     (keys_BHKS, values_BHSK), (keys_BHKR, values_BHRK) = cached, recent
-    S, R = keys_BHKS.shape[3], keys_BHKR.shape[3]
+    S, R, T = keys_BHKS.shape[3], keys_BHKR.shape[3], q_BTHK.shape[1]
+    if device_kind().startswith("TPU") and T < 8:  # as in `linear`: one query would be the vector unit's
+        q_BTHK = jnp.pad(q_BTHK, ((0, 0), (0, 8 - T), (0, 0), (0, 0)))
+        positions_BT = jnp.pad(positions_BT, ((0, 0), (0, 8 - T)), mode="edge")
     scores = [
         jnp.einsum("BTHK,BHKS->BHTS", q_BTHK, keys, preferred_element_type=jnp.float32)
         for keys in (keys_BHKS, keys_BHKR)
@@ -118,9 +121,9 @@ def cached_attention(
     visible = jnp.concatenate([cached_BTS, recent_BTR], axis=-1)[:, None]
     scores = jnp.where(visible, jnp.concatenate(scores, axis=-1) * q_BTHK.shape[-1] ** -0.5, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(values_BHSK.dtype)
-    return jnp.einsum("BHTS,BHSK->BTHK", weights[..., :S], values_BHSK) + jnp.einsum(
-        "BHTR,BHRK->BTHK", weights[..., S:], values_BHRK
-    )
+    a_BTHK = jnp.einsum("BHTS,BHSK->BTHK", weights[..., :S], values_BHSK)
+    a_BTHK += jnp.einsum("BHTR,BHRK->BTHK", weights[..., S:], values_BHRK)
+    return a_BTHK[:, :T]
 
 
 def _put(old: jax.Array, new: jax.Array, first_B: jax.Array, axis: int) -> jax.Array:

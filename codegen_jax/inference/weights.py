@@ -11,6 +11,7 @@ Axes: D n_embd, V vocabulary, N rows of `inner` = 3 H K + F, M columns of `outer
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.conversion.weights import Weights, fold_embedding_bias, shapes
 from codegen_jax.errors import require
-from codegen_jax.model.codegen import Params
+from codegen_jax.model.codegen import Params, abstract_params
 from codegen_jax.sharding import constrain, device_kind, spec
 
 Quantize = Literal["int8"] | None
@@ -103,6 +104,27 @@ def arrange_params(params: Params, config: CodeGenConfig, groups: int) -> Decode
     return _arrange(read, place, config, groups, None, jnp)
 
 
+def abstract_weights(config: CodeGenConfig, mesh: Mesh, quantize: Quantize) -> DecodeWeights:
+    """Shapes, dtypes and shardings of the weights, for compiling ahead of time."""
+    groups = mesh.shape["tensor"]
+    plain = jax.eval_shape(partial(arrange_params, config=config, groups=groups), abstract_params(config))
+    axes = AXES._replace(layers=AXES.layers * config.n_layer)
+
+    def place(leaf: Any, names: Any) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec(*names)))
+
+    def matrix(leaf: Any, names: Any) -> Any:
+        if not isinstance(leaf, Matrix):
+            return place(leaf, names)
+        values, scale = leaf.values, None
+        if quantize:
+            scale = place(jax.ShapeDtypeStruct(values.shape[:1], np.float32), names.scale)
+            values = jax.ShapeDtypeStruct(values.shape, np.int8)
+        return Matrix(place(values, names.values), scale)
+
+    return jax.tree.map(matrix, plain, axes, is_leaf=lambda node: isinstance(node, Matrix))
+
+
 def _arrange(
     read: Callable[[str, int | None], Any],
     place: Callable[..., Any],
@@ -173,12 +195,14 @@ def linear(x: jax.Array, matrix: Matrix) -> jax.Array:
 
 
 def _product(rows: jax.Array, values: jax.Array, dtype: Any) -> jax.Array:
-    count = len(rows)
-    if device_kind() == "cpu" and rows.dtype != jnp.float32 and count < 3:
-        # XLA's fast kernels are for two rows or more, and read weights a sixth faster for three than for two
-        rows = jnp.pad(rows, ((0, 3 - count), (0, 0)))
-    product = jax.lax.dot_general(rows, values, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
-    return product[:count]
+    """Few rows are padded with zeros, which costs nothing where weights are what is waited for.
+
+    On a CPU the fast kernels are for two rows or more, and read weights a sixth faster for three than for two; float32
+    has one for a single row. On a TPU a single row would be multiplied by the vector unit, at a quarter of the speed.
+    """
+    few = {"cpu": 1 if rows.dtype == jnp.float32 else 3, "TPU": 8}.get(device_kind()[:3], 1)
+    padded = jnp.pad(rows, ((0, max(0, few - len(rows))), (0, 0)))
+    return jax.lax.dot_general(padded, values, (((1,), (1,)), ((), ())), preferred_element_type=dtype)[: len(rows)]
 
 
 def nbytes_per_token(weights: DecodeWeights) -> int:

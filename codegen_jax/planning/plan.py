@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from codegen_jax.chips import GIB
 from codegen_jax.config import RunConfig
@@ -180,18 +181,11 @@ def make_plan(config: RunConfig, tpu: Slice, slices: int = 1, dump_hlo: str | Pa
         memory = Memory(parameters, moments, None, None, *needed)
         found = []
     else:
-        try:
-            text = compiled.as_text()
-        except jax.errors.JaxRuntimeError as error:
-            raise UserError(
-                f"this jaxlib cannot read what this libtpu compiles ({str(error).splitlines()[0][:120]}); "
-                "pip install 'codegen_jax[plan]' installs two that fit"
-            ) from error
+        text = text_of(compiled)
         if dump_hlo:
             Path(dump_hlo).write_text(text)
         module = Module(text)
-        network = Network(tpu, [(*d.coords, getattr(d, "slice_index", 0)) for d in mesh.devices.flat])
-        found = operations(module, network)
+        found = operations(module, network_of(mesh, tpu))
         analysis = compiled.memory_analysis()
         kept = activations(module, config)
         memory = Memory(
@@ -223,6 +217,25 @@ def make_plan(config: RunConfig, tpu: Slice, slices: int = 1, dump_hlo: str | Pa
             for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
         ],
     )
+
+
+def text_of(compiled: Any) -> str:
+    """The optimized HLO of a compiled program.
+
+    Raises:
+        UserError: if libtpu and jaxlib do not belong together.
+    """
+    try:
+        return compiled.as_text()
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+            f"this jaxlib cannot read what this libtpu compiles ({str(error).splitlines()[0][:120]}); "
+            "pip install 'codegen_jax[plan]' installs two that fit"
+        ) from error
+
+
+def network_of(mesh: Mesh, tpu: Slice) -> Network:
+    return Network(tpu, [(*d.coords, getattr(d, "slice_index", 0)) for d in mesh.devices.flat])
 
 
 def _name(path: jax.tree_util.KeyPath) -> str:

@@ -1,0 +1,46 @@
+"""Plans of decoding, by the real TPU compiler."""
+
+import pytest
+
+from codegen_jax.config import CodeGenConfig
+from codegen_jax.errors import UserError
+from codegen_jax.planning.decode import plan_decode
+from codegen_jax.planning.slices import parse_slice
+
+pytest.importorskip("libtpu", reason="the TPU compiler; pip install libtpu")
+
+CONFIG = CodeGenConfig(4, 1024, 16, 64, vocab_size=51200)
+
+
+def make(rows=1, tensor=None, quantize=None, config=CONFIG, new=128):
+    return plan_decode(config, parse_slice("v4-8"), tensor, rows, 128, new, quantize)
+
+
+def test_a_chip_holds_its_share_of_weights_and_cache():
+    whole, shared, int8 = make(rows=4, tensor=1), make(rows=4, tensor=4), make(rows=4, tensor=4, quantize="int8")
+    embedding = 2 * CONFIG.vocab_size * CONFIG.n_embd
+    assert whole.weights_bytes == pytest.approx(2 * CONFIG.n_params - embedding, rel=0.01)
+    assert shared.weights_bytes == pytest.approx(whole.weights_bytes / 4, rel=0.01)
+    assert int8.weights_bytes == pytest.approx(shared.weights_bytes / 2, rel=0.01)
+    # 4 rows: on 4 chips a row each, or a quarter of the heads of all
+    cache = 2 * CONFIG.n_layer * 4 * CONFIG.n_embd * whole.slots * 2
+    assert whole.cache_bytes == shared.cache_bytes == cache // 4
+    assert shared.weights_bytes < shared.peak_bytes < shared.available_bytes
+
+
+def test_no_token_is_faster_than_reading_the_weights():
+    plan = make(rows=4, tensor=1)
+    assert 0.3 < plan.mbu < 1  # a row alone on the vector unit came to 0.2
+    assert plan.bound_seconds == (plan.weights_bytes + plan.cache_bytes) / 1228e9
+    assert f"MBU {plan.mbu:.0%}" in str(plan)
+
+
+def test_rows_that_do_not_divide_are_named():
+    with pytest.raises(UserError, match="--rows: 3 do not divide over 2 groups of 2 chip"):
+        make(rows=3, tensor=2)
+
+
+def test_what_does_not_fit_is_one_message():
+    large = CodeGenConfig(60, 8192, 64, 64, vocab_size=51200)
+    with pytest.raises(UserError, match=r"does not fit: needs [\d.]+ GiB of a chip's 30.75 GiB; take fewer rows"):
+        make(config=large, rows=4, tensor=1)
