@@ -247,10 +247,9 @@ class Generator:
 
     def warmup(self, rows: int, prompt_tokens: int, **options: Any) -> None:
         """Compile ahead what `complete` will need for so many rows and prompts of so many tokens."""
-        chosen = Options.of(options)
-        ids = [self.tokenizer.eos_id] * prompt_tokens
-        requests = [Request("", list(ids), 0, number) for number in range(rows)]
-        for _ in self._run(requests, replace(chosen, max_new_tokens=chosen.max_new_tokens), Stops(None, [], None), 0):
+        # different prompts, as each is prefilled once
+        requests = [Request("", [row % self.tokenizer.vocab_size] * prompt_tokens, 0, 0) for row in range(rows)]
+        for _ in self._run(requests, Options.of(options), Stops(None, [], None), 0):
             break
 
     def _requests(self, prompts: list[str], options: Options) -> list[Request]:

@@ -11,6 +11,7 @@ from scipy.stats import chisquare
 import codegen_jax
 from codegen_jax.config import CodeGenConfig, MeshConfig
 from codegen_jax.errors import UserError
+from codegen_jax.inference.decode import decode, prefill
 from codegen_jax.inference.generate import Generator
 from codegen_jax.model.codegen import init_params, module
 from codegen_jax.sharding import make_mesh
@@ -195,6 +196,15 @@ def test_a_stream_joins_to_the_completion(generator):
         pieces = list(generator.stream(prompt, **options))
         assert "".join(pieces) == generator.generate(prompt, **options)
         assert len(pieces) > 5
+
+
+def test_warmup_compiles_what_completing_needs(generator):
+    fresh = Generator(generator.config, generator.weights, generator.tokenizer, generator.mesh)
+    options = dict(max_new_tokens=5, temperature=0.7, top_k=7)
+    fresh.warmup(rows=3, prompt_tokens=16, **options)
+    before = decode._cache_size(), prefill._cache_size()
+    fresh.complete([prompt[:8] for prompt in PROMPTS], **options)
+    assert (decode._cache_size(), prefill._cache_size()) == before
 
 
 @pytest.mark.parametrize("axes", [(1, 1, 4), (4, 1, 2), (2, 1, 1), (2, 2, 2)])

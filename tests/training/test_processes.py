@@ -12,7 +12,7 @@ from codegen_jax.config import MeshConfig
 from codegen_jax.conversion.native import find_checkpoint, whole_checkpoints
 from codegen_jax.errors import PREEMPTED
 from codegen_jax.training.loop import train
-from codegen_jax.training.metrics import read_metrics
+from codegen_jax.training.metrics import read_lines, read_metrics
 from tests.processes import finish, start, wait_for
 from tests.runs import tiny_run
 
@@ -20,7 +20,8 @@ FEW = MeshConfig(2, 2, 1)
 
 
 def run(output, tokens, **sections):
-    return tiny_run(output, tokens, data={"validation": str(tokens)}, **sections)
+    training = {"sample_prompts": ["def f(x):"], "sample_tokens": 4} | sections.pop("training", {})
+    return tiny_run(output, tokens, data={"validation": str(tokens)}, training=training, **sections)
 
 
 def losses(output):
@@ -58,6 +59,7 @@ def test_many_processes_train_as_one_and_others_go_on_with_their_run(tmp_path, t
     assert [code for code, _ in others] == [0] * len(others)
     assert_close(losses(output), losses(alone))
     assert_close(validation(output), validation(alone))
+    assert read_lines(output / "samples.jsonl") == read_lines(alone / "samples.jsonl")
 
 
 def test_each_process_restores_the_bytes_of_its_own_devices(tmp_path, token_folder):
