@@ -401,14 +401,12 @@ class Generator:
 
     def _stop(self, request: Request, before: int, stops: Stops) -> None:
         """End a request by the first of its tokens that completes a stop."""
-        if not stops or stops.end(self.tokenizer.decode(request.new)) is None:
+        ends = lambda count: stops.end(self.tokenizer.decode(request.new[:count])) is not None
+        if not stops or not (stops.may_pass or ends(len(request.new))):
             return
-        count = next(
-            count
-            for count in range(before + 1, len(request.new) + 1)
-            if count == len(request.new) or stops.end(self.tokenizer.decode(request.new[:count])) is not None
-        )
-        request.new, request.reason = request.new[:count], "stop"
+        count = next((count for count in range(before + 1, len(request.new) + 1) if ends(count)), None)
+        if count is not None:
+            request.new, request.reason = request.new[:count], "stop"
 
     def _completion(self, request: Request, stops: Stops) -> Completion:
         text = self.tokenizer.decode(request.new)

@@ -37,6 +37,9 @@ class Stops:
         except (re.error, regex.error) as error:
             raise UserError(f"--stop: {pattern!r} is not a regular expression ({error})") from error
 
+        # an expression such as `x$` matches a text, and not the longer one
+        self.may_pass = pattern is not None
+
     def __bool__(self) -> bool:
         return self.begun is not None
 

@@ -203,8 +203,3 @@ def _product(rows: jax.Array, values: jax.Array, dtype: Any) -> jax.Array:
     few = {"cpu": 1 if rows.dtype == jnp.float32 else 3, "TPU": 8}.get(device_kind()[:3], 1)
     padded = jnp.pad(rows, ((0, max(0, few - len(rows))), (0, 0)))
     return jax.lax.dot_general(padded, values, (((1,), (1,)), ((), ())), preferred_element_type=dtype)[: len(rows)]
-
-
-def nbytes_per_token(weights: DecodeWeights) -> int:
-    """Bytes that a decoding step reads: all weights but the embedding, of which it reads a row."""
-    return sum(x.nbytes for x in jax.tree.leaves(weights)) - weights.embedding_VD.nbytes

@@ -191,6 +191,11 @@ def test_scores_of_a_text_are_those_of_generating_it(generator):
 
 
 def test_a_stream_joins_to_the_completion(generator):
+    whole = generator.complete(PROMPTS[:1], max_new_tokens=40, temperature=0)[0]
+    passing = re.escape(generator.tokenizer.decode(whole.token_ids[:9])[-3:]) + "$"  # a match, until more comes
+    pieces = list(generator.stream(PROMPTS[0], max_new_tokens=40, temperature=0, stop=passing))
+    assert "".join(pieces) == generator.generate(PROMPTS[0], max_new_tokens=40, temperature=0, stop=passing)
+    assert len("".join(pieces)) < len(whole.completion)
     for prompt in PROMPTS:
         options = dict(max_new_tokens=40, temperature=2.0, seed=1)
         pieces = list(generator.stream(prompt, **options))
