@@ -59,7 +59,7 @@ def evaluate(model: Generator, tokens: str, sequence_length: int | None, max_win
     total = 0.0
     for first in tqdm(range(0, count, ROWS), unit="batch", disable=None):
         rows = np.stack([windows[number] for number in range(first, min(first + ROWS, count))])
-        total -= model.logprobs(rows).sum(dtype=np.float64)
+        total -= model.logprobs(rows)[0].sum(dtype=np.float64)
     loss = total / (count * length)
     bytes_per_token = files.manifest.text_bytes / files.manifest.tokens
     return Perplexity(count * length, loss, math.exp(min(loss, 700.0)), loss / math.log(2) / bytes_per_token)

@@ -121,6 +121,21 @@ class Completion:
     accepted: int = 0
 
 
+@dataclass(frozen=True)
+class Score:
+    """What a model thinks of a text.
+
+    Attributes:
+        token_ids: of the text.
+        logprobs: of each id but the first, given those before it.
+        top_logprobs: at the same places, the likeliest ids with theirs.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float]
+    top_logprobs: list[dict[int, float]]
+
+
 @dataclass
 class Request:
     """A row to be, and what became of it."""
@@ -219,31 +234,42 @@ class Generator:
                 shown = end
         yield self._completion(request, stops).completion[shown:]
 
-    def score(self, texts: list[str]) -> list[tuple[list[int], list[float]]]:
-        """Ids of texts, and the log-probability of each id but the first given those before it.
+    def score(self, texts: list[str], top: int = 0) -> list[Score]:
+        """What the model thinks of given texts.
+
+        Args:
+            texts: of any lengths up to the context's.
+            top: likeliest ids to give at each place besides.
 
         Raises:
             UserError: for a text that is empty or longer than the context.
         """
-        scored = []
+        scores = []
         for text in texts:
             ids = self._encode(text, "text")
             require(
                 len(ids) <= self.config.n_positions,
                 f"text: {len(ids)} tokens exceed the context of {self.config.n_positions}; shorten it",
             )
-            scored.append((ids, self.logprobs(np.array([ids]))[0].tolist()))
-        return scored
+            logprobs_BT, top_BTN, ids_BTN = self.logprobs(np.array([ids]), top)
+            likeliest = [dict(zip(*pair)) for pair in zip(ids_BTN[0].tolist(), top_BTN[0].tolist())]
+            scores.append(Score(ids, logprobs_BT[0].tolist(), likeliest))
+        return scores
 
-    def logprobs(self, tokens_BT: np.ndarray) -> np.ndarray:
-        """Log-probabilities of ids given those before them in their row, float32 [B, T - 1]."""
+    def logprobs(self, tokens_BT: np.ndarray, top: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Log-probabilities of ids given those before them in their row.
+
+        Returns:
+            float32 [B, T - 1]; and of the `top` likeliest ids at the same places, float32 [B, T - 1, top], these ids.
+        """
         B, T = tokens_BT.shape
         padded = np.zeros((self._rows(B), _power_of_two(T)), np.int32)
         padded[:B, :T] = tokens_BT
         with jax.set_mesh(self.mesh):
             name = f"scoring of {padded.shape[0]} x {padded.shape[1]} tokens"
-            found = self._call(_logprobs, name, None, self.weights, padded, config=self.config)
-        return np.asarray(found)[:B, : T - 1]
+            found = self._call(_logprobs, name, top, self.weights, padded, config=self.config, top=top)
+        logprobs, values, ids = (np.asarray(x)[:B, : T - 1] for x in found)
+        return logprobs, values, ids
 
     def warmup(self, rows: int, prompt_tokens: int, **options: Any) -> None:
         """Compile ahead what `complete` will need for so many rows and prompts of so many tokens."""
@@ -446,13 +472,15 @@ def _power_of_two(count: int, least: int = 16) -> int:
     return max(least, 1 << (count - 1).bit_length())
 
 
-@partial(jax.jit, static_argnames="config")
-def _logprobs(weights: DecodeWeights, tokens_BT: jax.Array, *, config: CodeGenConfig) -> jax.Array:
+@partial(jax.jit, static_argnames=("config", "top"))
+def _logprobs(
+    weights: DecodeWeights, tokens_BT: jax.Array, *, config: CodeGenConfig, top: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     x_BTD, _ = hidden(weights, config, tokens_BT)
 
-    def of_row(row: tuple[jax.Array, jax.Array]) -> jax.Array:  # one row's logits at a time
-        x_TD, tokens_T = row
+    def of_row(row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        x_TD, tokens_T = row  # one row's logits at a time
         logprobs_TV = jax.nn.log_softmax(logits(weights, x_TD[:-1]))
-        return jnp.take_along_axis(logprobs_TV, tokens_T[1:, None], axis=-1)[:, 0]
+        return jnp.take_along_axis(logprobs_TV, tokens_T[1:, None], axis=-1)[:, 0], *jax.lax.top_k(logprobs_TV, top)
 
     return jax.lax.map(of_row, (x_BTD, tokens_BT))

@@ -52,7 +52,8 @@ def test_logprobs_of_texts_are_transformers(tmp_path):
     tokenizer, theirs = tiny_bpe(), peer(seed=1)
     ours = codegen_jax.load(str(save(theirs, tmp_path / "model", tokenizer=tokenizer)), dtype="float32")
     for text in ("def f(x): return x", "return f"):
-        ids, logprobs = ours.score([text])[0]
+        (score,) = ours.score([text])
+        ids = score.token_ids
         with torch.no_grad():
             scores = theirs(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
-        np.testing.assert_allclose(logprobs, scores[torch.arange(len(ids) - 1), ids[1:]], atol=1e-4)
+        np.testing.assert_allclose(score.logprobs, scores[torch.arange(len(ids) - 1), ids[1:]], atol=1e-4)

@@ -183,11 +183,15 @@ def test_logprobs_are_the_models_own(generator):
 def test_scores_of_a_text_are_those_of_generating_it(generator):
     (completion,) = generator.complete(PROMPTS[:1], max_new_tokens=10, temperature=0, logprobs=0)
     ids = generator.tokenizer.encode(PROMPTS[0])
-    found = generator.logprobs(np.array([ids + completion.token_ids]))[0]
+    found = generator.logprobs(np.array([ids + completion.token_ids]))[0][0]
     np.testing.assert_allclose(found[len(ids) - 1 :], completion.logprobs, atol=1e-4)
-    text_ids, values = generator.score([PROMPTS[0]])[0]
-    assert text_ids == ids
-    np.testing.assert_allclose(values, found[: len(ids) - 1], atol=1e-5)
+    (score,) = generator.score([PROMPTS[0]], top=3)
+    assert score.token_ids == ids
+    np.testing.assert_allclose(score.logprobs, found[: len(ids) - 1], atol=1e-5)
+    for place, top in enumerate(score.top_logprobs, 1):
+        expected = np.asarray(jax.nn.log_softmax(definition(generator)(ids[:place])))
+        assert list(top) == np.argsort(-expected)[:3].tolist()
+        np.testing.assert_allclose(list(top.values()), np.sort(expected)[:-4:-1], atol=1e-4)
 
 
 def test_a_stream_joins_to_the_completion(generator):
