@@ -4,6 +4,8 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -69,6 +71,14 @@ def wait_for(process: subprocess.Popen, text: str) -> None:
         if text in line:
             return
     raise AssertionError(f"{text!r} never came: {process.stderr.read()}")
+
+
+def wait_until(happens: Callable[[], bool], timeout=60) -> None:
+    """Look every millisecond whether it has happened."""
+    end = time.monotonic() + timeout
+    while not happens():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.001)
 
 
 def finish(processes: list[subprocess.Popen], timeout=120) -> list[tuple[int, str]]:

@@ -1,9 +1,9 @@
 """Runs of several processes, and runs that are stopped: the same losses, and one message for what goes wrong."""
 
-import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from codegen_jax.conversion.native import find_checkpoint, whole_checkpoints
 from codegen_jax.errors import PREEMPTED
 from codegen_jax.training.loop import train
 from codegen_jax.training.metrics import read_lines, read_metrics
-from tests.processes import finish, start, wait_for
+from tests.processes import finish, start, wait_for, wait_until
 from tests.runs import tiny_run
 
 FEW = MeshConfig(2, 2, 1)
@@ -30,6 +30,10 @@ def losses(output):
 
 def validation(output):
     return {line["step"]: line["validation_loss"] for line in read_metrics(output) if "validation_loss" in line}
+
+
+def saving(output):
+    return any(Path(output).glob("checkpoints/*.orbax-checkpoint-tmp*"))
 
 
 def assert_close(actual, expected):
@@ -121,21 +125,25 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, token_folder, alon
 
 @pytest.mark.slow
 def test_a_run_killed_at_20_random_moments_ends_as_the_uninterrupted_one(tmp_path, token_folder):
-    sections = {"training": {"steps": 60, "eval_every": 100}, "checkpoint": {"save_every": 1}, "mesh": FEW}
+    sections = {"training": {"steps": 80, "eval_every": 100}, "checkpoint": {"save_every": 1}, "mesh": FEW}
     whole, killed = (run(tmp_path / name, token_folder, **sections) for name in ("whole", "killed"))
     assert finish(start(whole, tmp_path / "whole.yaml", devices=4))[0][0] == 0
     moments = random.Random(0)
     in_a_save = 0
-    for _ in range(20):
-        done = [int(path.name) for path in whole_checkpoints(killed.output)]
-        (process,) = start(killed, tmp_path / "killed.yaml", devices=4, pause=0.05)
+    for number in range(20):
+        done = whole_checkpoints(killed.output)
+        (process,) = start(killed, tmp_path / "killed.yaml", devices=4, pause=0.1)
         wait_for(process, "first step done")
-        time.sleep(moments.uniform(0, 0.5))
+        steps = moments.randrange(3)
+        wait_until(lambda: len(set(whole_checkpoints(killed.output)) - set(done)) >= steps)
+        if number % 2:  # within a save, however fast the machine
+            wait_until(lambda: saving(killed.output))
+        time.sleep(moments.uniform(0, 0.02 if number % 2 else 0.4))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         left = whole_checkpoints(killed.output)
-        assert not done or int(left[-1].name) >= done[-1]
-        in_a_save += any("orbax-checkpoint-tmp" in name for name in os.listdir(tmp_path / "killed/checkpoints"))
+        assert not done or int(left[-1].name) >= int(done[-1].name)
+        in_a_save += saving(killed.output)
     assert in_a_save > 3
     ((code, error),) = finish(start(killed, tmp_path / "killed.yaml", devices=4))
     assert code == 0, error
