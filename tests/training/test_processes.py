@@ -32,6 +32,10 @@ def validation(output):
     return {line["step"]: line["validation_loss"] for line in read_metrics(output) if "validation_loss" in line}
 
 
+def new(config, checkpoints):
+    return set(whole_checkpoints(config.output)) - set(checkpoints)
+
+
 def saving(output):
     return any(Path(output).glob("checkpoints/*.orbax-checkpoint-tmp*"))
 
@@ -135,7 +139,7 @@ def test_a_run_killed_at_20_random_moments_ends_as_the_uninterrupted_one(tmp_pat
         (process,) = start(killed, tmp_path / "killed.yaml", devices=4, pause=0.1)
         wait_for(process, "first step done")
         steps = moments.randrange(3)
-        wait_until(lambda: len(set(whole_checkpoints(killed.output)) - set(done)) >= steps)
+        wait_until(lambda done=done, steps=steps: len(new(killed, done)) >= steps)
         if number % 2:  # within a save, however fast the machine
             wait_until(lambda: saving(killed.output))
         time.sleep(moments.uniform(0, 0.02 if number % 2 else 0.4))
