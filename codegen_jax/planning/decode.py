@@ -87,7 +87,6 @@ def plan_decode(
     Raises:
         UserError: if the mesh does not fit the slice or the model, or the program its memory.
     """
-    jax.config.update("jax_platforms", "cpu")  # as in `make_plan`
     devices = slice_devices(tpu)
     tensor = len(devices) if tensor is None else tensor
     mesh = make_mesh(MeshConfig(-1, 1, tensor), devices)

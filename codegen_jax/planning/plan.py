@@ -159,7 +159,6 @@ def make_plan(config: RunConfig, tpu: Slice, slices: int = 1, dump_hlo: str | Pa
     Raises:
         UserError: if libtpu is missing, or the mesh does not fit the slices or the model.
     """
-    jax.config.update("jax_platforms", "cpu")  # the devices are descriptions only; a TPU that is here is not touched
     mesh = make_mesh(config.mesh, slice_devices(tpu, slices))
     check_fit(config, mesh)
     state = abstract_state(config, mesh)

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+
 from codegen_jax.chips import CHIPS, Chip
 from codegen_jax.errors import UserError, require
 
@@ -94,6 +96,8 @@ def slice_devices(tpu: Slice, slices: int = 1) -> list[Any]:
     Raises:
         UserError: if libtpu, which holds the compiler, is not installed.
     """
+    jax.config.update("jax_platforms", "cpu")  # the devices are descriptions only; a TPU that is here is not touched
+    jax.config.update("jax_enable_compilation_cache", False)  # JAX can write such programs, but not read them back
     # libtpu looks for a TPU's metadata server and takes a lock on the machine's TPU, unless told otherwise
     for name, value in {
         "TPU_SKIP_MDS_QUERY": "1",
