@@ -194,21 +194,22 @@ def linear(x: jax.Array, matrix: Matrix) -> jax.Array:
     return product.reshape(*x.shape[:-1], -1)
 
 
-def _product(rows: jax.Array, values: jax.Array, dtype: Any) -> jax.Array:
-    """Few rows are padded with zeros, which costs nothing where weights are what is waited for.
+def few_rows(dtype: Any) -> int:
+    """How many rows a product has at least: fewer are padded, which costs nothing where memory is what is waited for.
 
-    On a TPU a single row would be multiplied by the vector unit, at a quarter of the speed. On a CPU float32 has a fast
-    kernel for a single row, the other types only for two or more; these kernels repack their second matrix, so that is
-    the rows: 16 of float32 then read weights at 20 GB/s instead of 10. The barrier keeps XLA from swapping them back.
+    On a TPU a single row would be multiplied by the vector unit, at a quarter of the speed. On a CPU a single row of
+    bfloat16 is slow, while float32 has a kernel for it, and int8 comes in two rows.
     """
-    few = {"cpu": 1 if rows.dtype == jnp.float32 else 2, "TPU": 8}.get(device_kind()[:3], 1)
-    padded = jnp.pad(rows, ((0, max(0, few - len(rows))), (0, 0)))
+    return {"cpu": 4 if dtype == jnp.bfloat16 else 1, "TPU": 8}.get(device_kind()[:3], 1)
+
+
+def _product(rows: jax.Array, values: jax.Array, dtype: Any) -> jax.Array:
+    """On a CPU the kernels for two rows or more repack their second matrix, so the rows are the second there: 16 of
+    float32 then read weights at 20 GB/s instead of 10. The barrier keeps XLA from swapping them back."""
+    padded = jnp.pad(rows, ((0, max(0, few_rows(rows.dtype) - len(rows))), (0, 0)))
+    multiply = lambda a, b: jax.lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
     if device_kind() == "cpu" and len(padded) > 1:
-        product = jax.lax.optimization_barrier(_contract(values, padded, dtype)).T
+        product = jax.lax.optimization_barrier(multiply(values, padded)).T
     else:
-        product = _contract(padded, values, dtype)
+        product = multiply(padded, values)
     return product[: len(rows)]
-
-
-def _contract(a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
-    return jax.lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
