@@ -91,6 +91,18 @@ def prefill(weights: DecodeWeights, tokens_BT: jax.Array, *, config: CodeGenConf
     return put(empty_cache(config, rows, slots), cache, jnp.zeros(rows, jnp.int32)) if slots > T else cache
 
 
+@partial(jax.jit, static_argnames="slots")
+def grow(rows: Rows, *, slots: int) -> Rows:
+    """The same rows with more slots: a step reads them all, so there are few as long as rows are short."""
+
+    def pad(x: jax.Array, axis: int) -> jax.Array:
+        return jnp.pad(x, [(0, slots - x.shape[axis] if n == axis else 0) for n in range(x.ndim)])
+
+    pad_cache = lambda cache: tuple((pad(keys, 3), pad(values, 2)) for keys, values in cache)
+    grown = {name: pad(x, 1) for name, x in rows._asdict().items() if name.endswith(("BS", "BSN")) and x.shape[1]}
+    return rows._replace(**grown, cache=pad_cache(rows.cache), draft_cache=pad_cache(rows.draft_cache))
+
+
 @jax.jit
 def take_rows(rows: Any, index_B: jax.Array) -> Any:
     """Some rows of all arrays, in a new order; an index may come more than once."""

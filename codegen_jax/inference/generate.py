@@ -17,7 +17,7 @@ from codegen_jax.config import CodeGenConfig, MeshConfig
 from codegen_jax.conversion.models import open_model
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import UserError, require, require_seed, warn
-from codegen_jax.inference.decode import CHUNK, Program, Rows, decode, prefill, recent_slots, take_rows
+from codegen_jax.inference.decode import CHUNK, Program, Rows, decode, grow, prefill, recent_slots, take_rows
 from codegen_jax.inference.network import hidden, logits
 from codegen_jax.inference.sampling import Knobs
 from codegen_jax.inference.stops import Stops, Truncate
@@ -25,7 +25,7 @@ from codegen_jax.inference.weights import DecodeWeights, Quantize, arrange_param
 from codegen_jax.model.codegen import Params
 from codegen_jax.sharding import ROWS, make_mesh
 
-SLOTS = 128  # caches are multiples of this, prompts and rows powers of two: few shapes compile
+SLOTS = 128  # rows start with so many; prompts, rows and their slots are powers of two: few shapes compile
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,10 @@ class Options:
     @property
     def guesses(self) -> int:
         return self.num_guesses if self.draft is not None else 0
+
+    @property
+    def draft_model(self) -> "Generator | None":
+        return self.draft if isinstance(self.draft, Generator) else None
 
 
 @dataclass(frozen=True)
@@ -273,19 +277,22 @@ class Generator:
 
     def warmup(self, rows: int, prompt_tokens: int, **options: Any) -> None:
         """Compile ahead what `complete` will need for so many rows and prompts of so many tokens."""
+        chosen = Options.of(options)
         # different prompts, as each is prefilled once
         requests = [Request("", [row % self.tokenizer.vocab_size] * prompt_tokens, 0, 0) for row in range(rows)]
-        for _ in self._run(requests, Options.of(options), Stops(None, [], None), 0):
-            break
+        with jax.set_mesh(self.mesh):
+            decoding = self._start(requests, chosen)
+            for length in range(prompt_tokens, prompt_tokens + chosen.max_new_tokens, CHUNK):
+                decoding = self._decode(decoding, length, 0, chosen)
 
     def _requests(self, prompts: list[str], options: Options) -> list[Request]:
         require(bool(prompts), "--prompt: must not be empty")
         seeds = options.seed if isinstance(options.seed, list) else [options.seed] * len(prompts)
         require(len(seeds) == len(prompts), f"--seed: {len(seeds)} seeds for {len(prompts)} prompts")
-        if isinstance(options.draft, Generator):
+        if draft := options.draft_model:
             require(
-                options.draft.tokenizer.fingerprint == self.tokenizer.fingerprint,
-                f"--draft: its tokenizer is {options.draft.tokenizer.fingerprint}, that of the model "
+                draft.tokenizer.fingerprint == self.tokenizer.fingerprint,
+                f"--draft: its tokenizer is {draft.tokenizer.fingerprint}, that of the model "
                 f"{self.tokenizer.fingerprint}; a draft needs the same",
             )
         room = self.config.n_positions - options.max_new_tokens
@@ -312,7 +319,19 @@ class Generator:
 
     def _run(self, requests: list[Request], options: Options, stops: Stops, chunk: int) -> Iterator[None]:
         """Decode the requests together; after each `chunk` rounds they hold what has come, and this yields."""
-        draft = options.draft if isinstance(options.draft, Generator) else None
+        live = list(requests)
+        with jax.set_mesh(self.mesh):
+            rows = self._start(live, options)
+        while live:
+            longest = max(len(request.ids) + len(request.new) for request in live)
+            with jax.set_mesh(self.mesh):
+                rows = self._decode(rows, longest, chunk, options)
+                live, rows = self._collect(live, rows, options, stops)
+            yield
+
+    def _decode(self, rows: Rows, longest: int, rounds: int, options: Options) -> Rows:
+        """So many rounds, with slots for them; `longest` is the length of the longest row."""
+        draft = options.draft_model
         program = Program(
             self.config,
             draft.config if draft else None,
@@ -326,31 +345,31 @@ class Generator:
         knobs = Knobs(
             options.temperature or 1.0, options.top_k, options.top_p, options.min_p, options.repetition_penalty
         )
-        live = list(requests)
-        with jax.set_mesh(self.mesh):
-            rows = self._start(live, options, draft)
-        while live:
-            with jax.set_mesh(self.mesh):
-                rows = self._call(
-                    decode,
-                    f"decode of {len(rows.done_B)} row(s) x {rows.tokens_BS.shape[1]} slots",
-                    program,
-                    self.weights,
-                    draft.weights if draft else None,
-                    rows,
-                    knobs,
-                    np.int32(chunk),
-                    program=program,
-                )
-                live, rows = self._collect(live, rows, options, stops)
-            yield
+        slots = self._slots(longest, options)
+        if slots > rows.tokens_BS.shape[1]:
+            rows = grow(rows, slots=slots)
+        return self._call(
+            decode,
+            f"decode of {len(rows.done_B)} row(s) x {rows.tokens_BS.shape[1]} slots",
+            program,
+            self.weights,
+            draft.weights if draft else None,
+            rows,
+            knobs,
+            np.int32(rounds),
+            program=program,
+        )
 
-    def _start(self, requests: list[Request], options: Options, draft: "Generator | None") -> Rows:
+    def _slots(self, longest: int, options: Options) -> int:
+        """A power of two with room for a chunk of rounds, or what the context needs."""
+        most = -(-(self.config.n_positions + recent_slots(options.guesses)) // SLOTS) * SLOTS
+        return min(_power_of_two(longest + recent_slots(options.guesses), SLOTS), most)
+
+    def _start(self, requests: list[Request], options: Options) -> Rows:
         """Prefill each prompt once, and a row for each request; rows that fill up a power of two have ended."""
         prompts = list(dict.fromkeys(tuple(request.ids) for request in requests))
         longest = max(map(len, prompts))
-        slots = longest + options.max_new_tokens + recent_slots(options.guesses)
-        slots = -(-slots // SLOTS) * SLOTS
+        slots, draft = self._slots(longest, options), options.draft_model
         tokens_PS = np.zeros((self._rows(len(prompts)), slots), np.int32)
         for row, ids in enumerate(prompts):
             tokens_PS[row, : len(ids)] = ids

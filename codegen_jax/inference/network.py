@@ -18,7 +18,7 @@ from codegen_jax.config import CodeGenConfig
 from codegen_jax.inference.weights import DecodeWeights, few_rows, linear
 from codegen_jax.model.attention import causal_attention
 from codegen_jax.model.rotary import rotary_angles, rotate
-from codegen_jax.sharding import constrain, device_kind
+from codegen_jax.sharding import constrain
 
 # keys [B, H, K, S] and values [B, H, S, K] of each layer: the orders in which XLA on CPU multiplies without a copy
 Cache = tuple[tuple[jax.Array, jax.Array], ...]
