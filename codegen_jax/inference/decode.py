@@ -141,6 +141,13 @@ def decode(
     )
 
 
+def slots_for(length: int, guesses: int) -> int:
+    """Slots of rows of this length, with room for a chunk: one of four numbers between two powers of two."""
+    needed = length + recent_slots(guesses)
+    step = max(128, (1 << (needed - 1).bit_length()) // 8)
+    return -(-needed // step) * step
+
+
 def recent_slots(guesses: int) -> int:
     """Of a chunk; what a cache needs beyond its rows' limit."""
     return CHUNK * (guesses + 1) + 2

@@ -17,15 +17,13 @@ from codegen_jax.config import CodeGenConfig, MeshConfig
 from codegen_jax.conversion.models import open_model
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import UserError, require, require_seed, warn
-from codegen_jax.inference.decode import CHUNK, Program, Rows, decode, grow, prefill, recent_slots, take_rows
+from codegen_jax.inference.decode import CHUNK, Program, Rows, decode, grow, prefill, slots_for, take_rows
 from codegen_jax.inference.network import hidden, logits
 from codegen_jax.inference.sampling import Knobs
 from codegen_jax.inference.stops import Stops, Truncate
 from codegen_jax.inference.weights import DecodeWeights, Quantize, arrange_params, load_weights
 from codegen_jax.model.codegen import Params
 from codegen_jax.sharding import ROWS, make_mesh
-
-SLOTS = 128  # rows start with so many; prompts, rows and their slots are powers of two: few shapes compile
 
 
 @dataclass(frozen=True)
@@ -345,9 +343,9 @@ class Generator:
         knobs = Knobs(
             options.temperature or 1.0, options.top_k, options.top_p, options.min_p, options.repetition_penalty
         )
-        slots = self._slots(longest, options)
-        if slots > rows.tokens_BS.shape[1]:
-            rows = grow(rows, slots=slots)
+        slots = rows.tokens_BS.shape[1]
+        if (needed := slots_for(longest, options.guesses)) > slots:  # at least doubled: few programs
+            rows = grow(rows, slots=max(needed, min(2 * slots, slots_for(self.config.n_positions, options.guesses))))
         return self._call(
             decode,
             f"decode of {len(rows.done_B)} row(s) x {rows.tokens_BS.shape[1]} slots",
@@ -360,16 +358,11 @@ class Generator:
             program=program,
         )
 
-    def _slots(self, longest: int, options: Options) -> int:
-        """A power of two with room for a chunk of rounds, or what the context needs."""
-        most = -(-(self.config.n_positions + recent_slots(options.guesses)) // SLOTS) * SLOTS
-        return min(_power_of_two(longest + recent_slots(options.guesses), SLOTS), most)
-
     def _start(self, requests: list[Request], options: Options) -> Rows:
         """Prefill each prompt once, and a row for each request; rows that fill up a power of two have ended."""
         prompts = list(dict.fromkeys(tuple(request.ids) for request in requests))
         longest = max(map(len, prompts))
-        slots, draft = self._slots(longest, options), options.draft_model
+        slots, draft = slots_for(longest, options.guesses), options.draft_model
         tokens_PS = np.zeros((self._rows(len(prompts)), slots), np.int32)
         for row, ids in enumerate(prompts):
             tokens_PS[row, : len(ids)] = ids

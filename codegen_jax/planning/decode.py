@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from codegen_jax.chips import GIB
 from codegen_jax.config import CodeGenConfig, MeshConfig
 from codegen_jax.errors import UserError, require
-from codegen_jax.inference.decode import Program, Rows, decode_round, prefill, recent_slots
+from codegen_jax.inference.decode import Program, Rows, decode_round, prefill, recent_slots, slots_for
 from codegen_jax.inference.network import Past, empty_cache
 from codegen_jax.inference.sampling import Knobs
 from codegen_jax.inference.weights import Quantize, abstract_weights
@@ -92,7 +92,7 @@ def plan_decode(
     mesh = make_mesh(MeshConfig(-1, 1, tensor), devices)
     groups = mesh.shape["data"]
     require(rows % groups == 0, f"--rows: {rows} do not divide over {groups} groups of {tensor} chip(s)")
-    slots = -(-(prompt + new + recent_slots(0)) // 128) * 128
+    slots = slots_for(prompt + new, 0)
     program = Program(config, None, 0, True, False, None, config.vocab_size, 0)
     weights = abstract_weights(config, mesh, quantize)
     cache = _abstract_cache(config, mesh, rows, slots)

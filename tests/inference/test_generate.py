@@ -180,6 +180,21 @@ def test_logprobs_are_the_models_own(generator):  # to 1e-3: scores go up to 40
             assert list(top.values()) == pytest.approx(sorted(map(float, expected))[:-4:-1], abs=1e-3)
 
 
+def test_rows_that_outgrow_their_slots_lose_nothing(tokenizer):
+    config = CodeGenConfig(2, 32, 4, 4, vocab_size=600, n_positions=400, init="huggingface", dtype="float32")
+    generator = make(config, tokenizer, seed=3, spread=4)
+    options = dict(max_new_tokens=350, temperature=1.0, logprobs=2)
+    prompts = [PROMPTS[0], PROMPTS[2] * 2]
+    for draft in (None, "lookup", generator):
+        for completion in generator.complete(prompts, draft=draft, **options):
+            ids = tokenizer.encode(completion.prompt)
+            assert len(completion.token_ids) == 350
+            found, top, _ = generator.logprobs(np.array([ids + completion.token_ids]), top=2)
+            np.testing.assert_allclose(completion.logprobs, found[0, len(ids) - 1 :], atol=1e-3)
+            for place, likeliest in zip(range(len(ids) - 1, 400), completion.top_logprobs):
+                np.testing.assert_allclose(list(likeliest.values()), top[0, place], atol=1e-3)
+
+
 def test_scores_of_a_text_are_those_of_generating_it(generator):
     (completion,) = generator.complete(PROMPTS[:1], max_new_tokens=10, temperature=0, logprobs=0)
     ids = generator.tokenizer.encode(PROMPTS[0])
