@@ -307,17 +307,21 @@ def convert(arguments: argparse.Namespace) -> None:
 
 
 def generate(arguments: argparse.Namespace) -> None:
+    from codegen_jax.inference.generate import Options
+
     names = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "num_samples", "stop")
     names += ("truncate", "logprobs", "num_guesses", "seed")
     options = {name: getattr(arguments, name) for name in names} | {"stop_strings": arguments.stop_string}
     require(not arguments.stream or len(arguments.prompt) == 1, "--stream: one completion of one prompt at a time")
     require(not (arguments.stream and arguments.json), "--stream: prints text; leave out --json")
+    Options.of(options)  # bad ones are refused before a model is loaded
     model = load(arguments, arguments.model)
     if arguments.draft is not None:
         options["draft"] = "lookup" if arguments.draft == "lookup" else load(arguments, arguments.draft)
     if arguments.stream:
+        pieces = model.stream(arguments.prompt[0], **options)
         print(arguments.prompt[0], end="", flush=True)
-        for piece in model.stream(arguments.prompt[0], **options):
+        for piece in pieces:
             print(piece, end="", flush=True)
         print()
         return

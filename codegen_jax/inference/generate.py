@@ -1,5 +1,6 @@
 """From prompts to completions: batches, buckets, stops and streams around the loop on the device."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,8 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from codegen_jax.compilation import use_compilation_cache
 from codegen_jax.config import CodeGenConfig, MeshConfig
@@ -66,16 +68,27 @@ class Options:
 
     def __post_init__(self) -> None:
         require(self.max_new_tokens > 0, f"--max-new-tokens: {self.max_new_tokens} must be positive")
-        require(self.temperature >= 0, f"--temperature: {self.temperature} must not be negative")
+        require(
+            self.temperature == 0 or 1e-6 <= self.temperature < math.inf,
+            f"--temperature: {self.temperature} must be 0, or from 0.000001 on and finite",
+        )
         require(0 < self.top_p <= 1, f"--top-p: {self.top_p} must be above 0 and at most 1")
         require(self.top_k >= 0, f"--top-k: {self.top_k} must not be negative; 0 keeps all")
         require(0 <= self.min_p <= 1, f"--min-p: {self.min_p} must be in [0, 1]")
-        require(self.repetition_penalty > 0, f"--repetition-penalty: {self.repetition_penalty} must be positive")
+        require(
+            0 < self.repetition_penalty < math.inf,
+            f"--repetition-penalty: {self.repetition_penalty} must be positive and finite",
+        )
         require(self.num_samples > 0, f"--num-samples: {self.num_samples} must be positive")
         require(self.logprobs is None or self.logprobs >= 0, f"--logprobs: {self.logprobs} must not be negative")
         require(self.num_guesses > 0, f"--num-guesses: {self.num_guesses} must be positive")
         for seed in self.seed if isinstance(self.seed, list) else [self.seed]:
             require_seed("--seed", seed)
+        require(
+            self.draft in (None, "lookup") or isinstance(self.draft, Generator),
+            f"--draft: {self.draft!r} is neither lookup nor a loaded model",
+        )
+        self.stops()  # a bad one is refused before a model is loaded
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> "Options":
@@ -88,6 +101,9 @@ class Options:
         for name in options:
             require(name in known, f"{name}: no such option; there are {', '.join(known)}")
         return cls(**options)
+
+    def stops(self) -> Stops:
+        return Stops(self.stop, self.stop_strings, self.truncate)
 
     @property
     def guesses(self) -> int:
@@ -182,7 +198,7 @@ class Generator:
         """Read a model, named as in `open_model`; arguments as in `codegen_jax.load`."""
         use_compilation_cache()
         weights = open_model(model)
-        config = replace(weights.config, embedding_bias=False, dtype=dtype or weights.config.dtype)
+        config = _of_decoding(weights.config, dtype)
         tokenizer = weights.tokenizer
         if tokenizer is None:
             raise UserError(f"{model}: has no tokenizer; convert it again with --tokenizer")
@@ -196,7 +212,7 @@ class Generator:
     @classmethod
     def of_params(cls, config: CodeGenConfig, params: Params, tokenizer: Tokenizer, mesh: Mesh) -> "Generator":
         """From parameters that are on the mesh, as in training."""
-        config = replace(config, embedding_bias=False)
+        config = _of_decoding(config)
         with jax.set_mesh(mesh):
             weights = jax.jit(partial(arrange_params, config=config, groups=mesh.shape["tensor"]))(params)
         return cls(config, weights, tokenizer, mesh)
@@ -214,8 +230,7 @@ class Generator:
             UserError: for an unknown or impossible option, an empty prompt, or prompt and new tokens beyond context.
         """
         chosen = Options.of(options)
-        stops = Stops(chosen.stop, chosen.stop_strings, chosen.truncate)
-        requests = self._requests(prompts, chosen)
+        stops, requests = chosen.stops(), self._requests(prompts, chosen)
         for first in range(0, len(requests), self.max_rows):
             for _ in self._run(requests[first : first + self.max_rows], chosen, stops, CHUNK):
                 pass
@@ -225,9 +240,11 @@ class Generator:
         """The completion of one prompt in pieces, as soon as their text is sure; joined, what `generate` gives."""
         chosen = Options.of(options)
         require(chosen.num_samples == 1, "--stream: one completion of one prompt at a time")
-        stops = Stops(chosen.stop, chosen.stop_strings, chosen.truncate)
         (request,) = self._requests([prompt], chosen)
-        shown = 0
+        return self._stream(request, chosen)
+
+    def _stream(self, request: Request, chosen: Options) -> Iterator[str]:
+        stops, shown = chosen.stops(), 0
         for _ in self._run([request], chosen, stops, 1):
             text = self.tokenizer.decode(request.new)
             end = stops.settled(text)
@@ -246,6 +263,8 @@ class Generator:
         Raises:
             UserError: for a text that is empty or longer than the context.
         """
+        require(not isinstance(texts, str), "texts: a list of texts is wanted, not one")
+        require(0 <= top <= self.config.vocab_size, f"top: {top} must be in [0, {self.config.vocab_size}]")
         scores = []
         for text in texts:
             ids = self._encode(text, "text")
@@ -287,7 +306,13 @@ class Generator:
         require(bool(prompts), "--prompt: must not be empty")
         seeds = options.seed if isinstance(options.seed, list) else [options.seed] * len(prompts)
         require(len(seeds) == len(prompts), f"--seed: {len(seeds)} seeds for {len(prompts)} prompts")
+        require(not isinstance(prompts, str), "prompts: a list of texts is wanted, not one; see `generate`")
+        require(
+            (options.logprobs or 0) <= self.config.vocab_size,
+            f"--logprobs: {options.logprobs} is more than the {self.config.vocab_size} ids that there are",
+        )
         if draft := options.draft_model:
+            require(draft.mesh == self.mesh, "--draft: it lies on another mesh than the model")
             require(
                 draft.tokenizer.fingerprint == self.tokenizer.fingerprint,
                 f"--draft: its tokenizer is {draft.tokenizer.fingerprint}, that of the model "
@@ -341,7 +366,11 @@ class Generator:
             self.tokenizer.eos_id,
         )
         knobs = Knobs(
-            options.temperature or 1.0, options.top_k, options.top_p, options.min_p, options.repetition_penalty
+            np.float32(options.temperature or 1.0),
+            np.int32(min(options.top_k, self.config.vocab_size)),
+            np.float32(options.top_p),
+            np.float32(options.min_p),
+            np.float32(options.repetition_penalty),
         )
         slots = rows.tokens_BS.shape[1]
         if (needed := slots_for(longest, options.guesses)) > slots:  # at least doubled: few programs
@@ -395,15 +424,16 @@ class Generator:
             done_B=np.arange(B) >= len(requests),
             seed_B=np.array([request.seed for request in filled], np.uint32),
             sample_B=np.array([request.sample for request in filled], np.uint32),
-            cache=caches[0],
-            draft_cache=caches[1] if draft else (),
+            cache=(),
+            draft_cache=(),
             logprobs_BS=np.zeros((B, places), np.float32),
             top_logprobs_BSN=np.zeros((B, places, top), np.float32),
             top_ids_BSN=np.zeros((B, places, top), np.int32),
             proposed_B=np.zeros(B, np.int32),
             accepted_B=np.zeros(B, np.int32),
         )
-        return Rows(**values)
+        rows = Rows(**self._everywhere(values))
+        return rows._replace(cache=caches[0], draft_cache=caches[1] if draft else ())
 
     def _collect(self, live: list[Request], rows: Rows, options: Options, stops: Stops) -> tuple[list[Request], Rows]:
         """Take what has come from the device, end requests that stop, and drop rows when half of them have ended."""
@@ -431,7 +461,7 @@ class Generator:
         B = self._rows(len(alive))
         done_B = np.ones(len(rows.done_B), bool)
         done_B[alive] = False
-        rows = rows._replace(done_B=done_B)
+        rows = rows._replace(done_B=self._everywhere(done_B))
         if len(rows.done_B) > B:
             index_B = np.array(alive + [int(np.argmax(done_B))] * (B - len(alive)), np.int32)
             return [live[row] for row in alive], take_rows(rows, index_B)
@@ -463,6 +493,10 @@ class Generator:
             request.accepted,
         )
 
+    def _everywhere(self, tree: Any) -> Any:
+        """On all devices, as `decode` returns it: arrays that lie elsewhere would compile it anew."""
+        return jax.device_put(tree, NamedSharding(self.mesh, P()))
+
     def _rows(self, count: int) -> int:
         """Rows to compile for: a power of two that the mesh's rows divide."""
         each = int(np.prod([self.mesh.shape[axis] for axis in ROWS]))
@@ -478,6 +512,11 @@ class Generator:
             if (seconds := time.perf_counter() - began) > 1:
                 print(f"codegen-jax: compiled {name} in {seconds:.1f} s", file=sys.stderr)
         return result
+
+
+def _of_decoding(config: CodeGenConfig, dtype: Any = None) -> CodeGenConfig:
+    """The bias is folded in, and prompts are short where a training run's attention may want long rows."""
+    return replace(config, embedding_bias=False, attention="auto", dtype=dtype or config.dtype)
 
 
 def _power_of_two(count: int, least: int = 16) -> int:

@@ -4,27 +4,28 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class Knobs(NamedTuple):
     """How tokens are drawn; scalars, which may change without compiling anew.
 
     Attributes:
-        temperature: 0 takes the likeliest token.
+        temperature: above 0; what divides the logits.
         top_k: number of ids kept; 0 keeps all.
         top_p: the smallest set of ids with at least this probability is kept; 1 keeps all.
         min_p: ids at least this likely relative to the likeliest are kept; 0 keeps all.
         repetition_penalty: divides positive and multiplies negative logits of ids that were seen; 1 does nothing.
     """
 
-    temperature: jax.Array | float
-    top_k: jax.Array | int
-    top_p: jax.Array | float
-    min_p: jax.Array | float
-    repetition_penalty: jax.Array | float
+    temperature: jax.Array | np.number
+    top_k: jax.Array | np.number
+    top_p: jax.Array | np.number
+    min_p: jax.Array | np.number
+    repetition_penalty: jax.Array | np.number
 
 
-def penalize(logits_V: jax.Array, seen_V: jax.Array, penalty: jax.Array | float) -> jax.Array:
+def penalize(logits_V: jax.Array, seen_V: jax.Array, penalty: jax.Array | np.number) -> jax.Array:
     """Make ids that were seen less likely, as transformers does (arXiv 1909.05858, section 4.1)."""
     return jnp.where(seen_V, jnp.where(logits_V > 0, logits_V / penalty, logits_V * penalty), logits_V)
 
@@ -36,7 +37,7 @@ def cut(logits_V: jax.Array, knobs: Knobs) -> jax.Array:
     in_top_k = (knobs.top_k == 0) | (jnp.arange(logits_V.shape[-1]) < knobs.top_k)
     p_V = jax.nn.softmax(jnp.where(in_top_k, descending_V, -jnp.inf), axis=-1)
     mass_before_V = jnp.cumsum(p_V, axis=-1) - p_V
-    kept_V = in_top_k & (mass_before_V < knobs.top_p) & (p_V >= knobs.min_p * p_V[..., :1])
+    kept_V = in_top_k & ((mass_before_V < knobs.top_p) | (knobs.top_p >= 1)) & (p_V >= knobs.min_p * p_V[..., :1])
     threshold = jnp.min(jnp.where(kept_V, descending_V, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits_V >= threshold, logits_V, -jnp.inf)
 

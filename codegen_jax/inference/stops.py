@@ -1,6 +1,5 @@
 """Where a completion's text ends, and how much of an unfinished one can be shown."""
 
-import re
 from typing import Literal
 
 import regex
@@ -28,33 +27,36 @@ class Stops:
     def __init__(self, pattern: str | None, strings: list[str], truncate: Truncate):
         require(all(strings), "--stop-string: must not be empty")
         require(truncate in (None, "codegen"), f"--truncate: {truncate!r} is not a rule; codegen is the only one")
-        alternatives = [re.escape(string) for string in strings] + ([pattern] if pattern else [])
         self.truncate = truncate == "codegen"
-        shown = alternatives + (["^print", "^def", *TRUNCATE_BEFORE] if self.truncate else [])
         try:
-            self.pattern = re.compile("|".join(alternatives), re.MULTILINE) if alternatives else None
-            self.begun = regex.compile("|".join(f"(?:{a})" for a in shown), regex.MULTILINE) if shown else None
-        except (re.error, regex.error) as error:
+            expression = [regex.compile(pattern, regex.MULTILINE)] if pattern else []
+        except regex.error as error:
             raise UserError(f"--stop: {pattern!r} is not a regular expression ({error})") from error
+        self.patterns = [regex.compile(regex.escape(string)) for string in strings] + expression
+        rule = ["^print", "^def", *TRUNCATE_BEFORE] if self.truncate else []
+        self.begun = self.patterns + [regex.compile(line, regex.MULTILINE) for line in rule]
 
         # an expression such as `x$` matches a text, and not the longer one
         self.may_pass = pattern is not None
 
     def __bool__(self) -> bool:
-        return self.begun is not None
+        return bool(self.begun)
 
     def end(self, text: str) -> int | None:
-        """Where the text ends by these rules; None if nothing ends it yet."""
-        match = self.pattern.search(text) if self.pattern else None
-        end = match.start() if match else len(text)
+        """Where the text ends by these rules; None if nothing ends it yet. Half a character matches nothing."""
+        text = text.rstrip(REPLACEMENT)
+        starts = [match.start() for pattern in self.patterns if (match := pattern.search(text))]
+        end = min(starts, default=len(text))
         if self.truncate:
             end = len(truncate(text[:end], TRUNCATE_BEFORE))
-        return end if match or end < len(text) else None
+        return end if starts or end < len(text) else None
 
     def settled(self, text: str) -> int:
         """How much of a growing text will stay: what may be the begin of a stop, or of a character, is kept back."""
-        settled = len(text.rstrip(REPLACEMENT))
-        match = self.begun.search(text, partial=True) if self.begun else None
-        while match and not match.partial:  # a first `def` of the codegen rule
-            match = self.begun.search(text, match.end() + (match.end() == match.start()), partial=True)  # pyright: ignore
-        return min(settled, match.start()) if match else settled
+        begins = [
+            match.start()
+            for pattern in self.begun
+            for match in pattern.finditer(text, partial=True)
+            if match.partial  # not the whole match of a first `def` of the codegen rule
+        ]
+        return min([len(text.rstrip(REPLACEMENT)), *begins])

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from codegen_jax.chips import GIB
@@ -108,7 +109,7 @@ def plan_decode(
     def one_token(weights: Any, rows: Rows, cache: Any, recent: Any, length_B: jax.Array) -> Any:
         none_B0 = jnp.zeros((len(rows.length_B), 0), jnp.int32)
         return decode_round(
-            weights, none_B0, rows, Past(cache, recent, length_B), Knobs(1.0, 0, 1.0, 0.0, 1.0), program
+            weights, none_B0, rows, Past(cache, recent, length_B), Knobs(*map(np.float32, (1, 0, 1, 0, 1))), program
         )
 
     tokens_BT = jax.ShapeDtypeStruct((rows, prompt), jnp.int32)

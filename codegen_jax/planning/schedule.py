@@ -159,7 +159,8 @@ def splash_flops(i: Instruction) -> int:
     """FLOPs of a splash attention kernel: those of the tiles that causality leaves, heads padded to full lanes."""
     phase = re.search(r"splash_mha_(fwd|dkv|dq)", i.name + i.op_name)
     grid = re.search(r"operand_layout_constraints=\{s8\[\d+,(\d+),(\d+)\]", i.attributes)
-    results = [dims for dtype, dims in i.arrays if dtype == "bf16"]
+    of_type = lambda name: [dims for dtype, dims in i.arrays if dtype == name]
+    results = of_type("bf16") or of_type("f32")
     if not (phase and grid and results):
         raise ValueError(f"{i.name}: a Pallas kernel without a cost model")
     *rows_and_heads, length, head_dim = results[0]

@@ -61,3 +61,19 @@ def test_strings_are_no_patterns():
 
 def test_half_a_character_is_not_shown():
     assert Stops(None, [], None).settled("ab\ufffd") == 2
+
+
+def test_half_a_character_matches_nothing():
+    assert Stops(r"[^\w\s]", [], None).end("x\ufffd") is None
+    assert Stops(r"[^\w\s]", [], None).end("xé!\ufffd") == 2
+
+
+def test_an_expression_keeps_its_flags_beside_strings():
+    stops = Stops("(?i)end", ["STOP"], None)
+    assert stops.end("an END") == 3 and stops.end("stop") is None and stops.end("STOP") == 0
+
+
+def test_an_expression_that_matches_nothing_at_all_ends_the_text_at_once():
+    for pattern in ("a{e}", "x*"):
+        stops = Stops(pattern, [], None)
+        assert stops.end("xyz") is not None and stops.settled("xyz") <= 3
