@@ -129,7 +129,7 @@ def _multiply(a_BHTC: jax.Array, b_BHCN: jax.Array) -> jax.Array:
 
 
 def _put(old: jax.Array, new: jax.Array, first_B: jax.Array, axis: int) -> jax.Array:
-    """Few tokens are selected into their slots: what XLA makes of the update by rows takes a CPU 25 ms for 16 rows."""
+    """An update by rows is a scatter: 25 ms a token on a CPU for 16 rows of bfloat16. So few tokens are selected."""
     if len(first_B) == 1:
         return jax.lax.dynamic_update_slice_in_dim(old, new, first_B[0], axis)
     if new.shape[axis] > 16:
