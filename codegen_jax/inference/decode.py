@@ -149,7 +149,7 @@ def slots_for(length: int, guesses: int) -> int:
 
 
 def recent_slots(guesses: int) -> int:
-    """Of a chunk; what a cache needs beyond its rows' limit."""
+    """Of a chunk; what a cache needs beyond its rows' length."""
     return CHUNK * (guesses + 1) + 2
 
 
