@@ -9,7 +9,8 @@ from codegen_jax.errors import UserError, require
 
 Truncate = Literal["codegen"] | None
 
-REPLACEMENT = "\ufffd"  # what a tokenizer writes for the bytes of a character that is not whole yet
+# what a tokenizer writes for the bytes of a character that is not whole yet: at most 3 of 4
+UNFINISHED = regex.compile("\ufffd{1,3}$")
 
 
 class Stops:
@@ -44,7 +45,7 @@ class Stops:
 
     def end(self, text: str) -> int | None:
         """Where the text ends by these rules; None if nothing ends it yet. Half a character matches nothing."""
-        text = text.rstrip(REPLACEMENT)
+        text = UNFINISHED.sub("", text)
         starts = [match.start() for pattern in self.patterns if (match := pattern.search(text))]
         end = min(starts, default=len(text))
         if self.truncate:
@@ -59,4 +60,4 @@ class Stops:
             for match in pattern.finditer(text, partial=True)
             if match.partial  # not the whole match of a first `def` of the codegen rule
         ]
-        return min([len(text.rstrip(REPLACEMENT)), *begins])
+        return min([len(UNFINISHED.sub("", text)), *begins])

@@ -38,6 +38,13 @@ def generator(tokenizer):
     return make(config, tokenizer, seed=3)
 
 
+@pytest.fixture(scope="module")
+def calm(tokenizer):
+    """One whose scores are small, so that rounding is: ten times the spread gives scores up to 40."""
+    config = CodeGenConfig(2, 32, 4, 4, vocab_size=600, n_positions=128, init="huggingface", dtype="float32")
+    return make(config, tokenizer, seed=3, spread=4)
+
+
 def definition(generator):
     """Scores of the next token after ids, over the whole sequence at once: no cache, no batch."""
     forward = jax.jit(lambda params, tokens: module(generator.config, params)(tokens))
@@ -168,17 +175,17 @@ def test_a_stop_cuts_before_its_first_match_and_ends_the_row(generator):
         assert len(cut.token_ids) <= 3
 
 
-def test_logprobs_are_the_models_own(generator):  # to 1e-3: scores go up to 40
-    scores, ids = definition(generator), generator.tokenizer.encode(PROMPTS[0])
+def test_logprobs_are_the_models_own(calm):
+    scores, ids = definition(calm), calm.tokenizer.encode(PROMPTS[0])
     options = dict(max_new_tokens=10, temperature=2.0, top_k=5, logprobs=3)
     for draft in (None, "lookup"):
-        (completion,) = generator.complete(PROMPTS[:1], draft=draft, **options)
+        (completion,) = calm.complete(PROMPTS[:1], draft=draft, **options)
         for place, (id, logprob) in enumerate(zip(completion.token_ids, completion.logprobs, strict=True)):
             expected = jax.nn.log_softmax(scores(ids + completion.token_ids[:place]))
-            assert logprob == pytest.approx(float(expected[id]), abs=1e-3)
+            assert logprob == pytest.approx(float(expected[id]), abs=1e-4)
             top = completion.top_logprobs[place]
             assert list(top) == np.argsort(-expected)[:3].tolist()
-            assert list(top.values()) == pytest.approx(sorted(map(float, expected))[:-4:-1], abs=1e-3)
+            assert list(top.values()) == pytest.approx(sorted(map(float, expected))[:-4:-1], abs=1e-4)
 
 
 def test_rows_that_outgrow_their_slots_lose_nothing(tokenizer):
@@ -191,40 +198,37 @@ def test_rows_that_outgrow_their_slots_lose_nothing(tokenizer):
             ids = tokenizer.encode(completion.prompt)
             assert len(completion.token_ids) == 350
             found, top, _ = generator.logprobs(np.array([ids + completion.token_ids]), top=2)
-            np.testing.assert_allclose(completion.logprobs, found[0, len(ids) - 1 :], atol=1e-3)
+            np.testing.assert_allclose(completion.logprobs, found[0, len(ids) - 1 :], atol=1e-4)
             for place, likeliest in zip(range(len(ids) - 1, 400), completion.top_logprobs):
-                np.testing.assert_allclose(list(likeliest.values()), top[0, place], atol=1e-3)
+                np.testing.assert_allclose(list(likeliest.values()), top[0, place], atol=1e-4)
 
 
-def test_scores_of_a_text_are_those_of_generating_it(generator):
-    (completion,) = generator.complete(PROMPTS[:1], max_new_tokens=10, temperature=0, logprobs=0)
-    ids = generator.tokenizer.encode(PROMPTS[0])
-    found = generator.logprobs(np.array([ids + completion.token_ids]))[0][0]
-    np.testing.assert_allclose(found[len(ids) - 1 :], completion.logprobs, atol=1e-3)
-    (score,) = generator.score([PROMPTS[0]], top=3)
+def test_scores_of_a_text_are_those_of_generating_it(calm):
+    (completion,) = calm.complete(PROMPTS[:1], max_new_tokens=10, temperature=0, logprobs=0)
+    ids = calm.tokenizer.encode(PROMPTS[0])
+    found = calm.logprobs(np.array([ids + completion.token_ids]))[0][0]
+    np.testing.assert_allclose(found[len(ids) - 1 :], completion.logprobs, atol=1e-4)
+    (score,) = calm.score([PROMPTS[0]], top=3)
     assert score.token_ids == ids
-    np.testing.assert_allclose(score.logprobs, found[: len(ids) - 1], atol=1e-4)
+    np.testing.assert_allclose(score.logprobs, found[: len(ids) - 1], atol=1e-5)
     for place, top in enumerate(score.top_logprobs, 1):
-        expected = np.asarray(jax.nn.log_softmax(definition(generator)(ids[:place])))
+        expected = np.asarray(jax.nn.log_softmax(definition(calm)(ids[:place])))
         assert list(top) == np.argsort(-expected)[:3].tolist()
-        np.testing.assert_allclose(list(top.values()), np.sort(expected)[:-4:-1], atol=1e-3)
+        np.testing.assert_allclose(list(top.values()), np.sort(expected)[:-4:-1], atol=1e-4)
 
 
 def test_a_stream_joins_to_the_completion(generator):
     whole = generator.complete(PROMPTS[:1], max_new_tokens=40, temperature=0)[0]
-    passing = (
-        re.escape(generator.tokenizer.decode(whole.token_ids[:9]).rstrip("\ufffd")[-3:]) + "$"
-    )  # a match, until more comes
+    ninth = generator.tokenizer.decode(whole.token_ids[:9]).rstrip("\ufffd")
+    passing = re.escape(ninth[-3:]) + "$"  # a match, until more comes
     pieces = list(generator.stream(PROMPTS[0], max_new_tokens=40, temperature=0, stop=passing))
     assert "".join(pieces) == generator.generate(PROMPTS[0], max_new_tokens=40, temperature=0, stop=passing)
     assert len("".join(pieces)) < len(whole.completion)
-    counts = []
     for prompt in PROMPTS:
         options = dict(max_new_tokens=40, temperature=2.0, seed=1)
         pieces = list(generator.stream(prompt, **options))
         assert "".join(pieces) == generator.generate(prompt, **options)
-        counts.append(len(pieces))
-    assert max(counts) > 5
+        assert len(pieces) > 5
 
 
 @pytest.mark.parametrize("axes", [(1, 1, 1), (2, 1, 2)])
