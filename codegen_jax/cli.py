@@ -208,7 +208,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     from codegen_jax.data.executors import parse_options
     from codegen_jax.data.filters import CODE_EXTENSIONS
     from codegen_jax.data.prepare import prepare
-    from codegen_jax.data.report import load_report, table
+    from codegen_jax.data.prepare_report import load_report, table
     from codegen_jax.data.tokenizer import load_tokenizer
 
     require(
@@ -258,13 +258,13 @@ def plan(arguments: argparse.Namespace) -> None:
     from codegen_jax.config import load_config
     from codegen_jax.planning.fit import fit, settings
     from codegen_jax.planning.plan import make_plan
-    from codegen_jax.planning.report import describe, plot
+    from codegen_jax.planning.plan_report import describe, plot
     from codegen_jax.planning.slices import parse_slice
 
     config, tpu = load_config(arguments.config, arguments.overrides), parse_slice(arguments.topology)
     require(arguments.slices > 0, f"--slices: {arguments.slices} must be positive")
     if arguments.mode == "decode":
-        from codegen_jax.planning.decode import plan_decode
+        from codegen_jax.planning.decode_plan import plan_decode
 
         sizes = (arguments.rows, arguments.prompt_tokens, arguments.max_new_tokens)
         require(min(sizes) > 0, "--rows, --prompt-tokens, --max-new-tokens: must be positive")

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from codegen_jax.config import DataConfig, load_config
-from codegen_jax.conversion.native import find_checkpoint
 from codegen_jax.training.metrics import read_metrics
+from codegen_jax.weights.checkpoint_format import find_checkpoint
 from tests.conftest import write_shard
 from tests.peers import logits, peer, save
 from tests.runs import tiny_run

@@ -15,15 +15,15 @@ import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
-from codegen_jax.conversion.huggingface import write_huggingface
-from codegen_jax.conversion.layout import MP_NUM
-from codegen_jax.conversion.models import open_model
-from codegen_jax.conversion.native import CheckpointWeights, write_checkpoint
 from codegen_jax.conversion.verify import Agreement, Proof, check_proof, verify
-from codegen_jax.conversion.weights import Index, Weights, fold_embedding_bias, shapes
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import UserError, require, warn
 from codegen_jax.storage import require_local
+from codegen_jax.weights.base import Index, Weights, fold_embedding_bias, shapes
+from codegen_jax.weights.checkpoint_format import CheckpointWeights, write_checkpoint
+from codegen_jax.weights.huggingface import write_huggingface
+from codegen_jax.weights.layout import MP_NUM
+from codegen_jax.weights.open import open_model
 
 Format = Literal["jax", "hf", "gptj"]
 

@@ -17,16 +17,16 @@ from scipy.special import log_softmax
 
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.conversion import reference
-from codegen_jax.conversion.jaxformer import JaxformerWeights
-from codegen_jax.conversion.layout import HuggingFaceWeights
-from codegen_jax.conversion.models import open_model
-from codegen_jax.conversion.native import CheckpointWeights
-from codegen_jax.conversion.tensors import open_tensors
-from codegen_jax.conversion.weights import Weights, dotted
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import UserError, require
 from codegen_jax.model.codegen import Block, LayerNorm, Params
 from codegen_jax.model.rotary import rotary_angles
+from codegen_jax.weights.base import Weights, dotted
+from codegen_jax.weights.checkpoint_format import CheckpointWeights
+from codegen_jax.weights.jaxformer import JaxformerWeights
+from codegen_jax.weights.layout import HuggingFaceWeights
+from codegen_jax.weights.open import open_model
+from codegen_jax.weights.tensors import open_tensors
 
 Proof = Literal["numpy", "torch"]
 

@@ -19,7 +19,7 @@ from codegen_jax.data.dedup import DropDuplicates, FindDuplicates, WriteDigests
 from codegen_jax.data.executors import EXECUTORS, Pass, run_passes
 from codegen_jax.data.filters import CODE_EXTENSIONS, CodeFilter, LineFilter
 from codegen_jax.data.ngrams import decontamination, near_dedup
-from codegen_jax.data.report import DROPPED, Tally
+from codegen_jax.data.prepare_report import DROPPED, Tally
 from codegen_jax.data.shards import list_shards, read_documents
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.data.tokens import MANIFEST, Manifest

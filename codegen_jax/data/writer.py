@@ -14,7 +14,7 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.tokens.tokenizer import DocumentTokenizer, TokenizedFile
 
-from codegen_jax.data.report import REPORT, make_report, total
+from codegen_jax.data.prepare_report import REPORT, make_report, total
 from codegen_jax.data.tokenizer import Tokenizer, load_tokenizer, pieces
 from codegen_jax.data.tokens import Manifest, checksum
 from codegen_jax.errors import UserError

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from codegen_jax.config import CodeGenConfig
+from codegen_jax.inference.decode_weights import DecodeWeights
 from codegen_jax.inference.network import Cache, Past, empty_cache, hidden, logits, merge, put
 from codegen_jax.inference.sampling import Knobs, draw, penalize
-from codegen_jax.inference.weights import DecodeWeights
 
 CHUNK = 32  # rounds at most, after which the host looks at stops and ended rows
 NGRAM = 3  # tokens that must repeat, at most, for a guess by lookup

@@ -16,16 +16,16 @@ from jax.sharding import PartitionSpec as P
 
 from codegen_jax.compilation import use_compilation_cache
 from codegen_jax.config import CodeGenConfig, MeshConfig
-from codegen_jax.conversion.models import open_model
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import UserError, require, require_seed, warn
 from codegen_jax.inference.decode import CHUNK, Program, Rows, decode, grow, prefill, slots_for, take_rows
+from codegen_jax.inference.decode_weights import DecodeWeights, Quantize, arrange_params, load_weights
 from codegen_jax.inference.network import hidden, logits
 from codegen_jax.inference.sampling import Knobs
 from codegen_jax.inference.stops import Stops, Truncate
-from codegen_jax.inference.weights import DecodeWeights, Quantize, arrange_params, load_weights
 from codegen_jax.model.codegen import Params
 from codegen_jax.sharding import ROWS, make_mesh
+from codegen_jax.weights.open import open_model
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from codegen_jax.config import CodeGenConfig
-from codegen_jax.inference.weights import DecodeWeights, few_rows, linear
+from codegen_jax.inference.decode_weights import DecodeWeights, few_rows, linear
 from codegen_jax.model.attention import causal_attention
 from codegen_jax.model.rotary import rotary_angles, rotate
 from codegen_jax.sharding import constrain

@@ -19,7 +19,8 @@ from jax.nn.initializers import Initializer, normal, ones, truncated_normal, zer
 
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.model.attention import Segments, causal_attention
-from codegen_jax.model.rotary import rotary_angles, rotate
+from codegen_jax.model.block import layer_norm, parallel_block
+from codegen_jax.model.rotary import rotary_angles
 from codegen_jax.sharding import constrain, gather
 
 Params = Any  # a nested dict of arrays, or of what describes them
@@ -59,14 +60,11 @@ class LayerNorm(nnx.Module):
         self.bias = weight(rngs, shape, axes, zeros)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        x = x_BTD.astype(jnp.float32)
-        x -= checkpoint_name(x.mean(-1, keepdims=True), "norm")
-        x *= checkpoint_name(jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon), "norm")
-        return (x * self.scale[...] + self.bias[...]).astype(x_BTD.dtype)
+        return layer_norm(x_BTD, self.scale[...], self.bias[...], self.epsilon)
 
 
 class Block(nnx.Module):
-    """x + attention(LN(x)) + mlp(LN(x)): declared for all layers at once, called on one layer's slice."""
+    """The weights of all blocks, stacked; called on one layer's slice, it is that layer's block."""
 
     def __init__(self, config: CodeGenConfig, rngs: nnx.Rngs):
         L, D, H, K, F = config.n_layer, config.n_embd, config.n_head, config.head_dim, config.n_inner
@@ -84,22 +82,34 @@ class Block(nnx.Module):
         self.fc_out_bias = weight(rngs, (L, D), ("layers", "norm"), zeros)
 
     def __call__(self, x_BTD: jax.Array, angles_BTR: jax.Array, segment_ids: Segments) -> jax.Array:
-        dtype = x_BTD.dtype
+        def attend(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array) -> tuple[jax.Array, None]:
+            backend = self.attention_backend
+            return causal_attention(q_BTHK, k_BTHK, v_BTHK, segment_ids=segment_ids, backend=backend), None
+
+        return parallel_block(x_BTD, self.ln, self, attend, angles_BTR)[0]
+
+    def inner(self, h_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """As in `Products`; the MLP's states are [B, T, F]."""
+        dtype = h_BTD.dtype
         # written out once: fused into the five products that read it, XLA on TPU computes it in each of their tiles
-        h_BTD = jax.lax.optimization_barrier(self.ln(x_BTD))
+        h_BTD = jax.lax.optimization_barrier(h_BTD)
         with jax.named_scope("attention"):
             q, k, v = (
                 jnp.einsum("BTD,DHK->BTHK", h_BTD, gathered(w, dtype)) for w in (self.query, self.key, self.value)
             )
-            q, k = rotate(q, angles_BTR), rotate(k, angles_BTR)
-            a_BTHK = causal_attention(q, k, v, segment_ids=segment_ids, backend=self.attention_backend)
-            attention_BTD = jnp.einsum("BTHK,HKD->BTD", a_BTHK, gathered(self.attention_out, dtype))
         with jax.named_scope("mlp"):
             u_BTF = checkpoint_name(h_BTD @ gathered(self.fc_in, dtype) + self.fc_in_bias[...].astype(dtype), "mlp")
-            mlp_BTD = jax.nn.gelu(u_BTF) @ gathered(self.fc_out, dtype)
+        return q, k, v, u_BTF
+
+    def outer(self, a_BTHK: jax.Array, m_BTF: jax.Array) -> jax.Array:
+        """As in `Products`."""
+        dtype = a_BTHK.dtype
+        with jax.named_scope("attention"):
+            attention_BTD = jnp.einsum("BTHK,HKD->BTD", a_BTHK, gathered(self.attention_out, dtype))
+        with jax.named_scope("mlp"):
+            mlp_BTD = m_BTF @ gathered(self.fc_out, dtype)
         # this sum first: along tensor both are partial, and one all-reduce does for both
-        x_BTD += (attention_BTD + mlp_BTD) + self.fc_out_bias[...].astype(dtype)
-        return constrain(x_BTD, "batch", None, None)
+        return (attention_BTD + mlp_BTD) + self.fc_out_bias[...].astype(dtype)
 
 
 class CodeGen(nnx.Module):
@@ -136,9 +146,27 @@ class CodeGen(nnx.Module):
             [B, T, D] in the compute dtype.
         """
         segment_ids = None if segment_ids_BT is None else (segment_ids_BT, segment_ids_BT)
-        if positions_BT is None:
-            positions_BT = jnp.arange(tokens_BT.shape[1])[None]
+        return self.ln_f(self.run_blocks(self.embed(tokens_BT), positions_BT, segment_ids, remat))
 
+    def embed(self, tokens_BT: jax.Array) -> jax.Array:
+        """What the first block reads, [B, T, D] in the compute dtype."""
+        # the width is gathered before the lookup: looked up in shards, the result would move from width to batch
+        embedding_VD = constrain(gathered(self.embedding, self.config.dtype), "vocab", None)
+        x_BTD = embedding_VD[tokens_BT]
+        if self.config.embedding_bias:
+            x_BTD += self.embedding_bias[...].astype(x_BTD.dtype)
+        return constrain(x_BTD, "batch", None, None)
+
+    def run_blocks(
+        self,
+        x_BTD: jax.Array,
+        positions_BT: jax.Array | None = None,
+        segment_ids: Segments = None,
+        remat: str | None = None,
+    ) -> jax.Array:
+        """What the last block writes; arguments as in `hidden`."""
+        if positions_BT is None:
+            positions_BT = jnp.arange(x_BTD.shape[1])[None]
         graphdef, stacked = nnx.split(self.blocks)
         angles_BTR = constrain(rotary_angles(positions_BT, self.config.rotary_dim), None, None, None)
 
@@ -147,13 +175,7 @@ class CodeGen(nnx.Module):
 
         if remat:
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
-        # the width is gathered before the lookup: looked up in shards, the result would move from width to batch
-        embedding_VD = constrain(gathered(self.embedding, self.config.dtype), "vocab", None)
-        x_BTD = embedding_VD[tokens_BT]
-        if self.config.embedding_bias:
-            x_BTD += self.embedding_bias[...].astype(x_BTD.dtype)
-        x_BTD = constrain(x_BTD, "batch", None, None)
-        return self.ln_f(jax.lax.scan(layer, x_BTD, stacked)[0])
+        return jax.lax.scan(layer, x_BTD, stacked)[0]
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """float32 scores [B, T, V] of the next token."""

@@ -24,12 +24,12 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
 from codegen_jax.config import RunConfig
-from codegen_jax.conversion.native import damaged, run_record, save_args, whole_checkpoints
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.distributed import first_alone, largest, say
 from codegen_jax.errors import UserError, require, warn
 from codegen_jax.storage import open_path, write_whole
 from codegen_jax.training.step import TrainState
+from codegen_jax.weights.checkpoint_format import damaged, run_record, save_args, whole_checkpoints
 
 RETRIES = 3  # of a save that failed, each after one step more
 

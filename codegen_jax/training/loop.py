@@ -11,9 +11,6 @@ from jax.sharding import Mesh
 
 from codegen_jax.compilation import use_compilation_cache
 from codegen_jax.config import RunConfig
-from codegen_jax.conversion.models import open_model
-from codegen_jax.conversion.native import whole_checkpoints
-from codegen_jax.conversion.weights import Weights, load_params
 from codegen_jax.data.batches import Batches, prefetch
 from codegen_jax.data.sources import make_order, open_sources
 from codegen_jax.distributed import is_first, joined, say
@@ -22,7 +19,6 @@ from codegen_jax.model.codegen import Params
 from codegen_jax.sharding import check_fit, make_mesh
 from codegen_jax.training.checkpoint import Checkpoints
 from codegen_jax.training.clock import Clock
-from codegen_jax.training.evaluation import make_evaluation, make_sampling
 from codegen_jax.training.metrics import MetricsLog, check_wandb
 from codegen_jax.training.preemption import Preemption, watch_preemption
 from codegen_jax.training.records import Records, forgiven
@@ -36,6 +32,10 @@ from codegen_jax.training.step import (
     make_train_step,
 )
 from codegen_jax.training.summary import write_summary
+from codegen_jax.training.validation import make_evaluation, make_sampling
+from codegen_jax.weights.base import Weights, load_params
+from codegen_jax.weights.checkpoint_format import whole_checkpoints
+from codegen_jax.weights.open import open_model
 
 
 def train(config: RunConfig) -> None:

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.conversion import reference
 from codegen_jax.conversion.convert import convert
-from codegen_jax.conversion.models import open_model
 from codegen_jax.conversion.verify import compare, original_of, our_logits, verify
 from codegen_jax.errors import UserError
+from codegen_jax.weights.open import open_model
 from tests.peers import logits, peer, save, state
 
 

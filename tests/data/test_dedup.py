@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from codegen_jax.data.prepare import prepare
-from codegen_jax.data.report import load_report
+from codegen_jax.data.prepare_report import load_report
 from codegen_jax.data.tokens import TokenFiles
 from tests.conftest import write_shard
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from codegen_jax.data.prepare import prepare
-from codegen_jax.data.report import load_report
+from codegen_jax.data.prepare_report import load_report
 from codegen_jax.errors import UserError
 from tests.conftest import write_shard
 

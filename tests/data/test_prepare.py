@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from codegen_jax.data.prepare import prepare
-from codegen_jax.data.report import load_report
+from codegen_jax.data.prepare_report import load_report
 from codegen_jax.data.tokens import TokenFiles
 from codegen_jax.data.train_tokenizer import train_sentencepiece
 from codegen_jax.errors import UserError

@@ -308,9 +308,9 @@ def test_an_impossible_option_is_named(generator, options, message):
 def test_a_trained_checkpoint_loads_and_generates(tmp_path, token_folder):
     train(tiny_run(tmp_path / "run", token_folder))
     loaded = codegen_jax.load(str(tmp_path / "run"))
-    from codegen_jax.conversion.models import open_model
-    from codegen_jax.conversion.weights import load_params
     from codegen_jax.model.codegen import abstract_params
+    from codegen_jax.weights.base import load_params
+    from codegen_jax.weights.open import open_model
 
     loaded.params = load_params(open_model(str(tmp_path / "run")), abstract_params(loaded.config))
     text = loaded.generate("def f(", max_new_tokens=4, temperature=0)

@@ -13,7 +13,7 @@ from codegen_jax.config import MeshConfig
 from codegen_jax.planning.fit import fit
 from codegen_jax.planning.hlo import Module
 from codegen_jax.planning.plan import make_plan, memory_of_error
-from codegen_jax.planning.report import describe, plot
+from codegen_jax.planning.plan_report import describe, plot
 from codegen_jax.planning.slices import parse_slice, slice_devices
 from codegen_jax.sharding import check_fit, make_mesh
 from tests.runs import tiny_run

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from codegen_jax.config import MeshConfig
-from codegen_jax.conversion.native import CheckpointWeights, find_checkpoint, load_run
-from codegen_jax.conversion.weights import load_params
 from codegen_jax.errors import UserError, warn
 from codegen_jax.sharding import make_mesh
 from codegen_jax.training.checkpoint import Checkpoints, fingerprint
 from codegen_jax.training.step import abstract_state, init_state
+from codegen_jax.weights.base import load_params
+from codegen_jax.weights.checkpoint_format import CheckpointWeights, find_checkpoint, load_run
 from tests.runs import tiny_run
 
 DATA = {"": {"tokenizer": "none", "tokens": 100, "content": "x"}}

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from codegen_jax.config import CodeGenConfig, DataConfig, MeshConfig, OptimizerConfig, RunConfig, TrainingConfig
-from codegen_jax.conversion.jaxformer import JaxformerWeights
-from codegen_jax.conversion.weights import load_params
 from codegen_jax.sharding import make_mesh
 from codegen_jax.training.step import abstract_state, batch_sharding, init_state, make_train_step
+from codegen_jax.weights.base import load_params
+from codegen_jax.weights.jaxformer import JaxformerWeights
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from codegen_jax.config import MeshConfig
-from codegen_jax.conversion.native import find_checkpoint, load_run
 from codegen_jax.data.batches import Batches
 from codegen_jax.data.prepare import prepare
 from codegen_jax.data.sources import make_order, open_sources
@@ -17,6 +16,7 @@ from codegen_jax.sharding import make_mesh
 from codegen_jax.training.loop import train
 from codegen_jax.training.metrics import read_metrics
 from codegen_jax.training.step import batch_sharding
+from codegen_jax.weights.checkpoint_format import find_checkpoint, load_run
 from tests.peers import tiny_bpe
 from tests.processes import start
 from tests.runs import tiny_run

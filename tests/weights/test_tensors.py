@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from codegen_jax.conversion.tensors import TensorStream, open_tensors, write_tensors
 from codegen_jax.errors import UserError
+from codegen_jax.weights.tensors import TensorStream, open_tensors, write_tensors
 from tests.peers import FORMS, peer, save, state
 
 

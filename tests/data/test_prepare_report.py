@@ -1,7 +1,7 @@
 import json
 
 from codegen_jax.data.prepare import prepare
-from codegen_jax.data.report import load_report, table
+from codegen_jax.data.prepare_report import load_report, table
 
 LINES = [
     ("Github", "a.py", "x = 1\n"),

@@ -4,7 +4,7 @@ import pytest
 
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.errors import UserError
-from codegen_jax.planning.decode import plan_decode
+from codegen_jax.planning.decode_plan import plan_decode
 from codegen_jax.planning.slices import parse_slice
 
 pytest.importorskip("libtpu", reason="the TPU compiler; pip install libtpu")

@@ -12,10 +12,10 @@ from functools import partial
 import numpy as np
 
 from codegen_jax.config import CodeGenConfig
-from codegen_jax.conversion.tensors import DTYPES, Tensor, TensorStream
-from codegen_jax.conversion.weights import Index, Weights, shapes
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import require
+from codegen_jax.weights.base import Index, Weights, shapes
+from codegen_jax.weights.tensors import DTYPES, Tensor, TensorStream
 
 MP_NUM = 4  # groups in qkv_proj: the authors' TPU cores; of every CodeGen 1 release
 BUFFERS = ("attn.bias", "attn.masked_bias", "attn.causal_mask", "attn.embed_positions")  # masks, not parameters

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import codegen_jax
 from codegen_jax import errors
 from codegen_jax.conversion.convert import convert
-from codegen_jax.conversion.huggingface import open_huggingface
 from codegen_jax.errors import UserError
+from codegen_jax.weights.huggingface import open_huggingface
 from tests.peers import FORMS, logits, peer, save, state, tiny_bpe
 
 PROMPTS = ["def f(x):\n    return", "class A:", "import numpy as np\n\n\ndef mean(values):"]

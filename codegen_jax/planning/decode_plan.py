@@ -12,9 +12,9 @@ from codegen_jax.chips import GIB
 from codegen_jax.config import CodeGenConfig, MeshConfig
 from codegen_jax.errors import UserError, require
 from codegen_jax.inference.decode import Program, Rows, decode_round, prefill, recent_slots, slots_for
+from codegen_jax.inference.decode_weights import Quantize, abstract_weights
 from codegen_jax.inference.network import Past, empty_cache
 from codegen_jax.inference.sampling import Knobs
-from codegen_jax.inference.weights import Quantize, abstract_weights
 from codegen_jax.planning.hlo import Module
 from codegen_jax.planning.plan import memory_of_error, network_of, shard_bytes, text_of
 from codegen_jax.planning.schedule import operations

@@ -20,10 +20,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from codegen_jax.config import CodeGenConfig
-from codegen_jax.conversion.weights import Weights, fold_embedding_bias, shapes
 from codegen_jax.errors import require
 from codegen_jax.model.codegen import Params, abstract_params
 from codegen_jax.sharding import constrain, device_kind, spec
+from codegen_jax.weights.base import Weights, fold_embedding_bias, shapes
 
 Quantize = Literal["int8"] | None
 

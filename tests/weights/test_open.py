@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from codegen_jax.conversion.models import open_model
 from codegen_jax.errors import UserError
+from codegen_jax.weights.open import open_model
 from tests.peers import peer, save
 
 COMMIT = "0" * 40

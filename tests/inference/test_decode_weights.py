@@ -10,11 +10,11 @@ import pytest
 
 import codegen_jax
 from codegen_jax.config import MeshConfig
-from codegen_jax.conversion.models import open_model
 from codegen_jax.errors import UserError
-from codegen_jax.inference import weights as module
-from codegen_jax.inference.weights import Matrix, linear, load_weights
+from codegen_jax.inference import decode_weights as module
+from codegen_jax.inference.decode_weights import Matrix, linear, load_weights
 from codegen_jax.sharding import make_mesh
+from codegen_jax.weights.open import open_model
 from tests.peers import peer, save, tiny_bpe
 
 

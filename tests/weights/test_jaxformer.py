@@ -8,9 +8,9 @@ import pytest
 
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.conversion.convert import convert
-from codegen_jax.conversion.jaxformer import JaxformerWeights
-from codegen_jax.conversion.models import open_model
 from codegen_jax.errors import UserError
+from codegen_jax.weights.jaxformer import JaxformerWeights
+from codegen_jax.weights.open import open_model
 from tests.peers import peer, state
 
 HEADS = {"model_heads": 4, "model_head_dim": 8, "model_pe_rotary_dims": 4}

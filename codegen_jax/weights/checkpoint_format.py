@@ -28,11 +28,11 @@ from etils import epath
 from orbax.checkpoint import type_handlers
 
 from codegen_jax.config import CodeGenConfig
-from codegen_jax.conversion.weights import Index, Weights, dotted, pieces, shapes
 from codegen_jax.data.tokenizer import Tokenizer, load_tokenizer
 from codegen_jax.errors import UserError
 from codegen_jax.model.codegen import Params, abstract_params
 from codegen_jax.storage import is_remote, open_path
+from codegen_jax.weights.base import Index, Weights, dotted, pieces, shapes
 
 # Orbax narrates every save, and where one fails prints a traceback for each chunk; we say it in a line
 for name in ("absl", "asyncio"):

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from codegen_jax.config import CodeGenConfig
-from codegen_jax.conversion.layout import MP_NUM, TOP, HuggingFaceWeights, tensor_streams
-from codegen_jax.conversion.tensors import Tensor, open_tensors, write_tensors
-from codegen_jax.conversion.tokenizer_files import tokenizer_files
-from codegen_jax.conversion.weights import Weights, fold_embedding_bias
 from codegen_jax.data.tokenizer import has_tokenizer, load_tokenizer
 from codegen_jax.errors import UserError, require, warn
+from codegen_jax.weights.base import Weights, fold_embedding_bias
+from codegen_jax.weights.layout import MP_NUM, TOP, HuggingFaceWeights, tensor_streams
+from codegen_jax.weights.tensors import Tensor, open_tensors, write_tensors
+from codegen_jax.weights.tokenizer_files import tokenizer_files
 
 EOS_ID = 50256  # of GPT-2's vocabulary
 DEFAULTS: dict[str, Any] = {  # of transformers' CodeGenConfig, for fields that a config.json leaves out

@@ -16,10 +16,10 @@ import ml_dtypes
 import numpy as np
 
 from codegen_jax.config import CodeGenConfig
-from codegen_jax.conversion.layout import MP_NUM, PROJECTIONS, head_groups, rotary_order
-from codegen_jax.conversion.tensors import DTYPES
-from codegen_jax.conversion.weights import Index, Weights
 from codegen_jax.errors import UserError, require
+from codegen_jax.weights.base import Index, Weights
+from codegen_jax.weights.layout import MP_NUM, PROJECTIONS, head_groups, rotary_order
+from codegen_jax.weights.tensors import DTYPES
 
 WEIGHTS = Path("model") / "0.npz"
 LEAVES = (  # in their order; each line a Haiku module: embed, proj (head), transformer

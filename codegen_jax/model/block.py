@@ -1,0 +1,67 @@
+"""The parallel block, written once: x + attention(LN(x)) + mlp(LN(x)).
+
+Training and decoding differ in how they multiply and in what they attend to; both are handed in, and the order of
+operations, the LayerNorm and the residual sum are here.
+
+Axes: B batch, T time, D n_embd, H heads, K head_dim, R rotary_dim / 2.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from codegen_jax.model.rotary import rotate
+from codegen_jax.sharding import constrain
+
+# q, k, v [B, T, H, K], q and k rotated -> the heads' outputs [B, T, H, K], and what the caller wants to keep
+Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
+
+
+class Products(Protocol):
+    """The matrix products of one block, in whatever form its weights are stored."""
+
+    def inner(self, h_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """q, k and v [B, T, H, K], and the MLP's inner states with their bias, in a shape that `outer` takes."""
+        ...
+
+    def outer(self, a_BTHK: jax.Array, m: jax.Array) -> jax.Array:
+        """The sum [B, T, D] of the heads' outputs projected, and of the MLP's inner states projected with bias."""
+        ...
+
+
+def parallel_block(
+    x_BTD: jax.Array,
+    norm: Callable[[jax.Array], jax.Array],
+    products: Products,
+    attend: Attend,
+    angles_BTR: jax.Array,
+) -> tuple[jax.Array, Any]:
+    """One block (the paper's section 2.2; `ParallelTransformerBlock` in the authors' modules.py).
+
+    Args:
+        x_BTD: the residual stream, in the compute dtype.
+        norm: the block's LayerNorm.
+        products: of the block's weights.
+        attend: causal attention.
+        angles_BTR: of `rotary_angles`.
+
+    Returns:
+        The residual stream [B, T, D], and what `attend` keeps.
+    """
+    h_BTD = norm(x_BTD)
+    q, k, v, u = products.inner(h_BTD)
+    with jax.named_scope("attention"):
+        a_BTHK, kept = attend(rotate(q, angles_BTR), rotate(k, angles_BTR), v)
+    x_BTD += products.outer(a_BTHK, jax.nn.gelu(u).astype(x_BTD.dtype))
+    return constrain(x_BTD, "batch", None, None), kept
+
+
+def layer_norm(x_BTD: jax.Array, scale_D: jax.Array, bias_D: jax.Array, epsilon: float) -> jax.Array:
+    """LayerNorm over the last axis in the dtype of x; statistics are float32, and remat policies call them "norm"."""
+    x = x_BTD.astype(jnp.float32)
+    x -= checkpoint_name(x.mean(-1, keepdims=True), "norm")
+    x *= checkpoint_name(jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon), "norm")
+    return (x * scale_D + bias_D).astype(x_BTD.dtype)
