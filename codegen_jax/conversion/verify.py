@@ -6,22 +6,21 @@ Axes: B batch, T time, D width, V vocabulary.
 """
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from scipy.special import log_softmax
 
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.conversion import reference
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import UserError, require
-from codegen_jax.model.codegen import Block, LayerNorm, Params
-from codegen_jax.model.rotary import rotary_angles
-from codegen_jax.weights.base import Weights, dotted
+from codegen_jax.model.codegen import CodeGen, Params, abstract_params, module
+from codegen_jax.weights.base import Index, Weights, load_params
 from codegen_jax.weights.checkpoint_format import CheckpointWeights
 from codegen_jax.weights.jaxformer import JaxformerWeights
 from codegen_jax.weights.layout import HuggingFaceWeights
@@ -132,38 +131,42 @@ def sequences(config: CodeGenConfig, tokenizer: Tokenizer | None) -> tuple[np.nd
     return tokens_BT, len(text)
 
 
+class OneLayer(Weights):
+    """A model of one of another's layers, with the same embedding and head; float32 is what it computes in."""
+
+    def __init__(self, weights: Weights, number: int):
+        config = dataclasses.replace(weights.config, n_layer=1, dtype="float32")
+        super().__init__(weights.source, config, weights.tokenizer)
+        self.weights, self.number = weights, number
+
+    def dtype(self, name: str) -> np.dtype:
+        return self.weights.dtype(name)
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        if name.startswith("blocks."):
+            index = (slice(self.number, self.number + 1), *index[1:])
+        return self.weights.read(name, index)
+
+
 def our_logits(weights: Weights, tokens_BT: np.ndarray) -> np.ndarray:
-    """float32 scores [B, T, V] of our network, with one layer's weights in memory at a time."""
-    config = dataclasses.replace(weights.config, n_layer=1, dtype="float32")
-    D, V = config.n_embd, config.vocab_size
-    block, block_shapes = nnx.split(nnx.eval_shape(lambda: Block(config, nnx.Rngs(0))))
-    norm, norm_shapes = nnx.split(nnx.eval_shape(lambda: LayerNorm(config, nnx.Rngs(0))))
-    angles_BTR = rotary_angles(jnp.arange(tokens_BT.shape[1])[None], config.rotary_dim)
+    """float32 scores [B, T, V] of our network, with the embedding, one layer or the head in memory at a time."""
+    config = OneLayer(weights, 0).config
+    absent = abstract_params(config)
 
-    @jax.jit
-    def run_block(params: Params, x_BTD: jax.Array) -> jax.Array:
-        return nnx.merge(block, params)(x_BTD, angles_BTR, None)
+    def run(part: Callable[[CodeGen, jax.Array], jax.Array], names: set[str], x: Any, layer: int = 0) -> jax.Array:
+        params = load_params(OneLayer(weights, layer), {name: absent[name] for name in names & absent.keys()})
+        # or what is read next would be in memory beside this
+        return jax.block_until_ready(run_part(part, params, x))
 
-    ids, places = np.unique(tokens_BT, return_inverse=True)
-    rows = [weights.read("embedding", (slice(id, id + 1), slice(0, D))) for id in ids.tolist()]
-    x_BTD = jnp.asarray(np.concatenate(rows)[places.reshape(tokens_BT.shape)], jnp.float32)
-    if config.embedding_bias:
-        x_BTD += weights.read("embedding_bias", (slice(0, D),))
+    @partial(jax.jit, static_argnums=0)
+    def run_part(part: Callable[[CodeGen, jax.Array], jax.Array], params: Params, x: jax.Array) -> jax.Array:
+        return part(module(config, absent | params), x)
+
+    x_BTD = run(CodeGen.embed, {"embedding", "embedding_bias"}, tokens_BT)
     for number in range(weights.config.n_layer):
-
-        def one_layer(path: jax.tree_util.KeyPath, leaf: jax.Array, number: int = number) -> jax.Array:
-            rest = (slice(0, size) for size in leaf.shape[1:])
-            return jnp.asarray(weights.read(f"blocks.{dotted(path)}", (slice(number, number + 1), *rest))[0])
-
-        params = jax.tree_util.tree_map_with_path(one_layer, nnx.to_pure_dict(block_shapes))
-        x_BTD = jax.block_until_ready(run_block(params, x_BTD))  # or the next layer would be read beside this one
-        del params
-    ln_f = {name: weights.read(f"ln_f.{name}", (slice(0, D),)) for name in nnx.to_pure_dict(norm_shapes)}
-    x_BTD = nnx.merge(norm, ln_f)(x_BTD)
-    blocks = [slice(start, min(start + 8192, V)) for start in range(0, V, 8192)]
-    heads = (weights.read("head", (slice(0, D), block)).astype(np.float32) for block in blocks)
-    logits_BTV = np.concatenate([np.asarray(x_BTD @ head) for head in heads], axis=-1)
-    return logits_BTV + weights.read("head_bias", (slice(0, V),)).astype(np.float32)
+        x_BTD = run(CodeGen.run_blocks, {"blocks"}, x_BTD, number)
+    scores = lambda model, x_BTD: model.logits(model.ln_f(x_BTD))
+    return np.asarray(run(scores, {"ln_f", "head", "head_bias"}, x_BTD))
 
 
 def transformers_logits(folder: str, tokens_BT: np.ndarray) -> np.ndarray:

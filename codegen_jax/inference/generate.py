@@ -19,7 +19,8 @@ from codegen_jax.config import CodeGenConfig, MeshConfig
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import UserError, require, require_seed, warn
 from codegen_jax.inference.decode import CHUNK, Program, Rows, decode, grow, prefill, slots_for, take_rows
-from codegen_jax.inference.decode_weights import DecodeWeights, Quantize, arrange_params, load_weights
+from codegen_jax.inference.decode_weights import DecodeWeights, arrange_params, load_weights
+from codegen_jax.inference.matrix import Quantize
 from codegen_jax.inference.network import hidden, logits
 from codegen_jax.inference.sampling import Knobs
 from codegen_jax.inference.stops import Stops, Truncate

@@ -1,4 +1,4 @@
-"""The network as it decodes: the function of model/codegen.py over `DecodeWeights` and a cache of keys and values.
+"""The network as it decodes: the blocks of model/block.py over `DecodeWeights` and a cache of keys and values.
 
 The slot of a token in the cache is its position, and a query sees the slots up to its own position. So rows of any
 lengths stand side by side, padded behind: what padding wrote is written over before a query can see it.
@@ -9,15 +9,18 @@ the loop ends: a cache that the loop also wrote to would be copied at each token
 Axes: B rows, T tokens, S slots, R recent slots, H heads, K head_dim, G groups of heads.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from codegen_jax.config import CodeGenConfig
-from codegen_jax.inference.decode_weights import DecodeWeights, few_rows, linear
+from codegen_jax.inference.decode_weights import DecodeWeights, Layer
+from codegen_jax.inference.matrix import few_rows, linear
 from codegen_jax.model.attention import causal_attention
-from codegen_jax.model.rotary import rotary_angles, rotate
+from codegen_jax.model.block import layer_norm, parallel_block
+from codegen_jax.model.rotary import rotary_angles
 from codegen_jax.sharding import constrain
 
 # keys [B, H, K, S] and values [B, H, S, K] of each layer: the orders in which XLA on CPU multiplies without a copy
@@ -61,43 +64,54 @@ def hidden(
         past: what has been seen; None: nothing, and a cache of T slots is returned.
         first_B: int32; 0 without a past.
     """
-    (B, T), H, K = tokens_BT.shape, config.n_head, config.head_dim
-    G = _groups()
-    positions_BT = (jnp.zeros(B, jnp.int32) if first_B is None else first_B)[:, None] + jnp.arange(T)
+    positions_BT = jnp.arange(tokens_BT.shape[1]) + (0 if first_B is None else first_B[:, None])
+    positions_BT = jnp.broadcast_to(positions_BT, tokens_BT.shape)
     angles_BTR = rotary_angles(positions_BT, config.rotary_dim)
-    x_BTD = constrain(weights.embedding_VD[tokens_BT], "batch", None, None)
-    dtype = x_BTD.dtype
+    others, epsilon = weights.others, config.layer_norm_epsilon
+    x_BTD = constrain(others["embedding"][tokens_BT], "batch", None, None)
     after = []
     for number, layer in enumerate(weights.layers):
-        h_BTD = layer_norm(x_BTD, layer.ln_scale_D, layer.ln_bias_D, config)
-        inner_BTGN = linear(h_BTD, layer.inner_ND).reshape(B, T, G, -1)
-        qkv_BTGN, u_BTGF = inner_BTGN[..., : 3 * H * K // G].astype(dtype), inner_BTGN[..., 3 * H * K // G :]
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array, number: int = number) -> tuple[jax.Array, Any]:
+            new = (k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3))
+            if past is None or first_B is None:
+                a_BTHK = causal_attention(q, k, v, backend=config.attention)
+            else:
+                (new,) = put((past.recent[number],), (new,), first_B - past.length_B)
+                a_BTHK = cached_attention(q, past.cache[number], new, past.length_B, positions_BT)
+            return a_BTHK, tuple(constrain(x, "batch", "heads", None, None) for x in new)
+
+        norm = partial(layer_norm, scale_D=layer.others["ln.scale"], bias_D=layer.others["ln.bias"], epsilon=epsilon)
+        x_BTD, kept = parallel_block(x_BTD, norm, FusedProducts(layer, config), attend, angles_BTR)
+        after.append(kept)
+    return layer_norm(x_BTD, others["ln_f.scale"], others["ln_f.bias"], epsilon), tuple(after)
+
+
+class FusedProducts(NamedTuple):
+    """A block's products as one matrix each, in G groups of heads (`Products` in model/block.py).
+
+    Axes: G groups, N outputs of a group, M inputs of all groups, F the MLP's states of a group.
+    """
+
+    layer: Layer
+    config: CodeGenConfig
+
+    def inner(self, h_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        (B, T, _), H, K, G = h_BTD.shape, self.config.n_head, self.config.head_dim, _groups()
+        inner_BTGN = linear(h_BTD, self.layer.inner_ND).reshape(B, T, G, -1)
+        qkv_BTGN, u_BTGF = inner_BTGN[..., : 3 * H * K // G].astype(h_BTD.dtype), inner_BTGN[..., 3 * H * K // G :]
         q, k, v = (x.reshape(B, T, H, K) for x in jnp.split(qkv_BTGN, 3, axis=-1))
-        q, k = rotate(q, angles_BTR), rotate(k, angles_BTR)
-        new = (k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3))
-        if past is None or first_B is None:
-            a_BTHK = causal_attention(q, k, v, backend=config.attention)
-        else:
-            (new,) = put((past.recent[number],), (new,), first_B - past.length_B)
-            a_BTHK = cached_attention(q, past.cache[number], new, past.length_B, positions_BT)
-        after.append(tuple(constrain(x, "batch", "heads", None, None) for x in new))
-        u_BTGF = jax.nn.gelu(u_BTGF + layer.fc_in_bias_F.reshape(G, -1)).astype(dtype)
-        both_BTM = jnp.concatenate([a_BTHK.reshape(B, T, G, -1), u_BTGF], axis=-1).reshape(B, T, -1)
-        x_BTD += (linear(both_BTM, layer.outer_DM) + layer.fc_out_bias_D).astype(dtype)
-        x_BTD = constrain(x_BTD, "batch", None, None)
-    return layer_norm(x_BTD, weights.ln_scale_D, weights.ln_bias_D, config), tuple(after)
+        return q, k, v, u_BTGF + self.layer.others["fc_in_bias"].reshape(G, -1)
+
+    def outer(self, a_BTHK: jax.Array, m_BTGF: jax.Array) -> jax.Array:
+        (B, T, G, _) = m_BTGF.shape
+        both_BTM = jnp.concatenate([a_BTHK.reshape(B, T, G, -1), m_BTGF], axis=-1).reshape(B, T, -1)
+        return (linear(both_BTM, self.layer.outer_DM) + self.layer.others["fc_out_bias"]).astype(a_BTHK.dtype)
 
 
 def logits(weights: DecodeWeights, x: jax.Array) -> jax.Array:
     """float32 scores [..., V] of the next token."""
-    return linear(x, weights.head_VD) + weights.head_bias_V
-
-
-def layer_norm(x_BTD: jax.Array, scale_D: jax.Array, bias_D: jax.Array, config: CodeGenConfig) -> jax.Array:
-    x = x_BTD.astype(jnp.float32)
-    x -= x.mean(-1, keepdims=True)
-    x *= jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + config.layer_norm_epsilon)
-    return (x * scale_D + bias_D).astype(x_BTD.dtype)
+    return linear(x, weights.head_VD) + weights.others["head_bias"]
 
 
 def cached_attention(

@@ -23,11 +23,11 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 class Products(Protocol):
     """The matrix products of one block, in whatever form its weights are stored."""
 
-    def inner(self, h_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    def inner(self, h_BTD: jax.Array, /) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """q, k and v [B, T, H, K], and the MLP's inner states with their bias, in a shape that `outer` takes."""
         ...
 
-    def outer(self, a_BTHK: jax.Array, m: jax.Array) -> jax.Array:
+    def outer(self, a_BTHK: jax.Array, m: jax.Array, /) -> jax.Array:
         """The sum [B, T, D] of the heads' outputs projected, and of the MLP's inner states projected with bias."""
         ...
 

@@ -12,7 +12,8 @@ from codegen_jax.chips import GIB
 from codegen_jax.config import CodeGenConfig, MeshConfig
 from codegen_jax.errors import UserError, require
 from codegen_jax.inference.decode import Program, Rows, decode_round, prefill, recent_slots, slots_for
-from codegen_jax.inference.decode_weights import Quantize, abstract_weights
+from codegen_jax.inference.decode_weights import abstract_weights
+from codegen_jax.inference.matrix import Quantize
 from codegen_jax.inference.network import Past, empty_cache
 from codegen_jax.inference.sampling import Knobs
 from codegen_jax.planning.hlo import Module
@@ -116,7 +117,7 @@ def plan_decode(
     with jax.set_mesh(mesh):
         try:
             filled = prefill.lower(weights, tokens_BT, config=config, slots=slots).compile()
-            step = jax.jit(one_token, donate_argnums=(1, 2, 3))
+            step = jax.jit(one_token, donate_argnums=(1, 3))
             decoded = step.lower(weights, Rows(**values), cache, recent, integers_B).compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
@@ -131,7 +132,7 @@ def plan_decode(
         for compiled in (filled, decoded)
     ]
     memories = [compiled.memory_analysis() for compiled in (filled, decoded)]
-    read = sum(map(shard_bytes, jax.tree.leaves(weights))) - shard_bytes(weights.embedding_VD)
+    read = sum(map(shard_bytes, jax.tree.leaves(weights))) - shard_bytes(weights.others["embedding"])
     cached = sum(map(shard_bytes, jax.tree.leaves(cache)))
     return DecodePlan(
         topology=tpu.name,

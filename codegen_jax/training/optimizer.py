@@ -7,8 +7,6 @@ import optax
 from codegen_jax.config import OptimizerConfig
 from codegen_jax.model.codegen import Params
 
-KERNELS = {"embedding", "query", "key", "value", "attention_out", "fc_in", "fc_out", "head"}
-
 
 def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
     """Learning rate of update number `count`, which starts at 0 (jaxformer's utils.py).
@@ -22,15 +20,15 @@ def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
 
 
 def decay_mask(config: OptimizerConfig, params: Params) -> Params:
-    """True for each parameter that is decayed, by name.
+    """True for each parameter that is decayed.
 
-    kernels: matrices and embeddings. jaxformer: those and whatever has a layer axis; its code means to leave out
+    kernels: what is a matrix or a table. jaxformer: those and whatever has a layer axis; its code means to leave out
     LayerNorms and biases by `ndim > 1`, but stacking gives the blocks' two dimensions.
     """
 
-    def is_decayed(path: jax.tree_util.KeyPath, _: jax.Array) -> bool:
-        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        return names[-1] in KERNELS or (config.decay_mask == "jaxformer" and names[0] == "blocks")
+    def is_decayed(path: jax.tree_util.KeyPath, leaf: jax.Array) -> bool:
+        is_stacked = path[0] == jax.tree_util.DictKey("blocks")
+        return leaf.ndim - (is_stacked and config.decay_mask == "kernels") > 1
 
     return jax.tree_util.tree_map_with_path(is_decayed, params)
 

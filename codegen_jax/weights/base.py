@@ -16,7 +16,7 @@ from jax.sharding import SingleDeviceSharding
 
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.data.tokenizer import Tokenizer
-from codegen_jax.model.codegen import Params, abstract_params
+from codegen_jax.model.codegen import Params, abstract_params, param_axes
 
 Index = tuple[slice, ...]
 
@@ -70,6 +70,27 @@ def shapes(config: CodeGenConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters by dotted name."""
     leaves = jax.tree_util.tree_leaves_with_path(abstract_params(config))
     return {dotted(path): leaf.shape for path, leaf in leaves}
+
+
+@cache
+def axes_by_name(config: CodeGenConfig) -> dict[str, tuple[str, ...]]:
+    """Logical axes of the parameters by dotted name."""
+    is_axes = lambda node: isinstance(node, tuple)
+    leaves = jax.tree_util.tree_leaves_with_path(param_axes(config), is_leaf=is_axes)
+    return {dotted(path): axes for path, axes in leaves}
+
+
+@cache
+def matrix_shapes(config: CodeGenConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes with heads and head_dim as one axis, which is how every other format stores them."""
+
+    def merged(shape: tuple[int, ...], axes: tuple[str, ...]) -> tuple[int, ...]:
+        if "heads" not in axes:
+            return shape
+        H = axes.index("heads")
+        return (*shape[:H], shape[H] * shape[H + 1], *shape[H + 2 :])
+
+    return {name: merged(shape, axes_by_name(config)[name]) for name, shape in shapes(config).items()}
 
 
 def dotted(path: jax.tree_util.KeyPath) -> str:

@@ -3,7 +3,7 @@
 Every process wrote the whole model, so file 0 has it all. Kernels are [in, out] with the layers stacked; qkv columns
 are in mp_num groups of q, v, k, as in transformers' layout; bfloat16 arrays come back as two raw bytes (dtype V2).
 
-Axes: L layers, D n_embd, F MLP width, V vocabulary.
+Axes: L layers, D n_embd, H heads, K head_dim, V vocabulary.
 """
 
 import json
@@ -17,7 +17,7 @@ import numpy as np
 
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.errors import UserError, require
-from codegen_jax.weights.base import Index, Weights
+from codegen_jax.weights.base import Index, Weights, matrix_shapes
 from codegen_jax.weights.layout import MP_NUM, PROJECTIONS, head_groups, rotary_order
 from codegen_jax.weights.tensors import DTYPES
 
@@ -116,20 +116,13 @@ class JaxformerWeights(Weights):
         )
 
     def _check_shapes(self, path: Path) -> None:
-        config = self.config
-        L, D, F, V, HK = (
-            config.n_layer,
-            config.n_embd,
-            config.n_inner,
-            config.vocab_size,
-            config.n_head * config.head_dim,
-        )
-        expected = ((D,), (V, D), (D,), (D,), (V,), (D, V), (L, HK, D), (L, D, 3 * HK))
-        expected += ((L, F), (L, D, F), (L, D), (L, F, D), (L, D), (L, D))
+        shapes = dict(matrix_shapes(self.config))
+        L, D, HK = shapes["blocks.query"]
+        shapes["qkv"] = (L, D, len(PROJECTIONS) * HK)
         problems = [
-            f"{name} is {leaf.dtype} {list(leaf.shape)}, not float {list(shape)}"
-            for (name, leaf), shape in zip(self.leaves.items(), expected, strict=True)
-            if leaf.shape != shape or leaf.dtype not in DTYPES.values()
+            f"{name} is {leaf.dtype} {list(leaf.shape)}, not float {list(shapes[name])}"
+            for name, leaf in self.leaves.items()
+            if leaf.shape != shapes[name] or leaf.dtype not in DTYPES.values()
         ]
         require(not problems, f"{path}: not jaxformer's arrays in their order: {'; '.join(problems)}")
 

@@ -14,7 +14,7 @@ import numpy as np
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import require
-from codegen_jax.weights.base import Index, Weights, shapes
+from codegen_jax.weights.base import Index, Weights, matrix_shapes, shapes
 from codegen_jax.weights.tensors import DTYPES, Tensor, TensorStream
 
 MP_NUM = 4  # groups in qkv_proj: the authors' TPU cores; of every CodeGen 1 release
@@ -145,25 +145,18 @@ class HuggingFaceWeights(Weights):
 
 def tensor_shapes(config: CodeGenConfig) -> dict[str, tuple[int, ...]]:
     """Every parameter of CodeGenForCausalLM, by name."""
-    D, HK, F, V = config.n_embd, config.n_head * config.head_dim, config.n_inner, config.vocab_size
-    layer = {
-        "ln_1.weight": (D,),
-        "ln_1.bias": (D,),
-        "attn.qkv_proj.weight": (3 * HK, D),
-        "attn.out_proj.weight": (D, HK),
-        "mlp.fc_in.weight": (F, D),
-        "mlp.fc_in.bias": (F,),
-        "mlp.fc_out.weight": (D, F),
-        "mlp.fc_out.bias": (D,),
-    }
-    return {
-        "transformer.wte.weight": (V, D),
-        **{f"transformer.h.{i}.{name}": shape for i in range(config.n_layer) for name, shape in layer.items()},
-        "transformer.ln_f.weight": (D,),
-        "transformer.ln_f.bias": (D,),
-        "lm_head.weight": (V, D),
-        "lm_head.bias": (V,),
-    }
+    ours = matrix_shapes(config)
+
+    def theirs(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if name in PROJECTIONS:  # the three in one
+            return (len(PROJECTIONS) * shape[1], shape[0])
+        return shape if name == "embedding" else shape[::-1]
+
+    top = {tensor: theirs(name, ours[name]) for name, tensor in TOP.items()}
+    layer = {tensor: theirs(name, ours[name][1:]) for name, tensor in LAYER.items()}
+    embedding = TOP["embedding"]
+    layers = {f"transformer.h.{i}.{name}": shape for i in range(config.n_layer) for name, shape in layer.items()}
+    return {embedding: top.pop(embedding), **layers, **top}
 
 
 def check_tensors(source: str, tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:

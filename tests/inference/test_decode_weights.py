@@ -1,18 +1,15 @@
-"""Weights for decoding: read a tensor at a time, sharded by groups of heads, and as int8."""
+"""Weights for decoding: read a tensor at a time, and sharded by groups of heads."""
 
 import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import codegen_jax
 from codegen_jax.config import MeshConfig
 from codegen_jax.errors import UserError
-from codegen_jax.inference import decode_weights as module
-from codegen_jax.inference.decode_weights import Matrix, linear, load_weights
+from codegen_jax.inference.decode_weights import load_weights
 from codegen_jax.sharding import make_mesh
 from codegen_jax.weights.open import open_model
 from tests.peers import peer, save, tiny_bpe
@@ -21,30 +18,6 @@ from tests.peers import peer, save, tiny_bpe
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return str(save(peer(n_head=8, rotary_dim=2), tmp_path_factory.mktemp("model") / "hf", tokenizer=tiny_bpe()))
-
-
-@pytest.mark.parametrize("kind", ["cpu", "TPU v4"])
-@pytest.mark.parametrize("rows", [1, 2, 7])
-def test_an_int8_product_differs_by_what_rounding_the_weights_does(rows, kind, monkeypatch):
-    monkeypatch.setattr(module, "device_kind", lambda: kind)
-    rng = np.random.default_rng(0)
-    x, w = rng.normal(size=(rows, 64)).astype(np.float32), rng.normal(size=(32, 64)).astype(np.float32)
-    scale = np.abs(w).max(1) / 127
-    values = np.rint(w / scale[:, None])
-    exact = x @ (values * scale[:, None]).T
-    found = linear(jnp.array(x), Matrix(jnp.int8(values), jnp.array(scale)))
-    np.testing.assert_allclose(found, exact, atol=2e-4 * np.abs(exact).max())
-    assert np.abs(exact - x @ w.T).max() < 0.03 * np.abs(exact).max()
-
-
-@pytest.mark.parametrize("rows", [1, 2, 7])
-def test_a_bfloat16_product_is_summed_in_float32(rows):
-    rng = np.random.default_rng(0)
-    x, w = (jnp.bfloat16(rng.normal(size=shape)) for shape in ((rows, 64), (32, 64)))
-    exact = np.float32(x) @ np.float32(w).T
-    found = linear(x, Matrix(w))
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("quantize", [None, "int8"])
