@@ -1,30 +1,25 @@
 """CodeGen in JAX: pretrain, fine-tune, convert and run the models of arXiv 2203.13474."""
 
-import os
-from glob import glob
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from codegen_jax.config import CodeGenConfig, MeshConfig
 from codegen_jax.errors import UserError
 
 if TYPE_CHECKING:
     from codegen_jax.inference.generate import Generator
-
-# libtpu without a TPU (it is here for `codegen-jax plan`) would make the start of JAX slow and print errors
-if find_spec("libtpu") and not glob("/dev/accel*") + glob("/dev/vfio/*"):
-    gpu = find_spec("jax_cuda13_plugin") and glob("/dev/nvidia[0-9]*")
-    os.environ.setdefault("JAX_PLATFORMS", "cuda,cpu" if gpu else "cpu")
+    from codegen_jax.inference.options import Options
 
 __version__ = "0.1.0"
-__all__ = ["CodeGenConfig", "MeshConfig", "UserError", "load"]
+__all__ = ["CodeGenConfig", "MeshConfig", "Options", "UserError", "load"]
 
 
 def load(
-    model: str,
+    model: str | Path,
     dtype: Literal["bfloat16", "float32"] | None = None,
     quantize: Literal["int8"] | None = None,
     mesh: MeshConfig | None = None,
+    draft: str | Path | None = None,
 ) -> "Generator":
     """Load a model for generation.
 
@@ -35,13 +30,23 @@ def load(
             for 16-bit ones.
         quantize: int8: matrices as int8 with a scale for each output; activations stay in dtype.
         mesh: devices to spread rows (data) and heads (tensor) over; None: the first device.
+        draft: speculate with guesses of "lookup" (in prompt and output), or of another model with the same tokenizer,
+            which is loaded in the same way. It changes no token.
 
     Returns:
         A generator: `load("runs/tiny_cpu").generate("def add(a, b):", max_new_tokens=64)` is the completion as text.
 
     Raises:
-        UserError: if there is no such model, or its files are damaged.
+        UserError: if there is no such model, its files are damaged, or an argument is of another type.
     """
     from codegen_jax.inference.generate import Generator  # importing jax takes a second; the tokenizing workers skip it
 
-    return Generator.load(model, dtype, quantize, mesh)
+    return Generator.load(model, dtype, quantize, mesh, draft)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Options":  # likewise
+        from codegen_jax.inference.options import Options
+
+        return Options
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -275,7 +275,7 @@ def plan(arguments: argparse.Namespace) -> None:
         config, _ = fit(config, tpu, arguments.slices, lambda line: print(line, file=sys.stderr))
         print(settings(config), file=sys.stderr)
     plan = make_plan(config, tpu, arguments.slices, dump_hlo=arguments.dump_hlo)
-    print(json.dumps(plan.to_dict()) if arguments.json else describe(plan, config))
+    print(json.dumps(plan.to_dict()) if arguments.json else describe(plan))
     if arguments.plot:
         plot(plan, arguments.plot)
 

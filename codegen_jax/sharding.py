@@ -15,7 +15,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from codegen_jax.config import MeshConfig, RunConfig
+from codegen_jax.config import CodeGenConfig, MeshConfig, TrainingConfig
 from codegen_jax.errors import require
 
 AXES = ("data", "fsdp", "tensor")
@@ -60,20 +60,18 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def check_fit(config: RunConfig, mesh: Mesh) -> None:
+def check_fit(mesh: Mesh, model: CodeGenConfig, training: TrainingConfig) -> None:
     """Check that the mesh divides what it shards.
 
     Raises:
         UserError: naming the axis and the field.
     """
-    model, axes = config.model, dict(mesh.shape)
-    for axis, name, size in (
-        ("fsdp", "model.n_embd", model.n_embd),
-        ("tensor", "model.n_head", model.n_head),
-        ("tensor", "model.vocab_size", model.vocab_size),
-    ):
-        require(size % axes[axis] == 0, f"mesh.{axis}: {axes[axis]} does not divide {name} = {size}")
-    rows = config.training.batch_size // config.training.gradient_accumulation_steps
+    axes = dict(mesh.shape)
+    for name, field in (("embed", "n_embd"), ("heads", "n_head"), ("vocab", "vocab_size")):
+        for axis in _mesh_axes(name):
+            size = getattr(model, field)
+            require(size % axes[axis] == 0, f"mesh.{axis}: {axes[axis]} does not divide model.{field} = {size}")
+    rows = training.batch_size // training.gradient_accumulation_steps
     shards = axes["data"] * axes["fsdp"]
     require(
         rows % shards == 0,
@@ -132,10 +130,11 @@ def gather(w: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 
     `axes` are its logical axes, of which it may lack leading ones.
     """
-    if "fsdp" not in manual_axes() or "embed" not in axes:
-        return w
     axes = axes[len(axes) - w.ndim :]
-    whole = lambda w: _all_gather(w, axes.index("embed"), "vocab" in axes)
+    sharded = [place for place, name in enumerate(axes) if "fsdp" in _mesh_axes(name)]
+    if "fsdp" not in manual_axes() or not sharded:
+        return w
+    whole = lambda w: _all_gather(w, sharded[0], "vocab" in axes)
     return shard_map(whole, (axes,), axes)(w)  # along tensor, too, or XLA gathers along it first
 
 
@@ -160,7 +159,7 @@ _all_gather.defvjp(lambda w, axis, cut: (_all_gather(w, axis, cut), None), _redu
 
 def sum_over_rows(x: Any, axes: tuple[str, ...] = ()) -> Any:
     """A sum over the devices that share out the rows; along fsdp, `gather` summed what lies along it already."""
-    over = [axis for axis in ROWS if axis in manual_axes() and not (axis == "fsdp" and "embed" in axes)]
+    over = [axis for axis in ROWS if axis in manual_axes() and all(axis not in _mesh_axes(name) for name in axes)]
     return jax.lax.psum(x, over) if over else x
 
 

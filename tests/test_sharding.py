@@ -34,7 +34,7 @@ def test_a_mesh_that_does_not_fit_the_devices_is_named(axes):
 def test_what_the_mesh_does_not_divide_is_named(axes, changes, message):
     config = tiny_run(mesh=MeshConfig(*axes), **changes)
     with pytest.raises(UserError, match=message):
-        check_fit(config, make_mesh(config.mesh))
+        check_fit(make_mesh(config.mesh), config.model, config.training)
 
 
 def test_the_mesh_uses_each_device_once():

@@ -18,7 +18,8 @@ from jax.sharding import PartitionSpec as P
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.inference.decode_weights import DecodeWeights
 from codegen_jax.inference.network import Cache, Past, empty_cache, hidden, logits, merge, put
-from codegen_jax.inference.sampling import Knobs, draw, penalize
+from codegen_jax.inference.options import Options, Sampling
+from codegen_jax.inference.sampling import draw, penalize
 
 CHUNK = 32  # rounds at most, after which the host looks at stops and ended rows
 NGRAM = 3  # tokens that must repeat, at most, for a guess by lookup
@@ -60,12 +61,12 @@ class Rows(NamedTuple):
 
 
 class Program(NamedTuple):
-    """What is compiled in.
+    """What is compiled in; made by `of`.
 
     Attributes:
         config: of the network.
         draft: of the draft network, or None.
-        guesses: a round; 0: no speculation.
+        guesses: per round; 0: no speculation.
         greedy: take the likeliest token.
         penalty: whether there is a repetition penalty.
         logprobs: whether to keep log-probabilities, and of how many likeliest ids besides; None: no.
@@ -81,6 +82,29 @@ class Program(NamedTuple):
     logprobs: int | None
     vocab_size: int
     eos_id: int
+
+    @classmethod
+    def of(
+        cls,
+        options: Options,
+        config: CodeGenConfig,
+        *,
+        vocab_size: int,
+        eos_id: int,
+        draft: CodeGenConfig | None = None,
+        guesses: int = 0,
+    ) -> "Program":
+        """What these options compile to."""
+        return cls(
+            config=config,
+            draft=draft,
+            guesses=guesses,
+            greedy=options.temperature == 0,
+            penalty=options.repetition_penalty != 1,
+            logprobs=options.logprobs,
+            vocab_size=vocab_size,
+            eos_id=eos_id,
+        )
 
 
 @partial(jax.jit, static_argnames=("config", "slots"))
@@ -114,7 +138,7 @@ def decode(
     weights: DecodeWeights,
     draft: DecodeWeights | None,
     rows: Rows,
-    knobs: Knobs,
+    sampling: Sampling,
     rounds: jax.Array,
     *,
     program: Program,
@@ -130,8 +154,8 @@ def decode(
 
     def one_round(carry: tuple[jax.Array, Rows, Cache, Cache]) -> tuple[jax.Array, Rows, Cache, Cache]:
         number, rows, recent, draft_recent = carry
-        guesses_BJ, draft_recent = _guess(draft, rows, draft_past._replace(recent=draft_recent), knobs, program)
-        rows, recent = decode_round(weights, guesses_BJ, rows, past._replace(recent=recent), knobs, program)
+        guesses_BJ, draft_recent = _guess(draft, rows, draft_past._replace(recent=draft_recent), sampling, program)
+        rows, recent = decode_round(weights, guesses_BJ, rows, past._replace(recent=recent), sampling, program)
         return number + 1, rows, recent, draft_recent
 
     carry = (jnp.int32(0), rows._replace(cache=(), draft_cache=()), past.recent, draft_past.recent)
@@ -154,14 +178,14 @@ def recent_slots(guesses: int) -> int:
 
 
 def decode_round(
-    weights: DecodeWeights, guesses_BJ: jax.Array, rows: Rows, past: Past, knobs: Knobs, program: Program
+    weights: DecodeWeights, guesses_BJ: jax.Array, rows: Rows, past: Past, sampling: Sampling, program: Program
 ) -> tuple[Rows, Cache]:
     """One round: each row that has not ended gets a token, and another for each guess that holds."""
     last_B1 = _read(rows.tokens_BS, rows.length_B - 1, 1)
     tokens_BJ = jnp.concatenate([last_B1, guesses_BJ], 1)
     x_BJD, recent = hidden(weights, program.config, tokens_BJ, past, rows.length_B - 1)
     logits_BJV = _replicated(logits(weights, x_BJD))
-    drawn_BJ = _draw(logits_BJV, rows, guesses_BJ, 0, knobs, program)
+    drawn_BJ = _draw(logits_BJV, rows, guesses_BJ, 0, sampling, program)
 
     # a place is reached if all guesses before it held and none of them ended the row
     held_BJ = (drawn_BJ[:, :-1] == guesses_BJ) & (guesses_BJ != program.eos_id)
@@ -182,7 +206,12 @@ def decode_round(
 
 
 def _draw(
-    logits_BJV: jax.Array, rows: Rows, guesses_BJ: jax.Array, first: jax.Array | int, knobs: Knobs, program: Program
+    logits_BJV: jax.Array,
+    rows: Rows,
+    guesses_BJ: jax.Array,
+    first: jax.Array | int,
+    sampling: Sampling,
+    program: Program,
 ) -> jax.Array:
     """The tokens of the places first.. after a row's last one, each given the guesses before it; int32 [B, J]."""
     B, J, V = logits_BJV.shape
@@ -193,7 +222,7 @@ def _draw(
         )
         guessed_BJV = jnp.cumsum(jax.nn.one_hot(guesses_BJ, V, dtype=jnp.int8), axis=1) > 0
         guessed_BJV = jnp.pad(guessed_BJV, ((0, 0), (J - guesses_BJ.shape[1], 0), (0, 0)))
-        logits_BJV = penalize(logits_BJV, seen_BV[:, None, :V] | guessed_BJV, knobs.repetition_penalty)
+        logits_BJV = penalize(logits_BJV, seen_BV[:, None, :V] | guessed_BJV, sampling.repetition_penalty)
     logits_BJV = jnp.where(jnp.arange(V) < program.vocab_size, logits_BJV, -jnp.inf)
     if program.greedy:
         return jnp.argmax(logits_BJV, axis=-1).astype(jnp.int32)
@@ -201,14 +230,14 @@ def _draw(
 
     def draw_for(logits_V: jax.Array, seed: jax.Array, sample: jax.Array, place: jax.Array) -> jax.Array:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), sample), place)
-        return draw(logits_V, key, knobs).astype(jnp.int32)
+        return draw(logits_V, key, sampling).astype(jnp.int32)
 
     of_rows = jax.vmap(jax.vmap(draw_for, (0, None, None, 0)))
     return of_rows(logits_BJV, rows.seed_B, rows.sample_B, places_BJ)
 
 
 def _guess(
-    draft: DecodeWeights | None, rows: Rows, past: Past, knobs: Knobs, program: Program
+    draft: DecodeWeights | None, rows: Rows, past: Past, sampling: Sampling, program: Program
 ) -> tuple[jax.Array, Cache]:
     """Guesses [B, guesses] for the tokens after the last ones, and what the draft has seen."""
     none_B0 = jnp.zeros((len(rows.length_B), 0), jnp.int32)
@@ -225,7 +254,7 @@ def _guess(
     def next_guess(carry: Any, number: jax.Array) -> tuple[Any, jax.Array]:
         x_BD, recent = carry
         logits_B1V = _replicated(logits(draft, x_BD)[:, None])
-        guess_B1 = _draw(logits_B1V, rows, none_B0, number, knobs, program)
+        guess_B1 = _draw(logits_B1V, rows, none_B0, number, sampling, program)
         x_B1D, recent = hidden(draft, config, guess_B1, past._replace(recent=recent), rows.length_B + number)
         return (x_B1D[:, 0], recent), guess_B1[:, 0]
 

@@ -1,11 +1,11 @@
 """From prompts to completions: batches, buckets, stops and streams around the loop on the device."""
 
-import math
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -14,105 +14,21 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from codegen_jax.compilation import use_compilation_cache
 from codegen_jax.config import CodeGenConfig, MeshConfig
 from codegen_jax.data.tokenizer import Tokenizer
-from codegen_jax.errors import UserError, require, require_seed, warn
+from codegen_jax.errors import UserError, require, warn
+from codegen_jax.fields import check_type
 from codegen_jax.inference.decode import CHUNK, Program, Rows, decode, grow, prefill, slots_for, take_rows
 from codegen_jax.inference.decode_weights import DecodeWeights, arrange_params, load_weights
 from codegen_jax.inference.matrix import Quantize
 from codegen_jax.inference.network import hidden, logits
-from codegen_jax.inference.sampling import Knobs
-from codegen_jax.inference.stops import Stops, Truncate
+from codegen_jax.inference.options import Options, takes_options
+from codegen_jax.inference.stops import Stops
 from codegen_jax.model.codegen import Params
 from codegen_jax.sharding import ROWS, make_mesh
 from codegen_jax.weights.open import open_model
 
-
-@dataclass(frozen=True)
-class Options:
-    """How prompts are completed; defaults as in the authors' sample.py.
-
-    Attributes:
-        max_new_tokens: tokens to add at most.
-        temperature: 0 takes the likeliest token.
-        top_p: the smallest set of tokens with at least this probability is kept; 1 keeps all.
-        top_k: number of tokens kept; 0 keeps all.
-        min_p: tokens at least this likely relative to the likeliest are kept; 0 keeps all.
-        repetition_penalty: above 1 makes tokens of prompt and completion less likely.
-        num_samples: completions of each prompt, side by side in the result; they share one prefill.
-        seed: of all prompts, or one for each. Same seed, prompt and sample number: same completion, whatever else is in
-            the batch.
-        stop: regular expression, MULTILINE; a completion ends before its first match.
-        stop_strings: a completion ends before the first of them.
-        truncate: codegen: end it where the authors' sample.py does.
-        logprobs: keep log-probabilities, and of so many likeliest tokens at each place; None: none.
-        num_guesses: tokens guessed a round, where a draft is given.
-        draft: lookup: guess what followed the last tokens before; or a smaller model with the same tokenizer. It
-            changes no token.
-    """
-
-    max_new_tokens: int = 128
-    temperature: float = 0.2
-    top_p: float = 0.95
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    num_samples: int = 1
-    seed: int | list[int] = 0
-    stop: str | None = None
-    stop_strings: list[str] = field(default_factory=list)
-    truncate: Truncate = None
-    logprobs: int | None = None
-    num_guesses: int = 4
-    draft: "Literal['lookup'] | Generator | None" = None
-
-    def __post_init__(self) -> None:
-        require(self.max_new_tokens > 0, f"--max-new-tokens: {self.max_new_tokens} must be positive")
-        require(
-            self.temperature == 0 or 1e-6 <= self.temperature < math.inf,
-            f"--temperature: {self.temperature} must be 0, or from 0.000001 on and finite",
-        )
-        require(0 < self.top_p <= 1, f"--top-p: {self.top_p} must be above 0 and at most 1")
-        require(self.top_k >= 0, f"--top-k: {self.top_k} must not be negative; 0 keeps all")
-        require(0 <= self.min_p <= 1, f"--min-p: {self.min_p} must be in [0, 1]")
-        require(
-            0 < self.repetition_penalty < math.inf,
-            f"--repetition-penalty: {self.repetition_penalty} must be positive and finite",
-        )
-        require(self.num_samples > 0, f"--num-samples: {self.num_samples} must be positive")
-        require(self.logprobs is None or self.logprobs >= 0, f"--logprobs: {self.logprobs} must not be negative")
-        require(self.num_guesses > 0, f"--num-guesses: {self.num_guesses} must be positive")
-        for seed in self.seed if isinstance(self.seed, list) else [self.seed]:
-            require_seed("--seed", seed)
-        require(
-            self.draft in (None, "lookup") or isinstance(self.draft, Generator),
-            f"--draft: {self.draft!r} is neither lookup nor a loaded model",
-        )
-        self.stops()  # a bad one is refused before a model is loaded
-
-    @classmethod
-    def of(cls, options: dict[str, Any]) -> "Options":
-        """Options by name.
-
-        Raises:
-            UserError: for a name that there is not, or an impossible value.
-        """
-        known = [f.name for f in fields(cls)]
-        for name in options:
-            require(name in known, f"{name}: no such option; there are {', '.join(known)}")
-        return cls(**options)
-
-    def stops(self) -> Stops:
-        return Stops(self.stop, self.stop_strings, self.truncate)
-
-    @property
-    def guesses(self) -> int:
-        return self.num_guesses if self.draft is not None else 0
-
-    @property
-    def draft_model(self) -> "Generator | None":
-        return self.draft if isinstance(self.draft, Generator) else None
+Dtype = Literal["bfloat16", "float32"] | None
 
 
 @dataclass(frozen=True)
@@ -180,35 +96,65 @@ class Generator:
         tokenizer: of the model.
         mesh: axes data (rows), and tensor (heads and the MLP).
         max_rows: rows decoded together at most.
+        draft: lookup: guess that what followed the last tokens before follows them again; or a smaller model with the
+            same tokenizer on the same mesh. Guesses that hold save time; no token changes.
+
+    Raises:
+        UserError: for a draft of another tokenizer or mesh.
     """
 
     def __init__(
-        self, config: CodeGenConfig, weights: DecodeWeights, tokenizer: Tokenizer, mesh: Mesh, max_rows: int = 64
+        self,
+        config: CodeGenConfig,
+        weights: DecodeWeights,
+        tokenizer: Tokenizer,
+        mesh: Mesh,
+        max_rows: int = 64,
+        draft: "Literal['lookup'] | Generator | None" = None,
     ):
         self.config, self.weights, self.tokenizer, self.mesh, self.max_rows = config, weights, tokenizer, mesh, max_rows
+        self.speculates = draft is not None
+        self.draft_model = draft if isinstance(draft, Generator) else None
+        if self.draft_model:
+            require(self.draft_model.mesh == mesh, "draft: it lies on another mesh than the model")
+            theirs = self.draft_model.tokenizer.fingerprint
+            require(
+                theirs == tokenizer.fingerprint,
+                f"draft: its tokenizer is {theirs}, that of the model {tokenizer.fingerprint}; a draft needs the same",
+            )
         self.compiled: set[Any] = set()
 
     @classmethod
     def load(
         cls,
-        model: str,
-        dtype: Literal["bfloat16", "float32"] | None = None,
+        model: str | Path,
+        dtype: Dtype = None,
         quantize: Quantize = None,
         mesh: MeshConfig | None = None,
+        draft: str | Path | None = None,
     ) -> "Generator":
         """Read a model, named as in `open_model`; arguments as in `codegen_jax.load`."""
-        use_compilation_cache()
-        weights = open_model(model)
+        for name, value, hint in (
+            ("model", model, str | Path),
+            ("dtype", dtype, Dtype),
+            ("quantize", quantize, Quantize),
+            ("mesh", mesh, MeshConfig | None),
+            ("draft", draft, str | Path | None),
+        ):
+            check_type(name, value, hint)
+        weights = open_model(str(model))
         config = _of_decoding(weights.config, dtype)
         tokenizer = weights.tokenizer
         if tokenizer is None:
-            raise UserError(f"{model}: has no tokenizer; convert it again with --tokenizer")
+            raise UserError(f"{model}: has no tokenizer; convert it again with one")
         require(
             tokenizer.vocab_size <= config.vocab_size,
             f"{model}: its tokenizer has {tokenizer.vocab_size} ids, but the network {config.vocab_size}",
         )
         devices = make_mesh(mesh) if mesh else make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-        return cls(config, load_weights(weights, config, devices, quantize), tokenizer, devices)
+        guesser = None if draft is None or draft == "lookup" else cls.load(draft, dtype, quantize, mesh)
+        arranged = load_weights(weights, config, devices, quantize)
+        return cls(config, arranged, tokenizer, devices, draft=guesser or ("lookup" if draft else None))
 
     @classmethod
     def of_params(cls, config: CodeGenConfig, params: Params, tokenizer: Tokenizer, mesh: Mesh) -> "Generator":
@@ -218,12 +164,18 @@ class Generator:
             weights = jax.jit(partial(arrange_params, config=config, groups=mesh.shape["tensor"]))(params)
         return cls(config, weights, tokenizer, mesh)
 
+    @takes_options
     def generate(self, prompt: str, **options: Any) -> str:
-        """The completion of one prompt as text; options as in `Options`."""
+        """The completion of one prompt as text.
+
+        >>> codegen_jax.load("runs/tiny_cpu").generate("def add(a, b):", max_new_tokens=64, temperature=0)
+        """
+        check_type("prompt", prompt, str)
         return self.complete([prompt], **options)[0].completion
 
-    def complete(self, prompts: list[str], **options: Any) -> list[Completion]:
-        """Complete prompts of any lengths, num_samples completions for each; options as in `Options`.
+    @takes_options
+    def complete(self, prompts: Sequence[str], **options: Any) -> list[Completion]:
+        """Complete prompts of any lengths, num_samples completions for each.
 
         A prompt longer than the context is cut from the left, with a warning.
 
@@ -237,10 +189,12 @@ class Generator:
                 pass
         return [self._completion(request, stops) for request in requests]
 
+    @takes_options
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
         """The completion of one prompt in pieces, as soon as their text is sure; joined, what `generate` gives."""
+        check_type("prompt", prompt, str)
         chosen = Options.of(options)
-        require(chosen.num_samples == 1, "--stream: one completion of one prompt at a time")
+        require(chosen.num_samples == 1, "num_samples: a stream is one completion of one prompt")
         (request,) = self._requests([prompt], chosen)
         return self._stream(request, chosen)
 
@@ -254,7 +208,7 @@ class Generator:
                 shown = end
         yield self._completion(request, stops).completion[shown:]
 
-    def score(self, texts: list[str], top: int = 0) -> list[Score]:
+    def score(self, texts: Sequence[str], top: int = 0) -> list[Score]:
         """What the model thinks of given texts.
 
         Args:
@@ -264,7 +218,8 @@ class Generator:
         Raises:
             UserError: for a text that is empty or longer than the context.
         """
-        require(not isinstance(texts, str), "texts: a list of texts is wanted, not one")
+        check_type("texts", texts, Sequence[str])
+        check_type("top", top, int)
         require(0 <= top <= self.config.vocab_size, f"top: {top} must be in [0, {self.config.vocab_size}]")
         scores = []
         for text in texts:
@@ -293,6 +248,7 @@ class Generator:
         logprobs, values, ids = (np.asarray(x)[:B, : T - 1] for x in found)
         return logprobs, values, ids
 
+    @takes_options
     def warmup(self, rows: int, prompt_tokens: int, **options: Any) -> None:
         """Compile ahead what `complete` will need for so many rows and prompts of so many tokens."""
         chosen = Options.of(options)
@@ -303,29 +259,22 @@ class Generator:
             for length in range(prompt_tokens, prompt_tokens + chosen.max_new_tokens, CHUNK):
                 decoding = self._decode(decoding, length, 0, chosen)
 
-    def _requests(self, prompts: list[str], options: Options) -> list[Request]:
-        require(bool(prompts), "--prompt: must not be empty")
-        seeds = options.seed if isinstance(options.seed, list) else [options.seed] * len(prompts)
-        require(len(seeds) == len(prompts), f"--seed: {len(seeds)} seeds for {len(prompts)} prompts")
-        require(not isinstance(prompts, str), "prompts: a list of texts is wanted, not one; see `generate`")
+    def _requests(self, prompts: Sequence[str], options: Options) -> list[Request]:
+        check_type("prompts", prompts, Sequence[str])
+        require(bool(prompts), "prompts: must not be empty")
+        seeds = [options.seed] * len(prompts) if isinstance(options.seed, int) else options.seed
+        require(len(seeds) == len(prompts), f"seed: {len(seeds)} seeds for {len(prompts)} prompts")
         require(
             (options.logprobs or 0) <= self.config.vocab_size,
-            f"--logprobs: {options.logprobs} is more than the {self.config.vocab_size} ids that there are",
+            f"logprobs: {options.logprobs} is more than the {self.config.vocab_size} ids that there are",
         )
-        if draft := options.draft_model:
-            require(draft.mesh == self.mesh, "--draft: it lies on another mesh than the model")
-            require(
-                draft.tokenizer.fingerprint == self.tokenizer.fingerprint,
-                f"--draft: its tokenizer is {draft.tokenizer.fingerprint}, that of the model "
-                f"{self.tokenizer.fingerprint}; a draft needs the same",
-            )
         room = self.config.n_positions - options.max_new_tokens
         requests = []
         for prompt, seed in zip(prompts, seeds):
-            ids = self._encode(prompt, "--prompt")
+            ids = self._encode(prompt, "prompt")
             require(
                 room > 0 and (len(ids) <= room or len(ids) > self.config.n_positions),
-                f"--max-new-tokens: a prompt of {len(ids)} tokens and {options.max_new_tokens} new ones exceed the "
+                f"max_new_tokens: a prompt of {len(ids)} tokens and {options.max_new_tokens} new ones exceed the "
                 f"context of {self.config.n_positions}; shorten one",
             )
             if len(ids) > room:
@@ -353,29 +302,23 @@ class Generator:
                 live, rows = self._collect(live, rows, options, stops)
             yield
 
+    def _guesses(self, options: Options) -> int:
+        return options.num_guesses if self.speculates else 0
+
     def _decode(self, rows: Rows, longest: int, rounds: int, options: Options) -> Rows:
         """So many rounds, with slots for them; `longest` is the length of the longest row."""
-        draft = options.draft_model
-        program = Program(
+        draft, guesses = self.draft_model, self._guesses(options)
+        program = Program.of(
+            options,
             self.config,
-            draft.config if draft else None,
-            options.guesses,
-            options.temperature == 0,
-            options.repetition_penalty != 1,
-            options.logprobs,
-            self.tokenizer.vocab_size,
-            self.tokenizer.eos_id,
-        )
-        knobs = Knobs(
-            np.float32(options.temperature or 1.0),
-            np.int32(min(options.top_k, self.config.vocab_size)),
-            np.float32(options.top_p),
-            np.float32(options.min_p),
-            np.float32(options.repetition_penalty),
+            vocab_size=self.tokenizer.vocab_size,
+            eos_id=self.tokenizer.eos_id,
+            draft=draft.config if draft else None,
+            guesses=guesses,
         )
         slots = rows.tokens_BS.shape[1]
-        if (needed := slots_for(longest, options.guesses)) > slots:  # at least doubled: few programs
-            rows = grow(rows, slots=max(needed, min(2 * slots, slots_for(self.config.n_positions, options.guesses))))
+        if (needed := slots_for(longest, guesses)) > slots:  # at least doubled: few programs
+            rows = grow(rows, slots=max(needed, min(2 * slots, slots_for(self.config.n_positions, guesses))))
         return self._call(
             decode,
             f"decode of {len(rows.done_B)} row(s) x {rows.tokens_BS.shape[1]} slots",
@@ -383,7 +326,7 @@ class Generator:
             self.weights,
             draft.weights if draft else None,
             rows,
-            knobs,
+            options.scalars(),
             np.int32(rounds),
             program=program,
         )
@@ -392,7 +335,7 @@ class Generator:
         """Prefill each prompt once, and a row for each request; rows that fill up a power of two have ended."""
         prompts = list(dict.fromkeys(tuple(request.ids) for request in requests))
         longest = max(map(len, prompts))
-        slots, draft = slots_for(longest, options.guesses), options.draft_model
+        slots, draft = slots_for(longest, self._guesses(options)), self.draft_model
         tokens_PS = np.zeros((self._rows(len(prompts)), slots), np.int32)
         for row, ids in enumerate(prompts):
             tokens_PS[row, : len(ids)] = ids

@@ -1,5 +1,6 @@
 """Where a completion's text ends, and how much of an unfinished one can be shown."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import regex
@@ -25,14 +26,14 @@ class Stops:
         UserError: for what is no regular expression, or an empty string.
     """
 
-    def __init__(self, pattern: str | None, strings: list[str], truncate: Truncate):
-        require(all(strings), "--stop-string: must not be empty")
-        require(truncate in (None, "codegen"), f"--truncate: {truncate!r} is not a rule; codegen is the only one")
+    def __init__(self, pattern: str | None, strings: Sequence[str], truncate: Truncate):
+        require(all(strings), "stop_strings: must not be empty")
+        require(truncate in (None, "codegen"), f"truncate: {truncate!r} is not a rule; codegen is the only one")
         self.truncate = truncate == "codegen"
         try:
             expression = [regex.compile(pattern, regex.MULTILINE)] if pattern else []
         except regex.error as error:
-            raise UserError(f"--stop: {pattern!r} is not a regular expression ({error})") from error
+            raise UserError(f"stop: {pattern!r} is not a regular expression ({error})") from error
         self.patterns = [regex.compile(regex.escape(string)) for string in strings] + expression
         rule = ["^print", "^def", *TRUNCATE_BEFORE] if self.truncate else []
         self.begun = self.patterns + [regex.compile(line, regex.MULTILINE) for line in rule]

@@ -3,7 +3,7 @@
 Axes: B batch, T queries, S keys (as many), H heads, K head_dim.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,8 @@ def causal_attention(
         [B, T, H, K] in the dtype of v. Scores and softmax are float32, as in the authors' code.
     """
     if backend == "auto":
-        backend = choose_backend(q_BTHK)
+        _, T, _, K = q_BTHK.shape
+        backend = choose_backend(device_kind(), T, K, q_BTHK.dtype.name)
     if backend == "splash":
         return _splash(q_BTHK, k_BSHK, v_BSHK, segment_ids)
     q, k, v = (checkpoint_name(x, "qkv") for x in (q_BTHK, k_BSHK, v_BSHK))
@@ -55,12 +56,11 @@ def causal_attention(
     return checkpoint_name(out_BTHK, "attention")
 
 
-def choose_backend(q_BTHK: jax.Array) -> str:
-    """The fastest backend for this shape on the devices at hand."""
-    _, T, _, K = q_BTHK.shape
-    if device_kind().startswith("TPU") and T % LANES == 0:
+def choose_backend(device_kind: str, length: int, head_dim: int, dtype: str) -> Literal["xla", "splash", "cudnn"]:
+    """The fastest backend for sequences of this length on devices of this kind ("TPU v4", "NVIDIA H200", "cpu")."""
+    if device_kind.startswith("TPU") and length % LANES == 0:
         return "splash"
-    if device_kind().startswith("NVIDIA") and K % 8 == 0 and q_BTHK.dtype == jnp.bfloat16:
+    if device_kind.startswith("NVIDIA") and head_dim % 8 == 0 and dtype == "bfloat16":
         return "cudnn"
     return "xla"
 

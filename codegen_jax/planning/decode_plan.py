@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from codegen_jax.chips import GIB
@@ -15,9 +14,9 @@ from codegen_jax.inference.decode import Program, Rows, decode_round, prefill, r
 from codegen_jax.inference.decode_weights import abstract_weights
 from codegen_jax.inference.matrix import Quantize
 from codegen_jax.inference.network import Past, empty_cache
-from codegen_jax.inference.sampling import Knobs
+from codegen_jax.inference.options import Options
 from codegen_jax.planning.hlo import Module
-from codegen_jax.planning.plan import memory_of_error, network_of, shard_bytes, text_of
+from codegen_jax.planning.plan import links_of, memory_of_error, shard_bytes, text_of
 from codegen_jax.planning.schedule import operations
 from codegen_jax.planning.slices import Slice, slice_devices
 from codegen_jax.sharding import make_mesh, spec
@@ -93,9 +92,10 @@ def plan_decode(
     tensor = len(devices) if tensor is None else tensor
     mesh = make_mesh(MeshConfig(-1, 1, tensor), devices)
     groups = mesh.shape["data"]
-    require(rows % groups == 0, f"--rows: {rows} do not divide over {groups} groups of {tensor} chip(s)")
+    require(rows % groups == 0, f"rows: {rows} do not divide over {groups} groups of {tensor} chip(s)")
     slots = slots_for(prompt + new, 0)
-    program = Program(config, None, 0, True, False, None, config.vocab_size, 0)
+    options = Options(temperature=0)
+    program = Program.of(options, config, vocab_size=config.vocab_size, eos_id=0)
     weights = abstract_weights(config, mesh, quantize)
     cache = _abstract_cache(config, mesh, rows, slots)
     recent = _abstract_cache(config, mesh, rows, recent_slots(0))
@@ -109,9 +109,7 @@ def plan_decode(
 
     def one_token(weights: Any, rows: Rows, cache: Any, recent: Any, length_B: jax.Array) -> Any:
         none_B0 = jnp.zeros((len(rows.length_B), 0), jnp.int32)
-        return decode_round(
-            weights, none_B0, rows, Past(cache, recent, length_B), Knobs(*map(np.float32, (1, 0, 1, 0, 1))), program
-        )
+        return decode_round(weights, none_B0, rows, Past(cache, recent, length_B), options.scalars(), program)
 
     tokens_BT = jax.ShapeDtypeStruct((rows, prompt), jnp.int32)
     with jax.set_mesh(mesh):
@@ -125,10 +123,10 @@ def plan_decode(
             needed, available = (size / GIB for size in memory_of_error(str(error)))
             raise UserError(
                 f"does not fit: needs {needed:.2f} GiB of a chip's {available:.2f} GiB; take fewer rows or tokens, "
-                "--quantize int8, or a larger --topology"
+                "int8 weights, or a larger topology"
             ) from error
     seconds = [
-        sum(o.count * o.exposed for o in operations(Module(text_of(compiled)), network_of(mesh, tpu)))
+        sum(o.count * o.exposed for o in operations(Module(text_of(compiled)), links_of(mesh, tpu)))
         for compiled in (filled, decoded)
     ]
     memories = [compiled.memory_analysis() for compiled in (filled, decoded)]

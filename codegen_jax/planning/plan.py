@@ -14,10 +14,10 @@ from codegen_jax.chips import GIB
 from codegen_jax.config import RunConfig
 from codegen_jax.errors import UserError
 from codegen_jax.planning.hlo import Module, nbytes
-from codegen_jax.planning.schedule import Network, Operation, operations
+from codegen_jax.planning.schedule import Links, Operation, operations
 from codegen_jax.planning.slices import Slice, slice_devices
-from codegen_jax.sharding import check_fit, make_mesh
-from codegen_jax.training.remat import choose_remat
+from codegen_jax.sharding import make_mesh
+from codegen_jax.training.resolve import ResolvedRun, resolve
 from codegen_jax.training.step import abstract_batch, abstract_state, make_train_step
 
 COMPUTE = ("matmul", "other", "pallas")
@@ -58,6 +58,7 @@ class Plan:
         mesh: size by axis.
         remat: of the config; what `auto` comes to.
         gradient_accumulation_steps: of the config.
+        rows_per_shard: rows of a micro-batch on one chip and those that share its rows along tensor.
         tokens: of one step and one chip.
         model_flops: of one step and one chip (6 x parameters + 6 x layers x width x sequence a token).
         peak_flops: of one chip, a second.
@@ -72,6 +73,7 @@ class Plan:
     mesh: dict[str, int]
     remat: str
     gradient_accumulation_steps: int
+    rows_per_shard: int
     tokens: int
     model_flops: float
     peak_flops: float
@@ -160,13 +162,13 @@ def make_plan(config: RunConfig, tpu: Slice, slices: int = 1, dump_hlo: str | Pa
         UserError: if libtpu is missing, or the mesh does not fit the slices or the model.
     """
     mesh = make_mesh(config.mesh, slice_devices(tpu, slices))
-    check_fit(config, mesh)
-    state = abstract_state(config, mesh)
-    train_step = make_train_step(config, mesh)
+    run = resolve(config, mesh)
+    state = abstract_state(run)
+    train_step = make_train_step(run)
     start = time.perf_counter()
     compiled, needed = None, (0, 0)
     with jax.set_mesh(mesh):
-        lowered = train_step.lower(state, abstract_batch(config, mesh))  # pyright: ignore[reportFunctionMemberAccess]
+        lowered = train_step.lower(state, abstract_batch(run))  # pyright: ignore[reportFunctionMemberAccess]
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
@@ -184,9 +186,9 @@ def make_plan(config: RunConfig, tpu: Slice, slices: int = 1, dump_hlo: str | Pa
         if dump_hlo:
             Path(dump_hlo).write_text(text)
         module = Module(text)
-        found = operations(module, network_of(mesh, tpu))
+        found = operations(module, links_of(mesh, tpu))
         analysis = compiled.memory_analysis()
-        kept = activations(module, config)
+        kept = activations(module, run)
         memory = Memory(
             parameters,
             moments,
@@ -195,18 +197,16 @@ def make_plan(config: RunConfig, tpu: Slice, slices: int = 1, dump_hlo: str | Pa
             analysis.peak_memory_in_bytes,
             tpu.chip.hbm_bytes,
         )
-    chips, (data, fsdp, tensor) = mesh.devices.size, mesh.devices.shape
-    rows = config.training.batch_size // (config.training.gradient_accumulation_steps * data * fsdp)
-    remat = choose_remat(config, rows, fsdp, tensor, mesh.devices.flat[0].device_kind)
-    tokens_per_chip = config.training.batch_size * config.data.sequence_length // chips
+    tokens_per_chip = run.training.batch_size * run.sequence_length // mesh.devices.size
     return Plan(
         topology=tpu.name,
         slices=slices,
         mesh=dict(mesh.shape),
-        remat=remat,
-        gradient_accumulation_steps=config.training.gradient_accumulation_steps,
+        remat=run.training.remat,
+        gradient_accumulation_steps=run.training.gradient_accumulation_steps,
+        rows_per_shard=run.rows_per_shard,
         tokens=tokens_per_chip,
-        model_flops=tokens_per_chip * config.model.flops_per_token(config.data.sequence_length),
+        model_flops=tokens_per_chip * run.model.flops_per_token(run.sequence_length),
         peak_flops=tpu.chip.peak_flops,
         compile_seconds=seconds,
         memory=memory,
@@ -233,8 +233,8 @@ def text_of(compiled: Any) -> str:
         ) from error
 
 
-def network_of(mesh: Mesh, tpu: Slice) -> Network:
-    return Network(tpu, [(*d.coords, getattr(d, "slice_index", 0)) for d in mesh.devices.flat])
+def links_of(mesh: Mesh, tpu: Slice) -> Links:
+    return Links(tpu, [(*d.coords, getattr(d, "slice_index", 0)) for d in mesh.devices.flat])
 
 
 def _name(path: jax.tree_util.KeyPath) -> str:
@@ -246,13 +246,13 @@ def shard_bytes(leaf: Any) -> int:
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
-def activations(module: Module, config: RunConfig) -> int:
+def activations(module: Module, run: ResolvedRun) -> int:
     """Bytes that the loops over layers hand from the forward to the backward pass.
 
     They are the loops' arrays in the compute dtype with an axis for the layers and one for time.
     """
-    dtype = {"bfloat16": "bf16", "float32": "f32"}[config.model.dtype]
-    layers, time_steps = config.model.n_layer, config.data.sequence_length
+    dtype = {"bfloat16": "bf16", "float32": "f32"}[run.model.dtype]
+    layers, time_steps = run.model.n_layer, run.sequence_length
     loops = [i for i, _ in module.executed() if i.opcode == "while"]
     kept = [
         [a for a in loop.arrays if a[0] == dtype and a[1][:1] == (layers,) and time_steps in a[1][1:]] for loop in loops
@@ -266,16 +266,14 @@ def memory_of_error(message: str) -> tuple[int, int]:
     return (int(sizes[0]), int(sizes[1])) if len(sizes) > 1 else (0, 0)
 
 
-def remedies(config: RunConfig, plan: Plan) -> list[str]:
+def remedies(plan: Plan) -> list[str]:
     """Settings that take less memory than those of a plan that does not fit."""
-    training = config.training
     cheaper = {"none": "dots", "dots": "qkv_attention", "qkv_attention": "attention", "attention": "full"}
-    rows = training.batch_size // (training.gradient_accumulation_steps * plan.mesh["data"] * plan.mesh["fsdp"])
     result = []
     if plan.remat in cheaper:
         result.append(f"--training.remat {cheaper[plan.remat]}")
-    if rows % 2 == 0:
-        result.append(f"--training.gradient_accumulation_steps {2 * training.gradient_accumulation_steps}")
+    if plan.rows_per_shard % 2 == 0:
+        result.append(f"--training.gradient_accumulation_steps {2 * plan.gradient_accumulation_steps}")
     if plan.mesh["data"] % 2 == 0:
         result.append(f"--mesh.data {plan.mesh['data'] // 2} --mesh.fsdp {2 * plan.mesh['fsdp']}")
     return [*result, "a larger --topology"]

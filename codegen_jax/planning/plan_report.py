@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from codegen_jax.chips import GIB
-from codegen_jax.config import RunConfig
 from codegen_jax.planning.plan import COMPUTE, Plan, remedies
 from codegen_jax.planning.schedule import PALLAS_EFFICIENCY
 
 NAMES = {"matmul": "matrix products", "other": "elementwise, copies", "pallas": "attention kernels"}
 
 
-def describe(plan: Plan, config: RunConfig) -> str:
-    """The plan of this config, in lines for a person."""
+def describe(plan: Plan) -> str:
+    """The plan in lines for a person."""
     chips = math.prod(plan.mesh.values())
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     name = plan.topology if plan.slices == 1 else f"{plan.slices} x {plan.topology}"
@@ -28,7 +27,7 @@ def describe(plan: Plan, config: RunConfig) -> str:
         *_memory(plan),
     ]
     if not plan.memory.fits:
-        return "\n".join([*lines, f"  less takes, each by itself: {'; '.join(remedies(config, plan))}; or --fit"])
+        return "\n".join([*lines, f"  less takes, each by itself: {'; '.join(remedies(plan))}; or --fit"])
     return "\n".join([*lines, "", *_time(plan), "", *_longest(plan)])
 
 

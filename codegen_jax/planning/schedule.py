@@ -62,8 +62,8 @@ class Operation:
     bytes: int = 0
 
 
-class Network:
-    """Durations of collectives on a slice.
+class Links:
+    """A slice's own network: durations of collectives on it.
 
     Attributes:
         coordinates: place of each partition of the program in the torus, its slice last.
@@ -92,12 +92,12 @@ class Network:
         return received, received / DCN_BANDWIDTH
 
 
-def operations(module: Module, network: Network) -> list[Operation]:
+def operations(module: Module, links: Links) -> list[Operation]:
     """All operations of a step, in the order of the schedule."""
-    return _walk(module, network, module.entry, 1)
+    return _walk(module, links, module.entry, 1)
 
 
-def _walk(module: Module, network: Network, computation: str, count: int) -> list[Operation]:
+def _walk(module: Module, links: Links, computation: str, count: int) -> list[Operation]:
     result: list[Operation] = []
     running: dict[str, tuple[int, float]] = {}  # asynchronous collectives: place in result, time of their end
     now = links_free = 0.0
@@ -111,14 +111,14 @@ def _walk(module: Module, network: Network, computation: str, count: int) -> lis
 
     for i in module.computations[computation].values():
         if i.opcode == "while":
-            result += _walk(module, network, i.called("body") or "", count * module.trip_count(i))
+            result += _walk(module, links, i.called("body") or "", count * module.trip_count(i))
         elif i.opcode == "call":
-            result += _walk(module, network, i.called("to_apply") or "", count)
+            result += _walk(module, links, i.called("to_apply") or "", count)
         elif i.opcode.endswith("-done") and i.operands[0] in running:
             wait_for(i.operands[0])
         elif source := collective_of(module, i):
             received, group = traffic(source)
-            seconds = network.seconds(group, received)
+            seconds = links.seconds(group, received)
             asynchronous = i.opcode.endswith("-start")
             if not asynchronous:  # the links take one collective after the other
                 for name in [name for name, (place, _) in running.items() if result[place].kind != "cross-slice"]:
@@ -130,12 +130,12 @@ def _walk(module: Module, network: Network, computation: str, count: int) -> lis
                 running[i.name] = (len(result) - 1, links_free)
             else:
                 now = links_free
-        elif i.opcode == "recv":  # from other slices, over the data-centre network, beside all else
-            received, seconds = network.from_other_slices(nbytes(i.arrays[0]))
+        elif i.opcode == "recv":  # from other slices, over the data-centre links, beside all else
+            received, seconds = links.from_other_slices(nbytes(i.arrays[0]))
             result.append(Operation(i.name, "cross-slice", i.op_name, count, seconds, 0.0, bytes=received))
             running[i.name] = (len(result) - 1, now + seconds)
         elif i.opcode not in FREE:
-            result.append(_compute(module, network.tpu, i, count))
+            result.append(_compute(module, links.tpu, i, count))
             now += result[-1].seconds
     return result
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
 from codegen_jax.compilation import use_compilation_cache
 from codegen_jax.config import RunConfig
@@ -16,13 +15,14 @@ from codegen_jax.data.sources import make_order, open_sources
 from codegen_jax.distributed import is_first, joined, say
 from codegen_jax.errors import Preempted, UserError, require
 from codegen_jax.model.codegen import Params
-from codegen_jax.sharding import check_fit, make_mesh
+from codegen_jax.sharding import make_mesh
 from codegen_jax.training.checkpoint import Checkpoints
 from codegen_jax.training.clock import Clock
 from codegen_jax.training.metrics import MetricsLog, check_wandb
 from codegen_jax.training.preemption import Preemption, watch_preemption
 from codegen_jax.training.records import Records, forgiven
 from codegen_jax.training.reporter import Reporter
+from codegen_jax.training.resolve import ResolvedRun, resolve
 from codegen_jax.training.step import (
     TrainState,
     abstract_batch,
@@ -32,7 +32,7 @@ from codegen_jax.training.step import (
     make_train_step,
 )
 from codegen_jax.training.summary import write_summary
-from codegen_jax.training.validation import make_evaluation, make_sampling
+from codegen_jax.training.validation import make_sampling, make_validation
 from codegen_jax.weights.base import Weights, load_params
 from codegen_jax.weights.checkpoint_format import whole_checkpoints
 from codegen_jax.weights.open import open_model
@@ -68,7 +68,7 @@ def _train(config: RunConfig, clock: Clock) -> None:
         if jax.default_backend() != "cpu":
             use_compilation_cache()
         mesh = make_mesh(config.mesh)
-        check_fit(config, mesh)
+        run = resolve(config, mesh)
     with clock.on("state"):
         initial_weights = find_initial_weights(config)
         data = {source.name: source.files.manifest.identity for source in sources}
@@ -76,21 +76,21 @@ def _train(config: RunConfig, clock: Clock) -> None:
 
     with jax.set_mesh(mesh), watch_preemption() as preemption, closing(checkpoints):
         with clock.on("state"):
-            state = start(config, mesh, checkpoints, initial_weights)
+            state = start(run, checkpoints, initial_weights)
         first = int(state.step)
         records = Records(config.output) if is_first() else None
         log = MetricsLog(records.folder, first, config) if records else None
         with clock.on("compile"):
-            train_step = make_train_step(config, mesh, tokenizer.eos_id)
-            lowered = train_step.lower(abstract_state(config, mesh), abstract_batch(config, mesh))  # pyright: ignore
+            train_step = make_train_step(run, tokenizer.eos_id)
+            lowered = train_step.lower(abstract_state(run), abstract_batch(run))  # pyright: ignore
             compiled = lowered.compile()
         epochs = lambda step: {f"epoch{s.suffix}": n for s, n in zip(sources, order.epochs(step))}
         loop = Loop(
             config=config,
             train_step=compiled,
             batches=Batches([source.windows for source in sources], order, batch_sharding(mesh)),
-            evaluate=make_evaluation(config, mesh, sources, tokenizer.eos_id),
-            sample=make_sampling(config, mesh, tokenizer),
+            validate=make_validation(run, sources, tokenizer.eos_id),
+            sample=make_sampling(run, tokenizer),
             checkpoints=checkpoints,
             reporter=Reporter(config, log, clock, first, epochs),
             clock=clock,
@@ -130,16 +130,16 @@ def find_initial_weights(config: RunConfig) -> Weights | None:
     return weights
 
 
-def start(config: RunConfig, mesh: Mesh, checkpoints: Checkpoints, initial_weights: Weights | None) -> TrainState:
+def start(run: ResolvedRun, checkpoints: Checkpoints, initial_weights: Weights | None) -> TrainState:
     """The first state: 1. the run's own newest checkpoint, 2. the weights of init_from, 3. random."""
-    abstract = abstract_state(config, mesh)
+    abstract = abstract_state(run)
     state = checkpoints.restore(abstract)
     if state is not None:
         return state
     if initial_weights is not None:
         say(f"starting from the weights of {initial_weights.source}")
-        return init_state(config, mesh, load_params(initial_weights, abstract.params))
-    return init_state(config, mesh)
+        return init_state(run, load_params(initial_weights, abstract.params))
+    return init_state(run)
 
 
 @dataclass
@@ -149,7 +149,7 @@ class Loop:
     config: RunConfig
     train_step: Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, Any]]]
     batches: Callable[[int], jax.Array]
-    evaluate: Callable[[Params], dict[str, float]] | None
+    validate: Callable[[Params], dict[str, float]] | None
     sample: Callable[[Params], dict[str, str]] | None
     checkpoints: Checkpoints
     reporter: Reporter
@@ -224,9 +224,9 @@ class Loop:
         """Validate and sample; the validation loss, if there is one."""
         self._report()
         values: dict[str, float] = {}
-        with self.clock.on("evaluation"):
-            if self.evaluate is not None:
-                values = self.evaluate(params)
+        with self.clock.on("validation"):
+            if self.validate is not None:
+                values = self.validate(params)
                 self.reporter.validation(step, values)
             if self.sample is not None:
                 self.reporter.samples(step, self.sample(params))

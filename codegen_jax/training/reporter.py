@@ -78,7 +78,7 @@ class Reporter:
             say(line)
 
     def validation(self, step: int, values: dict[str, float]) -> None:
-        """What `make_evaluation`'s function gave after a step."""
+        """What `make_validation`'s function gave after a step."""
         self._write(step, values)
         for name in values:
             metric, slash, source = name.partition("/")

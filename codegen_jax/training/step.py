@@ -9,13 +9,12 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from codegen_jax.config import RunConfig
 from codegen_jax.model.codegen import Params, abstract_params, gathered, init_params, module, param_axes
-from codegen_jax.sharding import ROWS, device_kind, shard_map, spec, sum_over_rows, tree_shardings
+from codegen_jax.sharding import ROWS, shard_map, spec, sum_over_rows, tree_shardings
 from codegen_jax.training.guard import Guard, judge, keep_unless
 from codegen_jax.training.loss import Loss, count_targets, next_token_loss
 from codegen_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from codegen_jax.training.remat import choose_remat
+from codegen_jax.training.resolve import ResolvedRun
 
 # gathers of weights run beside the computation; without it libtpu's are synchronous on v4
 COMPILER_OPTIONS = {"xla_enable_async_all_gather": "true"}
@@ -42,12 +41,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, spec("batch", None))
 
 
-def abstract_state(config: RunConfig, mesh: Mesh) -> TrainState:
+def abstract_state(run: ResolvedRun) -> TrainState:
     """Shapes, dtypes and shardings of the state: for initialisation, restore and ahead-of-time compilation."""
-    params = abstract_params(config.model)
-    shardings = tree_shardings(mesh, param_axes(config.model))
-    optimizer = make_optimizer(config.optimizer)
-    replicated = NamedSharding(mesh, P())
+    params = abstract_params(run.model)
+    shardings = tree_shardings(run.mesh, param_axes(run.model))
+    optimizer = make_optimizer(run.optimizer)
+    replicated = NamedSharding(run.mesh, P())
 
     def with_sharding(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
@@ -65,25 +64,25 @@ def abstract_state(config: RunConfig, mesh: Mesh) -> TrainState:
     return TrainState(step, params, opt_state, guard)  # pyright: ignore[reportArgumentType]
 
 
-def abstract_batch(config: RunConfig, mesh: Mesh) -> jax.ShapeDtypeStruct:
+def abstract_batch(run: ResolvedRun) -> jax.ShapeDtypeStruct:
     """A batch's shape, dtype and sharding."""
-    shape = (config.training.batch_size, config.data.sequence_length + 1)
-    return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(mesh))
+    shape = (run.training.batch_size, run.sequence_length + 1)
+    return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_sharding(run.mesh))
 
 
 def shardings_of(abstract: Any) -> Any:
     return jax.tree.map(lambda x: x.sharding, abstract)
 
 
-def init_state(config: RunConfig, mesh: Mesh, params: Params = None) -> TrainState:
+def init_state(run: ResolvedRun, params: Params = None) -> TrainState:
     """A fresh state, made where it lies; the same on every mesh. Given params start it in place of random ones."""
 
     def init(params: Params) -> TrainState:
-        params = init_params(config.model, config.seed) if params is None else params
-        return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(config.optimizer).init(params), Guard.new())
+        params = init_params(run.model, run.seed) if params is None else params
+        return TrainState(jnp.zeros((), jnp.int32), params, make_optimizer(run.optimizer).init(params), Guard.new())
 
-    with jax.set_mesh(mesh):
-        return jax.jit(init, out_shardings=shardings_of(abstract_state(config, mesh)))(params)
+    with jax.set_mesh(run.mesh):
+        return jax.jit(init, out_shardings=shardings_of(abstract_state(run)))(params)
 
 
 def documents_of(inputs_BT: jax.Array, eos_id: int) -> tuple[jax.Array, jax.Array]:
@@ -95,7 +94,7 @@ def documents_of(inputs_BT: jax.Array, eos_id: int) -> tuple[jax.Array, jax.Arra
 
 
 def batch_loss(
-    config: RunConfig,
+    run: ResolvedRun,
     params: Params,
     tokens_BT: jax.Array,
     eos_id: int = -1,
@@ -104,32 +103,30 @@ def batch_loss(
     z_loss: float,
 ) -> Loss:
     """Loss of rows of sequence_length + 1 tokens; the first is input only, the last is target only."""
-    model = module(config.model, params)
+    model = module(run.model, params)
     inputs_BT, targets_BT = jnp.maximum(tokens_BT[:, :-1], 0), tokens_BT[:, 1:]
-    segment_ids_BT, positions_BT = documents_of(inputs_BT, eos_id) if config.data.document_mask else (None, None)
-    axes = jax.sharding.get_abstract_mesh().shape
-    remat = choose_remat(config, len(tokens_BT), axes.get("fsdp", 1), axes.get("tensor", 1), device_kind())
-    x_BTD = model.hidden(inputs_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT, remat=remat)
+    segment_ids_BT, positions_BT = documents_of(inputs_BT, eos_id) if run.document_mask else (None, None)
+    x_BTD = model.hidden(inputs_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT, remat=run.training.remat)
     head_DV = gathered(model.head, x_BTD.dtype)
     return next_token_loss(x_BTD, head_DV, model.head_bias[...], targets_BT, scale=scale, z_loss=z_loss)
 
 
 def accumulated_gradients(
-    config: RunConfig, params: Params, tokens_BT: jax.Array, eos_id: int = -1
+    run: ResolvedRun, params: Params, tokens_BT: jax.Array, eos_id: int = -1
 ) -> tuple[Loss, Params]:
     """Mean loss over the batch's tokens and its gradient, micro-batch by micro-batch in float32.
 
     Each device computes on its own rows: gathers of weights and sums of gradients are those of `sharding`, none of
     XLA's choice. What lies along tensor is left to XLA.
     """
-    axes = param_axes(config.model)
-    micro_batches = config.training.gradient_accumulation_steps
+    axes = param_axes(run.model)
+    micro_batches = run.training.gradient_accumulation_steps
 
     def of_own_rows(params: Params, tokens_BT: jax.Array) -> tuple[Loss, Params]:
         scale = 1.0 / sum_over_rows(count_targets(tokens_BT[:, 1:]))
 
         def loss(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, Loss]:
-            share = batch_loss(config, params, tokens_BT, eos_id, scale=scale, z_loss=config.training.z_loss)
+            share = batch_loss(run, params, tokens_BT, eos_id, scale=scale, z_loss=run.training.z_loss)
             return share.total, share
 
         def add_micro_batch(sums: tuple[Loss, Params], tokens_BT: jax.Array) -> tuple[tuple[Loss, Params], None]:
@@ -150,7 +147,7 @@ def accumulated_gradients(
 
 
 def make_train_step(
-    config: RunConfig, mesh: Mesh, eos_id: int = -1
+    run: ResolvedRun, eos_id: int = -1
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted update: (state, int32 tokens [batch_size, sequence_length + 1]) to (new state, metrics).
 
@@ -158,15 +155,15 @@ def make_train_step(
 
     The given state is donated. Metrics are scalars: loss (z-loss included), cross_entropy (nats a token), grad_norm
     (before the clip), learning_rate (the one applied), bad_steps (skipped in a row) and skipped (of the run). Call it
-    under `jax.set_mesh(mesh)`.
+    under `jax.set_mesh(run.mesh)`.
     """
-    optimizer, schedule = make_optimizer(config.optimizer), learning_rate_schedule(config.optimizer)
+    optimizer, schedule = make_optimizer(run.optimizer), learning_rate_schedule(run.optimizer)
 
     def train_step(state: TrainState, tokens_BT: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        loss, gradients = accumulated_gradients(config, state.params, tokens_BT, eos_id)
+        loss, gradients = accumulated_gradients(run, state.params, tokens_BT, eos_id)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params, grad_norm = optax.apply_updates(state.params, updates), optax.tree.norm(gradients)
-        good, guard = judge(state.guard, loss.total, grad_norm, config.training.spike_sigmas)
+        good, guard = judge(state.guard, loss.total, grad_norm, run.training.spike_sigmas)
         params, opt_state = keep_unless(good, (params, opt_state), (state.params, state.opt_state))
         metrics = {
             "loss": loss.total,
@@ -178,28 +175,27 @@ def make_train_step(
         }
         return TrainState(state.step + 1, params, opt_state, guard), metrics
 
-    state_shardings = shardings_of(abstract_state(config, mesh))
+    state_shardings = shardings_of(abstract_state(run))
     return jax.jit(
         train_step,
-        in_shardings=(state_shardings, batch_sharding(mesh)),
-        out_shardings=(state_shardings, NamedSharding(mesh, P())),  # every host reads the metrics
+        in_shardings=(state_shardings, batch_sharding(run.mesh)),
+        out_shardings=(state_shardings, NamedSharding(run.mesh, P())),  # every host reads the metrics
         donate_argnums=0,
-        compiler_options=COMPILER_OPTIONS if mesh.devices.flat[0].platform == "tpu" else None,
+        compiler_options=COMPILER_OPTIONS if run.mesh.devices.flat[0].platform == "tpu" else None,
     )
 
 
-def make_eval_step(
-    config: RunConfig, mesh: Mesh, eos_id: int = -1
-) -> Callable[[Params, jax.Array], tuple[jax.Array, jax.Array]]:
+def make_eval_step(run: ResolvedRun, eos_id: int = -1) -> Callable[[Params, jax.Array], tuple[jax.Array, jax.Array]]:
     """The jitted validation: (params, tokens) to the sum of the cross-entropy and the number of its tokens."""
 
     def of_own_rows(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-        loss = batch_loss(config, params, tokens_BT, eos_id, scale=1.0, z_loss=0.0)
+        loss = batch_loss(run, params, tokens_BT, eos_id, scale=1.0, z_loss=0.0)
         return sum_over_rows((loss.cross_entropy, count_targets(tokens_BT[:, 1:])))
 
     def eval_step(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-        in_axes = (param_axes(config.model), ("batch", None))
+        in_axes = (param_axes(run.model), ("batch", None))
         return shard_map(of_own_rows, in_axes, ((), ()), over=ROWS)(params, tokens_BT)
 
-    shardings = shardings_of(abstract_state(config, mesh).params)
-    return jax.jit(eval_step, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=NamedSharding(mesh, P()))
+    shardings = shardings_of(abstract_state(run).params)
+    replicated = NamedSharding(run.mesh, P())
+    return jax.jit(eval_step, in_shardings=(shardings, batch_sharding(run.mesh)), out_shardings=replicated)

@@ -1,22 +1,20 @@
-"""What a run is judged by while it trains: the loss on fixed validation sets, and completions of fixed prompts."""
+"""Validation while a run trains: the loss on fixed validation sets, and completions of fixed prompts."""
 
 import math
 from collections.abc import Callable
 
-from jax.sharding import Mesh
-
-from codegen_jax.config import RunConfig
 from codegen_jax.data.batches import validation_batches
 from codegen_jax.data.sources import Source
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.data.tokens import TokenFiles, Windows
 from codegen_jax.inference.generate import Generator
 from codegen_jax.model.codegen import Params
+from codegen_jax.training.resolve import ResolvedRun
 from codegen_jax.training.step import batch_sharding, make_eval_step
 
 
-def make_evaluation(
-    config: RunConfig, mesh: Mesh, sources: list[Source], eos_id: int
+def make_validation(
+    run: ResolvedRun, sources: list[Source], eos_id: int
 ) -> Callable[[Params], dict[str, float]] | None:
     """A function from parameters to validation_loss (nats a token), validation_perplexity and bits_per_byte.
 
@@ -26,16 +24,16 @@ def make_evaluation(
     validated = [(s, s.validation) for s in sources if s.validation is not None]
     if not validated:
         return None
-    eval_step = make_eval_step(config, mesh, eos_id)
-    training = config.training
+    eval_step = make_eval_step(run, eos_id)
+    training = run.training
 
     def loss_of(params: Params, files: TokenFiles) -> float:
-        windows = Windows(files, config.data.sequence_length)
-        rows = validation_batches(windows, training.batch_size, batch_sharding(mesh), training.eval_batches)
+        windows = Windows(files, run.sequence_length)
+        rows = validation_batches(windows, training.batch_size, batch_sharding(run.mesh), training.eval_batches)
         sums, tokens = zip(*(eval_step(params, batch) for batch in rows))
         return sum(map(float, sums)) / sum(map(float, tokens))
 
-    def evaluate(params: Params) -> dict[str, float]:
+    def validate(params: Params) -> dict[str, float]:
         values: dict[str, float] = {}
         mean = 0.0
         for source, files in validated:
@@ -48,18 +46,18 @@ def make_evaluation(
             }
         return {"validation_loss": mean} | values
 
-    return evaluate
+    return validate
 
 
-def make_sampling(config: RunConfig, mesh: Mesh, tokenizer: Tokenizer) -> Callable[[Params], dict[str, str]] | None:
+def make_sampling(run: ResolvedRun, tokenizer: Tokenizer) -> Callable[[Params], dict[str, str]] | None:
     """A function from parameters to greedy completions by prompt; None if there are no prompts."""
-    prompts = config.training.sample_prompts
+    prompts = run.training.sample_prompts
     if not prompts:
         return None
 
     def samples(params: Params) -> dict[str, str]:
-        generator = Generator.of_params(config.model, params, tokenizer, mesh)
-        completions = generator.complete(prompts, max_new_tokens=config.training.sample_tokens, temperature=0)
+        generator = Generator.of_params(run.model, params, tokenizer, run.mesh)
+        completions = generator.complete(prompts, max_new_tokens=run.training.sample_tokens, temperature=0)
         return {completion.prompt: completion.completion for completion in completions}
 
     return samples

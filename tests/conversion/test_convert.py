@@ -22,6 +22,7 @@ from codegen_jax.errors import UserError
 from codegen_jax.model.codegen import abstract_params, init_params, module
 from codegen_jax.sharding import make_mesh
 from codegen_jax.training.checkpoint import Checkpoints
+from codegen_jax.training.resolve import resolve
 from codegen_jax.training.step import init_state
 from codegen_jax.weights.base import load_params
 from codegen_jax.weights.layout import tensor_shapes
@@ -127,7 +128,7 @@ def trained(tmp_path, tokenizer):
     params = jax.tree.map(lambda p: 3 * p, init_params(config.model, 0))
     params["embedding_bias"] = jax.random.normal(jax.random.key(1), (32,))
     checkpoints = Checkpoints(config, tokenizer, {})
-    state = init_state(config, mesh, params)
+    state = init_state(resolve(config, mesh), params)
     checkpoints.save(state, None)
     checkpoints.finish(state)
     checkpoints.close()

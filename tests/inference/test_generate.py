@@ -1,7 +1,8 @@
 """Completions: those of the definition, whatever stands beside them, however they are guessed, stopped or sharded."""
 
+import pydoc
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import jax
 import numpy as np
@@ -55,6 +56,10 @@ def definition(generator):
         return np.asarray(forward(params, padded)[0, len(ids) - 1])
 
     return scores
+
+
+def with_draft(generator, draft):
+    return Generator(generator.config, generator.weights, generator.tokenizer, generator.mesh, draft=draft)
 
 
 def greedy_by_definition(generator, prompt, steps):
@@ -117,7 +122,7 @@ def test_a_repetition_penalty_is_transformers(generator):
         logits = scores(ids + new)[: generator.tokenizer.vocab_size]
         new.append(int(process(torch.tensor([ids + new]), torch.tensor(logits)[None]).argmax()))
     options = dict(max_new_tokens=10, temperature=0, repetition_penalty=3.0)
-    plain, guessed = (generator.complete(PROMPTS[2:], draft=draft, **options)[0] for draft in (None, "lookup"))
+    plain, guessed = (with_draft(generator, draft).complete(PROMPTS[2:], **options)[0] for draft in (None, "lookup"))
     assert plain.token_ids == guessed.token_ids == new
     assert new != generator.complete(PROMPTS[2:], max_new_tokens=10, temperature=0)[0].token_ids
 
@@ -127,12 +132,9 @@ def test_a_repetition_penalty_is_transformers(generator):
 def test_speculation_changes_no_token(generator, tokenizer, draft, temperature):
     options = dict(max_new_tokens=40, temperature=temperature, num_samples=2, seed=4)
     plain = generator.complete(PROMPTS, **options)
-    if draft != "lookup":
-        other = CodeGenConfig(1, 16, 2, 4, vocab_size=520, n_positions=128, init="huggingface", dtype="float32")
-        options["draft"] = generator if draft == "itself" else make(other, tokenizer, seed=1)
-    else:
-        options["draft"] = "lookup"
-    guessed = generator.complete(PROMPTS, num_guesses=3, **options)
+    other = CodeGenConfig(1, 16, 2, 4, vocab_size=520, n_positions=128, init="huggingface", dtype="float32")
+    drafts = {"lookup": "lookup", "itself": generator, "another": make(other, tokenizer, seed=1)}
+    guessed = with_draft(generator, drafts[draft]).complete(PROMPTS, num_guesses=3, **options)
     assert [c.token_ids for c in guessed] == [c.token_ids for c in plain]
     assert [c.finish_reason for c in guessed] == [c.finish_reason for c in plain]
     proposed, accepted = (sum(getattr(c, name) for c in guessed) for name in ("proposed", "accepted"))
@@ -142,9 +144,8 @@ def test_speculation_changes_no_token(generator, tokenizer, draft, temperature):
 
 def test_lookup_guesses_what_followed_before(generator, tokenizer):
     # once a network repeats itself all guesses hold, and a round gives num_guesses + 1 tokens
-    (completion,) = make(generator.config, tokenizer, seed=3, spread=1).complete(
-        ["x"], max_new_tokens=100, temperature=0, draft="lookup"
-    )
+    guessing = with_draft(make(generator.config, tokenizer, seed=3, spread=1), "lookup")
+    (completion,) = guessing.complete(["x"], max_new_tokens=100, temperature=0)
     assert completion.accepted > 0.5 * completion.proposed
 
 
@@ -159,7 +160,7 @@ def test_eos_ends_a_completion(generator, tokenizer):
     biased = params | {"head_bias": params["head_bias"].at[tokenizer.eos_id].set(1e9)}
     ended = Generator.of_params(generator.config, biased, tokenizer, generator.mesh)
     for draft in (None, "lookup"):
-        completion = ended.complete(["x"], max_new_tokens=5, draft=draft)[0]
+        completion = with_draft(ended, draft).complete(["x"], max_new_tokens=5)[0]
         assert (completion.token_ids, completion.completion, completion.finish_reason) == ([], "", "eos")
 
 
@@ -179,7 +180,7 @@ def test_logprobs_are_the_models_own(calm):
     scores, ids = definition(calm), calm.tokenizer.encode(PROMPTS[0])
     options = dict(max_new_tokens=10, temperature=2.0, top_k=5, logprobs=3)
     for draft in (None, "lookup"):
-        (completion,) = calm.complete(PROMPTS[:1], draft=draft, **options)
+        (completion,) = with_draft(calm, draft).complete(PROMPTS[:1], **options)
         for place, (id, logprob) in enumerate(zip(completion.token_ids, completion.logprobs, strict=True)):
             expected = jax.nn.log_softmax(scores(ids + completion.token_ids[:place]))
             assert logprob == pytest.approx(float(expected[id]), abs=1e-4)
@@ -194,7 +195,7 @@ def test_rows_that_outgrow_their_slots_lose_nothing(tokenizer):
     options = dict(max_new_tokens=350, temperature=1.0, logprobs=2)
     prompts = [PROMPTS[0], PROMPTS[2] * 2]
     for draft in (None, "lookup", generator):
-        for completion in generator.complete(prompts, draft=draft, **options):
+        for completion in with_draft(generator, draft).complete(prompts, **options):
             ids = tokenizer.encode(completion.prompt)
             assert len(completion.token_ids) == 350
             found, top, _ = generator.logprobs(np.array([ids + completion.token_ids]), top=2)
@@ -249,7 +250,7 @@ def test_in_any_dtype_streams_and_guesses_give_the_same_text(tokenizer, dtype):
     for prompt in PROMPTS:
         text = generator.generate(prompt, **options)
         assert "".join(generator.stream(prompt, **options)) == text
-        assert generator.generate(prompt, draft="lookup", **options) == text
+        assert with_draft(generator, "lookup").generate(prompt, **options) == text
 
 
 @pytest.mark.parametrize("axes", [(1, 1, 4), (4, 1, 2), (2, 1, 1), (2, 2, 2)])
@@ -257,11 +258,10 @@ def test_any_mesh_gives_the_tokens_of_one_device(generator, tokenizer, axes):
     config = replace(generator.config, vocab_size=600)
     mesh = make_mesh(MeshConfig(*axes), jax.devices()[: int(np.prod(axes))])
     sharded = Generator.of_params(config, generator.params, tokenizer, mesh)
-    for options in ({"temperature": 0}, {"temperature": 1.0, "draft": "lookup", "num_samples": 2}):
+    for draft, options in ((None, {"temperature": 0}), ("lookup", {"temperature": 1.0, "num_samples": 2})):
         theirs = generator.complete(PROMPTS, max_new_tokens=12, **options)
-        assert [c.token_ids for c in sharded.complete(PROMPTS, max_new_tokens=12, **options)] == [
-            c.token_ids for c in theirs
-        ]
+        ours = with_draft(sharded, draft).complete(PROMPTS, max_new_tokens=12, **options)
+        assert [c.token_ids for c in ours] == [c.token_ids for c in theirs]
     kernel = sharded.weights.layers[0].inner_ND.values
     assert kernel.addressable_shards[0].data.shape[0] == kernel.shape[0] // axes[2]
 
@@ -277,27 +277,37 @@ def test_a_prompt_longer_than_the_context_is_cut_from_the_left_with_a_warning(ge
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompts": [""]}, "--prompt"),
-        ({"prompts": ["\ud800"]}, "--prompt: not valid Unicode"),
-        ({"max_new_tokens": 0}, "--max-new-tokens"),
+        ({"prompts": [""]}, "prompt"),
+        ({"prompts": ["\ud800"]}, "prompt: not valid Unicode"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"max_new_tokens": 128}, "exceed the context of 128"),
-        ({"temperature": -1.0}, "--temperature"),
-        ({"temperature": float("inf")}, "--temperature"),
-        ({"draft": "lokup"}, "--draft"),
-        ({"logprobs": 601}, "--logprobs"),
-        ({"top_p": 0.0}, "--top-p"),
-        ({"top_p": 1.5}, "--top-p"),
-        ({"top_k": -1}, "--top-k"),
-        ({"min_p": 2.0}, "--min-p"),
-        ({"repetition_penalty": 0.0}, "--repetition-penalty"),
-        ({"num_samples": 0}, "--num-samples"),
-        ({"stop": "("}, "--stop"),
-        ({"stop_strings": [""]}, "--stop-string"),
-        ({"truncate": "other"}, "--truncate"),
-        ({"seed": -1}, "--seed"),
-        ({"seed": 2**64}, "--seed"),
-        ({"seed": [1, 2]}, "--seed: 2 seeds for 1 prompts"),
-        ({"temprature": 1.0}, "temprature: no such option; there are max_new_tokens, temperature"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"logprobs": 601}, "logprobs"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"min_p": 2.0}, "min_p"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"num_samples": 0}, "num_samples"),
+        ({"stop": "("}, "stop"),
+        ({"stop_strings": [""]}, "stop_strings: must not be empty"),
+        ({"truncate": "other"}, "truncate"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**64}, "seed"),
+        ({"seed": [1, 2]}, "seed: 2 seeds for 1 prompts"),
+        ({"temprature": 1.0}, "temprature: no such option; did you mean temperature?"),
+        ({"colour": 1.0}, "colour: no such option; there are temperature, top_p"),
+        ({"draft": "lookup"}, "draft: no such option"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens: 2.5 must be a whole number"),
+        ({"max_new_tokens": True}, "max_new_tokens: True must be a whole number"),
+        ({"temperature": "hot"}, "temperature: 'hot' must be a number"),
+        ({"stop": 3}, "stop: 3 must be text"),
+        ({"stop_strings": "xyz_"}, "stop_strings: 'xyz_' must be a list of text"),
+        ({"seed": "1"}, "seed: '1' must be a whole number or a list of whole numbers"),
+        ({"prompts": "x"}, "prompts: 'x' must be a list of text"),
+        ({"prompts": [1]}, "prompts: [1] must be a list of text"),
+        ({"prompts": []}, "prompts: must not be empty"),
     ],
 )
 def test_an_impossible_option_is_named(generator, options, message):
@@ -315,3 +325,28 @@ def test_a_trained_checkpoint_loads_and_generates(tmp_path, token_folder):
     loaded.params = load_params(open_model(str(tmp_path / "run")), abstract_params(loaded.config))
     text = loaded.generate("def f(", max_new_tokens=4, temperature=0)
     assert text == loaded.tokenizer.decode(greedy_by_definition(loaded, "def f(", 4))
+
+
+def test_what_is_loaded_has_names_and_types_too(tmp_path):
+    for wrong, message in (
+        ({"quantize": "int4"}, "quantize: 'int4' must be one of int8"),
+        ({"dtype": "float16"}, "dtype: 'float16' must be one of bfloat16, float32"),
+        ({"mesh": 4}, "mesh: 4 must be a MeshConfig"),
+        ({"draft": 1}, "draft: 1 must be text or a Path"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            codegen_jax.load(str(tmp_path), **wrong)
+    with pytest.raises(UserError, match=re.escape("model: ['x'] must be text or a Path")):
+        codegen_jax.load(["x"])
+
+
+def test_help_shows_every_option_with_its_type(generator):
+    text = pydoc.render_doc(generator.generate, renderer=pydoc.plaintext)
+    for field in fields(codegen_jax.Options):
+        assert re.search(rf"\b{field.name}: .+ = ", text), field.name
+    assert "top_k: number of tokens kept; 0 keeps all." in text
+
+
+def test_the_prompt_of_generate_is_one_text(generator):
+    with pytest.raises(UserError, match=re.escape("prompt: ['x'] must be text")):
+        generator.generate(["x"])

@@ -3,14 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from codegen_jax.inference.sampling import Knobs, draw
+from codegen_jax.inference.options import Sampling
+from codegen_jax.inference.sampling import draw
 
 LOGITS = np.log([0.4, 0.3, 0.2, 0.1])
 
 
 def frequencies(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, draws=20_000):
-    knobs = Knobs(temperature, top_k, top_p, min_p, 1.0)
-    ids = jax.vmap(lambda key: draw(jnp.float32(LOGITS), key, knobs))(jax.random.split(jax.random.key(0), draws))
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    ids = jax.vmap(lambda key: draw(jnp.float32(LOGITS), key, sampling))(jax.random.split(jax.random.key(0), draws))
     return np.bincount(ids, minlength=4) / draws
 
 

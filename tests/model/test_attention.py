@@ -61,16 +61,15 @@ def test_splash_equals_the_reference_forward_and_backward(head_dim, segments, mo
 
 
 @pytest.mark.parametrize(
-    ("kind", "shape", "expected"),
+    ("kind", "length", "head_dim", "dtype", "expected"),
     [
-        ("TPU v4", (1, 2048, 2, 80), "splash"),
-        ("TPU v4", (1, 100, 2, 80), "xla"),
-        ("NVIDIA H200", (1, 2048, 2, 80), "cudnn"),
-        ("NVIDIA H200", (1, 2048, 2, 12), "xla"),
-        ("cpu", (1, 2048, 2, 80), "xla"),
+        ("TPU v4", 2048, 80, "bfloat16", "splash"),
+        ("TPU v4", 100, 80, "bfloat16", "xla"),
+        ("NVIDIA H200", 2048, 80, "bfloat16", "cudnn"),
+        ("NVIDIA H200", 2048, 12, "bfloat16", "xla"),
+        ("NVIDIA H200", 2048, 80, "float32", "xla"),
+        ("cpu", 2048, 80, "bfloat16", "xla"),
     ],
 )
-def test_the_backend_is_chosen_by_device_and_shape(kind, shape, expected, monkeypatch):
-    monkeypatch.setattr(attention, "device_kind", lambda: kind)
-    x = jnp.zeros(shape, jnp.bfloat16)
-    assert choose_backend(x) == expected
+def test_the_backend_is_chosen_by_device_and_shape(kind, length, head_dim, dtype, expected):
+    assert choose_backend(kind, length, head_dim, dtype) == expected

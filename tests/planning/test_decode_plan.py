@@ -36,7 +36,7 @@ def test_no_token_is_faster_than_reading_the_weights():
 
 
 def test_rows_that_do_not_divide_are_named():
-    with pytest.raises(UserError, match="--rows: 3 do not divide over 2 groups of 2 chip"):
+    with pytest.raises(UserError, match="rows: 3 do not divide over 2 groups of 2 chip"):
         make(rows=3, tensor=2)
 
 

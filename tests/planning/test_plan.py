@@ -15,7 +15,8 @@ from codegen_jax.planning.hlo import Module
 from codegen_jax.planning.plan import make_plan, memory_of_error
 from codegen_jax.planning.plan_report import describe, plot
 from codegen_jax.planning.slices import parse_slice, slice_devices
-from codegen_jax.sharding import check_fit, make_mesh
+from codegen_jax.sharding import make_mesh
+from codegen_jax.training.resolve import resolve
 from tests.runs import tiny_run
 
 V4_32 = parse_slice("v4-32")
@@ -121,7 +122,7 @@ def test_what_does_not_fit_is_an_answer(capsys):
     large = run(rows=16 * 4096, n_layer=8)
     answer = make_plan(large, V4_32)
     assert not answer.memory.fits and answer.memory.peak > answer.memory.available == int(30.75 * 2**30)
-    text = describe(answer, large)
+    text = describe(answer)
     assert "GiB too much" in text and "--training.remat qkv_attention" in text
     assert "gradient_accumulation_steps 2" in text and "estimates" not in answer.to_dict()
 
@@ -135,7 +136,7 @@ def test_memory_is_read_from_either_of_the_compilers_messages():
 
 
 def test_a_report_a_picture_and_json_say_the_same(plan, tmp_path):
-    text, values = describe(plan, run()), json.loads(json.dumps(plan.to_dict()))
+    text, values = describe(plan), json.loads(json.dumps(plan.to_dict()))
     assert f"MFU {values['estimates']['mfu']:.1%}" in text
     assert values["estimates"]["step_seconds"] < values["estimates"]["step_seconds_without_overlap"]
     assert values["collectives"]["reduce-scatter"]["exposed_seconds"] > 0
@@ -148,7 +149,7 @@ def test_the_search_takes_the_fastest_that_fits(plan, monkeypatch):
     tried = []
 
     def compiled(config, tpu, slices):
-        check_fit(config, make_mesh(config.mesh, slice_devices(tpu, slices)))
+        resolve(config, make_mesh(config.mesh, slice_devices(tpu, slices)))
         training, mesh = config.training, config.mesh
         tried.append((training.remat, training.gradient_accumulation_steps, mesh.fsdp))
         order = ["dots", "qkv_attention", "attention", "full"].index(training.remat)

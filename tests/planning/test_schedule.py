@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from codegen_jax.planning.hlo import Instruction, Module
-from codegen_jax.planning.schedule import Network, first_group, operations, splash_flops, traffic
+from codegen_jax.planning.schedule import Links, first_group, operations, splash_flops, traffic
 from codegen_jax.planning.slices import parse_slice
 
 TEXT = (Path(__file__).parent / "hand_made.hlo").read_text()
@@ -51,18 +51,18 @@ def test_groups_are_read_in_each_form_that_xla_writes(groups, members):
 
 
 def test_a_group_uses_both_ways_of_each_ring_that_it_spans():
-    network = Network(V4, COORDINATES)
+    network = Links(V4, COORDINATES)
     ring, plane = list(range(8)), list(range(64))
     assert network.seconds(ring, 90_000_000_000) == pytest.approx(1.0)
     assert network.seconds(plane, 180_000_000_000) == pytest.approx(1.0)
     open_line = replace(V4, name="v4-16", shape=(2, 2, 2))
-    assert Network(open_line, [(0, 0, 0, 0), (0, 0, 1, 0)]).seconds([0, 1], 45_000_000_000) == pytest.approx(1.0)
+    assert Links(open_line, [(0, 0, 0, 0), (0, 0, 1, 0)]).seconds([0, 1], 45_000_000_000) == pytest.approx(1.0)
     # between slices only the data-centre network
-    assert Network(V4, [(0, 0, 0, 0), (0, 0, 0, 1)]).seconds([0, 1], 6_250_000_000) == pytest.approx(1.0)
+    assert Links(V4, [(0, 0, 0, 0), (0, 0, 0, 1)]).seconds([0, 1], 6_250_000_000) == pytest.approx(1.0)
 
 
 def by_name(text):
-    return {o.name: o for o in operations(Module(text), Network(V4, COORDINATES))}
+    return {o.name: o for o in operations(Module(text), Links(V4, COORDINATES))}
 
 
 def test_operations_take_the_compilers_cycles_and_loops_repeat_them():

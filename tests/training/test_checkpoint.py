@@ -10,6 +10,7 @@ from codegen_jax.config import MeshConfig
 from codegen_jax.errors import UserError, warn
 from codegen_jax.sharding import make_mesh
 from codegen_jax.training.checkpoint import Checkpoints, fingerprint
+from codegen_jax.training.resolve import resolve
 from codegen_jax.training.step import abstract_state, init_state
 from codegen_jax.weights.base import load_params
 from codegen_jax.weights.checkpoint_format import CheckpointWeights, find_checkpoint, load_run
@@ -19,7 +20,7 @@ DATA = {"": {"tokenizer": "none", "tokens": 100, "content": "x"}}
 
 
 def state_at(step, config, mesh):
-    state = init_state(config, mesh)
+    state = init_state(resolve(config, mesh))
     return state._replace(step=state.step + step)
 
 
@@ -65,7 +66,7 @@ def test_a_state_is_restored_on_any_mesh_bit_for_bit(saved, tokenizer, axes):
     config, mesh = saved(1.0)
     expected = state_at(1, config, mesh)
     other = tiny_run(output=config.output, mesh=MeshConfig(*axes))
-    abstract = abstract_state(other, make_mesh(other.mesh))
+    abstract = abstract_state(resolve(other, make_mesh(other.mesh)))
     restored = Checkpoints(other, tokenizer, DATA).restore(abstract)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), restored, expected)
     assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(lambda x: x.sharding, abstract)
@@ -78,8 +79,8 @@ def test_one_checkpoint_moved_elsewhere_stands_alone(saved, tmp_path, tokenizer)
     shutil.rmtree(config.output)
     run = load_run(find_checkpoint(moved))
     assert run.model == config.model and run.tokenizer.fingerprint == tokenizer.fingerprint
-    params = load_params(CheckpointWeights(moved), abstract_state(config, mesh).params)
-    np.testing.assert_array_equal(params["head"], init_state(config, mesh).params["head"])
+    params = load_params(CheckpointWeights(moved), abstract_state(resolve(config, mesh)).params)
+    np.testing.assert_array_equal(params["head"], init_state(resolve(config, mesh)).params["head"])
 
 
 def test_what_is_saved_does_not_change_when_the_state_moves_on(tmp_path, tokenizer):
@@ -87,7 +88,7 @@ def test_what_is_saved_does_not_change_when_the_state_moves_on(tmp_path, tokeniz
     config = tiny_run(output=tmp_path / "run", model={"n_embd": 256}, mesh=MeshConfig(1, 1, 1))
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     checkpoints = Checkpoints(config, tokenizer, DATA)
-    state = init_state(config, mesh)
+    state = init_state(resolve(config, mesh))
     expected = jax.tree.map(np.array, state.params)
     overwrite = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
     checkpoints.save(state, None)
@@ -95,7 +96,7 @@ def test_what_is_saved_does_not_change_when_the_state_moves_on(tmp_path, tokeniz
         state = overwrite(state)
     checkpoints.finish(state)
     checkpoints.close()
-    restored = checkpoints.restore(abstract_state(config, mesh)).params
+    restored = checkpoints.restore(abstract_state(resolve(config, mesh))).params
     jax.tree.map(np.testing.assert_array_equal, restored, expected)
 
 
@@ -126,7 +127,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(saved, tokeni
     for file in files_of(find_checkpoint(config.output) / item)[-3:]:  # one alone may be none that is read
         harm(file)
     warn.cache_clear()
-    restored = Checkpoints(config, tokenizer, DATA).restore(abstract_state(config, mesh))
+    restored = Checkpoints(config, tokenizer, DATA).restore(abstract_state(resolve(config, mesh)))
     if harm is flip_a_bit and item == "run" and restored.step == 2:
         return  # in the tokenizer's files or the config: the state is whole
     assert restored.step == 1
@@ -139,14 +140,14 @@ def test_the_only_checkpoint_is_never_set_aside(saved, tokenizer):
     config, mesh = saved(1.0)
     halve(files_of(find_checkpoint(config.output) / "params")[-1])
     with pytest.raises(UserError, match=r"checkpoints/1/params: damaged checkpoint"):
-        Checkpoints(config, tokenizer, DATA).restore(abstract_state(config, mesh))
+        Checkpoints(config, tokenizer, DATA).restore(abstract_state(resolve(config, mesh)))
     assert steps_of(config) == [1]
 
 
 def test_the_fingerprint_tells_any_bit_and_the_order_of_elements(saved):
     config = tiny_run()
     mesh = make_mesh(config.mesh)
-    state = init_state(config, mesh)
+    state = init_state(resolve(config, mesh))
     of = lambda change: fingerprint(state._replace(params=state.params | {"head": change(state.params["head"])}))
     prints = {
         fingerprint(state),

@@ -10,6 +10,7 @@ from codegen_jax.sharding import make_mesh
 from codegen_jax.training.guard import SETTLED, Guard, judge
 from codegen_jax.training.loop import train
 from codegen_jax.training.metrics import read_metrics
+from codegen_jax.training.resolve import resolve
 from codegen_jax.training.step import batch_sharding, init_state, make_train_step
 from tests.runs import tiny_run
 
@@ -25,8 +26,8 @@ def test_a_step_that_is_not_finite_changes_no_weight_and_no_moment():
     config = tiny_run()
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        train_step = make_train_step(config, mesh)
-        state, _ = train_step(init_state(config, mesh), batch(config, mesh, 0))
+        train_step = make_train_step(resolve(config, mesh))
+        state, _ = train_step(init_state(resolve(config, mesh)), batch(config, mesh, 0))
         state, _ = train_step(state, batch(config, mesh, 1))
         poisoned = state.params | {"head": state.params["head"].at[0, 0].set(jnp.nan)}
         before = jax.tree.map(np.array, (poisoned, state.opt_state))

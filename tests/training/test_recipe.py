@@ -13,6 +13,7 @@ import pytest
 
 from codegen_jax.config import CodeGenConfig, DataConfig, MeshConfig, OptimizerConfig, RunConfig, TrainingConfig
 from codegen_jax.sharding import make_mesh
+from codegen_jax.training.resolve import resolve
 from codegen_jax.training.step import abstract_state, batch_sharding, init_state, make_train_step
 from codegen_jax.weights.base import load_params
 from codegen_jax.weights.jaxformer import JaxformerWeights
@@ -24,14 +25,14 @@ def trained(request, tmp_path_factory):
     record = np.load(Path(__file__).parents[1] / "data" / f"recipe_{request.param}.npz")
     config = run_config(ast.literal_eval(str(record["config"])), dtype=request.param)
     mesh = make_mesh(config.mesh, jax.devices()[:2])
-    abstract = abstract_state(config, mesh).params
+    abstract = abstract_state(resolve(config, mesh)).params
     initial, final = (
         load_params(as_checkpoint(record, name, tmp_path_factory.mktemp(name), config.model), abstract)
         for name in ("init", "final")
     )
     losses, norms = [], []
     with jax.set_mesh(mesh):
-        state, train_step = init_state(config, mesh, initial), make_train_step(config, mesh)
+        state, train_step = init_state(resolve(config, mesh), initial), make_train_step(resolve(config, mesh))
         for tokens in record["tokens"].astype(np.int32):
             rows = jax.device_put(tokens.reshape(-1, tokens.shape[-1]), batch_sharding(mesh))
             state, metrics = train_step(state, rows)

@@ -84,7 +84,7 @@ def test_the_summary_tells_the_outcome_the_loss_and_where_the_time_went(output):
     assert "![loss](loss.png)" in text and (output / "loss.png").exists()
     rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ") and "%" in line]
     shares = {cause.strip(): float(share.strip().rstrip("%")) for cause, _, share in rows}
-    assert {"steps", "compile", "checkpoint", "evaluation", "data"} <= shares.keys()
+    assert {"steps", "compile", "checkpoint", "validation", "data"} <= shares.keys()
     assert sum(shares.values()) == pytest.approx(100, abs=0.5)
     assert "  n_embd: 32\n" in text
 

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from codegen_jax.config import MeshConfig
 from codegen_jax.model.codegen import REMAT_POLICIES, init_params, module
 from codegen_jax.sharding import make_mesh
+from codegen_jax.training.resolve import resolve
 from codegen_jax.training.step import (
     accumulated_gradients,
     batch_loss,
@@ -23,6 +24,7 @@ from codegen_jax.training.step import (
 )
 from tests.runs import tiny_run
 
+ONE = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2)]
 
 
@@ -33,9 +35,9 @@ def tokens():
 def loss_and_gradients(config):
     mesh = make_mesh(config.mesh, jax.devices()[: np.prod(dataclasses.astuple(config.mesh))])
     with jax.set_mesh(mesh):
-        params = init_state(config, mesh).params
+        params = init_state(resolve(config, mesh)).params
         batch = jax.device_put(tokens(), batch_sharding(mesh))
-        return jax.device_get(jax.jit(accumulated_gradients, static_argnums=0)(config, params, batch))
+        return jax.device_get(jax.jit(accumulated_gradients, static_argnums=0)(resolve(config, mesh), params, batch))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,8 @@ def assert_equal(actual, expected):
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("micro_batches", [1, 2, 4])
 def test_loss_and_gradients_do_not_depend_on_mesh_or_micro_batches(mesh, micro_batches, expected):
-    config = tiny_run(mesh=MeshConfig(*mesh), training={"gradient_accumulation_steps": micro_batches})
+    training = {"batch_size": len(tokens()), "gradient_accumulation_steps": micro_batches}
+    config = tiny_run(mesh=MeshConfig(*mesh), training=training)
     assert_equal(loss_and_gradients(config), expected)
 
 
@@ -86,8 +89,9 @@ def test_splash_on_a_mesh_gives_the_reference_gradients():
         rows = np.random.default_rng(0).integers(0, 512, (8, 129)).astype(np.int32)
         with jax.set_mesh(mesh):
             batch = jax.device_put(rows, batch_sharding(mesh))
-            params = init_state(config, mesh).params
-            return jax.device_get(jax.jit(accumulated_gradients, static_argnums=0)(config, params, batch))
+            params = init_state(resolve(config, mesh)).params
+            gradients = jax.jit(accumulated_gradients, static_argnums=0)(resolve(config, mesh), params, batch)
+            return jax.device_get(gradients)
 
     loss, expected = run("xla")
     assert_equal(run("splash"), (loss.total, expected))
@@ -99,7 +103,7 @@ def test_micro_batches_are_weighted_by_their_tokens():
     config = tiny_run(mesh=MeshConfig(1, 1, 1))
     halves = tiny_run(mesh=MeshConfig(1, 1, 1), training={"gradient_accumulation_steps": 2})
     params = init_params(config.model, 0)
-    one, two = (accumulated_gradients(c, params, batch) for c in (config, halves))
+    one, two = (accumulated_gradients(resolve(c, ONE), params, batch) for c in (config, halves))
     np.testing.assert_allclose(one[0].total, two[0].total, rtol=1e-6)
     np.testing.assert_allclose(one[1]["head"], two[1]["head"], rtol=1e-4, atol=1e-7)
 
@@ -108,8 +112,8 @@ def test_every_parameter_and_moment_lies_where_its_axes_say():
     config = tiny_run(mesh=MeshConfig(2, 2, 2))
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        state, _ = make_train_step(config, mesh)(
-            init_state(config, mesh), jax.device_put(tokens(), batch_sharding(mesh))
+        state, _ = make_train_step(resolve(config, mesh))(
+            init_state(resolve(config, mesh)), jax.device_put(tokens(), batch_sharding(mesh))
         )
     expected = {
         "embedding": P("tensor", "fsdp"),
@@ -139,8 +143,8 @@ def test_state_is_donated():
     config = tiny_run()
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        before = init_state(config, mesh)
-        after, _ = make_train_step(config, mesh)(before, jax.device_put(tokens(), batch_sharding(mesh)))
+        before = init_state(resolve(config, mesh))
+        after, _ = make_train_step(resolve(config, mesh))(before, jax.device_put(tokens(), batch_sharding(mesh)))
     assert before.params["head"].is_deleted() and not after.params["head"].is_deleted()
 
 
@@ -148,8 +152,8 @@ def test_first_update_has_learning_rate_zero_and_the_second_lowers_the_loss():
     config = tiny_run()
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        state, batch = init_state(config, mesh), jax.device_put(tokens(), batch_sharding(mesh))
-        step = make_train_step(config, mesh)
+        state, batch = init_state(resolve(config, mesh)), jax.device_put(tokens(), batch_sharding(mesh))
+        step = make_train_step(resolve(config, mesh))
         metrics = []
         for _ in range(3):
             state, values = step(state, batch)
@@ -165,8 +169,8 @@ def test_validation_counts_whole_rows_only():
     padded = tokens()
     padded[4:] = -1
     with jax.set_mesh(mesh):
-        params = init_state(config, mesh).params
-        cross_entropy, count = make_eval_step(config, mesh)(params, padded)
+        params = init_state(resolve(config, mesh)).params
+        cross_entropy, count = make_eval_step(resolve(config, mesh))(params, padded)
     model = module(config.model, params)
     log_p = jax.nn.log_softmax(model(padded[:4, :-1]))
     expected = -jnp.take_along_axis(log_p, padded[:4, 1:, None], axis=-1).sum()
@@ -200,10 +204,11 @@ def test_the_mask_makes_the_loss_of_documents_alone(document_mask):
     config = tiny_run(data={"document_mask": document_mask})
     params = init_params(config.model, 0)
     row = np.array([[*PACKED, 19]])
-    loss = batch_loss(config, params, jnp.array(row), EOS, scale=1.0, z_loss=0.0).cross_entropy
+    loss = batch_loss(resolve(config, ONE), params, jnp.array(row), EOS, scale=1.0, z_loss=0.0).cross_entropy
     ends = np.cumsum([0, *map(len, DOCUMENTS)])
     pieces = [row[:, start : end + 1] for start, end in pairwise(ends)]  # the next token is a target only
-    alone = sum(batch_loss(tiny_run(), params, jnp.array(p), scale=1.0, z_loss=0.0).cross_entropy for p in pieces)
+    plain = resolve(tiny_run(), ONE)
+    alone = sum(batch_loss(plain, params, jnp.array(p), scale=1.0, z_loss=0.0).cross_entropy for p in pieces)
     assert (abs(loss - alone) < 1e-4) == document_mask
 
 
@@ -214,8 +219,9 @@ def test_masked_gradients_do_not_depend_on_the_mesh(mesh):
         device_mesh = make_mesh(config.mesh, jax.devices()[: np.prod(axes)])
         with jax.set_mesh(device_mesh):
             batch = jax.device_put(tokens() % 50, batch_sharding(device_mesh))
-            params = init_state(config, device_mesh).params
-            return jax.device_get(jax.jit(accumulated_gradients, static_argnums=(0, 3))(config, params, batch, EOS))
+            resolved = resolve(config, device_mesh)
+            params = init_state(resolved).params
+            return jax.device_get(jax.jit(accumulated_gradients, static_argnums=(0, 3))(resolved, params, batch, EOS))
 
     loss, expected = gradients((1, 1, 1))
     assert_equal(gradients(mesh), (loss.total, expected))

@@ -1,0 +1,76 @@
+"""What a dataclass says of its fields to users: their types checked and put into words, their documentation."""
+
+import collections.abc
+import dataclasses
+import difflib
+import types
+from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from codegen_jax.errors import UserError
+
+WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def check_fields(instance: Any, prefix: str = "") -> None:
+    """Raise `UserError` for the first field whose value is not of its type; to be called in `__post_init__`.
+
+    >>> check_fields(OptimizerConfig(learning_rate="fast"), "optimizer.")
+    UserError: optimizer.learning_rate: 'fast' must be a number
+    """
+    hints = get_type_hints(type(instance))
+    for field in dataclasses.fields(instance):
+        check_type(prefix + field.name, getattr(instance, field.name), hints[field.name])
+
+
+def check_type(name: str, value: Any, hint: Any) -> None:
+    """Raise `UserError` that begins with the name, if a value is not of a type."""
+    if not _matches(value, hint):
+        given = repr(value)
+        raise UserError(f"{name}: {given if len(given) < 80 else given[:77] + '...'} must be {in_words(hint)}")
+
+
+def in_words(hint: Any) -> str:
+    """A type as a user would say it: `list[int] | None` is "a list of whole numbers"."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint in WORDS:
+        return WORDS[hint]
+    if origin in (Union, types.UnionType):
+        return " or ".join(in_words(argument) for argument in arguments if argument is not type(None))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin in (list, collections.abc.Sequence):
+        return f"a list of {in_words(arguments[0]).removeprefix('a ').replace('number', 'numbers')}"
+    if origin is dict:
+        return "a section of names"
+    return f"a {hint.__name__}"
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_matches(value, argument) for argument in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin in (list, collections.abc.Sequence):
+        return isinstance(value, list | tuple) and all(_matches(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_matches(item, arguments[1]) for item in value.values())
+    if hint in (int, float):  # NumPy's numbers, too, and a whole number where any is wanted; but no bool
+        return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def documentation(cls: type) -> dict[str, str]:
+    """The text of each field in the docstrings' "Attributes", those of base classes included."""
+    from docstring_parser import parse
+
+    docs = [parse(base.__doc__ or "") for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)]
+    return {item.arg_name: " ".join((item.description or "").split()) for doc in docs for item in doc.params}
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """ "; did you mean NAME?" for a name that is close to one of those that there are; else nothing."""
+    close = difflib.get_close_matches(name, list(names), 1)
+    return f"; did you mean {close[0]}?" if close else ""

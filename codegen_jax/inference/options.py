@@ -1,0 +1,125 @@
+"""The options of completions, declared once: checked here, and turned into flags, signatures and traced scalars."""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from codegen_jax.errors import require, require_seed
+from codegen_jax.fields import check_fields, did_you_mean, documentation
+from codegen_jax.inference.stops import Stops
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a token is drawn. Inside a program these are scalars, which may change without compiling anew.
+
+    Attributes:
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_p: the smallest set of tokens with at least this probability is kept; 1 keeps all.
+        top_k: number of tokens kept; 0 keeps all.
+        min_p: tokens at least this likely relative to the likeliest are kept; 0 keeps all.
+        repetition_penalty: above 1 makes tokens of prompt and completion less likely.
+    """
+
+    temperature: float = 0.2
+    top_p: float = 0.95
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Sampling):
+    """How prompts are completed; defaults as in the authors' sample.py.
+
+    >>> Options(max_new_tokens=64, temperature=0, stop="^def ")
+
+    Attributes:
+        max_new_tokens: tokens to add at most.
+        num_samples: completions of each prompt, side by side in the result; they share one prefill.
+        seed: of all prompts, or one for each. Same seed, prompt and sample number: same completion, whatever else is in
+            the batch.
+        stop: regular expression, MULTILINE; a completion ends before its first match.
+        stop_strings: a completion ends before the first of them.
+        truncate: codegen: end it where the authors' sample.py does.
+        logprobs: keep log-probabilities, and of so many likeliest tokens at each place; None: none.
+        num_guesses: tokens guessed a round by the generator's draft, if it has one.
+
+    Raises:
+        UserError: for a value of another type, or an impossible one; it begins with the field's name.
+    """
+
+    max_new_tokens: int = 128
+    num_samples: int = 1
+    seed: int | Sequence[int] = 0
+    stop: str | None = None
+    stop_strings: Sequence[str] = field(default=(), metadata={"flag": "--stop-string"})
+    truncate: Literal["codegen"] | None = None
+    logprobs: int | None = None
+    num_guesses: int = 4
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        require(self.max_new_tokens > 0, f"max_new_tokens: {self.max_new_tokens} must be positive")
+        require(
+            self.temperature == 0 or 1e-6 <= self.temperature < math.inf,
+            f"temperature: {self.temperature} must be 0, or from 0.000001 on and finite",
+        )
+        require(0 < self.top_p <= 1, f"top_p: {self.top_p} must be above 0 and at most 1")
+        require(self.top_k >= 0, f"top_k: {self.top_k} must not be negative; 0 keeps all")
+        require(0 <= self.min_p <= 1, f"min_p: {self.min_p} must be in [0, 1]")
+        require(
+            0 < self.repetition_penalty < math.inf,
+            f"repetition_penalty: {self.repetition_penalty} must be positive and finite",
+        )
+        require(self.num_samples > 0, f"num_samples: {self.num_samples} must be positive")
+        require(self.logprobs is None or self.logprobs >= 0, f"logprobs: {self.logprobs} must not be negative")
+        require(self.num_guesses > 0, f"num_guesses: {self.num_guesses} must be positive")
+        for seed in [self.seed] if isinstance(self.seed, int) else self.seed:
+            require_seed("seed", seed)
+        self.stops()  # a bad one is refused before a model is loaded
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> "Options":
+        """Options by name.
+
+        Raises:
+            UserError: for a name that there is not, or an impossible value.
+        """
+        known = [f.name for f in fields(cls)]
+        for name in options:
+            require(
+                name in known,
+                f"{name}: no such option{did_you_mean(name, known) or '; there are ' + ', '.join(known)}",
+            )
+        return cls(**options)
+
+    def stops(self) -> Stops:
+        """The rules that end a completion."""
+        return Stops(self.stop, self.stop_strings, self.truncate)
+
+    def scalars(self) -> Sampling:
+        """What a program takes of them: NumPy scalars, with 1 for the temperature of a greedy choice."""
+        values = {f.name: getattr(self, f.name) for f in fields(Sampling)}
+        values["temperature"] = self.temperature or 1.0
+        values["top_k"] = min(self.top_k, 2**31 - 1)
+        return Sampling(**{n: np.int32(x) if n == "top_k" else np.float32(x) for n, x in values.items()})  # pyright: ignore
+
+
+def takes_options(method: F) -> F:
+    """Show the fields of `Options` in the signature and the documentation of a method that takes them as **options."""
+    signature = inspect.signature(method)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    keyword = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
+    options = [keyword(f.name, default=f.default, annotation=f.type) for f in fields(Options)]
+    method.__signature__ = signature.replace(parameters=own + options)  # pyright: ignore[reportFunctionMemberAccess]
+    described = "\n".join(f"    {name}: {text}" for name, text in documentation(Options).items())
+    method.__doc__ = f"{inspect.getdoc(method)}\n\nOptions:\n{described}"
+    return method
