@@ -1,12 +1,11 @@
-"""Every knob of a training run, as frozen dataclasses that are read from YAML plus `--section.field value`."""
+"""Every setting of a training run, as frozen dataclasses; config_file.py reads them from YAML and the command line."""
 
 import dataclasses
-from argparse import ArgumentError
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-from codegen_jax.errors import UserError, require, require_seed
+from codegen_jax.errors import require, require_seed
+from codegen_jax.fields import check_fields
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class CodeGenConfig:
     attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
 
     def __post_init__(self) -> None:
+        check_fields(self, "model.")
         for name in ("n_layer", "n_embd", "n_head", "vocab_size", "n_positions"):
             require(getattr(self, name) > 0, f"model.{name}: {getattr(self, name)} must be positive")
         require(self.head_dim >= 0, f"model.head_dim: {self.head_dim} must be positive, or 0 for n_embd / n_head")
@@ -110,6 +110,7 @@ class DataConfig:
     skip_steps: list[list[int]] = field(default_factory=list, hash=False)
 
     def __post_init__(self) -> None:
+        check_fields(self, "data.")
         require(
             bool(self.sources) != (self.train is not None), "data: give either data.train or data.sources, not both"
         )
@@ -118,6 +119,7 @@ class DataConfig:
             "data.validation: goes with data.train; a source of data.sources has a validation of its own",
         )
         for name, source in self.sources.items():
+            check_fields(source, f"data.sources.{name}.")
             # "/" would end a name in the metrics, "." one on the command line
             require(bool(name) and not set(name) & set("/."), f"data.sources: {name!r} must be a name without / and .")
             require(0 < source.weight < float("inf"), f"data.sources.{name}.weight: {source.weight} must be positive")
@@ -164,6 +166,7 @@ class OptimizerConfig:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
+        check_fields(self, "optimizer.")
         for name in ("learning_rate", "end_learning_rate", "warmup_steps", "weight_decay"):
             require(getattr(self, name) >= 0, f"optimizer.{name}: {getattr(self, name)} must not be negative")
         for name in ("decay_steps", "clip_norm", "eps"):
@@ -212,6 +215,7 @@ class TrainingConfig:
     wandb_project: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, "training.")
         positive = ("steps", "batch_size", "gradient_accumulation_steps", "log_every", "eval_every", "eval_batches")
         for name in (*positive, "sample_tokens", "max_bad_steps"):
             require(getattr(self, name) > 0, f"training.{name}: {getattr(self, name)} must be positive")
@@ -241,6 +245,7 @@ class CheckpointConfig:
     keep_latest: int = 2
 
     def __post_init__(self) -> None:
+        check_fields(self, "checkpoint.")
         for name in ("save_every", "keep_latest"):
             require(getattr(self, name) > 0, f"checkpoint.{name}: {getattr(self, name)} must be positive")
 
@@ -260,6 +265,7 @@ class MeshConfig:
     tensor: int = 1
 
     def __post_init__(self) -> None:
+        check_fields(self, "mesh.")
         sizes = dataclasses.astuple(self)
         for axis, size in zip(("data", "fsdp", "tensor"), sizes, strict=True):
             require(size > 0 or size == -1, f"mesh.{axis}: {size} must be positive, or -1 for the devices left")
@@ -283,6 +289,7 @@ class DistributedConfig:
     timeout: int = 300
 
     def __post_init__(self) -> None:
+        check_fields(self, "distributed.")
         explicit = self.coordinator not in (None, "auto")
         for name in ("num_processes", "process_id"):
             given = getattr(self, name) is not None
@@ -313,6 +320,7 @@ class ProfileConfig:
     steps: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self, "profile.")
         require(self.start > 0, f"profile.start: {self.start} must be positive")
         require(self.steps >= 0, f"profile.steps: {self.steps} must not be negative")
 
@@ -342,6 +350,7 @@ class RunConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(
             self.data.sequence_length <= self.model.n_positions,
             f"data.sequence_length: {self.data.sequence_length} is longer than model.n_positions = "
@@ -357,26 +366,3 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """The config as nested dicts of plain values, as in YAML."""
         return dataclasses.asdict(self)
-
-
-def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
-    """Read a run's YAML file.
-
-    Args:
-        path: file in the layout of `RunConfig`.
-        overrides: command-line words such as `["--mesh.fsdp", "4", "--seed=1"]`; they win over the file.
-
-    Raises:
-        UserError: for a missing file, an unknown key, a wrong type or an impossible value, named in the message.
-    """
-    from jsonargparse import ArgumentParser  # only training reads YAML
-
-    parser = ArgumentParser(prog="codegen-jax train CONFIG.yaml", exit_on_error=False)
-    parser.add_argument("--config", action="config", help="the YAML file")
-    parser.add_class_arguments(RunConfig)
-    try:
-        values = vars(parser.instantiate(parser.parse_args(["--config", str(path), *(overrides or [])])))
-    except ArgumentError as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
-    del values["config"]
-    return RunConfig(**values)

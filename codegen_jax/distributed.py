@@ -1,5 +1,6 @@
 """Many processes as one run: joining them, agreeing, speaking with one voice, and failing together."""
 
+import logging
 import os
 import threading
 import time
@@ -9,10 +10,11 @@ from contextlib import contextmanager, suppress
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from tqdm import tqdm
 
 from codegen_jax.config import DistributedConfig
-from codegen_jax.errors import Preempted, UserError, report
+from codegen_jax.errors import RUN_LOG, Preempted, UserError, report
+
+log = logging.getLogger(RUN_LOG)
 
 HEARTBEAT_SECONDS = 30  # a process that is silent for so long is dead, and JAX ends the others
 FAILURE = "codegen_jax/failure"  # key of the first failure's message in the coordinator's store
@@ -102,9 +104,9 @@ def is_first() -> bool:
 
 
 def say(message: str) -> None:
-    """Print a line, above the progress bar, once for all processes."""
+    """A line of the run's log, once for all processes."""
     if is_first():
-        tqdm.write(message)
+        log.info(message)
 
 
 def first_alone(action: Callable[[], object]) -> None:

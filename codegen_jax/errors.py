@@ -1,17 +1,23 @@
-"""What a user is told: the exceptions that are meant for users, the checks that raise them, and warnings."""
+"""What a user is told: the exceptions that are meant for users, the checks that raise them, and their report.
 
-import sys
-import traceback
-from functools import cache
+Messages are records of the logger "codegen_jax" and those below it. The command prints them; a program that imports the
+package handles them as it likes.
+"""
 
+import logging
+
+log = logging.getLogger("codegen_jax")
+
+RUN_LOG = "codegen_jax.run"  # the logger of what a training run says of itself, step by step
 PREEMPTED = 75  # the exit code of a run that saved and stopped when it was told to; sysexits.h: try again
 
 
 class UserError(Exception):
     """A mistake that the user can mend; the message names the field or file and the remedy.
 
-    The command prints it as one line without a traceback and exits with 2. Anything else that escapes is a bug of ours
-    and keeps its traceback.
+    Where one field is at fault the message begins with its name and a colon ("top_p: 2 must be ..."). The command
+    prints it as one line without a traceback and exits with 2. Anything else that escapes is a bug of ours and keeps
+    its traceback.
     """
 
 
@@ -20,21 +26,21 @@ class Preempted(Exception):
 
 
 def report(error: BaseException, where: str = "") -> int:
-    """Print an error for the user and return the command's exit code; bugs of ours keep their traceback.
+    """Log an error for the user and return the command's exit code; bugs of ours keep their traceback.
 
     2 for a `UserError` or `OSError` (a disk that is full, a folder that may not be written: the text names it), 75 for
     `Preempted`, 130 after Ctrl-C, 1 for all else.
     """
-    text, code = str(error), 2
+    text, code, bug = str(error), 2, None
     if isinstance(error, Preempted):
         code = PREEMPTED
     elif isinstance(error, KeyboardInterrupt):
         text, code = "interrupted", 130
     elif not isinstance(error, UserError | OSError):
-        traceback.print_exception(error)
-        text, code = f"{type(error).__name__}: {error}", 1
+        text, code, bug = f"{type(error).__name__}: {error}", 1, error
     kind = "stopped" if code == PREEMPTED else "error"
-    print(f"codegen-jax: {kind}: {where}{': ' if where else ''}{' '.join(text.split())}", file=sys.stderr, flush=True)
+    message = f"{where}{': ' if where else ''}{' '.join(text.split())}"
+    log.error(message, exc_info=bug, extra={"kind": kind})
     return code
 
 
@@ -47,9 +53,3 @@ def require(condition: bool, message: str) -> None:
 def require_seed(name: str, seed: int) -> None:
     """Seeds are what NumPy, grain and JAX all take: unsigned, 32 bits."""
     require(0 <= seed < 2**32, f"{name}: {seed} must be in [0, 2**32)")
-
-
-@cache
-def warn(message: str) -> None:
-    """Print what a user should know but need not mend, once."""
-    print(f"codegen-jax: warning: {message}", file=sys.stderr)

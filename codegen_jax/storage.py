@@ -1,7 +1,6 @@
 """Paths that may be local, gs:// or s3://."""
 
 import atexit
-import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,8 +11,6 @@ import fsspec
 from etils import epath
 
 from codegen_jax.errors import UserError, require
-
-logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it logs it raises, too
 
 LIBRARIES = {"gs": "gcsfs", "s3": "s3fs"}  # the extras [gcs] and [s3]
 

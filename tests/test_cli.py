@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from codegen_jax.config import DataConfig, load_config
+from codegen_jax.config import DataConfig
+from codegen_jax.config_file import load_config
 from codegen_jax.training.metrics import read_metrics
 from codegen_jax.weights.checkpoint_format import find_checkpoint
 from tests.conftest import write_shard
@@ -74,7 +75,7 @@ def test_prepare_says_what_became_of_the_documents(project):
     ]
     assert "tokens of 1 documents" in last
     assert_fails(command(*words[:-2], "--extensions", ".py", cwd=project), "--extensions", "--filters code")
-    assert_fails(command(*words, "--executor-option", "x", cwd=project), "--executor-option x", "NAME=VALUE")
+    assert_fails(command(*words, "--executor-option", "x", cwd=project), "--executor-option: 'x'", "NAME=VALUE")
 
 
 def test_data_show_prints_what_a_step_trained_on(project):

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from codegen_jax.config import SourceConfig, load_config
+from codegen_jax.config import SourceConfig
+from codegen_jax.config_file import load_config
 from codegen_jax.errors import UserError
 
 SOURCES = {
@@ -61,8 +62,8 @@ def test_a_mixture_is_read_and_its_parts_can_be_overridden(file):
         ({"model.n_layr": 3}, [], ["model", "n_layr"]),
         ({"modle": {"n_layer": 3}}, [], ["modle"]),
         ({"seeed": 3}, [], ["seeed"]),
-        ({"model.n_layer": "two"}, [], ["model.n_layer", "int", "two"]),
-        ({"model.n_layer": 2.5}, [], ["model.n_layer", "int", "2.5"]),
+        ({"model.n_layer": "two"}, [], ["run.yaml: model.n_layer: 'two' must be a whole number"]),
+        ({"model.n_layer": 2.5}, [], ["run.yaml: model.n_layer: 2.5 must be a whole number"]),
         ({"model.dtype": "float8"}, [], ["model.dtype", "bfloat16", "float32", "float8"]),
         ({"model.n_head": None}, [], ["model", "n_head"]),
         ({"model.n_head": 5}, [], ["model.n_head", "5", "n_embd"]),

@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from codegen_jax.config import load_config
+from codegen_jax.config_file import load_config
 from codegen_jax.planning.slices import parse_slice
 from codegen_jax.training.metrics import read_metrics
 from tests.runs import tiny_run

@@ -1,5 +1,6 @@
 """convert(): read a model in any format, write it in another, piece by piece, and prove it before it gets its name."""
 
+import logging
 import resource
 import shutil
 import sys
@@ -17,13 +18,15 @@ from tqdm import tqdm
 
 from codegen_jax.conversion.verify import Agreement, Proof, check_proof, verify
 from codegen_jax.data.tokenizer import Tokenizer
-from codegen_jax.errors import UserError, require, warn
+from codegen_jax.errors import UserError, require
 from codegen_jax.storage import require_local
 from codegen_jax.weights.base import Index, Weights, fold_embedding_bias, shapes
 from codegen_jax.weights.checkpoint_format import CheckpointWeights, write_checkpoint
 from codegen_jax.weights.huggingface import write_huggingface
 from codegen_jax.weights.layout import MP_NUM
 from codegen_jax.weights.open import open_model
+
+log = logging.getLogger(__name__)
 
 Format = Literal["jax", "hf", "gptj"]
 
@@ -67,7 +70,7 @@ class CastWeights(Weights):
             layer = f" of layer {index[0].start}" if name.startswith("blocks.") else ""
             largest = np.abs(region.astype(np.float32)).max()
             raise UserError(
-                f"--dtype float16: {name}{layer} in {self.source} reaches {largest:.6g}, beyond 65504; take bfloat16"
+                f"dtype: float16: {name}{layer} in {self.source} reaches {largest:.6g}, beyond 65504; take bfloat16"
             )
         return cast
 
@@ -96,8 +99,8 @@ def convert(
     Raises:
         UserError: for a model or destination that cannot be used, a value beyond float16, or a failed proof.
     """
-    require(mp_num is None or mp_num > 0, f"--mp-num: {mp_num} must be positive")
-    require_local("DESTINATION", destination)
+    require(mp_num is None or mp_num > 0, f"mp_num: {mp_num} must be positive")
+    require_local("destination", destination)
     target = Path(destination).absolute()
     require(
         not target.exists() or (target.is_dir() and not any(target.iterdir())),
@@ -112,10 +115,10 @@ def convert(
     if tokenizer is not None:
         weights.tokenizer = tokenizer
     if weights.tokenizer is None:
-        warn(f"{source} has no tokenizer; give one with --tokenizer, or {destination} cannot generate from text")
+        log.warning(f"{source} has no tokenizer; give it one, or {destination} cannot generate from text")
     elif weights.tokenizer.vocab_size > weights.config.vocab_size:
         more, fewer = weights.tokenizer.vocab_size, weights.config.vocab_size
-        warn(f"{source}: the tokenizer has {more} ids, but the model only {fewer}; texts with later ones will fail")
+        log.warning(f"{source}: the tokenizer has {more} ids, the model only {fewer}; texts with later ones will fail")
 
     sizes = {name: prod(shape) * weights.dtype(name).itemsize for name, shape in shapes(weights.config).items()}
     _check_space(target, sum(sizes.values()))

@@ -71,16 +71,16 @@ class Agreement:
 def check_proof(proof: Proof, opened: Weights, to: str) -> None:
     """Raise `UserError` if a conversion cannot be proven this way."""
     ours = isinstance(opened, CheckpointWeights)
-    require(not (ours and to == "jax"), "--verify: source and destination are both ours; there is nothing to compare")
+    require(not (ours and to == "jax"), "proof: source and destination are both ours; there is nothing to compare")
     if proof == "torch":
         require(
             not isinstance(opened, JaxformerWeights) or to == "gptj",
-            "--verify torch: transformers does not read jaxformer's format; take --verify",
+            "proof: torch: transformers does not read jaxformer's format; take numpy",
         )
         try:
             import transformers  # noqa: F401
         except ImportError as error:
-            raise UserError("--verify torch: takes transformers and PyTorch; install them or take --verify") from error
+            raise UserError("proof: torch: takes transformers and PyTorch; install them or take numpy") from error
 
 
 def verify(proof: Proof, opened: Weights, written: Path, to: str) -> Agreement:
@@ -109,7 +109,7 @@ def verify(proof: Proof, opened: Weights, written: Path, to: str) -> Agreement:
     tolerance = ROUNDED if is_rounded else EXACT
     require(
         agreement.difference <= tolerance and agreement.kl <= KL,  # false for NaN, too
-        f"--verify: {opened.source} and what was made of it disagree: {agreement}; tolerated are {tolerance} and {KL}",
+        f"proof: {opened.source} and what was made of it disagree: {agreement}; tolerated are {tolerance} and {KL}",
     )
     return agreement
 

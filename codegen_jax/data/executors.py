@@ -1,6 +1,7 @@
 """Where the passes of a preparation run: on this machine, on a Slurm cluster or on a Ray cluster, by datatrove."""
 
 import json
+import logging
 import shutil
 import subprocess
 import threading
@@ -32,10 +33,15 @@ class QuietExecutor(LocalPipelineExecutor):
 
     def run(self) -> Any:
         logger.disable("datatrove")
-        return super().run()
+        try:
+            return super().run()
+        finally:
+            logger.enable("datatrove")
 
-    def _run_for_rank(self, *arguments: Any, **keywords: Any) -> Any:  # in a process of its own
-        logger.disable("datatrove")
+    def _run_for_rank(self, *arguments: Any, **keywords: Any) -> Any:
+        if self.workers > 1:  # in a process of its own, where nothing is quiet yet
+            logger.disable("datatrove")
+            logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
         return super()._run_for_rank(*arguments, **keywords)
 
 
@@ -49,7 +55,7 @@ def parse_options(words: list[str]) -> dict[str, Any]:
     for word in words:
         name, equals, value = word.partition("=")
         if not equals:
-            raise UserError(f"--executor-option {word}: must be NAME=VALUE")
+            raise UserError(f"executor_option: {word!r} must be NAME=VALUE")
         try:
             options[name] = json.loads(value)
         except ValueError:
@@ -75,13 +81,13 @@ def run_passes(passes: list[Pass], logs: str, executor: str, workers: int | None
     """
     if executor == "slurm":
         require(
-            shutil.which("sbatch") is not None, "--executor slurm: this machine has no sbatch; run it on a login node"
+            shutil.which("sbatch") is not None, "executor: slurm: this machine has no sbatch; run it on a login node"
         )
     if executor == "ray":
         try:
             import ray
         except ImportError as error:
-            raise UserError("--executor ray: needs pip install 'codegen_jax[ray]'") from error
+            raise UserError("executor: ray: needs pip install 'codegen_jax[ray]'") from error
         ray.init(ignore_reinit_error=True, log_to_driver=False)  # RAY_ADDRESS, a cluster on this machine, or a new one
     before: Any = None
     for number, (name, steps, tasks) in enumerate(passes):
@@ -100,7 +106,7 @@ def run_passes(passes: list[Pass], logs: str, executor: str, workers: int | None
         try:
             before.run()  # and those it depends on, before it
         except subprocess.CalledProcessError as error:
-            raise UserError("--executor slurm: sbatch refused the job, for the reason that it gives above") from error
+            raise UserError("executor: slurm: sbatch refused the job, for the reason that it gives above") from error
     return executor != "slurm"
 
 
@@ -114,7 +120,7 @@ def _executor(kind: str, steps: list[PipelineStep], workers: int | None, argumen
     try:
         return executor(steps, workers=workers or -1, **arguments)
     except TypeError as error:
-        raise UserError(f"--executor-option: {error}") from error
+        raise UserError(f"executor_option: {error}") from error
 
 
 @contextmanager

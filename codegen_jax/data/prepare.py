@@ -89,10 +89,10 @@ def prepare(
         ("dedup", dedup, DEDUP),
         ("executor", executor, EXECUTORS),
     ):
-        require(value in valid, f"--{name}: {value} must be one of {', '.join(valid)}")
-    require(workers is None or workers > 0, f"--workers: {workers} must be positive")
-    require_seed("--seed", seed)
-    require_local("--output", output)
+        require(value in valid, f"{name}: {value} must be one of {', '.join(valid)}")
+    require(workers is None or workers > 0, f"workers: {workers} must be positive")
+    require_seed("seed", seed)
+    require_local("output", output)
     shards, folder = list_shards(inputs), Path(output).absolute()
     logs, work = folder / "logs", folder / "work"
     rules = {
@@ -134,13 +134,13 @@ def _claim(folder: Path, arguments: dict[str, Any]) -> None:
     """Take a folder for a preparation with these arguments; refuse one that holds anything else."""
     record = folder / "logs" / "arguments.json"
     if (folder / MANIFEST).exists():
-        raise UserError(f"{folder}: already holds token files; remove it or choose another --output")
+        raise UserError(f"output: {folder}: already holds token files; remove it or choose another folder")
     if record.exists():
         held = json.loads(record.read_text())
         for name, value in arguments.items():
             if held.get(name) != value:
-                raise UserError(f"{folder}: an unfinished preparation with other {name}; remove it")
+                raise UserError(f"output: {folder}: an unfinished preparation with other {name}; remove it")
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: not empty and not token files; choose another --output")
+        raise UserError(f"output: {folder}: not empty and not token files; choose another folder")
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(arguments))

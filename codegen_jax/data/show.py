@@ -23,9 +23,9 @@ def show(config: RunConfig, step: int, row: int | None = None) -> Iterator[str]:
     Raises:
         UserError: for a step or row that does not exist, or data that cannot be read.
     """
-    require(step >= 1, f"--step: {step} must be at least 1; steps are numbered as in the log")
+    require(step >= 1, f"step: {step} must be at least 1; steps are numbered as in the log")
     rows = range(config.training.batch_size)
-    require(row is None or row in rows, f"--row: {row} must be in 0 .. training.batch_size - 1 = {rows[-1]}")
+    require(row is None or row in rows, f"row: {row} must be in 0 .. training.batch_size - 1 = {rows[-1]}")
     sources, tokenizer = open_sources(config.data)
     order = make_order(config, sources)
     for number in rows if row is None else [row]:

@@ -24,10 +24,10 @@ def train_tokenizer(inputs: list[str], output: str, vocab_size: int, max_megabyt
     Raises:
         UserError: if the folder holds something, or the shards cannot be read or yield too few ids.
     """
-    require(max_megabytes > 0, f"--max-megabytes: {max_megabytes} must be positive")
+    require(max_megabytes > 0, f"max_megabytes: {max_megabytes} must be positive")
     folder = Path(output)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{output}: not empty; choose another --output")
+        raise UserError(f"output: {output}: not empty; choose another folder")
     tokenizer = train_sentencepiece(_first_texts(list_shards(inputs), max_megabytes * 1e6), vocab_size)
     tokenizer.save(folder)
     return tokenizer
@@ -76,5 +76,5 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceT
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise UserError(f"--vocab-size {vocab_size}: sentencepiece cannot train on these texts ({error})") from error
+        raise UserError(f"vocab_size: {vocab_size}: sentencepiece cannot train on these texts ({error})") from error
     return SentencePieceTokenizer(model.getvalue())

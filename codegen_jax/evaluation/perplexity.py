@@ -29,6 +29,10 @@ class Perplexity:
     perplexity: float
     bits_per_byte: float
 
+    def above(self, other: "Perplexity") -> float:
+        """By how much this perplexity is larger than another, relative to it."""
+        return self.perplexity / other.perplexity - 1
+
     def __str__(self) -> str:
         return (
             f"{self.tokens:,} tokens: loss {self.loss:.4f} nats a token, perplexity {self.perplexity:.3f}, "
@@ -36,7 +40,9 @@ class Perplexity:
         )
 
 
-def evaluate(model: Generator, tokens: str, sequence_length: int | None, max_windows: int | None) -> Perplexity:
+def measure_perplexity(
+    model: Generator, tokens: str, sequence_length: int | None = None, max_windows: int | None = None
+) -> Perplexity:
     """The loss over windows of sequence_length + 1 tokens, each by itself, as validation while training does.
 
     Raises:
@@ -45,9 +51,9 @@ def evaluate(model: Generator, tokens: str, sequence_length: int | None, max_win
     length = model.config.n_positions - 1 if sequence_length is None else sequence_length
     require(
         0 < length < model.config.n_positions,
-        f"--sequence-length: {length} must be positive and below the context of {model.config.n_positions}",
+        f"sequence_length: {length} must be positive and below the context of {model.config.n_positions}",
     )
-    require(max_windows is None or max_windows > 0, f"--max-windows: {max_windows} must be positive")
+    require(max_windows is None or max_windows > 0, f"max_windows: {max_windows} must be positive")
     files = TokenFiles(tokens)
     require(
         files.manifest.tokenizer == model.tokenizer.fingerprint,

@@ -1,6 +1,6 @@
 """From prompts to completions: batches, buckets, stops and streams around the loop on the device."""
 
-import sys
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from codegen_jax.config import CodeGenConfig, MeshConfig
 from codegen_jax.data.tokenizer import Tokenizer
-from codegen_jax.errors import UserError, require, warn
+from codegen_jax.errors import UserError, require
 from codegen_jax.fields import check_type
 from codegen_jax.inference.decode import CHUNK, Program, Rows, decode, grow, prefill, slots_for, take_rows
 from codegen_jax.inference.decode_weights import DecodeWeights, arrange_params, load_weights
@@ -27,6 +27,8 @@ from codegen_jax.inference.stops import Stops
 from codegen_jax.model.codegen import Params
 from codegen_jax.sharding import ROWS, make_mesh
 from codegen_jax.weights.open import open_model
+
+log = logging.getLogger(__name__)
 
 Dtype = Literal["bfloat16", "float32"] | None
 
@@ -278,7 +280,7 @@ class Generator:
                 f"context of {self.config.n_positions}; shorten one",
             )
             if len(ids) > room:
-                warn(f"a prompt of {len(ids)} tokens is longer than the context; only its last {room} are used")
+                log.warning(f"a prompt of {len(ids)} tokens is longer than the context; only its last {room} are used")
             requests += [Request(prompt, ids[-room:], seed, number) for number in range(options.num_samples)]
         return requests
 
@@ -454,7 +456,7 @@ class Generator:
         if key not in self.compiled:
             self.compiled.add(key)
             if (seconds := time.perf_counter() - began) > 1:
-                print(f"codegen-jax: compiled {name} in {seconds:.1f} s", file=sys.stderr)
+                log.info(f"compiled {name} in {seconds:.1f} s")
         return result
 
 

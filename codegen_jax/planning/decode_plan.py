@@ -72,28 +72,37 @@ class DecodePlan:
 
 
 def plan_decode(
-    config: CodeGenConfig, tpu: Slice, tensor: int | None, rows: int, prompt: int, new: int, quantize: Quantize
+    config: CodeGenConfig,
+    tpu: Slice,
+    *,
+    rows: int,
+    prompt_tokens: int,
+    max_new_tokens: int,
+    tensor: int | None = None,
+    quantize: Quantize = None,
 ) -> DecodePlan:
     """Compile prefill and a token of decoding.
 
     Args:
         config: of the network.
         tpu: the slice.
-        tensor: chips that share the heads; None: all.
         rows: prompts decoded together.
-        prompt: tokens of a prompt.
-        new: tokens to add.
+        prompt_tokens: of each prompt.
+        max_new_tokens: to add to each.
+        tensor: chips that share the heads; None: all.
         quantize: as in `codegen_jax.load`.
 
     Raises:
         UserError: if the mesh does not fit the slice or the model, or the program its memory.
     """
+    for name, value in (("rows", rows), ("prompt_tokens", prompt_tokens), ("max_new_tokens", max_new_tokens)):
+        require(value > 0, f"{name}: {value} must be positive")
     devices = slice_devices(tpu)
     tensor = len(devices) if tensor is None else tensor
     mesh = make_mesh(MeshConfig(-1, 1, tensor), devices)
     groups = mesh.shape["data"]
     require(rows % groups == 0, f"rows: {rows} do not divide over {groups} groups of {tensor} chip(s)")
-    slots = slots_for(prompt + new, 0)
+    slots = slots_for(prompt_tokens + max_new_tokens, 0)
     options = Options(temperature=0)
     program = Program.of(options, config, vocab_size=config.vocab_size, eos_id=0)
     weights = abstract_weights(config, mesh, quantize)
@@ -111,7 +120,7 @@ def plan_decode(
         none_B0 = jnp.zeros((len(rows.length_B), 0), jnp.int32)
         return decode_round(weights, none_B0, rows, Past(cache, recent, length_B), options.scalars(), program)
 
-    tokens_BT = jax.ShapeDtypeStruct((rows, prompt), jnp.int32)
+    tokens_BT = jax.ShapeDtypeStruct((rows, prompt_tokens), jnp.int32)
     with jax.set_mesh(mesh):
         try:
             filled = prefill.lower(weights, tokens_BT, config=config, slots=slots).compile()

@@ -51,7 +51,7 @@ def fit(config: RunConfig, tpu: Slice, slices: int, tell: Callable[[str], None])
         if config.training.batch_size % micro_batches == 0:
             training = replace(config.training, gradient_accumulation_steps=micro_batches)
             any(fits(replace(config, training=replace(training, remat=remat))) for remat in REMAT)
-    require(best is not None, f"--fit: nothing fits {tpu.name}; take a larger --topology or a smaller batch")
+    require(best is not None, f"fit: nothing fits {tpu.name}; take a larger topology or a smaller batch")
     assert best is not None
     chosen, axes = best[0], best[1].mesh
     rows = axes["data"] * axes["fsdp"]

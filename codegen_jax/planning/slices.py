@@ -70,14 +70,14 @@ def parse_slice(name: str) -> Slice:
     match = re.fullmatch(r"(v\w+)-(\d+)", name)
     kinds = ", ".join(KINDS)
     if not match or match[1] not in KINDS:
-        raise UserError(f"--topology: {name!r} is not KIND-NUMBER with a kind of {kinds}, such as v4-512")
+        raise UserError(f"topology: {name!r} is not KIND-NUMBER with a kind of {kinds}, such as v4-512")
     name_of_kind, kind = match[1], KINDS[match[1]]
     chips, rest = divmod(int(match[2]), kind.cores)
     largest, smallest = (4096 // kind.cores, 4) if kind.dimensions == 3 else (256, 1)
     valid = [kind.cores * 2**i for i in range(13) if smallest <= 2**i <= largest]
     require(
         not rest and chips * kind.cores in valid,
-        f"--topology: {name} is none of {name_of_kind}-{{{', '.join(map(str, valid))}}}",
+        f"topology: {name} is none of {name_of_kind}-{{{', '.join(map(str, valid))}}}",
     )
     return Slice(
         name, name_of_kind, (2, 2, 1) if kind.dimensions == 3 and chips == 4 else _near_cube(chips, kind.dimensions)
@@ -96,6 +96,7 @@ def slice_devices(tpu: Slice, slices: int = 1) -> list[Any]:
     Raises:
         UserError: if libtpu, which holds the compiler, is not installed.
     """
+    require(slices > 0, f"slices: {slices} must be positive")
     jax.config.update("jax_platforms", "cpu")  # the devices are descriptions only; a TPU that is here is not touched
     jax.config.update("jax_enable_compilation_cache", False)  # JAX can write such programs, but not read them back
     # libtpu looks for a TPU's metadata server and takes a lock on the machine's TPU, unless told otherwise

@@ -11,6 +11,7 @@ A folder without `_CHECKPOINT_METADATA` was cut short while it was written and d
 """
 
 import json
+import logging
 import math
 import re
 import time
@@ -26,10 +27,12 @@ from orbax.checkpoint import checkpoint_managers as policies
 from codegen_jax.config import RunConfig
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.distributed import first_alone, largest, say
-from codegen_jax.errors import UserError, require, warn
+from codegen_jax.errors import UserError, require
 from codegen_jax.storage import open_path, write_whole
 from codegen_jax.training.step import TrainState
 from codegen_jax.weights.checkpoint_format import damaged, run_record, save_args, whole_checkpoints
+
+log = logging.getLogger(__name__)
 
 RETRIES = 3  # of a save that failed, each after one step more
 
@@ -167,7 +170,9 @@ class Checkpoints:
             failure = failure or UserError(f"{path}: another process found it damaged")
             if step == steps[0]:
                 raise failure
-            warn(f"{failure}; it is moved to {self.folder / 'damaged'}, and step {steps[steps.index(step) - 1]} used")
+            log.warning(
+                f"{failure}; it is moved to {self.folder / 'damaged'}, and step {steps[steps.index(step) - 1]} used"
+            )
             first_alone(lambda path=path: self._set_aside(path))
             self.manager.reload()
         return None

@@ -1,5 +1,6 @@
 """Where a run's records lie: in its output folder, or in a local one that is copied to a remote output."""
 
+import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,8 +8,9 @@ from pathlib import Path
 
 from etils import epath
 
-from codegen_jax.errors import warn
 from codegen_jax.storage import is_remote, open_path
+
+log = logging.getLogger(__name__)
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"  # which a resumed run appends to
 
@@ -49,4 +51,4 @@ def forgiven(place: epath.PathLike) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # OSError, and what gcsfs and s3fs raise
-        warn(f"{place}: a record could not be written ({error}); training goes on")
+        log.warning(f"{place}: a record could not be written ({error}); training goes on")

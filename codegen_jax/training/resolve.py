@@ -1,13 +1,17 @@
 """A run resolved: everything its step is compiled from, with nothing left to choose while it is traced."""
 
+import logging
 from dataclasses import dataclass, replace
 
 from jax.sharding import Mesh
 
 from codegen_jax.config import CodeGenConfig, MeshConfig, OptimizerConfig, RunConfig, TrainingConfig
+from codegen_jax.errors import UserError
 from codegen_jax.model.attention import choose_backend
-from codegen_jax.sharding import check_fit
+from codegen_jax.sharding import check_fit, make_mesh
 from codegen_jax.training.remat import choose_remat
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,11 @@ def resolve_step(
     )
 
 
-def resolved_config(config: RunConfig, run: ResolvedRun) -> RunConfig:
-    """The config with what was settled written out, for `codegen-jax config show`."""
-    mesh = MeshConfig(**dict(run.mesh.shape))
-    return replace(config, model=run.model, training=run.training, mesh=mesh)
+def resolved_config(config: RunConfig) -> RunConfig:
+    """The config with what the devices here settle written out; where its mesh does not fit them, as it is."""
+    try:
+        run = resolve(config, make_mesh(config.mesh))
+    except UserError as error:
+        log.warning(f"{error}; mesh, training.remat and model.attention are shown as they are written")
+        return config
+    return replace(config, model=run.model, training=run.training, mesh=MeshConfig(**dict(run.mesh.shape)))

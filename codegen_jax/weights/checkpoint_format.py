@@ -11,7 +11,6 @@ import asyncio
 import base64
 import dataclasses
 import json
-import logging
 import tempfile
 from collections import deque
 from collections.abc import Callable
@@ -33,10 +32,6 @@ from codegen_jax.errors import UserError
 from codegen_jax.model.codegen import Params, abstract_params
 from codegen_jax.storage import is_remote, open_path
 from codegen_jax.weights.base import Index, Weights, dotted, pieces, shapes
-
-# Orbax narrates every save, and where one fails prints a traceback for each chunk; we say it in a line
-for name in ("absl", "asyncio"):
-    logging.getLogger(name).setLevel(logging.CRITICAL)
 
 CHUNK_BYTES = 128 << 20  # of a parameter on disk, at most: what a conversion holds, and a host reads in vain
 

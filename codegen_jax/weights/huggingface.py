@@ -4,6 +4,7 @@ A config.json in the wild is wrong in known ways; see `parse_config`.
 """
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import numpy as np
 
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.data.tokenizer import has_tokenizer, load_tokenizer
-from codegen_jax.errors import UserError, require, warn
+from codegen_jax.errors import UserError, require
 from codegen_jax.weights.base import Weights, fold_embedding_bias
 from codegen_jax.weights.layout import MP_NUM, TOP, HuggingFaceWeights, tensor_streams
 from codegen_jax.weights.tensors import Tensor, open_tensors, write_tensors
 from codegen_jax.weights.tokenizer_files import tokenizer_files
+
+log = logging.getLogger(__name__)
 
 EOS_ID = 50256  # of GPT-2's vocabulary
 DEFAULTS: dict[str, Any] = {  # of transformers' CodeGenConfig, for fields that a config.json leaves out
@@ -56,7 +59,7 @@ def open_huggingface(folder: Path, mp_num: int | None = None) -> HuggingFaceWeig
     tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
     eos_id = written.get("eos_token_id")
     if tokenizer is not None and eos_id != tokenizer.eos_id:
-        warn(f"{folder}: config.json says eos_token_id {eos_id}; the tokenizer's {tokenizer.eos_id} is used")
+        log.warning(f"{folder}: config.json says eos_token_id {eos_id}; the tokenizer's {tokenizer.eos_id} is used")
     groups = written.get("mp_num", MP_NUM) if mp_num is None else mp_num
     return HuggingFaceWeights(tensors, config, groups, tokenizer, str(folder))
 
@@ -79,13 +82,15 @@ def parse_config(path: Path, written: Mapping[str, Any], embedding: Tensor | Non
     require(n_inner == 4 * n_embd, f"{path}: n_inner {n_inner} is not supported; 4 x n_embd = {4 * n_embd} is")
     vocab_size, dtype = values["vocab_size"], "float32"
     if embedding is not None and embedding.shape[:1] != (vocab_size,):
-        warn(f"{path}: vocab_size is {vocab_size}, but the embedding has {embedding.shape[0]} rows, which are kept")
+        log.warning(
+            f"{path}: vocab_size is {vocab_size}, but the embedding has {embedding.shape[0]} rows, which are kept"
+        )
         vocab_size = embedding.shape[0]
     if embedding is not None and embedding.dtype != np.float32:
         dtype = "bfloat16"
     said = written.get("dtype", written.get("torch_dtype"))
     if embedding is not None and said not in (None, "auto", embedding.dtype.name):
-        warn(f"{path}: says {said}, but the weights are {embedding.dtype.name}, which is kept")
+        log.warning(f"{path}: says {said}, but the weights are {embedding.dtype.name}, which is kept")
     return CodeGenConfig(
         **{name: values[name] for name in ("n_layer", "n_embd", "n_head", "rotary_dim", "n_positions", "head_dim")},
         layer_norm_epsilon=float(values["layer_norm_epsilon"]),
@@ -110,7 +115,7 @@ def write_huggingface(
     config = weights.config
     require(
         gptj or config.n_head % mp_num == 0,
-        f"--mp-num: {mp_num} does not divide the {config.n_head} heads; no such folder can be written for CodeGen",
+        f"mp_num: {mp_num} does not divide the {config.n_head} heads; no such folder can be written for CodeGen",
     )
     require(
         config.head_dim * config.n_head == config.n_embd,
@@ -131,7 +136,9 @@ def write_huggingface(
         **{name: getattr(config, name) for name in DEFAULTS.keys() & vars(config).keys()},
     }
     if mp_num != MP_NUM and not gptj:
-        warn(f"qkv_proj is written in {mp_num} groups; transformers' CodeGen reads {MP_NUM} and would err silently")
+        log.warning(
+            f"qkv_proj is written in {mp_num} groups; transformers' CodeGen reads {MP_NUM} and would err silently"
+        )
         model["mp_num"] = mp_num
     files["config.json"] = _json(model)
     files["generation_config.json"] = _json({"bos_token_id": eos_id, "eos_token_id": eos_id})

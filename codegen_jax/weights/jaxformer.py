@@ -57,7 +57,7 @@ class JaxformerWeights(Weights):
         self.mp_num = mp_num
         require(
             mp_num > 0 and self.config.n_head % mp_num == 0,
-            f"--mp-num: {mp_num} does not divide the {self.config.n_head} heads of {folder}",
+            f"mp_num: {mp_num} does not divide the {self.config.n_head} heads of {folder}",
         )
         self._check_shapes(folder / WEIGHTS)
 

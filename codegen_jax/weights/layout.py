@@ -98,7 +98,7 @@ class HuggingFaceWeights(Weights):
         self.tensors, self.mp_num = tensors, mp_num
         require(
             mp_num > 0 and config.n_head % mp_num == 0,
-            f"--mp-num: {mp_num} does not divide the {config.n_head} heads of {source}",
+            f"mp_num: {mp_num} does not divide the {config.n_head} heads of {source}",
         )
         check_tensors(source, tensors, tensor_shapes(config))
 

@@ -246,11 +246,11 @@ def test_slurm_gets_the_passes_as_dependent_jobs(tmp_path, shards, tokenizer, mo
 def test_options_that_the_executor_does_not_take_are_named(tmp_path, shards, tokenizer, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: name)
     for executor, options in (("local", {"partition": "cpu"}), ("slurm", {"time": "1:00:00"})):
-        with pytest.raises(UserError, match=r"--executor-option: .*partition"):
+        with pytest.raises(UserError, match=r"executor_option: .*partition"):
             prepare(shards, str(tmp_path / executor), tokenizer, executor=executor, executor_options=options)
 
 
 def test_slurm_without_sbatch_is_named(tmp_path, shards, tokenizer, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="--executor slurm: this machine has no sbatch"):
+    with pytest.raises(UserError, match="executor: slurm: this machine has no sbatch"):
         prepare(shards, str(tmp_path / "out"), tokenizer, executor="slurm")

@@ -39,7 +39,7 @@ def test_tokens_and_documents_are_told_apart(tokenizer):
     assert second == f"é{TOKEN}🙂{TOKEN}"  # bytes that make one character stand together
 
 
-@pytest.mark.parametrize(("step", "row", "name"), [(0, None, "--step"), (1, 16, "--row"), (1, -1, "--row")])
+@pytest.mark.parametrize(("step", "row", "name"), [(0, None, "step: "), (1, 16, "row: "), (1, -1, "row: ")])
 def test_a_step_or_row_that_does_not_exist_is_named(token_folder, step, row, name):
     with pytest.raises(UserError, match=name):
         list(show(tiny_run(tokens=token_folder), step, row))

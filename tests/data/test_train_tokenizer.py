@@ -32,5 +32,5 @@ def test_a_folder_that_holds_something_is_refused(tmp_path, texts):
 
 @pytest.mark.parametrize("vocab_size", [10, 100_000])
 def test_a_vocabulary_that_the_texts_do_not_yield_is_named(vocab_size):
-    with pytest.raises(UserError, match=f"--vocab-size {vocab_size}"):
+    with pytest.raises(UserError, match=f"vocab_size: {vocab_size}"):
         train_sentencepiece(["def f(x): return x"], vocab_size)

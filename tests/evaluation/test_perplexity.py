@@ -4,7 +4,7 @@ import pytest
 
 import codegen_jax
 from codegen_jax.errors import UserError
-from codegen_jax.evaluation.perplexity import evaluate
+from codegen_jax.evaluation.perplexity import measure_perplexity
 from codegen_jax.training.loop import train
 from codegen_jax.training.metrics import read_metrics
 from tests.peers import peer, save, tiny_bpe
@@ -27,7 +27,7 @@ def trained(tmp_path_factory, token_folder):
 def test_it_is_the_validation_loss_of_training(trained, token_folder):
     last = [line for line in read_metrics(trained) if "validation_loss" in line][-1]
     rows = 2 * 16  # eval_batches * batch_size
-    found = evaluate(codegen_jax.load(trained), str(token_folder), sequence_length=32, max_windows=rows)
+    found = measure_perplexity(codegen_jax.load(trained), str(token_folder), sequence_length=32, max_windows=rows)
     assert found.tokens == rows * 32
     assert found.loss == pytest.approx(last["validation_loss"], rel=1e-5)
     assert found.bits_per_byte == pytest.approx(last["bits_per_byte"], rel=1e-5)
@@ -35,7 +35,9 @@ def test_it_is_the_validation_loss_of_training(trained, token_folder):
 
 def test_int8_stays_within_one_percent_of_the_float32_perplexity(trained, token_folder):
     whole, int8 = (
-        evaluate(codegen_jax.load(trained, quantize=name), str(token_folder), sequence_length=127, max_windows=64)
+        measure_perplexity(
+            codegen_jax.load(trained, quantize=name), str(token_folder), sequence_length=127, max_windows=64
+        )
         for name in (None, "int8")
     )
     assert whole.loss < 5.0
@@ -45,6 +47,6 @@ def test_int8_stays_within_one_percent_of_the_float32_perplexity(trained, token_
 def test_files_of_another_tokenizer_and_impossible_lengths_are_named(trained, token_folder, tmp_path):
     other = codegen_jax.load(str(save(peer(), tmp_path / "hf", tokenizer=tiny_bpe())))
     with pytest.raises(UserError, match="but the model's is bpe-"):
-        evaluate(other, str(token_folder), None, None)
-    with pytest.raises(UserError, match="--sequence-length: 2048 must be positive and below the context"):
-        evaluate(codegen_jax.load(trained), str(token_folder), 2048, None)
+        measure_perplexity(other, str(token_folder))
+    with pytest.raises(UserError, match="sequence_length: 2048 must be positive and below the context"):
+        measure_perplexity(codegen_jax.load(trained), str(token_folder), 2048)

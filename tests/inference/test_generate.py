@@ -266,11 +266,11 @@ def test_any_mesh_gives_the_tokens_of_one_device(generator, tokenizer, axes):
     assert kernel.addressable_shards[0].data.shape[0] == kernel.shape[0] // axes[2]
 
 
-def test_a_prompt_longer_than_the_context_is_cut_from_the_left_with_a_warning(generator, capfd):
+def test_a_prompt_longer_than_the_context_is_cut_from_the_left_with_a_warning(generator, caplog):
     ids = generator.tokenizer.encode("x = 1\n" * 100)
     assert len(ids) > 128
     (completion,) = generator.complete(["x = 1\n" * 100], max_new_tokens=4, temperature=0)
-    assert "only its last 124 are used" in capfd.readouterr().err
+    assert "only its last 124 are used" in caplog.text
     assert len(completion.token_ids) == 4
 
 

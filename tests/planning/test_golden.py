@@ -10,7 +10,8 @@ import pytest
 
 pytest.importorskip("libtpu", reason="the TPU compiler; pip install libtpu")
 
-from codegen_jax.config import load_config
+
+from codegen_jax.config_file import load_config
 from codegen_jax.planning.plan import Plan, make_plan
 from codegen_jax.planning.slices import parse_slice
 

@@ -1,6 +1,6 @@
 import pytest
 
-from codegen_jax.config import load_config
+from codegen_jax.config_file import load_config
 from codegen_jax.training.remat import choose_remat
 
 

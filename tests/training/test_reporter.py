@@ -7,7 +7,7 @@ import sys
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from codegen_jax.errors import UserError
+from codegen_jax.errors import RUN_LOG, UserError
 from codegen_jax.training.loop import train
 from codegen_jax.training.metrics import read_lines, read_metrics
 from tests.runs import tiny_run
@@ -89,9 +89,10 @@ def test_the_summary_tells_the_outcome_the_loss_and_where_the_time_went(output):
     assert "  n_embd: 32\n" in text
 
 
-def test_lines_tell_the_start_the_steps_and_the_validations(tmp_path, token_folder, capfd):
+def test_lines_tell_the_start_the_steps_and_the_validations(tmp_path, token_folder, caplog):
+    caplog.set_level("INFO", RUN_LOG)
     train(observed(tmp_path / "run", token_folder, steps=4, wandb_project=None))
-    lines = capfd.readouterr().out.splitlines()
+    lines = [record.getMessage() for record in caplog.records if record.name == RUN_LOG]
     assert lines[0].startswith("first step done after ") and "compile" in lines[0]
     assert [line.split("  loss")[0] for line in lines if "  loss" in line] == [f"step {n:>6}" for n in (1, 2, 4)]
     assert any(line.startswith("step      2  validation loss ") for line in lines)

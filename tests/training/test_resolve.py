@@ -16,7 +16,7 @@ def test_what_a_config_leaves_to_the_devices_is_settled():
     assert (here.training.remat, here.model.attention, here.rows_per_shard) == ("dots", "xla", 1)
     there = resolve(config, make_mesh(config.mesh, slice_devices(parse_slice("v4-16"))))
     assert (there.training.remat, there.model.attention, there.rows_per_shard) == ("dots", "splash", 1)
-    written = resolved_config(config, here)
+    written = resolved_config(config)
     assert written.mesh == MeshConfig(2, 4, 1) and written.training.remat == "dots"
     assert resolve(written, make_mesh(written.mesh)) == here
 

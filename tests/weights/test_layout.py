@@ -124,5 +124,5 @@ def test_all_that_is_wrong_is_listed():
 @pytest.mark.parametrize("mp_num", [0, 3, 8])
 def test_groups_that_do_not_divide_the_heads_are_refused(mp_num):
     config = CONFIGS["one head a group"]
-    with pytest.raises(UserError, match="--mp-num"):
+    with pytest.raises(UserError, match="mp_num: "):
         HuggingFaceWeights(random_tensors(config), config, mp_num)

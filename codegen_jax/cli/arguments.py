@@ -1,0 +1,80 @@
+"""Arguments that several verbs share, and the parser that reads them."""
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from codegen_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from codegen_jax.inference.generate import Generator
+
+MODEL = "a run's output folder, a checkpoint, a Hugging Face folder or a hub id"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without abbreviations, whose errors are the command's."""
+
+    def __init__(self, **keywords: Any):
+        self.flags: dict[str, str] = {}  # by the field that each sets
+        super().__init__(allow_abbrev=False, **keywords)
+
+    def add_argument(self, *names: Any, **keywords: Any) -> argparse.Action:
+        action = super().add_argument(*names, **keywords)
+        if action.option_strings:
+            self.flags[action.dest] = action.option_strings[-1]
+        return action
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
+
+    def calls(self, verb: Callable[[argparse.Namespace], None], takes_fields: bool = False) -> None:
+        """What runs when this parser has read its words; with `takes_fields` any --section.field VALUE may follow."""
+        self.set_defaults(verb=verb, parser=self, takes_fields=takes_fields)
+
+
+def whole_number(word: str) -> int:
+    """For `type=`; argparse would say "invalid int value"."""
+    try:
+        return int(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r} must be a whole number") from None
+
+
+def number(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{word!r} must be a number") from None
+
+
+def add_config(parser: Parser) -> None:
+    """A run's config and changes of its fields."""
+    parser.add_argument(
+        "config",
+        metavar="CONFIG.yaml",
+        help="then any field as --section.field VALUE; codegen-jax train --help lists them",
+    )
+
+
+def add_loading(parser: Parser) -> None:
+    """How a model is loaded to run."""
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="of the computation (default: the model's)")
+    parser.add_argument("--quantize", choices=("int8",), help="weights as int8 with a scale for each output")
+    parser.add_argument(
+        "--data", type=whole_number, default=1, metavar="N", help="devices that share rows (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tensor", type=whole_number, default=1, metavar="N", help="and the heads (default: %(default)s)"
+    )
+
+
+def load(arguments: argparse.Namespace, **changes: Any) -> "Generator":
+    """The model that the arguments name."""
+    from codegen_jax.compilation import use_compilation_cache
+    from codegen_jax.config import MeshConfig
+    from codegen_jax.inference.generate import Generator
+
+    use_compilation_cache()
+    mesh = None if arguments.data == arguments.tensor == 1 else MeshConfig(arguments.data, 1, arguments.tensor)
+    return Generator.load(**{"model": arguments.model, "dtype": arguments.dtype, "mesh": mesh} | changes)

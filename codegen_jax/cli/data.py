@@ -1,0 +1,117 @@
+"""tokenizer train, prepare, data show: from raw shards to token files, and a look at them."""
+
+import argparse
+from typing import Any
+
+from codegen_jax.cli.arguments import Parser, add_config, number, whole_number
+from codegen_jax.errors import require
+
+
+def add_verbs(verbs: Any) -> None:
+    tokenizer = verbs.add_parser("tokenizer", help="train a tokenizer").add_subparsers(required=True, metavar="VERB")
+    verb = tokenizer.add_parser("train", help="train a sentencepiece model from raw shards")
+    add_shards(verb)
+    verb.add_argument("--vocab-size", type=whole_number, required=True, metavar="N")
+    verb.add_argument(
+        "--max-megabytes", type=number, default=100, metavar="N", help="text to read (default: %(default)s)"
+    )
+    verb.calls(train_tokenizer)
+
+    verb = verbs.add_parser("prepare", help="turn raw shards into token files")
+    add_shards(verb)
+    verb.add_argument("--tokenizer", required=True, metavar="T", help="a tokenizer's folder, file or hub id")
+    verb.add_argument("--whitespace-tokens", action="store_true", help="add CodeGen's 38 to a GPT-2 vocabulary")
+    verb.add_argument(
+        "--filters", choices=("none", "code"), default="none", help="the paper's rules for code (default: %(default)s)"
+    )
+    verb.add_argument(
+        "--extensions", nargs="+", metavar=".EXT", help="what --filters code keeps (default: of the six languages)"
+    )
+    verb.add_argument(
+        "--dedup",
+        choices=("none", "exact", "minhash"),
+        default="none",
+        help="drop repeated texts; minhash: near-duplicates, too (default: %(default)s)",
+    )
+    verb.add_argument(
+        "--decontaminate", nargs="+", default=[], metavar="FILE", help="drop what is in these benchmarks (JSON lines)"
+    )
+    verb.add_argument("--executor", choices=("local", "slurm", "ray"), default="local", help="default: %(default)s")
+    verb.add_argument(
+        "--executor-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an argument of datatrove's executor, such as Slurm's time and partition; may be given several times",
+    )
+    verb.add_argument(
+        "--workers", type=whole_number, metavar="N", help="tasks at a time (default: 1 here, all on a cluster)"
+    )
+    verb.add_argument(
+        "--seed", type=whole_number, default=0, metavar="N", help="of the document shuffle (default: %(default)s)"
+    )
+    verb.calls(prepare)
+
+    data = verbs.add_parser("data", help="look at training data").add_subparsers(required=True, metavar="VERB")
+    verb = data.add_parser("show", help="print what a step trains on")
+    add_config(verb)
+    verb.add_argument("--step", type=whole_number, required=True, metavar="N", help="as in the log, from 1")
+    verb.add_argument("--row", type=whole_number, metavar="R", help="of the batch, from 0 (default: all)")
+    verb.calls(show, takes_fields=True)
+
+
+def add_shards(parser: Parser) -> None:
+    """What is read, and where the result goes."""
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help=".jsonl[.zst|.gz] or .parquet: a file, folder, glob or URL; or a hub dataset, hub:OWNER/NAME[@SPLIT]",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
+
+
+def train_tokenizer(arguments: argparse.Namespace) -> None:
+    from codegen_jax.data.train_tokenizer import train_tokenizer
+
+    tokenizer = train_tokenizer(arguments.inputs, arguments.output, arguments.vocab_size, arguments.max_megabytes)
+    print(f"{arguments.output}: {tokenizer.vocab_size} ids, {tokenizer.fingerprint}")
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    from codegen_jax.data.executors import parse_options
+    from codegen_jax.data.filters import CODE_EXTENSIONS
+    from codegen_jax.data.prepare import prepare
+    from codegen_jax.data.prepare_report import load_report, table
+    from codegen_jax.data.tokenizer import load_tokenizer
+
+    require(arguments.filters == "code" or not arguments.extensions, "extensions: goes with --filters code; give both")
+    manifest = prepare(
+        arguments.inputs,
+        arguments.output,
+        load_tokenizer(arguments.tokenizer, arguments.whitespace_tokens),
+        filters=arguments.filters,
+        extensions=arguments.extensions or CODE_EXTENSIONS,
+        dedup=arguments.dedup,
+        decontaminate=arguments.decontaminate,
+        executor=arguments.executor,
+        executor_options=parse_options(arguments.executor_option),
+        workers=arguments.workers,
+        seed=arguments.seed,
+    )
+    if manifest is None:
+        print(f"{arguments.output}: in Slurm's queue; the files are whole when manifest.json is there")
+        return
+    print(table(load_report(arguments.output)))
+    print(
+        f"{arguments.output}: {manifest.tokens:,} tokens of {manifest.documents:,} documents, "
+        f"{manifest.text_bytes / manifest.tokens:.2f} bytes a token"
+    )
+
+
+def show(arguments: argparse.Namespace) -> None:
+    from codegen_jax.config_file import load_config
+    from codegen_jax.data.show import show
+
+    for text in show(load_config(arguments.config, arguments.overrides), arguments.step, arguments.row):
+        print(text)

@@ -1,0 +1,133 @@
+"""convert, generate: models, from any format."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal, get_args, get_origin
+
+from codegen_jax.cli.arguments import MODEL, Parser, add_loading, load, number, whole_number
+from codegen_jax.errors import require
+from codegen_jax.fields import documentation
+
+
+def add_verbs(verbs: Any) -> None:
+    verb = verbs.add_parser("convert", help="convert weights between formats")
+    verb.add_argument("source", metavar="SOURCE", help=MODEL + ", or a jaxformer checkpoint")
+    verb.add_argument("destination", metavar="DESTINATION", help="a new folder")
+    verb.add_argument(
+        "--to",
+        choices=("jax", "hf", "gptj"),
+        default="jax",
+        help="our checkpoint, transformers' CodeGen, or the same network as a GPT-J (default: %(default)s)",
+    )
+    verb.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="default: as in the source")
+    verb.add_argument(
+        "--mp-num", type=whole_number, metavar="N", help="groups in qkv_proj: 4 (default), or 8 for models of TPU v3"
+    )
+    verb.add_argument("--tokenizer", metavar="T", help="in place of the source's: a folder, file or hub id")
+    verb.add_argument("--whitespace-tokens", action="store_true", help="add CodeGen's 38 to that tokenizer")
+    verb.add_argument(
+        "--verify",
+        dest="proof",
+        nargs="?",
+        const="numpy",
+        choices=("numpy", "torch"),
+        help="compare with an independent implementation, or with transformers, before the destination appears",
+    )
+    verb.calls(convert)
+
+    verb = verbs.add_parser("generate", help="complete prompts")
+    verb.add_argument("model", metavar="MODEL", help=MODEL)
+    verb.add_argument("--prompt", required=True, action="append", metavar="TEXT", help="may be given several times")
+    add_options(verb)
+    verb.add_argument(
+        "--draft",
+        metavar="MODEL",
+        help="guess tokens, which changes none: lookup (in prompt and output), or a model",
+    )
+    add_loading(verb)
+    verb.add_argument("--stream", action="store_true", help="print the text as it comes")
+    verb.add_argument("--json", action="store_true", help="one object a line")
+    verb.calls(generate)
+
+
+def add_options(parser: Parser) -> None:
+    """A flag for each field of `Options`, of its type and with its documentation."""
+    from codegen_jax.inference.options import Options
+
+    for field in dataclasses.fields(Options):
+        kinds = get_args(field.type) or (field.type,)  # of `int | None`: int
+        flag = field.metadata.get("flag", "--" + field.name.replace("_", "-"))
+        about: dict[str, Any] = {"dest": field.name, "default": field.default}
+        text = documentation(Options)[field.name].replace("%", "%%")
+        if get_origin(field.type) is Sequence:
+            about |= {"action": "append", "metavar": "TEXT"}
+            text += " May be given several times."
+        elif int in kinds:
+            about |= {"type": whole_number, "metavar": "N"}
+        elif float in kinds:
+            about |= {"type": number, "metavar": "X"}
+        elif get_origin(kinds[0]) is Literal:
+            about["choices"] = get_args(kinds[0])
+        else:
+            about["metavar"] = "TEXT"
+        if field.default not in (None, ()):
+            text += " (default: %(default)s)"
+        parser.add_argument(flag, help=text, **about)
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    from codegen_jax.conversion.convert import convert
+    from codegen_jax.data.tokenizer import load_tokenizer
+
+    require(
+        bool(arguments.tokenizer) or not arguments.whitespace_tokens,
+        "whitespace_tokens: goes with --tokenizer; a source's own tokenizer is kept as it is",
+    )
+    tokenizer = load_tokenizer(arguments.tokenizer, arguments.whitespace_tokens) if arguments.tokenizer else None
+    summary = convert(
+        arguments.source,
+        arguments.destination,
+        to=arguments.to,
+        dtype=arguments.dtype,
+        mp_num=arguments.mp_num,
+        tokenizer=tokenizer,
+        proof=arguments.proof,
+    )
+    print(
+        f"{arguments.destination}: {summary.parameters:,} parameters, {summary.nbytes / 1e9:,.2f} GB of "
+        f"{' and '.join(summary.dtypes)} in {summary.seconds:.1f} s, peak memory {summary.peak_bytes / 2**30:.2f} GiB"
+    )
+    if summary.agreement is not None:
+        print(f"verified: {summary.agreement}")
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    from codegen_jax.inference.options import Options
+
+    options = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options)}
+    require(not arguments.stream or len(arguments.prompt) == 1, "stream: one completion of one prompt at a time")
+    require(not (arguments.stream and arguments.json), "stream: prints text; leave out --json")
+    Options.of(options)  # bad ones are refused before a model is loaded
+    model = load(arguments, quantize=arguments.quantize, draft=arguments.draft)
+    if arguments.stream:
+        pieces = model.stream(arguments.prompt[0], **options)
+        print(arguments.prompt[0], end="", flush=True)
+        for piece in pieces:
+            print(piece, end="", flush=True)
+        print()
+        return
+    completions = model.complete(arguments.prompt, **options)
+    for completion in completions:
+        if arguments.json:
+            given = {name: value for name, value in dataclasses.asdict(completion).items() if value is not None}
+            if arguments.draft is None:
+                del given["proposed"], given["accepted"]
+            print(json.dumps(given))
+        else:
+            print(completion.prompt + completion.completion)
+    if proposed := sum(completion.proposed for completion in completions):
+        accepted = sum(completion.accepted for completion in completions)
+        print(f"codegen-jax: {accepted:,} of {proposed:,} guesses held: {accepted / proposed:.0%}", file=sys.stderr)

@@ -1,0 +1,69 @@
+"""plan: whether a run fits TPUs that are not here, and how fast."""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from codegen_jax.cli.arguments import add_config, whole_number
+
+
+def add_verbs(verbs: Any) -> None:
+    verb = verbs.add_parser("plan", help="say whether a run fits TPUs that are not here, and how fast")
+    add_config(verb)
+    verb.add_argument("--topology", required=True, metavar="SLICE", help="such as v4-512, v5e-256, v5p-128, v6e-64")
+    verb.add_argument("--slices", type=whole_number, default=1, metavar="N", help="default: %(default)s")
+    verb.add_argument(
+        "--fit", action="store_true", help="search remat, micro-batches and mesh for the fastest that fits"
+    )
+    verb.add_argument(
+        "--mode", choices=("train", "decode"), default="train", help="what to compile (default: %(default)s)"
+    )
+    verb.add_argument(
+        "--rows", type=whole_number, default=1, metavar="N", help="of decode: sequences (default: %(default)s)"
+    )
+    verb.add_argument(
+        "--prompt-tokens", type=whole_number, default=1024, metavar="N", help="of each (default: %(default)s)"
+    )
+    verb.add_argument(
+        "--max-new-tokens", type=whole_number, default=128, metavar="N", help="of each (default: %(default)s)"
+    )
+    verb.add_argument(
+        "--tensor", type=whole_number, metavar="N", help="of decode: chips that share the heads (default: all)"
+    )
+    verb.add_argument("--quantize", choices=("int8",), help="of decode: weights as int8")
+    verb.add_argument("--plot", metavar="FILE.png", help="draw where time and memory go")
+    verb.add_argument("--dump-hlo", metavar="FILE", help="write the compiled program's text")
+    verb.add_argument("--json", action="store_true", help="one object")
+    verb.calls(plan, takes_fields=True)
+
+
+def plan(arguments: argparse.Namespace) -> None:
+    from codegen_jax.config_file import load_config
+    from codegen_jax.planning.fit import fit, settings
+    from codegen_jax.planning.plan import make_plan
+    from codegen_jax.planning.plan_report import describe, plot
+    from codegen_jax.planning.slices import parse_slice
+
+    config, tpu = load_config(arguments.config, arguments.overrides), parse_slice(arguments.topology)
+    if arguments.mode == "decode":
+        from codegen_jax.planning.decode_plan import plan_decode
+
+        decoding = plan_decode(
+            config.model,
+            tpu,
+            tensor=arguments.tensor,
+            rows=arguments.rows,
+            prompt_tokens=arguments.prompt_tokens,
+            max_new_tokens=arguments.max_new_tokens,
+            quantize=arguments.quantize,
+        )
+        print(json.dumps(decoding.to_dict()) if arguments.json else decoding)
+        return
+    if arguments.fit:
+        config, _ = fit(config, tpu, arguments.slices, lambda line: print(line, file=sys.stderr))
+        print(settings(config), file=sys.stderr)
+    plan = make_plan(config, tpu, arguments.slices, dump_hlo=arguments.dump_hlo)
+    print(json.dumps(plan.to_dict()) if arguments.json else describe(plan))
+    if arguments.plot:
+        plot(plan, arguments.plot)

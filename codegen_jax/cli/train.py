@@ -1,0 +1,47 @@
+"""train, config show: a run from its config."""
+
+import argparse
+from typing import Any
+
+from codegen_jax.cli.arguments import add_config
+
+
+class FieldsHelp(argparse.Action):
+    """--help that lists the config's fields, too; made when it is asked for, since jsonargparse is slow to import."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from codegen_jax.config_file import fields_help
+
+        parser.print_help()
+        print(f"\n{fields_help()}", end="")
+        parser.exit()
+
+
+def add_verbs(verbs: Any) -> None:
+    verb = verbs.add_parser("train", help="train from a YAML config, or go on with a run", add_help=False)
+    verb.add_argument("-h", "--help", action=FieldsHelp, nargs=0, help="show this help and every field of a config")
+    verb.add_argument("config", metavar="CONFIG.yaml", help="then any field as --section.field VALUE")
+    verb.calls(train, takes_fields=True)
+
+    config = verbs.add_parser("config", help="look at a config").add_subparsers(required=True, metavar="VERB")
+    verb = config.add_parser("show", help="print what a run here would use, defaults and choices written out")
+    add_config(verb)
+    verb.calls(show, takes_fields=True)
+
+
+def train(arguments: argparse.Namespace) -> None:
+    from codegen_jax.config_file import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    from codegen_jax.training.loop import train  # after the config is known to be good: importing jax takes a second
+
+    train(config)
+
+
+def show(arguments: argparse.Namespace) -> None:
+    from codegen_jax.config_file import dump_config, load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    from codegen_jax.training.resolve import resolved_config
+
+    print(dump_config(resolved_config(config)), end="")

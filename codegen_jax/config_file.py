@@ -1,0 +1,178 @@
+"""A run's YAML file and --section.field words, read into a `RunConfig` by jsonargparse; mistakes named in our words."""
+
+import dataclasses
+from argparse import ArgumentError
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+
+import yaml
+
+from codegen_jax.config import RunConfig
+from codegen_jax.errors import UserError, require
+from codegen_jax.fields import did_you_mean, in_words
+
+
+class Given(NamedTuple):
+    """A field that a user has set.
+
+    Attributes:
+        place: how a message names it: "--seed", or "run.yaml: seed".
+        name: dotted.
+        value: as YAML reads it, or a word of the command line.
+        is_word: of the command line.
+    """
+
+    place: str
+    name: str
+    value: Any
+    is_word: bool
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a run's YAML file.
+
+    >>> load_config("configs/tiny_cpu.yaml", ["--training.steps", "5", "--seed=1"])
+
+    Args:
+        path: file in the layout of `RunConfig`.
+        overrides: words of the command line; they win over the file.
+
+    Raises:
+        UserError: for a missing file, an unknown name, a wrong type or an impossible value. The message begins with
+            the flag where the mistake is on the command line, else with the file and the field.
+    """
+    tree, words = _read_yaml(Path(path)), list(overrides or [])
+    parser = _parser(default_config_files=[str(path)])
+    try:
+        return RunConfig(**vars(parser.instantiate(parser.parse_args(words))))
+    except ArgumentError as error:
+        _explain([*_of_file(path, tree), *_of_words(words)], path)
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+    except UserError as error:  # of a dataclass's own checks
+        name = str(error).partition(":")[0]
+        on_command_line = any(given.name == name for given in _of_words(words))
+        raise UserError(f"--{error}" if on_command_line else f"{path}: {error}") from error
+
+
+def dump_config(config: RunConfig) -> str:
+    """A config as the YAML that `load_config` reads."""
+    tree = {name: value for name, value in config.to_dict().items() if value is not None}
+    return yaml.safe_dump(tree, sort_keys=False)
+
+
+def fields_help() -> str:
+    """Every field with its documentation, type and default."""
+    text = _parser().format_help()
+    return text[text.index("options:\n") :].replace("options:\n", "Fields, each also a flag:\n", 1)
+
+
+def _parser(**keywords: Any) -> Any:
+    from jsonargparse import ArgumentParser  # only training reads YAML
+
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, add_help=False, **keywords)
+    parser.add_class_arguments(RunConfig)
+    return parser
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    require(path.exists(), f"{path}: does not exist")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    require(isinstance(tree, dict), f"{path}: must be sections of fields, as in configs/")
+    return tree
+
+
+def _of_file(path: str | Path, tree: dict[str, Any], prefix: str = "") -> Iterator[Given]:
+    """The fields that a file sets; a section of another type than a mapping counts as one."""
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and _pattern(name) in SECTIONS:
+            yield from _of_file(path, value, f"{name}.")
+        else:
+            yield Given(f"{path}: {name}", name, value, False)
+
+
+def _of_words(words: list[str]) -> Iterator[Given]:
+    """The fields that a command line sets: --name value or --name=value."""
+    rest = iter(words)
+    for word in rest:
+        require(word.startswith("--"), f"{word!r}: not a field; fields are given as --section.field VALUE")
+        flag, equals, value = word.partition("=")
+        if not equals:
+            value = next(rest, None)
+            require(value is not None, f"{flag}: must be followed by a value")
+        yield Given(flag, flag[2:], value, True)
+
+
+def _explain(given: list[Given], path: str | Path) -> None:
+    """Raise `UserError` for the first field that does not exist, has a value of another type, or is missing."""
+    for field in given:
+        pattern = _pattern(field.name)
+        if pattern in SECTIONS:
+            require(field.is_word, f"{field.place}: {field.value!r} must be a section with fields of its own")
+        elif pattern not in FIELDS:
+            dashes = "--" if field.is_word else ""
+            close = did_you_mean(dashes + field.name, [dashes + name for name in [*FIELDS, *SECTIONS]])
+            raise UserError(f"{field.place}: no such field{close or '; codegen-jax train --help lists them'}")
+        else:
+            hint = FIELDS[pattern].hint
+            require(_is_valid(field, hint), f"{field.place}: {field.value!r} must be {in_words(hint)}")
+    names = {field.name for field in given}
+    sources = {name.rpartition(".")[0] for name in names if _pattern(name) != name}
+    for name, (hint, is_required) in FIELDS.items():
+        for filled in [name.replace(ANY, source) for source in sources] if ANY in name else [name]:
+            is_missing = is_required and filled not in names
+            require(not is_missing, f"{path}: {filled} is missing; it must be {in_words(hint)}")
+
+
+def _is_valid(field: Given, hint: Any) -> bool:
+    """Whether jsonargparse takes a value for a field of this type."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    try:
+        parser.parse_args([f"--value={field.value}"]) if field.is_word else parser.parse_object({"value": field.value})
+    except ArgumentError:
+        return False
+    return True
+
+
+class Field(NamedTuple):
+    """A field's type, and whether it has no default."""
+
+    hint: Any
+    is_required: bool
+
+
+ANY = "data.sources.*"  # stands for each source of the mixture in the names of its fields
+
+
+def _pattern(name: str) -> str:
+    """data.sources.*.weight for data.sources.pile.weight; other names stay."""
+    head, dot, rest = name.removeprefix("data.sources.").partition(".")
+    return f"{ANY}{dot}{rest}" if name.startswith("data.sources.") and head else name
+
+
+def _schema(cls: type, prefix: str = "") -> tuple[dict[str, Field], set[str]]:
+    """The fields of a dataclass by dotted name, and the names of its sections."""
+    fields: dict[str, Field] = {}
+    sections: set[str] = set()
+    for field in dataclasses.fields(cls):
+        name, hint = f"{prefix}{field.name}", get_type_hints(cls)[field.name]
+        inner: list[tuple[Any, str]] = [(hint, name)] if dataclasses.is_dataclass(hint) else []
+        if get_origin(hint) is dict:
+            inner = [(get_args(hint)[1], f"{name}.*")]
+        for section, section_name in inner:
+            more_fields, more_sections = _schema(section, f"{section_name}.")
+            fields |= more_fields
+            sections |= {name, section_name, *more_sections}
+        if not inner:
+            fields[name] = Field(hint, field.default is field.default_factory is dataclasses.MISSING)
+    return fields, sections
+
+
+FIELDS, SECTIONS = _schema(RunConfig)
