@@ -1,6 +1,7 @@
 """A run's YAML file and --section.field words, read into a `RunConfig` by jsonargparse; mistakes named in our words."""
 
 import dataclasses
+import re
 from argparse import ArgumentError
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,16 +43,19 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
         UserError: for a missing file, an unknown name, a wrong type or an impossible value. The message begins with
             the flag where the mistake is on the command line, else with the file and the field.
     """
-    tree, words = _read_yaml(Path(path)), list(overrides or [])
+    words = list(overrides or [])
+    given = [*_of_file(path, _read_yaml(Path(path))), *_of_words(words)]
+    for field in given:
+        _check_name(field)
     parser = _parser(default_config_files=[str(path)])
     try:
         return RunConfig(**vars(parser.instantiate(parser.parse_args(words))))
     except ArgumentError as error:
-        _explain([*_of_file(path, tree), *_of_words(words)], path)
+        _check_values(given, path)
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
     except UserError as error:  # of a dataclass's own checks
         name = str(error).partition(":")[0]
-        on_command_line = any(given.name == name for given in _of_words(words))
+        on_command_line = any(field.is_word and field.name == name for field in given)
         raise UserError(f"--{error}" if on_command_line else f"{path}: {error}") from error
 
 
@@ -64,7 +68,8 @@ def dump_config(config: RunConfig) -> str:
 def fields_help() -> str:
     """Every field with its documentation, type and default."""
     text = _parser().format_help()
-    return text[text.index("options:\n") :].replace("options:\n", "Fields, each also a flag:\n", 1)
+    text = re.sub(r"  --\S+( CONFIG)? +(Path to a|Show the help for) .*\n", "", text)  # flags that we refuse
+    return text.partition("\n\n")[2]
 
 
 def _parser(**keywords: Any) -> Any:
@@ -76,7 +81,7 @@ def _parser(**keywords: Any) -> Any:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    require(path.exists(), f"{path}: does not exist")
+    require(path.is_file(), f"{path}: there is no such file")
     try:
         tree = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -107,19 +112,23 @@ def _of_words(words: list[str]) -> Iterator[Given]:
         yield Given(flag, flag[2:], value, True)
 
 
-def _explain(given: list[Given], path: str | Path) -> None:
-    """Raise `UserError` for the first field that does not exist, has a value of another type, or is missing."""
+def _check_name(field: Given) -> None:
+    """Raise `UserError` if there is no such field, or if it is a section."""
+    pattern = _pattern(field.name)
+    if pattern in SECTIONS:
+        raise UserError(f"{field.place}: {field.value!r} must be a section with fields of its own")
+    if pattern not in FIELDS:
+        dashes, source = "--" if field.is_word else "", "".join(field.name.split(".")[2:3])
+        names = [dashes + name.replace("*", source) for name in [*FIELDS, *SECTIONS]]
+        close = did_you_mean(dashes + field.name, names)
+        raise UserError(f"{field.place}: no such field{close or '; codegen-jax train --help lists them'}")
+
+
+def _check_values(given: list[Given], path: str | Path) -> None:
+    """Raise `UserError` for the first value of another type than its field's, else for a field that is missing."""
     for field in given:
-        pattern = _pattern(field.name)
-        if pattern in SECTIONS:
-            require(field.is_word, f"{field.place}: {field.value!r} must be a section with fields of its own")
-        elif pattern not in FIELDS:
-            dashes = "--" if field.is_word else ""
-            close = did_you_mean(dashes + field.name, [dashes + name for name in [*FIELDS, *SECTIONS]])
-            raise UserError(f"{field.place}: no such field{close or '; codegen-jax train --help lists them'}")
-        else:
-            hint = FIELDS[pattern].hint
-            require(_is_valid(field, hint), f"{field.place}: {field.value!r} must be {in_words(hint)}")
+        hint = FIELDS[_pattern(field.name)].hint
+        require(_is_valid(field, hint), f"{field.place}: {field.value!r} must be {in_words(hint)}")
     names = {field.name for field in given}
     sources = {name.rpartition(".")[0] for name in names if _pattern(name) != name}
     for name, (hint, is_required) in FIELDS.items():

@@ -41,7 +41,8 @@ def in_words(hint: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
     if origin in (list, collections.abc.Sequence):
-        return f"a list of {in_words(arguments[0]).removeprefix('a ').replace('number', 'numbers')}"
+        item = in_words(arguments[0]).removeprefix("a ")
+        return f"a list of {item if item == 'text' else item.replace(' ', 's ', 1) if ' of ' in item else item + 's'}"
     if origin is dict:
         return "a section of names"
     return f"a {hint.__name__}"

@@ -21,7 +21,8 @@ from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import UserError, require
 from codegen_jax.storage import require_local
 from codegen_jax.weights.base import Index, Weights, fold_embedding_bias, shapes
-from codegen_jax.weights.checkpoint_format import CheckpointWeights, write_checkpoint
+from codegen_jax.weights.checkpoint_format import CheckpointWeights
+from codegen_jax.weights.checkpoint_writer import write_checkpoint
 from codegen_jax.weights.huggingface import write_huggingface
 from codegen_jax.weights.layout import MP_NUM
 from codegen_jax.weights.open import open_model

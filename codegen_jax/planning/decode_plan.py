@@ -127,9 +127,7 @@ def plan_decode(
             step = jax.jit(one_token, donate_argnums=(1, 3))
             decoded = step.lower(weights, Rows(**values), cache, recent, integers_B).compile()
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            needed, available = (size / GIB for size in memory_of_error(str(error)))
+            needed, available = (size / GIB for size in memory_of_error(error))
             raise UserError(
                 f"does not fit: needs {needed:.2f} GiB of a chip's {available:.2f} GiB; take fewer rows or tokens, "
                 "int8 weights, or a larger topology"

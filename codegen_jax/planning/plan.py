@@ -172,9 +172,7 @@ def make_plan(config: RunConfig, tpu: Slice, slices: int = 1, dump_hlo: str | Pa
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            needed = memory_of_error(str(error))
+            needed = memory_of_error(error)
     seconds = time.perf_counter() - start
 
     parameters, moments = (sum(map(shard_bytes, jax.tree.leaves(tree))) for tree in (state.params, state.opt_state))
@@ -260,8 +258,14 @@ def activations(module: Module, run: ResolvedRun) -> int:
     return max((sum(map(nbytes, arrays)) for arrays in kept), default=0)
 
 
-def memory_of_error(message: str) -> tuple[int, int]:
-    """Bytes needed and available, from the compiler's message that the program does not fit."""
+def memory_of_error(error: Exception) -> tuple[int, int]:
+    """Bytes needed and available, from the compiler's message that a program does not fit; raises any other error.
+
+    XLA has one exception for all that goes wrong, so its text decides.
+    """
+    message = str(error)
+    if "RESOURCE_EXHAUSTED" not in message:
+        raise error
     sizes = [float(n) * GIB for n in re.findall(r"([\d.]+)G\b", message)]
     return (int(sizes[0]), int(sizes[1])) if len(sizes) > 1 else (0, 0)
 

@@ -1,13 +1,6 @@
-"""Checkpoints that stand alone: parameters, optimizer, step, config, tokenizer and metrics in one Orbax transaction.
+"""The checkpoints of a run: saved beside the steps, tried again where that fails, kept, restored, set aside.
 
-    OUTPUT/run.json                       the run's config and data, to recognise it
-    OUTPUT/checkpoints/STEP/params        float32 parameters
-    OUTPUT/checkpoints/STEP/optimizer     step, optax's state and the guard's
-    OUTPUT/checkpoints/STEP/run           config, data, tokenizer files and the state's fingerprint, as JSON
-    OUTPUT/checkpoints/STEP/metrics       validation loss
-    OUTPUT/damaged/STEP                   a checkpoint that was found damaged, set aside
-
-A folder without `_CHECKPOINT_METADATA` was cut short while it was written and does not count.
+What one is on disk stands in weights/checkpoint_format.py.
 """
 
 import json
@@ -18,8 +11,6 @@ import time
 from contextlib import suppress
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
@@ -30,7 +21,21 @@ from codegen_jax.distributed import first_alone, largest, say
 from codegen_jax.errors import UserError, require
 from codegen_jax.storage import open_path, write_whole
 from codegen_jax.training.step import TrainState
-from codegen_jax.weights.checkpoint_format import damaged, run_record, save_args, whole_checkpoints
+from codegen_jax.weights.checkpoint_format import (
+    CHECKPOINTS,
+    DAMAGED,
+    OPTIMIZER,
+    PARAMS,
+    RUN_FILE,
+    damaged,
+    fingerprint,
+    load_run,
+    read_item,
+    run_record,
+    state_items,
+    unfinished_checkpoints,
+    whole_checkpoints,
+)
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +81,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([keep_latest, keep_best]), cleanup_tmp_directories=True
         )
-        self.manager = ocp.CheckpointManager(self.folder / "checkpoints", options=options)
+        self.manager = ocp.CheckpointManager(self.folder / CHECKPOINTS, options=options)
         self.writing = False
         self.retries_left = 0
 
@@ -113,12 +118,8 @@ class Checkpoints:
             self._start(state, None)
 
     def _start(self, state: TrainState, validation_loss: float | None) -> None:
-        record = run_record(**self.record, tokenizer=self.tokenizer) | {"fingerprint": fingerprint(state)}
-        items = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params, save_args(state.params)),  # pyright: ignore[reportCallIssue]
-            optimizer=ocp.args.StandardSave(_optimizer(state)),  # pyright: ignore[reportCallIssue]
-            run=ocp.args.JsonSave(record),  # pyright: ignore[reportCallIssue]
-        )
+        record = run_record(**self.record, tokenizer=self.tokenizer, fingerprint=fingerprint(state))
+        items = state_items(state.params, _optimizer(state), record)
         metrics = None
         if validation_loss is not None:
             metrics = {"validation_loss": validation_loss if math.isfinite(validation_loss) else math.inf}
@@ -145,7 +146,7 @@ class Checkpoints:
         return failed
 
     def _remove_unfinished(self) -> None:
-        for folder in self.folder.glob("checkpoints/*.orbax-checkpoint-tmp*"):
+        for folder in unfinished_checkpoints(self.folder):
             with suppress(OSError):  # threads of the failed save may still write there; the next try finds it empty
                 folder.rmtree()
 
@@ -159,7 +160,7 @@ class Checkpoints:
         """
         steps = [int(path.name) for path in whole_checkpoints(self.folder)]
         for step in reversed(steps):
-            path, state, failure = self.folder / "checkpoints" / str(step), None, None
+            path, state, failure = self.folder / CHECKPOINTS / str(step), None, None
             try:
                 state = _restore(path, abstract)
             except UserError as error:
@@ -171,16 +172,16 @@ class Checkpoints:
             if step == steps[0]:
                 raise failure
             log.warning(
-                f"{failure}; it is moved to {self.folder / 'damaged'}, and step {steps[steps.index(step) - 1]} used"
+                f"{failure}; it is moved to {self.folder / DAMAGED}, and step {steps[steps.index(step) - 1]} used"
             )
             first_alone(lambda path=path: self._set_aside(path))
             self.manager.reload()
         return None
 
     def _set_aside(self, checkpoint: epath.Path) -> None:
-        (self.folder / "damaged").mkdir(exist_ok=True)
+        (self.folder / DAMAGED).mkdir(exist_ok=True)
         name = f"{checkpoint.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        checkpoint.rename(self.folder / "damaged" / name)
+        checkpoint.rename(self.folder / DAMAGED / name)
 
     def close(self) -> None:
         self.manager.close()
@@ -191,45 +192,16 @@ def _optimizer(state: TrainState) -> dict[str, Any]:
 
 
 def _restore(checkpoint: epath.Path, abstract: TrainState) -> TrainState:
-    """Each process reads what its devices own. Without Orbax's barriers, so that one process may fail alone."""
-    read = ocp.StandardCheckpointHandler().restore
-
-    def item(name: str, abstract: Any) -> Any:
-        try:
-            return read(checkpoint / name, args=ocp.args.StandardRestore(abstract))  # pyright: ignore[reportCallIssue]
-        except Exception as error:  # TensorStore and Orbax raise ValueError, KeyError, RuntimeError, ...
-            raise damaged(checkpoint / name, error) from error
-
-    state = TrainState(params=item("params", abstract.params), **item("optimizer", _optimizer(abstract)))
-    try:
-        recorded = json.loads((checkpoint / "run" / "metadata").read_text())["fingerprint"]
-    except (OSError, ValueError, KeyError) as error:
-        raise damaged(checkpoint / "run", error) from error
-    if fingerprint(state) != recorded:
+    optimizer = read_item(checkpoint, OPTIMIZER, _optimizer(abstract))
+    state = TrainState(params=read_item(checkpoint, PARAMS, abstract.params), **optimizer)
+    if fingerprint(state) != load_run(checkpoint).fingerprint:
         raise damaged(checkpoint, ValueError("its content is not what was saved"))
     return state
 
 
-def fingerprint(state: TrainState) -> int:
-    """A 32-bit sum over the state's bits and their places: the same on every mesh, another after almost any change."""
-    return int(_fingerprint(state))
-
-
-@jax.jit
-def _fingerprint(state: TrainState) -> jax.Array:
-    def of_leaf(number: int, x: jax.Array) -> jax.Array:
-        bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-        place = jnp.full(x.shape, 2 * number + 1, jnp.uint32)
-        for axis in range(x.ndim):
-            place = place * jnp.uint32(0x9E3779B1) + 2 * jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-        return jnp.sum(bits * place)  # place is odd: no changed bit is lost
-
-    return sum((of_leaf(i, x) for i, x in enumerate(jax.tree.leaves(state))), start=jnp.uint32(0))
-
-
 def _claim(folder: epath.Path, record: dict[str, Any]) -> None:
     """Take an output folder for a run, or go on with the same run's."""
-    path = folder / "run.json"
+    path = folder / RUN_FILE
     if path.exists():
         try:
             held = json.loads(path.read_text())
@@ -270,7 +242,7 @@ def _check_skips(ours: list[list[int]], theirs: list[list[int]], folder: epath.P
         if ours.count(pair) != theirs.count(pair) and pair[0] <= done:
             raise UserError(
                 f"data.skip_steps: {pair} would change what {folder} has done: its newest checkpoint is step {done}; "
-                f"to go back, move those from step {pair[0]} on out of {folder / 'checkpoints'}"
+                f"to go back, move those from step {pair[0]} on out of {folder / CHECKPOINTS}"
             )
 
 

@@ -1,38 +1,40 @@
-"""Our own checkpoints as weights: found, read by region, and written piece by piece.
+"""The format of our checkpoints on disk: every name and fact of it, and reading it.
 
-    CHECKPOINT/params     the parameters, an Orbax item: one zarr array each, in OCDBT
-    CHECKPOINT/run        config, data and tokenizer files, as JSON
+    OUTPUT/run.json                       config and data of the run, to recognise it
+    OUTPUT/checkpoints/STEP/params        float32 parameters: one zarr array each, in OCDBT, chunks of a layer
+    OUTPUT/checkpoints/STEP/optimizer     step, optax's state and the guard's
+    OUTPUT/checkpoints/STEP/run           config, data, tokenizer files and the state's fingerprint, as JSON
+    OUTPUT/checkpoints/STEP/metrics       validation loss
+    OUTPUT/damaged/STEP-TIME              a checkpoint that was found damaged, set aside
 
-training/checkpoint.py writes the same with the optimizer's state beside it. A folder without `_CHECKPOINT_METADATA` was
-cut short while it was written and does not count.
+A converted model is one such STEP folder with params, in any dtype, and run. A folder without `_CHECKPOINT_METADATA`
+was cut short while it was written and does not count.
 """
 
-import asyncio
 import base64
-import dataclasses
 import json
 import tempfile
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 from etils import epath
-from orbax.checkpoint import type_handlers
 
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.data.tokenizer import Tokenizer, load_tokenizer
 from codegen_jax.errors import UserError
-from codegen_jax.model.codegen import Params, abstract_params
+from codegen_jax.model.codegen import Params
 from codegen_jax.storage import is_remote, open_path
-from codegen_jax.weights.base import Index, Weights, dotted, pieces, shapes
+from codegen_jax.weights.base import Index, Weights, dotted, shapes
 
+RUN_FILE, CHECKPOINTS, DAMAGED = "run.json", "checkpoints", "damaged"  # in an output folder
+PARAMS, OPTIMIZER, RUN = "params", "optimizer", "run"  # items of a checkpoint
+COMPLETE = "_CHECKPOINT_METADATA"  # Orbax writes it last
+UNFINISHED = "*.orbax-checkpoint-tmp*"  # Orbax's name for a checkpoint that is being written
 CHUNK_BYTES = 128 << 20  # of a parameter on disk, at most: what a conversion holds, and a host reads in vain
 
 
@@ -43,11 +45,13 @@ class Run(NamedTuple):
         config: the run's config as nested dicts; of a converted model, its section "model".
         data: of a trained model, tokenizer, number of tokens and content of each source by name.
         tokenizer: that made the data; None if a model was converted without.
+        fingerprint: of the training state that was saved; None of a converted model.
     """
 
     config: dict[str, Any]
     data: dict[str, Any]
     tokenizer: Tokenizer | None
+    fingerprint: int | None
 
     @property
     def model(self) -> CodeGenConfig:
@@ -56,8 +60,13 @@ class Run(NamedTuple):
 
 def whole_checkpoints(output: epath.PathLike) -> list[epath.Path]:
     """Folders of a run's checkpoints that were written to their end, oldest first."""
-    steps = [p for p in open_path(output).glob("checkpoints/*") if p.name.isdigit() and is_whole(p)]
+    steps = [p for p in open_path(output).glob(f"{CHECKPOINTS}/*") if p.name.isdigit() and is_whole(p)]
     return sorted(steps, key=lambda p: int(p.name))
+
+
+def unfinished_checkpoints(output: epath.PathLike) -> list[epath.Path]:
+    """Folders of saves that were begun and not ended."""
+    return list(open_path(output).glob(f"{CHECKPOINTS}/{UNFINISHED}"))
 
 
 def find_checkpoint(path: epath.PathLike) -> epath.Path | None:
@@ -67,7 +76,17 @@ def find_checkpoint(path: epath.PathLike) -> epath.Path | None:
 
 
 def is_whole(checkpoint: epath.Path) -> bool:
-    return (checkpoint / "_CHECKPOINT_METADATA").exists()
+    return (checkpoint / COMPLETE).exists()
+
+
+def run_record(
+    config: dict[str, Any], data: dict[str, Any], tokenizer: Tokenizer | None, fingerprint: int | None = None
+) -> dict[str, Any]:
+    """What the item "run" holds; of a converted model, without a fingerprint."""
+    files = {} if tokenizer is None else tokenizer.files()
+    encoded = {name: base64.b64encode(content).decode() for name, content in files.items()}
+    record = {"config": config, "data": data, "tokenizer": encoded}
+    return record if fingerprint is None else record | {"fingerprint": fingerprint}
 
 
 def load_run(checkpoint: epath.Path) -> Run:
@@ -77,22 +96,42 @@ def load_run(checkpoint: epath.Path) -> Run:
         UserError: if the checkpoint is damaged.
     """
     try:
-        record = json.loads((checkpoint / "run" / "metadata").read_text())
-        if not record["tokenizer"]:
-            return Run(record["config"], record["data"], None)
-        with tempfile.TemporaryDirectory() as folder:
-            for name, content in record["tokenizer"].items():
-                (Path(folder) / name).write_bytes(base64.b64decode(content))
-            return Run(record["config"], record["data"], load_tokenizer(folder))
+        record = json.loads((checkpoint / RUN / "metadata").read_text())
+        tokenizer = None
+        if record["tokenizer"]:
+            with tempfile.TemporaryDirectory() as folder:
+                for name, content in record["tokenizer"].items():
+                    (Path(folder) / name).write_bytes(base64.b64decode(content))
+                tokenizer = load_tokenizer(folder)
+        return Run(record["config"], record["data"], tokenizer, record.get("fingerprint"))
     except (OSError, ValueError, KeyError) as error:
         raise damaged(checkpoint, error) from error
 
 
-def run_record(config: dict[str, Any], data: dict[str, Any], tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """What `load_run` reads."""
-    files = {} if tokenizer is None else tokenizer.files()
-    encoded = {name: base64.b64encode(content).decode() for name, content in files.items()}
-    return {"config": config, "data": data, "tokenizer": encoded}
+def state_items(params: Params, optimizer: dict[str, Any], record: dict[str, Any]) -> ocp.args.Composite:
+    """A training state's items as Orbax saves them."""
+    return ocp.args.Composite(
+        **{
+            PARAMS: ocp.args.StandardSave(params, save_args(params)),  # pyright: ignore[reportCallIssue]
+            OPTIMIZER: ocp.args.StandardSave(optimizer),  # pyright: ignore[reportCallIssue]
+            RUN: ocp.args.JsonSave(record),  # pyright: ignore[reportCallIssue]
+        }
+    )
+
+
+def read_item(checkpoint: epath.Path, name: str, abstract: Any) -> Any:
+    """PARAMS or OPTIMIZER on the shardings of `abstract`; each process reads what its devices own.
+
+    Without Orbax's barriers, so that one process may fail alone.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    args = ocp.args.StandardRestore(abstract)  # pyright: ignore[reportCallIssue]
+    try:
+        return ocp.StandardCheckpointHandler().restore(checkpoint / name, args=args)
+    except Exception as error:  # TensorStore and Orbax raise ValueError, KeyError, RuntimeError, ...
+        raise damaged(checkpoint / name, error) from error
 
 
 def save_args(params: Params) -> Any:
@@ -103,6 +142,23 @@ def save_args(params: Params) -> Any:
         return ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES, shard_axes=(0,) if stacked else ())
 
     return jax.tree_util.tree_map_with_path(chunks, params)
+
+
+def fingerprint(state: Any) -> int:
+    """A 32-bit sum over the state's bits and their places: the same on every mesh, another after almost any change."""
+    return int(_fingerprint(state))
+
+
+@jax.jit
+def _fingerprint(state: Any) -> jax.Array:
+    def of_leaf(number: int, x: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+        place = jnp.full(x.shape, 2 * number + 1, jnp.uint32)
+        for axis in range(x.ndim):
+            place = place * jnp.uint32(0x9E3779B1) + 2 * jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        return jnp.sum(bits * place)  # place is odd: no changed bit is lost
+
+    return sum((of_leaf(i, x) for i, x in enumerate(jax.tree.leaves(state))), start=jnp.uint32(0))
 
 
 def damaged(path: epath.Path, error: Exception) -> UserError:
@@ -120,7 +176,7 @@ class CheckpointWeights(Weights):
     def __init__(self, checkpoint: epath.Path):
         run = load_run(checkpoint)
         super().__init__(str(checkpoint), run.model, run.tokenizer)
-        self.folder = checkpoint / "params"
+        self.folder = checkpoint / PARAMS
         self.arrays = {name: self._open(name, shape) for name, shape in shapes(run.model).items()}
 
     def _open(self, name: str, shape: tuple[int, ...]) -> Any:
@@ -142,83 +198,3 @@ class CheckpointWeights(Weights):
             return self.arrays[name][index].read().result()
         except ValueError as error:
             raise damaged(self.folder, error) from error
-
-
-def write_checkpoint(weights: Weights, folder: Path, progress: Callable[[int], object]) -> None:
-    """Write the parameters, in their stored dtypes, and the tokenizer as a checkpoint, a chunk at a time.
-
-    Raises:
-        UserError: from the weights; the folder is no checkpoint then.
-    """
-    handler = _StreamHandler(weights, progress)
-    params = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _Stream(dotted(path), leaf.shape, weights.dtype(dotted(path))),
-        abstract_params(weights.config),
-    )
-    record = run_record({"model": dataclasses.asdict(weights.config)}, {}, weights.tokenizer)
-    registry = type_handlers.create_type_handler_registry((_Stream, handler))
-    items = ocp.CompositeCheckpointHandler(
-        params=ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False),
-        run=ocp.JsonCheckpointHandler(),
-    )
-    args = ocp.args.Composite(
-        params=ocp.args.PyTreeSave(params, save_args=save_args(params)),  # pyright: ignore[reportCallIssue]
-        run=ocp.args.JsonSave(record),  # pyright: ignore[reportCallIssue]
-    )
-    # in a thread, so that Ctrl-C ends the chunks and then waits for Orbax, whose own threads it would leave behind
-    with ocp.Checkpointer(items) as checkpointer, ThreadPoolExecutor(1) as thread:
-        try:
-            thread.submit(checkpointer.save, folder.absolute(), args).result()
-        except BaseException as error:
-            handler.stopped = True
-            raise handler.failure or error from None  # Orbax also complains of the chunks that are missing then
-    if handler.failure is not None:
-        raise handler.failure
-
-
-@dataclasses.dataclass(frozen=True)
-class _Stream:
-    """A parameter to write, as Orbax sees it: an array whose elements come later."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    @property
-    def size(self) -> int:
-        return prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return self.size * self.dtype.itemsize
-
-
-class _StreamHandler(type_handlers.NumpyHandler):
-    """Writes a `_Stream` chunk by chunk, and one parameter at a time, where Orbax's own writes whole arrays at once."""
-
-    def __init__(self, weights: Weights, progress: Callable[[int], object]):
-        super().__init__(deepcopy_host_arrays=False)
-        self.weights, self.progress = weights, progress
-        self.turn = asyncio.Semaphore(1)
-        self.stopped = False
-        self.failure: UserError | None = None
-
-    async def _open_and_write(self, value: Any, tspec: dict[str, Any], ts_context: tensorstore.Context) -> None:
-        spec = tensorstore.Spec(tspec)  # pyright: ignore[reportCallIssue]
-        array = await tensorstore.open(spec, create=True, open=True, context=ts_context)
-        async with self.turn:
-            chunk: Any = array.chunk_layout.write_chunk.shape
-            writing: deque[Any] = deque()
-            for index in pieces(value.shape, chunk):
-                if self.stopped:
-                    break
-                try:
-                    region = self.weights.read(value.name, index)  # while TensorStore's threads write the two before
-                except UserError as error:  # Orbax would bury it in exceptions of its own
-                    self.failure, self.stopped = error, True
-                    break
-                writing.append(array[index].write(region, can_reference_source_data_indefinitely=True))
-                if len(writing) > 2:
-                    await writing.popleft()
-                self.progress(region.nbytes)
-            await asyncio.gather(*writing)

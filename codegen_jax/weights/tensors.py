@@ -130,13 +130,17 @@ def _load_torch(path: Path) -> dict[str, Any]:
     try:
         tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # PyTorch raises RuntimeError, UnpicklingError, EOFError, ... for a damaged file
-        asked = re.search(r"GLOBAL (\S+)|class (\S+)", str(error))
-        if asked:
-            name = asked[1] or asked[2]
+        if name := _refused_global(error):
             raise UserError(f"{path}: its pickle asks for {name}, which no weights need; refused") from error
         raise UserError(f"{path}: truncated or corrupt ({str(error).splitlines()[0]})") from error
     require(isinstance(tensors, dict), f"{path}: holds a {type(tensors).__name__}, not a dict of tensors")
     return tensors
+
+
+def _refused_global(error: Exception) -> str | None:
+    """What a pickle asked for that `weights_only` refuses: PyTorch says it in the text of an UnpicklingError only."""
+    asked = re.search(r"GLOBAL (\S+)|class (\S+)", str(error))
+    return (asked[1] or asked[2]) if asked else None
 
 
 @dataclass(frozen=True)

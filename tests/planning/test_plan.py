@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 
+import jax
 import pytest
 
 pytest.importorskip("libtpu", reason="the TPU compiler; pip install libtpu")
@@ -131,8 +132,11 @@ def test_memory_is_read_from_either_of_the_compilers_messages():
     gib = 2**30
     new = "required for HLO temporaries (31.02G) exceeds available HBM (30.75G). HLO module"
     old = "Ran out of memory in memory space hbm. Used 34.50G of 30.75G hbm. Exceeded hbm capacity by 3.75G."
-    assert memory_of_error(new) == (int(31.02 * gib), int(30.75 * gib))
-    assert memory_of_error(old) == (int(34.5 * gib), int(30.75 * gib))
+    error = lambda text: jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {text}")
+    assert memory_of_error(error(new)) == (int(31.02 * gib), int(30.75 * gib))
+    assert memory_of_error(error(old)) == (int(34.5 * gib), int(30.75 * gib))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        memory_of_error(jax.errors.JaxRuntimeError("INTERNAL: 3.0G of 4.0G"))
 
 
 def test_a_report_a_picture_and_json_say_the_same(plan, tmp_path):

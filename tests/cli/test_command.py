@@ -19,7 +19,7 @@ from tests.conftest import write_shard
 from tests.peers import logits, peer, save
 from tests.runs import tiny_run
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def command(*words, cwd):
@@ -248,3 +248,34 @@ def peer_loss(folder, tokens):
     return torch.nn.functional.cross_entropy(
         torch.tensor(scores).flatten(0, 1), torch.tensor(batch[:, 1:], dtype=torch.long).flatten()
     ).item()
+
+
+def test_no_abbreviation_is_taken_and_the_nearest_name_is_suggested(project):
+    words = ["prepare", "shards", "--output", "new", "--tokenizer", "tokenizer", "--filter", "code"]
+    assert_fails(command(*words, cwd=project), "--filter: no such argument", "did you mean --filters?")
+    words = ["generate", "run", "--prompt", "x", "--max-new-token", "5"]
+    assert_fails(command(*words, cwd=project), "--max-new-token: no such", "did you mean --max-new-tokens?")
+    assert_fails(command("generate", "run", "--prompt", "x", "--top-k", "many", cwd=project), "--top-k: 'many' must be")
+    assert_fails(command("generate", "run", cwd=project), "--prompt", "codegen-jax generate --help")
+
+
+def test_config_show_prints_what_a_run_would_use(project):
+    shown = command("config", "show", "run.yaml", "--training.steps", 9, "--mesh.fsdp", -1, cwd=project)
+    config = yaml.safe_load(shown.stdout)
+    assert (config["training"]["steps"], config["training"]["remat"]) == (9, "dots")
+    assert (config["mesh"]["fsdp"], config["model"]["attention"], config["model"]["head_dim"]) == (8, "xla", 8)
+    shown = command("config", "show", "run.yaml", "--mesh.fsdp", 3, cwd=project)
+    assert "mesh: data 1 x fsdp 3" in shown.stderr and yaml.safe_load(shown.stdout)["mesh"]["fsdp"] == 3
+
+
+def test_train_help_lists_the_fields_of_a_config(project):
+    text = " ".join(command("train", "--help", cwd=project).stdout.split())
+    assert "--model.n_layer N_LAYER number of blocks. (required, type: int)" in text
+
+
+def test_a_draft_of_another_tokenizer_is_named_by_its_flag(project):
+    from tests.peers import tiny_bpe
+
+    save(peer(), project / "other", tokenizer=tiny_bpe())
+    words = ["generate", "run", "--prompt", "x", "--draft", "other"]
+    assert_fails(command(*words, cwd=project), "--draft: its tokenizer is")

@@ -1,0 +1,105 @@
+"""A model written as a checkpoint of ours, chunk by chunk, without the whole of a parameter in memory."""
+
+import asyncio
+import dataclasses
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore
+from orbax.checkpoint import type_handlers
+
+from codegen_jax.errors import UserError
+from codegen_jax.model.codegen import abstract_params
+from codegen_jax.weights.base import Weights, dotted, pieces
+from codegen_jax.weights.checkpoint_format import PARAMS, RUN, run_record, save_args
+
+
+def write_checkpoint(weights: Weights, folder: Path, progress: Callable[[int], object]) -> None:
+    """Write the parameters, in their stored dtypes, and the tokenizer as a checkpoint, a chunk at a time.
+
+    Raises:
+        UserError: from the weights; the folder is no checkpoint then.
+    """
+    handler = _StreamHandler(weights, progress)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _Stream(dotted(path), leaf.shape, weights.dtype(dotted(path))),
+        abstract_params(weights.config),
+    )
+    record = run_record({"model": dataclasses.asdict(weights.config)}, {}, weights.tokenizer)
+    registry = type_handlers.create_type_handler_registry((_Stream, handler))
+    items = ocp.CompositeCheckpointHandler(
+        **{
+            PARAMS: ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False),
+            RUN: ocp.JsonCheckpointHandler(),
+        }
+    )
+    args = ocp.args.Composite(
+        **{
+            PARAMS: ocp.args.PyTreeSave(params, save_args=save_args(params)),  # pyright: ignore[reportCallIssue]
+            RUN: ocp.args.JsonSave(record),  # pyright: ignore[reportCallIssue]
+        }
+    )
+    # in a thread, so that Ctrl-C ends the chunks and then waits for Orbax, whose own threads it would leave behind
+    with ocp.Checkpointer(items) as checkpointer, ThreadPoolExecutor(1) as thread:
+        try:
+            thread.submit(checkpointer.save, folder.absolute(), args).result()
+        except BaseException as error:
+            handler.stopped = True
+            raise handler.failure or error from None  # Orbax also complains of the chunks that are missing then
+    if handler.failure is not None:
+        raise handler.failure
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stream:
+    """A parameter to write, as Orbax sees it: an array whose elements come later."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+
+class _StreamHandler(type_handlers.NumpyHandler):
+    """Writes a `_Stream` chunk by chunk, and one parameter at a time, where Orbax's own writes whole arrays at once."""
+
+    def __init__(self, weights: Weights, progress: Callable[[int], object]):
+        super().__init__(deepcopy_host_arrays=False)
+        self.weights, self.progress = weights, progress
+        self.turn = asyncio.Semaphore(1)
+        self.stopped = False
+        self.failure: UserError | None = None
+
+    async def _open_and_write(self, value: Any, tspec: dict[str, Any], ts_context: tensorstore.Context) -> None:
+        spec = tensorstore.Spec(tspec)  # pyright: ignore[reportCallIssue]
+        array = await tensorstore.open(spec, create=True, open=True, context=ts_context)
+        async with self.turn:
+            chunk: Any = array.chunk_layout.write_chunk.shape
+            writing: deque[Any] = deque()
+            for index in pieces(value.shape, chunk):
+                if self.stopped:
+                    break
+                try:
+                    region = self.weights.read(value.name, index)  # while TensorStore's threads write the two before
+                except UserError as error:  # Orbax would bury it in exceptions of its own
+                    self.failure, self.stopped = error, True
+                    break
+                writing.append(array[index].write(region, can_reference_source_data_indefinitely=True))
+                if len(writing) > 2:
+                    await writing.popleft()
+                self.progress(region.nbytes)
+            await asyncio.gather(*writing)

@@ -1,0 +1,46 @@
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from codegen_jax.config import CodeGenConfig, MeshConfig
+from codegen_jax.errors import UserError
+from codegen_jax.fields import check_type, did_you_mean, in_words
+
+
+@pytest.mark.parametrize(
+    ("hint", "right", "wrong", "words"),
+    [
+        (int, [3, np.int64(3)], [3.0, True, "3", None], "a whole number"),
+        (float, [3, 0.5, np.float32(1)], ["1", True, None], "a number"),
+        (bool, [True], [1, "true"], "true or false"),
+        (str, ["x"], [1, b"x"], "text"),
+        (int | None, [3, None], ["3"], "a whole number"),
+        (Literal["a", "b"] | None, ["a", None], ["c", 1], "one of a, b"),
+        (Sequence[str], [["x"], ("x", "y"), []], ["xy", [1]], "a list of text"),
+        (int | Sequence[int], [1, [1, 2]], ["1", ["1"]], "a whole number or a list of whole numbers"),
+        (list[list[int]], [[[1, 2]]], [[1, 2], "x"], "a list of lists of whole numbers"),
+        (MeshConfig | None, [MeshConfig(), None], [4], "a MeshConfig"),
+    ],
+)
+def test_values_of_another_type_are_refused_in_words(hint, right, wrong, words):
+    assert in_words(hint) == words
+    for value in right:
+        check_type("x", value, hint)
+    for value in wrong:
+        with pytest.raises(UserError) as error:
+            check_type("x", value, hint)
+        assert str(error.value) == f"x: {value!r} must be {words}"
+
+
+def test_configs_made_in_python_are_checked_by_field():
+    with pytest.raises(UserError, match=r"model.n_layer: 2.5 must be a whole number"):
+        CodeGenConfig(2.5, 32, 4, 4)
+    with pytest.raises(UserError, match=r"mesh.data: '4' must be a whole number"):
+        MeshConfig("4")
+
+
+def test_only_a_near_name_is_suggested():
+    assert did_you_mean("temprature", ["temperature", "top_k"]) == "; did you mean temperature?"
+    assert did_you_mean("colour", ["temperature", "top_k"]) == ""

@@ -1,0 +1,52 @@
+"""Private parts of libraries that we rely on, as docs/architecture.md lists them: still there, still of that shape."""
+
+import inspect
+
+import jax
+import orbax.checkpoint as ocp
+from datatrove.executor import LocalPipelineExecutor
+from datatrove.pipeline.tokens.tokenizer import DocumentTokenizer, TokenizedFile
+from jax._src import distributed
+from orbax.checkpoint import type_handlers
+from orbax.checkpoint.utils import TMP_DIR_SUFFIX
+from tensorboardX.event_file_writer import EventsWriter
+
+from codegen_jax.weights.checkpoint_format import COMPLETE, UNFINISHED
+
+
+def parameters(function):
+    return list(inspect.signature(function).parameters)
+
+
+def test_jax_keeps_the_coordinators_client_in_its_global_state():
+    # what it does is tested by the real processes of test_processes.py that fail together
+    assert distributed.global_state.client is None
+
+
+def test_orbax_writes_an_array_through_the_method_that_we_override():
+    assert parameters(type_handlers.NumpyHandler._open_and_write) == ["self", "value", "tspec", "ts_context"]
+    assert inspect.iscoroutinefunction(type_handlers.NumpyHandler._open_and_write)
+
+
+def test_orbax_names_its_files_as_we_look_for_them(tmp_path):
+    args = ocp.args.Composite(
+        params=ocp.args.StandardSave({"head": jax.numpy.ones(4)}), run=ocp.args.JsonSave({"a": 1})
+    )
+    with ocp.CheckpointManager(tmp_path / "checkpoints") as manager:
+        manager.save(3, args=args)
+        manager.wait_until_finished()
+    assert (tmp_path / "checkpoints/3" / COMPLETE).exists()
+    assert (tmp_path / "checkpoints/3/run/metadata").read_text() == '{"a": 1}'
+    assert (tmp_path / "checkpoints/3/params/manifest.ocdbt").exists()
+    assert f"*{TMP_DIR_SUFFIX}*" == UNFINISHED
+
+
+def test_datatrove_runs_a_task_and_writes_a_file_through_the_methods_that_we_override():
+    assert parameters(LocalPipelineExecutor._run_for_rank) == ["self", "rank", "local_rank", "node_rank"]
+    assert parameters(DocumentTokenizer.write_unshuffled) == ["self", "data", "filename"]
+    assert parameters(TokenizedFile.write_bytes) == ["self", "tk_bytes", "doc_ends"]
+
+
+def test_tensorboardx_has_a_writer_without_a_thread():
+    assert parameters(EventsWriter.write_event) == ["self", "event"]
+    assert {"flush", "close"} <= set(dir(EventsWriter))
