@@ -104,7 +104,7 @@ def load_run(checkpoint: epath.Path) -> Run:
                     (Path(folder) / name).write_bytes(base64.b64decode(content))
                 tokenizer = load_tokenizer(folder)
         return Run(record["config"], record["data"], tokenizer, record.get("fingerprint"))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, UserError) as error:  # the last of the tokenizer's files
         raise damaged(checkpoint, error) from error
 
 

@@ -13,7 +13,15 @@ CONFIG = CodeGenConfig(4, 1024, 16, 64, vocab_size=51200)
 
 
 def make(rows=1, tensor=None, quantize=None, config=CONFIG, new=128):
-    return plan_decode(config, parse_slice("v4-8"), tensor, rows, 128, new, quantize)
+    return plan_decode(
+        config,
+        parse_slice("v4-8"),
+        rows=rows,
+        prompt_tokens=128,
+        max_new_tokens=new,
+        tensor=tensor,
+        quantize=quantize,
+    )
 
 
 def test_a_chip_holds_its_share_of_weights_and_cache():
