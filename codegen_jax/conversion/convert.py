@@ -24,7 +24,7 @@ from codegen_jax.weights.base import Index, Weights, fold_embedding_bias, shapes
 from codegen_jax.weights.checkpoint_format import CheckpointWeights
 from codegen_jax.weights.checkpoint_writer import write_checkpoint
 from codegen_jax.weights.huggingface import write_huggingface
-from codegen_jax.weights.layout import MP_NUM
+from codegen_jax.weights.huggingface_layout import MP_NUM
 from codegen_jax.weights.open import open_model
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """A second implementation of the forward pass, in NumPy on a format's own tensors, to prove conversions with.
 
-It shares no code with model/ or layout.py and keeps the original layout: q, v, k in mp_num groups of channels, rotary
+It shares no code with model/ or weights/ and keeps the original layout: q, v, k in mp_num groups of channels, rotary
 pairs interleaved. Written from the authors' modules.py and modeling_codegen.py. float32, one layer in memory.
 
 Axes: B batch, T time, D width, V vocabulary.

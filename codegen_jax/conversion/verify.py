@@ -22,8 +22,8 @@ from codegen_jax.errors import UserError, require
 from codegen_jax.model.codegen import CodeGen, Params, abstract_params, module
 from codegen_jax.weights.base import Index, Weights, load_params
 from codegen_jax.weights.checkpoint_format import CheckpointWeights
+from codegen_jax.weights.huggingface_layout import HuggingFaceWeights
 from codegen_jax.weights.jaxformer import JaxformerWeights
-from codegen_jax.weights.layout import HuggingFaceWeights
 from codegen_jax.weights.open import open_model
 from codegen_jax.weights.tensors import open_tensors
 

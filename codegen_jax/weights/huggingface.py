@@ -15,7 +15,7 @@ from codegen_jax.config import CodeGenConfig
 from codegen_jax.data.tokenizer import has_tokenizer, load_tokenizer
 from codegen_jax.errors import UserError, require
 from codegen_jax.weights.base import Weights, fold_embedding_bias
-from codegen_jax.weights.layout import MP_NUM, TOP, HuggingFaceWeights, tensor_streams
+from codegen_jax.weights.huggingface_layout import MP_NUM, TOP, HuggingFaceWeights, tensor_streams
 from codegen_jax.weights.tensors import Tensor, open_tensors, write_tensors
 from codegen_jax.weights.tokenizer_files import tokenizer_files
 

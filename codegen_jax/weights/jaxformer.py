@@ -18,7 +18,7 @@ import numpy as np
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.errors import UserError, require
 from codegen_jax.weights.base import Index, Weights, matrix_shapes
-from codegen_jax.weights.layout import MP_NUM, PROJECTIONS, head_groups, rotary_order
+from codegen_jax.weights.huggingface_layout import MP_NUM, PROJECTIONS, head_groups, rotary_order
 from codegen_jax.weights.tensors import DTYPES
 
 WEIGHTS = Path("model") / "0.npz"

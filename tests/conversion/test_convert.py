@@ -25,7 +25,7 @@ from codegen_jax.training.checkpoint import Checkpoints
 from codegen_jax.training.resolve import resolve
 from codegen_jax.training.step import init_state
 from codegen_jax.weights.base import load_params
-from codegen_jax.weights.layout import tensor_shapes
+from codegen_jax.weights.huggingface_layout import tensor_shapes
 from codegen_jax.weights.open import open_model
 from codegen_jax.weights.tensors import TensorStream, write_tensors
 from tests.peers import peer, save
@@ -95,7 +95,7 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(tmp_path, to,
     slow = (  # a real process, slowed down so that the signal hits it in the middle
         "import signal, sys, time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
-        "from codegen_jax.weights.layout import HuggingFaceWeights as W\n"
+        "from codegen_jax.weights.huggingface_layout import HuggingFaceWeights as W\n"
         "read = W.read\n"
         "def slow(*arguments):\n    time.sleep(0.5)\n    print('reading', flush=True)\n    return read(*arguments)\n"
         "W.read = slow\n"

@@ -7,9 +7,9 @@ import torch
 
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.model.codegen import abstract_params, module
-from codegen_jax.weights import layout
+from codegen_jax.weights import huggingface_layout as layout
 from codegen_jax.weights.base import load_params
-from codegen_jax.weights.layout import HuggingFaceWeights
+from codegen_jax.weights.huggingface_layout import HuggingFaceWeights
 from tests.peers import logits, peer, state
 
 SHAPES = [  # seed, n_layer, n_embd, n_head, rotary_dim

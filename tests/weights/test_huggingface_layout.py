@@ -10,7 +10,7 @@ from codegen_jax.errors import UserError
 from codegen_jax.model.codegen import abstract_params, param_axes
 from codegen_jax.sharding import make_mesh, tree_shardings
 from codegen_jax.weights.base import load_params, shapes
-from codegen_jax.weights.layout import HuggingFaceWeights, tensor_shapes, tensor_streams
+from codegen_jax.weights.huggingface_layout import HuggingFaceWeights, tensor_shapes, tensor_streams
 
 CONFIGS = {
     "one head a group": CodeGenConfig(2, 32, 4, 4, vocab_size=40),
