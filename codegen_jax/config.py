@@ -89,6 +89,12 @@ class SourceConfig:
     validation: str | None = None
 
 
+def check_source_name(name: Any) -> None:
+    """Raise `UserError` for what cannot name a source: "/" would end it in the metrics, "." on the command line."""
+    is_name = isinstance(name, str) and bool(name) and not set(name) & set("/.")
+    require(is_name, f"data.sources: {name!r} must be a name without / and .")
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Token files made by `codegen-jax prepare`: one folder as `train`, or a mixture as `sources`.
@@ -120,8 +126,7 @@ class DataConfig:
         )
         for name, source in self.sources.items():
             check_fields(source, f"data.sources.{name}.")
-            # "/" would end a name in the metrics, "." one on the command line
-            require(bool(name) and not set(name) & set("/."), f"data.sources: {name!r} must be a name without / and .")
+            check_source_name(name)
             require(0 < source.weight < float("inf"), f"data.sources.{name}.weight: {source.weight} must be positive")
         require(self.sequence_length > 0, f"data.sequence_length: {self.sequence_length} must be positive")
         for pair in self.skip_steps:

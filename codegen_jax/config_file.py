@@ -1,6 +1,7 @@
 """A run's YAML file and --section.field words, read into a `RunConfig` by jsonargparse; mistakes named in our words."""
 
 import dataclasses
+import glob
 import re
 from argparse import ArgumentError
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import yaml
 
-from codegen_jax.config import RunConfig
+from codegen_jax.config import RunConfig, check_source_name
 from codegen_jax.errors import UserError, require
 from codegen_jax.fields import did_you_mean, in_words
 
@@ -47,12 +48,12 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
     given = [*_of_file(path, _read_yaml(Path(path))), *_of_words(words)]
     for field in given:
         _check_name(field)
-    parser = _parser(default_config_files=[str(path)])
+    parser = _parser(default_config_files=[glob.escape(str(path))])
     try:
         return RunConfig(**vars(parser.instantiate(parser.parse_args(words))))
     except ArgumentError as error:
         _check_values(given, path)
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: {' '.join(str(error).removeprefix('argument ').split())}") from error
     except UserError as error:  # of a dataclass's own checks
         name = str(error).partition(":")[0]
         on_command_line = any(field.is_word and field.name == name for field in given)
@@ -61,8 +62,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
 
 def dump_config(config: RunConfig) -> str:
     """A config as the YAML that `load_config` reads."""
-    tree = {name: value for name, value in config.to_dict().items() if value is not None}
-    return yaml.safe_dump(tree, sort_keys=False)
+    return yaml.safe_dump(config.to_dict(), sort_keys=False)
 
 
 def fields_help() -> str:
@@ -93,6 +93,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _of_file(path: str | Path, tree: dict[str, Any], prefix: str = "") -> Iterator[Given]:
     """The fields that a file sets; a section of another type than a mapping counts as one."""
     for key, value in tree.items():
+        if prefix == "data.sources.":
+            check_source_name(key)
         name = f"{prefix}{key}"
         if isinstance(value, dict) and _pattern(name) in SECTIONS:
             yield from _of_file(path, value, f"{name}.")
@@ -107,9 +109,9 @@ def _of_words(words: list[str]) -> Iterator[Given]:
         require(word.startswith("--"), f"{word!r}: not a field; fields are given as --section.field VALUE")
         flag, equals, value = word.partition("=")
         if not equals:
-            value = next(rest, None)
-            require(value is not None, f"{flag}: must be followed by a value")
-        yield Given(flag, flag[2:], value, True)
+            value = next(rest, "--")
+            require(not value.startswith("--"), f"{flag}: must be followed by a value")
+        yield Given(flag, flag[2:].removesuffix("+"), value, True)  # --field+=X appends to a list
 
 
 def _check_name(field: Given) -> None:
@@ -119,14 +121,14 @@ def _check_name(field: Given) -> None:
         raise UserError(f"{field.place}: {field.value!r} must be a section with fields of its own")
     if pattern not in FIELDS:
         dashes, source = "--" if field.is_word else "", "".join(field.name.split(".")[2:3])
-        names = [dashes + name.replace("*", source) for name in [*FIELDS, *SECTIONS]]
+        names = [dashes + name.replace("*", source) for name in [*FIELDS, *([] if dashes else SECTIONS)]]
         close = did_you_mean(dashes + field.name, names)
         raise UserError(f"{field.place}: no such field{close or '; codegen-jax train --help lists them'}")
 
 
 def _check_values(given: list[Given], path: str | Path) -> None:
     """Raise `UserError` for the first value of another type than its field's, else for a field that is missing."""
-    for field in given:
+    for field in sorted(given, key=lambda field: not field.is_word):  # words win over the file
         hint = FIELDS[_pattern(field.name)].hint
         require(_is_valid(field, hint), f"{field.place}: {field.value!r} must be {in_words(hint)}")
     names = {field.name for field in given}
@@ -143,8 +145,12 @@ def _is_valid(field: Given, hint: Any) -> bool:
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=hint)
+    plus = "+" if field.place.endswith("+") else ""
     try:
-        parser.parse_args([f"--value={field.value}"]) if field.is_word else parser.parse_object({"value": field.value})
+        if field.is_word:
+            parser.parse_args([f"--value{plus}={field.value}"])
+        else:
+            parser.parse_string(yaml.safe_dump({"value": field.value}))  # whose YAML has no dates
     except ArgumentError:
         return False
     return True

@@ -53,11 +53,12 @@ def _matches(value: Any, hint: Any) -> bool:
     if origin in (Union, types.UnionType):
         return any(_matches(value, argument) for argument in arguments)
     if origin is Literal:
-        return value in arguments
+        return isinstance(value, str) and value in arguments
     if origin in (list, collections.abc.Sequence):
         return isinstance(value, list | tuple) and all(_matches(item, arguments[0]) for item in value)
     if origin is dict:
-        return isinstance(value, dict) and all(_matches(item, arguments[1]) for item in value.values())
+        key, item = arguments
+        return isinstance(value, dict) and all(_matches(k, key) and _matches(v, item) for k, v in value.items())
     if hint in (int, float):  # NumPy's numbers, too, and a whole number where any is wanted; but no bool
         return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
     return isinstance(value, hint)

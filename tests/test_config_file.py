@@ -48,6 +48,7 @@ def test_a_mistake_on_the_command_line_is_named_by_its_flag(tmp_path, words, mes
         (TINY + "\ncheckpoint:\n", "checkpoint: None must be a section"),
         ("model: 3\n", "model: 3 must be a section"),
         ("seed: 1\n", "output is missing; it must be text"),
+        ("output: 2024-01-01\n", "model.n_layer is missing; it must be a whole number"),
         ("- a\n", "must be sections of fields"),
         ("model: [\n", "not YAML"),
     ],
@@ -57,6 +58,21 @@ def test_a_mistake_in_a_file_is_named_by_file_and_field(tmp_path, text, message)
     with pytest.raises(UserError) as error:
         load_config(tmp_path / "run.yaml")
     assert str(error.value).startswith(f"{tmp_path}/run.yaml: {message}")
+
+
+def test_a_list_can_be_appended_to(tmp_path):
+    (tmp_path / "run.yaml").write_text(TINY)
+    before = load_config(tmp_path / "run.yaml").training.sample_prompts
+    config = load_config(tmp_path / "run.yaml", ["--training.sample_prompts+=class A:"])
+    assert config.training.sample_prompts == [*before, "class A:"]
+
+
+def test_a_source_is_named_by_text_without_dots(tmp_path):
+    for name in ("a.b", 2020):
+        text = TINY.replace("  train: demo/tokens/train\n", f"  sources: {{{name}: {{path: p, weight: 1}}}}\n")
+        (tmp_path / "run.yaml").write_text(text.replace("  validation: demo/tokens/validation\n", ""))
+        with pytest.raises(UserError, match=rf"data.sources: {name!r} must be a name without / and ."):
+            load_config(tmp_path / "run.yaml")
 
 
 def test_help_lists_every_field_with_its_default_and_documentation():

@@ -1,5 +1,7 @@
 """The command codegen-jax. Each file holds a family of verbs; they parse, call and print, and compute nothing."""
 
+import argparse
+import dataclasses
 import logging
 import os
 import sys
@@ -11,6 +13,7 @@ from codegen_jax import __version__
 from codegen_jax.cli import data, evaluate, models, plan, train
 from codegen_jax.cli.arguments import Parser
 from codegen_jax.cli.console import console
+from codegen_jax.config import RunConfig
 from codegen_jax.errors import Preempted, UserError, report
 from codegen_jax.fields import did_you_mean
 
@@ -29,15 +32,31 @@ def main(words: Sequence[str] | None = None) -> None:
 def run(parser: Parser, words: Sequence[str] | None) -> None:
     arguments, arguments.overrides = parser.parse_known_args(words)
     verb: Parser = arguments.parser
-    if arguments.overrides and not arguments.takes_fields:
-        flag = arguments.overrides[0]
-        hint = did_you_mean(flag, verb.flags.values())
-        raise UserError(f"{flag}: no such argument of {verb.prog}{hint or f'; see {verb.prog} --help'}")
+    refuse_unknown(arguments.overrides, verb, arguments.takes_fields)
     try:
         arguments.verb(arguments)
     except UserError as error:  # the library's messages begin with a field's name; here the field has a flag
         field, colon, rest = str(error).partition(":")
-        raise UserError(f"{verb.flags.get(field, field)}{colon}{rest}") from error
+        flag = verb.flags.get(field)
+        if flag is None or field in given_words(arguments):  # the latter: a file or model of that name
+            raise
+        raise UserError(f"{flag}{colon}{rest}") from error
+
+
+def refuse_unknown(words: list[str], verb: Parser, takes_fields: bool) -> None:
+    """Raise `UserError` for the first word that is no argument of a verb, nor might be a field of a config."""
+    top_fields = {f"--{field.name}" for field in dataclasses.fields(RunConfig)}
+    for flag in (word.partition("=")[0] for word in words):
+        hint = did_you_mean(flag, verb.flags.values())
+        may_be_field = takes_fields and (not hint or "." in flag or flag in top_fields or flag[:2] != "--")
+        if not may_be_field:
+            raise UserError(f"{flag}: no such argument of {verb.prog}{hint or f'; see {verb.prog} --help'}")
+
+
+def given_words(arguments: argparse.Namespace) -> set[str]:
+    """What the user typed as values."""
+    values = [value if isinstance(value, list) else [value] for value in vars(arguments).values()]
+    return {word for value in values for word in value if isinstance(word, str)}
 
 
 def make_parser() -> Parser:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from codegen_jax.errors import UserError
+from codegen_jax.errors import UserError, require
 
 if TYPE_CHECKING:
     from codegen_jax.inference.generate import Generator
@@ -75,6 +75,9 @@ def load(arguments: argparse.Namespace, **changes: Any) -> "Generator":
     from codegen_jax.config import MeshConfig
     from codegen_jax.inference.generate import Generator
 
+    for name in ("data", "tensor"):
+        value = getattr(arguments, name)
+        require(value > 0, f"{name}: {value} must be positive")
     use_compilation_cache()
     mesh = None if arguments.data == arguments.tensor == 1 else MeshConfig(arguments.data, 1, arguments.tensor)
     return Generator.load(**{"model": arguments.model, "dtype": arguments.dtype, "mesh": mesh} | changes)

@@ -60,10 +60,10 @@ def add_options(parser: Parser) -> None:
     for field in dataclasses.fields(Options):
         kinds = get_args(field.type) or (field.type,)  # of `int | None`: int
         flag = field.metadata.get("flag", "--" + field.name.replace("_", "-"))
-        about: dict[str, Any] = {"dest": field.name, "default": field.default}
+        about: dict[str, Any] = {"dest": field.name, "default": field.default, "metavar": field.metadata.get("metavar")}
         text = documentation(Options)[field.name].replace("%", "%%")
         if get_origin(field.type) is Sequence:
-            about |= {"action": "append", "metavar": "TEXT"}
+            about |= {"action": "append", "default": [], "metavar": "TEXT"}
             text += " May be given several times."
         elif int in kinds:
             about |= {"type": whole_number, "metavar": "N"}
@@ -71,8 +71,6 @@ def add_options(parser: Parser) -> None:
             about |= {"type": number, "metavar": "X"}
         elif get_origin(kinds[0]) is Literal:
             about["choices"] = get_args(kinds[0])
-        else:
-            about["metavar"] = "TEXT"
         if field.default not in (None, ()):
             text += " (default: %(default)s)"
         parser.add_argument(flag, help=text, **about)

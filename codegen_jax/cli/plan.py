@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from codegen_jax.cli.arguments import add_config, whole_number
+from codegen_jax.errors import require
 
 
 def add_verbs(verbs: Any) -> None:
@@ -47,6 +48,8 @@ def plan(arguments: argparse.Namespace) -> None:
 
     config, tpu = load_config(arguments.config, arguments.overrides), parse_slice(arguments.topology)
     if arguments.mode == "decode":
+        for name, default in (("slices", 1), ("fit", False), ("plot", None), ("dump_hlo", None)):
+            require(getattr(arguments, name) == default, f"{name}: goes with --mode train")
         from codegen_jax.planning.decode_plan import plan_decode
 
         decoding = plan_decode(

@@ -115,6 +115,8 @@ class Generator:
         draft: "Literal['lookup'] | Generator | None" = None,
     ):
         self.config, self.weights, self.tokenizer, self.mesh, self.max_rows = config, weights, tokenizer, mesh, max_rows
+        known = draft in (None, "lookup") or isinstance(draft, Generator)
+        require(known, f"draft: {draft!r} is neither lookup nor a loaded model")
         self.speculates = draft is not None
         self.draft_model = draft if isinstance(draft, Generator) else None
         if self.draft_model:
@@ -253,7 +255,14 @@ class Generator:
     @takes_options
     def warmup(self, rows: int, prompt_tokens: int, **options: Any) -> None:
         """Compile ahead what `complete` will need for so many rows and prompts of so many tokens."""
-        chosen = Options.of(options)
+        chosen, room = Options.of(options), self.config.n_positions
+        for name, value in (("rows", rows), ("prompt_tokens", prompt_tokens)):
+            check_type(name, value, int)
+            require(value > 0, f"{name}: {value} must be positive")
+        require(
+            prompt_tokens + chosen.max_new_tokens <= room,
+            f"prompt_tokens: {prompt_tokens} and max_new_tokens = {chosen.max_new_tokens} exceed the context of {room}",
+        )
         # different prompts, as each is prefilled once
         requests = [Request("", [row % self.tokenizer.vocab_size] * prompt_tokens, 0, 0) for row in range(rows)]
         with jax.set_mesh(self.mesh):
@@ -264,15 +273,13 @@ class Generator:
     def _requests(self, prompts: Sequence[str], options: Options) -> list[Request]:
         check_type("prompts", prompts, Sequence[str])
         require(bool(prompts), "prompts: must not be empty")
-        seeds = [options.seed] * len(prompts) if isinstance(options.seed, int) else options.seed
-        require(len(seeds) == len(prompts), f"seed: {len(seeds)} seeds for {len(prompts)} prompts")
         require(
             (options.logprobs or 0) <= self.config.vocab_size,
             f"logprobs: {options.logprobs} is more than the {self.config.vocab_size} ids that there are",
         )
         room = self.config.n_positions - options.max_new_tokens
         requests = []
-        for prompt, seed in zip(prompts, seeds):
+        for prompt, seed in zip(prompts, options.seeds(len(prompts)), strict=True):
             ids = self._encode(prompt, "prompt")
             require(
                 room > 0 and (len(ids) <= room or len(ids) > self.config.n_positions),

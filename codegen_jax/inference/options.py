@@ -44,12 +44,13 @@ class Options(Sampling):
     Attributes:
         max_new_tokens: tokens to add at most.
         num_samples: completions of each prompt, side by side in the result; they share one prefill.
-        seed: of all prompts, or one for each. Same seed, prompt and sample number: same completion, whatever else is in
-            the batch.
+        seed: of all prompts; in Python also one for each. Same seed, prompt and sample number: same completion,
+            whatever else is in the batch.
         stop: regular expression, MULTILINE; a completion ends before its first match.
         stop_strings: a completion ends before the first of them.
         truncate: codegen: end it where the authors' sample.py does.
-        logprobs: keep log-probabilities, and of so many likeliest tokens at each place; None: none.
+        logprobs: also give log-probabilities, and those of so many likeliest tokens at each place (the command prints
+            them with --json).
         num_guesses: tokens guessed a round by the generator's draft, if it has one.
 
     Raises:
@@ -59,7 +60,7 @@ class Options(Sampling):
     max_new_tokens: int = 128
     num_samples: int = 1
     seed: int | Sequence[int] = 0
-    stop: str | None = None
+    stop: str | None = field(default=None, metadata={"metavar": "REGEX"})
     stop_strings: Sequence[str] = field(default=(), metadata={"flag": "--stop-string"})
     truncate: Literal["codegen"] | None = None
     logprobs: int | None = None
@@ -82,7 +83,7 @@ class Options(Sampling):
         require(self.num_samples > 0, f"num_samples: {self.num_samples} must be positive")
         require(self.logprobs is None or self.logprobs >= 0, f"logprobs: {self.logprobs} must not be negative")
         require(self.num_guesses > 0, f"num_guesses: {self.num_guesses} must be positive")
-        for seed in [self.seed] if isinstance(self.seed, int) else self.seed:
+        for seed in self.seed if isinstance(self.seed, Sequence) else [self.seed]:
             require_seed("seed", seed)
         self.stops()  # a bad one is refused before a model is loaded
 
@@ -100,6 +101,12 @@ class Options(Sampling):
                 f"{name}: no such option{did_you_mean(name, known) or '; there are ' + ', '.join(known)}",
             )
         return cls(**options)
+
+    def seeds(self, prompts: int) -> list[int]:
+        """One for each of so many prompts."""
+        seeds = list(self.seed) if isinstance(self.seed, Sequence) else [self.seed] * prompts
+        require(len(seeds) == prompts, f"seed: {len(seeds)} seeds for {prompts} prompts")
+        return seeds
 
     def stops(self) -> Stops:
         """The rules that end a completion."""

@@ -11,7 +11,7 @@ from codegen_jax.errors import UserError, require
 Truncate = Literal["codegen"] | None
 
 # what a tokenizer writes for the bytes of a character that is not whole yet: at most 3 of 4
-UNFINISHED = regex.compile("\ufffd{1,3}$")
+UNFINISHED = regex.compile("\ufffd{1,3}\\Z")
 
 
 class Stops:

@@ -97,6 +97,7 @@ def plan_decode(
     """
     for name, value in (("rows", rows), ("prompt_tokens", prompt_tokens), ("max_new_tokens", max_new_tokens)):
         require(value > 0, f"{name}: {value} must be positive")
+    require(tensor is None or tensor > 0, f"tensor: {tensor} must be positive")
     devices = slice_devices(tpu)
     tensor = len(devices) if tensor is None else tensor
     mesh = make_mesh(MeshConfig(-1, 1, tensor), devices)

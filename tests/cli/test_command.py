@@ -279,3 +279,44 @@ def test_a_draft_of_another_tokenizer_is_named_by_its_flag(project):
     save(peer(), project / "other", tokenizer=tiny_bpe())
     words = ["generate", "run", "--prompt", "x", "--draft", "other"]
     assert_fails(command(*words, cwd=project), "--draft: its tokenizer is")
+
+
+def test_stop_strings_may_be_given_several_times(project):
+    words = ["generate", "run", "--prompt", "def f(", "--max-new-tokens", 12, "--temperature", 0, "--json"]
+    text = json.loads(command(*words, cwd=project).stdout)["completion"]
+    cut = command(*words, "--stop-string", "never", "--stop-string", text[-1], cwd=project)
+    row = json.loads(cut.stdout)
+    assert (row["completion"], row["finish_reason"]) == (text[: text.index(text[-1])], "stop")
+
+
+def test_a_path_that_is_named_like_a_flag_stays_a_path(project):
+    (project / "draft").mkdir()
+    assert_fails(command("generate", "draft", "--prompt", "x", cwd=project), "error: draft: no whole checkpoint")
+
+
+def test_a_config_may_have_brackets_in_its_name(project):
+    (project / "run[1].yaml").write_text((project / "run.yaml").read_text())
+    assert command("config", "show", "run[1].yaml", cwd=project).returncode == 0
+
+
+DECODE_PLAN = ["plan", "run.yaml", "--topology", "v4-8", "--mode", "decode"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["generate", "run", "--prompt", "x", "--data", "0"], "--data: 0 must be positive"),
+        (
+            ["data", "show", "run.yaml", "--step", "1", "--ro", "3"],
+            "--ro: no such argument of codegen-jax data show; did",
+        ),
+        (["plan", "run.yaml", "--topology", "v4-8", "--mode", "decode", "--fit"], "--fit: goes with --mode train"),
+        (
+            ["plan", "run.yaml", "--topology", "v4-8", "--mode", "decode", "--tensor", "0"],
+            "--tensor: 0 must be positive",
+        ),
+        (["train", "run.yaml", "--output", "--seed"], "--output: must be followed by a value"),
+    ],
+)
+def test_the_flag_at_fault_is_named(project, words, message):
+    assert_fails(command(*words, cwd=project), message)

@@ -308,6 +308,7 @@ def test_a_prompt_longer_than_the_context_is_cut_from_the_left_with_a_warning(ge
         ({"prompts": "x"}, "prompts: 'x' must be a list of text"),
         ({"prompts": [1]}, "prompts: [1] must be a list of text"),
         ({"prompts": []}, "prompts: must not be empty"),
+        ({"truncate": np.zeros(3)}, "truncate: array([0., 0., 0.]) must be one of codegen"),
     ],
 )
 def test_an_impossible_option_is_named(generator, options, message):
@@ -345,6 +346,26 @@ def test_help_shows_every_option_with_its_type(generator):
     for field in fields(codegen_jax.Options):
         assert re.search(rf"\b{field.name}: .+ = ", text), field.name
     assert "top_k: number of tokens kept; 0 keeps all." in text
+
+
+def test_seeds_of_numpy_are_seeds(generator):
+    options = dict(max_new_tokens=5, temperature=1.0)
+    assert generator.generate("x", seed=np.int64(3), **options) == generator.generate("x", seed=3, **options)
+
+
+def test_a_draft_is_lookup_or_a_loaded_model(generator):
+    with pytest.raises(UserError, match=r"draft: 'lokup' is neither lookup nor a loaded model"):
+        with_draft(generator, "lokup")
+
+
+def test_warmup_refuses_what_complete_would(generator):
+    for arguments, message in (
+        ((0, 5), "rows: 0 must be"),
+        ((1, "5"), "prompt_tokens: '5'"),
+        ((1, 128), "the context"),
+    ):
+        with pytest.raises(UserError, match=message):
+            generator.warmup(*arguments, max_new_tokens=4)
 
 
 def test_the_prompt_of_generate_is_one_text(generator):

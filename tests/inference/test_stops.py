@@ -77,3 +77,9 @@ def test_an_expression_that_matches_nothing_at_all_ends_the_text_at_once():
     for pattern in ("a{e}", "x*"):
         stops = Stops(pattern, [], None)
         assert stops.end("xyz") is not None and stops.settled("xyz") <= 3
+
+
+def test_only_a_character_at_the_very_end_can_be_unfinished():
+    assert Stops(None, ["\n"], None).end("a\ufffd\n") == 2
+    assert Stops(None, ["x"], None).settled("a\ufffd\n") == 3
+    assert Stops(None, ["x"], None).settled("a\ufffd") == 1
