@@ -94,7 +94,10 @@ def _of_file(path: str | Path, tree: dict[str, Any], prefix: str = "") -> Iterat
     """The fields that a file sets; a section of another type than a mapping counts as one."""
     for key, value in tree.items():
         if prefix == "data.sources.":
-            check_source_name(key)
+            try:
+                check_source_name(key)
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from error
         name = f"{prefix}{key}"
         if isinstance(value, dict) and _pattern(name) in SECTIONS:
             yield from _of_file(path, value, f"{name}.")

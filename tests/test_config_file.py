@@ -71,7 +71,7 @@ def test_a_source_is_named_by_text_without_dots(tmp_path):
     for name in ("a.b", 2020):
         text = TINY.replace("  train: demo/tokens/train\n", f"  sources: {{{name}: {{path: p, weight: 1}}}}\n")
         (tmp_path / "run.yaml").write_text(text.replace("  validation: demo/tokens/validation\n", ""))
-        with pytest.raises(UserError, match=rf"data.sources: {name!r} must be a name without / and ."):
+        with pytest.raises(UserError, match=rf"run.yaml: data.sources: {name!r} must be a name without / and ."):
             load_config(tmp_path / "run.yaml")
 
 

@@ -49,7 +49,7 @@ def add_verbs(verbs: Any) -> None:
     )
     add_loading(verb)
     verb.add_argument("--stream", action="store_true", help="print the text as it comes")
-    verb.add_argument("--json", action="store_true", help="one object a line")
+    verb.add_argument("--json", action="store_true", help="one object per line")
     verb.calls(generate)
 
 

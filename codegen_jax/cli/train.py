@@ -7,7 +7,7 @@ from codegen_jax.cli.arguments import add_config
 
 
 class FieldsHelp(argparse.Action):
-    """--help that lists the config's fields, too; made when it is asked for, since jsonargparse is slow to import."""
+    """--help that also lists the fields of a config. The list is made on request: jsonargparse is slow to import."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from codegen_jax.config_file import fields_help

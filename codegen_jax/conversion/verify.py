@@ -155,7 +155,7 @@ def our_logits(weights: Weights, tokens_BT: np.ndarray) -> np.ndarray:
 
     def run(part: Callable[[CodeGen, jax.Array], jax.Array], names: set[str], x: Any, layer: int = 0) -> jax.Array:
         params = load_params(OneLayer(weights, layer), {name: absent[name] for name in names & absent.keys()})
-        # or what is read next would be in memory beside this
+        # the wait frees these parameters before the next ones are read
         return jax.block_until_ready(run_part(part, params, x))
 
     @partial(jax.jit, static_argnums=0)

@@ -51,7 +51,7 @@ class Options(Sampling):
         truncate: codegen: end it where the authors' sample.py does.
         logprobs: also give log-probabilities, and those of so many likeliest tokens at each place (the command prints
             them with --json).
-        num_guesses: tokens guessed a round by the generator's draft, if it has one.
+        num_guesses: tokens that the generator's draft guesses per round, if it has one.
 
     Raises:
         UserError: for a value of another type, or an impossible one; it begins with the field's name.

@@ -9,7 +9,7 @@ import numpy as np
 from codegen_jax.planning.hlo import COLLECTIVES, Instruction, Module, nbytes
 from codegen_jax.planning.slices import Slice
 
-DCN_BANDWIDTH = 6.25e9  # bytes/s of one chip between slices (scaling book: 25 GB/s a host of four)
+DCN_BANDWIDTH = 6.25e9  # bytes/s of one chip between slices (scaling book: 25 GB/s per host of four)
 
 
 class Links:

@@ -41,6 +41,8 @@ from codegen_jax.weights.open import open_model
 def train(config: RunConfig) -> None:
     """Run, or go on with, the training that `config` describes; everything it makes is in `config.output`.
 
+    It takes the process for itself: it handles SIGTERM and, on accelerators, keeps compiled programs on disk.
+
     Raises:
         UserError: for data, mesh, output folder or checkpoint that do not fit the config, before the first step; later
             if too many steps in a row were skipped, or the last checkpoint can't be written.
