@@ -1,11 +1,11 @@
-"""Eight simulated CPU devices, and small data that every test may share."""
+"""Eight simulated CPU devices, unless JAX_PLATFORMS names others, and small data that every test may share."""
 
 import json
 import os
 from collections import Counter
 from pathlib import Path
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 # many tests, and the processes that they start, compile the same few programs
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache/xla")

@@ -1,6 +1,10 @@
 """Configs of small runs for the tests."""
 
 import dataclasses
+from typing import Any
+
+import jax
+import pytest
 
 from codegen_jax.config import (
     CheckpointConfig,
@@ -29,3 +33,10 @@ def tiny_run(output="unused", tokens="unused", **sections) -> RunConfig:
         new = dataclasses.replace(old, **fields) if isinstance(fields, dict) else fields
         config = dataclasses.replace(config, **{name: new})
     return config
+
+
+def devices(count: int) -> list[Any]:
+    """The first so many; where there are fewer, as on a machine with one GPU, the test is skipped."""
+    if len(jax.devices()) < count:
+        pytest.skip(f"wants {count} devices, here are {len(jax.devices())}")
+    return jax.devices()[:count]

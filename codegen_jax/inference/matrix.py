@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from codegen_jax.model.precision import products_of
 from codegen_jax.sharding import device_kind
 
 Quantize = Literal["int8"] | None
@@ -60,8 +61,9 @@ def _product(rows: jax.Array, values: jax.Array, dtype: Any) -> jax.Array:
     float32 then read weights at 20 GB/s instead of 10. The barrier keeps XLA from swapping them back."""
     padded = jnp.pad(rows, ((0, max(0, few_rows(rows.dtype) - len(rows))), (0, 0)))
     multiply = lambda a, b: jax.lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
-    if device_kind() == "cpu" and len(padded) > 1:
-        product = jax.lax.optimization_barrier(multiply(values, padded)).T
-    else:
-        product = multiply(padded, values)
+    with products_of(rows.dtype):
+        if device_kind() == "cpu" and len(padded) > 1:
+            product = jax.lax.optimization_barrier(multiply(values, padded)).T
+        else:
+            product = multiply(padded, values)
     return product[: len(rows)]

@@ -20,6 +20,7 @@ from codegen_jax.inference.decode_weights import DecodeWeights, Layer
 from codegen_jax.inference.matrix import few_rows, linear
 from codegen_jax.model.attention import causal_attention
 from codegen_jax.model.block import layer_norm, parallel_block
+from codegen_jax.model.precision import products_of
 from codegen_jax.model.rotary import rotary_angles
 from codegen_jax.sharding import constrain
 
@@ -138,7 +139,8 @@ def _multiply(a_BHTC: jax.Array, b_BHCN: jax.Array) -> jax.Array:
     """float32 [B, H, T, N]. Few rows are padded as in `linear`; the barrier keeps XLA from taking that back."""
     T = a_BHTC.shape[2]
     padded = jnp.pad(a_BHTC, ((0, 0), (0, 0), (0, max(0, few_rows(a_BHTC.dtype) - T)), (0, 0)))
-    product = jnp.einsum("BHTC,BHCN->BHTN", padded, b_BHCN, preferred_element_type=jnp.float32)
+    with products_of(a_BHTC.dtype):
+        product = jnp.einsum("BHTC,BHCN->BHTN", padded, b_BHCN, preferred_element_type=jnp.float32)
     return jax.lax.optimization_barrier(product)[:, :, :T]
 
 

@@ -17,6 +17,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import QKVLayout
 
+from codegen_jax.model.precision import products_of
 from codegen_jax.sharding import device_kind, shard_map
 
 SPLASH_BLOCK = 512  # rows and columns of the kernel's tiles; 4 x 4 of them at 2048 tokens, of which causality skips 6
@@ -49,11 +50,12 @@ def causal_attention(
     if backend == "auto":
         _, T, _, K = q_BTHK.shape
         backend = choose_backend(device_kind(), T, K, q_BTHK.dtype.name)
-    if backend == "splash":
-        return _splash(q_BTHK, k_BSHK, v_BSHK, segment_ids)
-    q, k, v = (checkpoint_name(x, "qkv") for x in (q_BTHK, k_BSHK, v_BSHK))
-    out_BTHK = _cudnn(q, k, v, segment_ids) if backend == "cudnn" else _xla(q, k, v, segment_ids)
-    return checkpoint_name(out_BTHK, "attention")
+    with products_of(q_BTHK.dtype):
+        if backend == "splash":
+            return _splash(q_BTHK, k_BSHK, v_BSHK, segment_ids)
+        q, k, v = (checkpoint_name(x, "qkv") for x in (q_BTHK, k_BSHK, v_BSHK))
+        out_BTHK = _cudnn(q, k, v, segment_ids) if backend == "cudnn" else _xla(q, k, v, segment_ids)
+        return checkpoint_name(out_BTHK, "attention")
 
 
 def choose_backend(device_kind: str, length: int, head_dim: int, dtype: str) -> Literal["xla", "splash", "cudnn"]:

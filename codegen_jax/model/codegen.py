@@ -20,6 +20,7 @@ from jax.nn.initializers import Initializer, normal, ones, truncated_normal, zer
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.model.attention import Segments, causal_attention
 from codegen_jax.model.block import layer_norm, parallel_block
+from codegen_jax.model.precision import products_of
 from codegen_jax.model.rotary import rotary_angles
 from codegen_jax.sharding import constrain, gather
 
@@ -175,12 +176,15 @@ class CodeGen(nnx.Module):
 
         if remat:
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
-        return jax.lax.scan(layer, x_BTD, stacked)[0]
+        with products_of(x_BTD.dtype):
+            return jax.lax.scan(layer, x_BTD, stacked)[0]
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """float32 scores [B, T, V] of the next token."""
         kernel = self.head[...].astype(x_BTD.dtype)
-        return jnp.einsum("BTD,DV->BTV", x_BTD, kernel, preferred_element_type=jnp.float32) + self.head_bias[...]
+        with products_of(x_BTD.dtype):
+            logits_BTV = jnp.einsum("BTD,DV->BTV", x_BTD, kernel, preferred_element_type=jnp.float32)
+        return logits_BTV + self.head_bias[...]
 
     def __call__(self, tokens_BT: jax.Array, **kwargs: Any) -> jax.Array:
         """float32 logits [B, T, V] of a batch; arguments as in `hidden`."""

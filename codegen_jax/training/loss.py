@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from codegen_jax.model.precision import products_of
 from codegen_jax.sharding import constrain
 
 CHUNK_TOKENS = 4096  # of one device; their float32 logits over 51,200 ids take 0.8 GiB
@@ -80,7 +81,8 @@ def _chunked_loss(
         loss, cross_entropy, _ = _dense(x_BCD, kernel, head_bias_V, targets_BC, scale, z_loss)
         return (sums[0] + loss, sums[1] + cross_entropy), None
 
-    return jax.lax.scan(chunk, (0.0, 0.0), _chunks(x_BTD, targets_BT, chunk_size))[0]
+    with products_of(x_BTD.dtype):
+        return jax.lax.scan(chunk, (0.0, 0.0), _chunks(x_BTD, targets_BT, chunk_size))[0]
 
 
 def _forward(
@@ -111,7 +113,9 @@ def _forward(
         return (loss_sum + loss, cross_entropy_sum + cross_entropy, d_head_DV, d_bias_V), d_x_BCD
 
     zeros = (0.0, 0.0, constrain(jnp.zeros(head_DV.shape, jnp.float32), None, "vocab"), jnp.zeros_like(head_bias_V))
-    (loss, cross_entropy, d_head_DV, d_bias_V), d_x = jax.lax.scan(chunk, zeros, _chunks(x_BTD, targets_BT, chunk_size))
+    with products_of(x_BTD.dtype):
+        sums, d_x = jax.lax.scan(chunk, zeros, _chunks(x_BTD, targets_BT, chunk_size))
+    loss, cross_entropy, d_head_DV, d_bias_V = sums
     d_x_BTD = d_x.swapaxes(0, 1).reshape(x_BTD.shape)
     return (loss, cross_entropy), (d_x_BTD, d_head_DV.astype(head_DV.dtype), d_bias_V)
 

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from codegen_jax.model.codegen import Params, abstract_params, gathered, init_params, module, param_axes
+from codegen_jax.model.precision import products_of
 from codegen_jax.sharding import ROWS, shard_map, spec, sum_over_rows, tree_shardings
 from codegen_jax.training.guard import Guard, judge, keep_unless
 from codegen_jax.training.loss import Loss, count_targets, next_token_loss
@@ -143,7 +144,9 @@ def accumulated_gradients(
             share, gradients = jax.lax.scan(add_micro_batch, zeros, rows)[0]
         return sum_over_rows(share), jax.tree.map(sum_over_rows, gradients, axes)
 
-    return shard_map(of_own_rows, (axes, ("batch", None)), ((), axes), over=ROWS)(params, tokens_BT)
+    # the kernels' backward rules are traced here, outside of the network's own calls
+    with products_of(run.model.dtype):
+        return shard_map(of_own_rows, (axes, ("batch", None)), ((), axes), over=ROWS)(params, tokens_BT)
 
 
 def make_train_step(

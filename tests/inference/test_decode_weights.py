@@ -13,6 +13,7 @@ from codegen_jax.inference.decode_weights import load_weights
 from codegen_jax.sharding import make_mesh
 from codegen_jax.weights.open import open_model
 from tests.peers import peer, save, tiny_bpe
+from tests.runs import devices
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +24,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("quantize", [None, "int8"])
 def test_a_sharded_model_gives_the_tokens_of_one_device_and_lies_in_parts(folder, quantize):
     prompts, options = ["def f", "return x: return"], dict(max_new_tokens=8, temperature=0)
+    devices(8)
     one = codegen_jax.load(folder, quantize=quantize)
     many = codegen_jax.load(folder, quantize=quantize, mesh=MeshConfig(2, 1, 4))
     assert many.complete(prompts, **options) == one.complete(prompts, **options)
@@ -32,7 +34,7 @@ def test_a_sharded_model_gives_the_tokens_of_one_device_and_lies_in_parts(folder
 
 
 def test_heads_that_do_not_divide_are_named(folder):
-    mesh = make_mesh(MeshConfig(1, 1, 3), jax.devices()[:3])
+    mesh = make_mesh(MeshConfig(1, 1, 3), devices(3))
     weights = open_model(folder)
     with pytest.raises(UserError, match="tensor: 3 does not divide the 8 heads"):
         load_weights(weights, weights.config, mesh, None)

@@ -17,7 +17,7 @@ from codegen_jax.inference.generate import Generator
 from codegen_jax.model.codegen import init_params, module
 from codegen_jax.sharding import make_mesh
 from codegen_jax.training.loop import train
-from tests.runs import tiny_run
+from tests.runs import devices, tiny_run
 
 PROMPTS = ["def f(x):\n    return", "class A:", "import numpy as np\n\n\ndef mean(values):"]
 ONE = MeshConfig(1, 1, 1)
@@ -27,7 +27,7 @@ def make(config, tokenizer, seed, mesh=None, spread=10):
     # ten times the usual spread: else a random network repeats one token whatever the prompt
     params = jax.tree.map(lambda p: spread * p, init_params(config, seed=seed))
     mesh = mesh or ONE
-    mesh = make_mesh(mesh, jax.devices()[: mesh.data * mesh.fsdp * mesh.tensor])
+    mesh = make_mesh(mesh, devices(mesh.data * mesh.fsdp * mesh.tensor))
     made = Generator.of_params(config, params, tokenizer, mesh)
     made.params = params
     return made
@@ -256,7 +256,7 @@ def test_in_any_dtype_streams_and_guesses_give_the_same_text(tokenizer, dtype):
 @pytest.mark.parametrize("axes", [(1, 1, 4), (4, 1, 2), (2, 1, 1), (2, 2, 2)])
 def test_any_mesh_gives_the_tokens_of_one_device(generator, tokenizer, axes):
     config = replace(generator.config, vocab_size=600)
-    mesh = make_mesh(MeshConfig(*axes), jax.devices()[: int(np.prod(axes))])
+    mesh = make_mesh(MeshConfig(*axes), devices(int(np.prod(axes))))
     sharded = Generator.of_params(config, generator.params, tokenizer, mesh)
     for draft, options in ((None, {"temperature": 0}), ("lookup", {"temperature": 1.0, "num_samples": 2})):
         theirs = generator.complete(PROMPTS, max_new_tokens=12, **options)
@@ -317,6 +317,7 @@ def test_an_impossible_option_is_named(generator, options, message):
 
 
 def test_a_trained_checkpoint_loads_and_generates(tmp_path, token_folder):
+    devices(8)
     train(tiny_run(tmp_path / "run", token_folder))
     loaded = codegen_jax.load(str(tmp_path / "run"))
     from codegen_jax.model.codegen import abstract_params

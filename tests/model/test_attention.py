@@ -5,6 +5,7 @@ import pytest
 
 from codegen_jax.model import attention
 from codegen_jax.model.attention import causal_attention, choose_backend
+from codegen_jax.model.precision import products_of
 
 
 def reference(q, k, v, visible):
@@ -43,7 +44,8 @@ def with_gradients(backend, segment_ids, q, k, v, weights):
         out = causal_attention(q, k, v, segment_ids=segment_ids, backend=backend)
         return (out * weights).sum(), out
 
-    gradients, out = jax.jit(jax.grad(value, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+    with products_of(q.dtype):  # for the kernels' backward rules, as the training step does
+        gradients, out = jax.jit(jax.grad(value, argnums=(0, 1, 2), has_aux=True))(q, k, v)
     return out, *gradients
 
 
@@ -58,6 +60,20 @@ def test_splash_equals_the_reference_forward_and_backward(head_dim, segments, mo
     expected = with_gradients("xla", ids, q, k, v, weights)
     for actual, reference in zip(with_gradients("splash", ids, q, k, v, weights), expected, strict=True):
         np.testing.assert_allclose(actual, reference, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN's kernels need an NVIDIA GPU")
+@pytest.mark.parametrize("segments", [False, True])
+@pytest.mark.parametrize("head_dim", [64, 80, 256])
+def test_cudnn_equals_the_reference_forward_and_backward(head_dim, segments):
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v, weights = (jax.random.normal(key, (2, 256, 2, head_dim), jnp.bfloat16) for key in keys)
+    ids = jnp.cumsum(jnp.arange(256) % 100 == 99)[None].repeat(2, 0) if segments else None
+    ids = None if ids is None else (ids, ids)
+    expected = with_gradients("xla", ids, *(x.astype(jnp.float32) for x in (q, k, v, weights)))
+    for actual, reference in zip(with_gradients("cudnn", ids, q, k, v, weights), expected, strict=True):
+        difference = jnp.linalg.norm(actual.astype(jnp.float32) - reference) / jnp.linalg.norm(reference)
+        assert difference < 0.01  # 8 bits of mantissa
 
 
 @pytest.mark.parametrize(

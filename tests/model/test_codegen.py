@@ -50,11 +50,15 @@ def test_remat_changes_neither_value_nor_gradient(remat):
 
     def value(params, remat):
         x_BTD = module(TINY, params).hidden(tokens(), remat=remat)
-        return jnp.square(x_BTD).sum()
+        return (x_BTD * weights_BTD).sum()  # not of squares: a LayerNorm's are constant, and their gradient is noise
+
+    weights_BTD = np.random.default_rng(1).normal(size=(2, 12, TINY.n_embd))
 
     expected = jax.value_and_grad(value)(params, "none")
     actual = jax.value_and_grad(value)(params, remat)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), actual, expected)
+    # a device may sum in another order, so zeros are zeros only beside the largest value
+    equal = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+    jax.tree.map(equal, actual, expected)
 
 
 def test_segments_do_not_see_each_other():
