@@ -5,11 +5,13 @@ package handles them as it likes.
 """
 
 import logging
+import signal
 
 log = logging.getLogger("codegen_jax")
 
 RUN_LOG = "codegen_jax.run"  # the logger of what a training run says of itself, step by step
-PREEMPTED = 75  # the exit code of a run that saved and stopped when it was told to; sysexits.h: try again
+PREEMPTED = 75  # the exit code of a run that saved and stopped when a cluster told it to; sysexits.h: try again
+INTERRUPTED = 130  # after Ctrl-C, as of every program: what starts a run again after 75 does not after this
 
 
 class UserError(Exception):
@@ -22,23 +24,33 @@ class UserError(Exception):
 
 
 class Preempted(Exception):
-    """The run was told to stop and has saved; the same command goes on with it."""
+    """The run was told to stop and has saved; the same command goes on with it.
+
+    Attributes:
+        code: the command's exit code, 75 after SIGTERM and 130 after Ctrl-C.
+    """
+
+    def __init__(self, told_by: signal.Signals, step: int):
+        interrupted = told_by == signal.SIGINT
+        name = "interrupted" if interrupted else told_by.name
+        super().__init__(f"{name}: saved after step {step}; the same command goes on from there")
+        self.code = INTERRUPTED if interrupted else PREEMPTED
 
 
 def report(error: BaseException, where: str = "") -> int:
     """Log an error for the user and return the command's exit code; bugs of ours keep their traceback.
 
-    2 for a `UserError` or `OSError` (a disk that is full, a folder that may not be written: the text names it), 75 for
+    2 for a `UserError` or `OSError` (a disk that is full, a folder that may not be written: the text names it), that of
     `Preempted`, 130 after Ctrl-C, 1 for all else.
     """
     text, code, bug = str(error), 2, None
     if isinstance(error, Preempted):
-        code = PREEMPTED
+        code = error.code
     elif isinstance(error, KeyboardInterrupt):
-        text, code = "interrupted", 130
+        text, code = "interrupted", INTERRUPTED
     elif not isinstance(error, UserError | OSError):
         text, code, bug = f"{type(error).__name__}: {error}", 1, error
-    kind = "stopped" if code == PREEMPTED else "error"
+    kind = "stopped" if isinstance(error, Preempted) else "error"
     message = f"{where}{': ' if where else ''}{' '.join(text.split())}"
     log.error(message, exc_info=bug, extra={"kind": kind})
     return code

@@ -39,10 +39,11 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def start(config, file: Path, *, count=1, devices=8, pause=0.0, fails_at=(), refused="0-0", **environment):
+def start(config, file: Path, *, count=1, devices=8, pause=0.0, fails_at=(), refused="0-0", first="", **environment):
     """Processes of one run, with so many devices each, in order; process i fails at step fails_at[i] (0: never).
 
-    In the steps `refused`, such as "5-9", the system refuses to write more than 20 kB to a file.
+    In the steps `refused`, such as "5-9", the system refuses to write more than 20 kB to a file. `first` is code that
+    each process runs before all else.
     """
     file.write_text(yaml.safe_dump(config.to_dict()))
     flags = f"--xla_force_host_platform_device_count={devices}"
@@ -54,7 +55,7 @@ def start(config, file: Path, *, count=1, devices=8, pause=0.0, fails_at=(), ref
     fails_at = list(fails_at) + [0] * (count - len(fails_at))
     return [
         subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(pause), str(fails_at[i]), refused, *words]
+            [sys.executable, "-c", first + PROGRAM, str(pause), str(fails_at[i]), refused, *words]
             + (["--distributed.process_id", str(i)] if count > 1 else []),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -11,7 +11,7 @@ from orbax.checkpoint import type_handlers
 from orbax.checkpoint.utils import TMP_DIR_SUFFIX
 from tensorboardX.event_file_writer import EventsWriter
 
-from codegen_jax.weights.checkpoint_format import COMPLETE, UNFINISHED
+from codegen_jax.weights.run_folder import COMPLETE, UNFINISHED
 
 
 def parameters(function):

@@ -77,6 +77,12 @@ def choose_platform() -> None:
 
 def quiet_libraries() -> None:
     """Orbax narrates every save through absl, asyncio prints a traceback for each chunk of one that fails, and what
-    gcsfs logs it raises, too; the command says such things in a line."""
+    gcsfs logs it raises, too; the command says such things in a line. Chunks that end after their failed save or read
+    find its event loop closed, of which Python tells the hook for errors that nobody can catch."""
     for name in ("absl", "asyncio", "gcsfs"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda found: None if is_of_closed_loop(found.exc_value) else sys.__unraisablehook__(found)
+
+
+def is_of_closed_loop(error: BaseException | None) -> bool:
+    return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"

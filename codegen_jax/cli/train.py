@@ -31,8 +31,12 @@ def add_verbs(verbs: Any) -> None:
 
 def train(arguments: argparse.Namespace) -> None:
     from codegen_jax.config_file import load_config
+    from codegen_jax.training.claim import is_finished
 
     config = load_config(arguments.config, arguments.overrides)
+    if is_finished(config):
+        print(f"{config.output}: all {config.training.steps} steps are done; raise training.steps to go on")
+        return
     from codegen_jax.training.loop import train  # after the config is known to be good: importing jax takes a second
 
     train(config)

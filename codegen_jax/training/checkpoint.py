@@ -3,7 +3,6 @@
 What one is on disk stands in weights/checkpoint_format.py.
 """
 
-import json
 import logging
 import math
 import re
@@ -19,35 +18,26 @@ from codegen_jax.config import RunConfig
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.distributed import first_alone, largest, say
 from codegen_jax.errors import UserError, require
-from codegen_jax.storage import open_path, write_whole
+from codegen_jax.storage import open_path
+from codegen_jax.training.claim import claim
 from codegen_jax.training.step import TrainState
 from codegen_jax.weights.checkpoint_format import (
-    CHECKPOINTS,
-    DAMAGED,
     OPTIMIZER,
     PARAMS,
-    RUN_FILE,
+    Damaged,
     damaged,
-    fingerprint,
     load_run,
     read_item,
     run_record,
     state_items,
-    unfinished_checkpoints,
-    whole_checkpoints,
 )
+from codegen_jax.weights.fingerprint import fingerprints
+from codegen_jax.weights.run_folder import CHECKPOINTS, DAMAGED, unfinished_checkpoints, whole_checkpoints
 
 log = logging.getLogger(__name__)
 
 RETRIES = 3  # of a save that failed, each after one step more
-
-# What may differ between a run and its resumption: where it lies and runs, how long, how often it reports. Token files
-# are known by their content, and what skip_steps may change is checked apart.
-FREE_FIELDS = {"output", "resume", "mesh", "distributed", "profile", "checkpoint"}
-FREE_FIELDS |= {"data.train", "data.validation", "data.skip_steps"}
-FREE_FIELDS |= {f"training.{name}" for name in ("steps", "gradient_accumulation_steps", "remat", "log_every")}
-FREE_FIELDS |= {f"training.{name}" for name in ("eval_every", "eval_batches", "sample_prompts", "sample_tokens")}
-FREE_FIELDS |= {"training.max_bad_steps", "training.wandb_project"}
+PAUSES = (1, 5, 25)  # seconds before a checkpoint that could not be read is read again
 
 
 class Checkpoints:
@@ -69,7 +59,8 @@ class Checkpoints:
             config.resume == "auto" or not whole_checkpoints(config.output),
             f"resume: never, but {self.folder} holds checkpoints; choose another output folder, or resume auto",
         )
-        first_alone(lambda: _claim(self.folder, self.record))
+        self.lock = None
+        first_alone(self._claim)
         keep_latest = policies.LatestN(config.checkpoint.keep_latest)
         keep_best = policies.BestN(
             get_metric_fn=lambda metrics: metrics["validation_loss"],
@@ -84,6 +75,9 @@ class Checkpoints:
         self.manager = ocp.CheckpointManager(self.folder / CHECKPOINTS, options=options)
         self.writing = False
         self.retries_left = 0
+
+    def _claim(self) -> None:
+        self.lock = claim(self.folder, self.record)
 
     def save(self, state: TrainState, validation_loss: float | None) -> None:
         """Start writing a checkpoint; returns when the state is copied and may change.
@@ -118,7 +112,7 @@ class Checkpoints:
             self._start(state, None)
 
     def _start(self, state: TrainState, validation_loss: float | None) -> None:
-        record = run_record(**self.record, tokenizer=self.tokenizer, fingerprint=fingerprint(state))
+        record = run_record(**self.record, tokenizer=self.tokenizer, fingerprints=fingerprints(state))
         items = state_items(state.params, _optimizer(state), record)
         metrics = None
         if validation_loss is not None:
@@ -156,23 +150,19 @@ class Checkpoints:
         One that is damaged is set aside with a warning, and the one before it is used.
 
         Raises:
-            UserError: if the only one is damaged; nothing is moved then.
+            UserError: if the only one is damaged, or one can't be read; nothing is moved then.
         """
         steps = [int(path.name) for path in whole_checkpoints(self.folder)]
         for step in reversed(steps):
-            path, state, failure = self.folder / CHECKPOINTS / str(step), None, None
-            try:
-                state = _restore(path, abstract)
-            except UserError as error:
-                failure = error
-            if not largest(failure is not None):
+            path = self.folder / CHECKPOINTS / str(step)
+            state = _read_twice(path, abstract)
+            if not isinstance(state, Damaged):
                 say(f"resuming {self.record['config']['output']} after step {step}")
                 return state
-            failure = failure or UserError(f"{path}: another process found it damaged")
             if step == steps[0]:
-                raise failure
+                raise state
             log.warning(
-                f"{failure}; it is moved to {self.folder / DAMAGED}, and step {steps[steps.index(step) - 1]} used"
+                f"{state}; it is moved to {self.folder / DAMAGED}, and step {steps[steps.index(step) - 1]} used"
             )
             first_alone(lambda path=path: self._set_aside(path))
             self.manager.reload()
@@ -185,79 +175,50 @@ class Checkpoints:
 
     def close(self) -> None:
         self.manager.close()
+        if self.lock is not None:
+            self.lock.close()
 
 
 def _optimizer(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "opt_state": state.opt_state, "guard": state.guard}
 
 
-def _restore(checkpoint: epath.Path, abstract: TrainState) -> TrainState:
-    optimizer = read_item(checkpoint, OPTIMIZER, _optimizer(abstract))
-    state = TrainState(params=read_item(checkpoint, PARAMS, abstract.params), **optimizer)
-    if fingerprint(state) != load_run(checkpoint).fingerprint:
-        raise damaged(checkpoint, ValueError("its content is not what was saved"))
-    return state
+def _read_twice(checkpoint: epath.Path, abstract: TrainState) -> TrainState | Damaged:
+    """The state; or what is damaged, if a second read after a pause finds damage again, in any of the processes.
+
+    Raises:
+        UserError: if it can't be read for another reason, and that does not pass.
+    """
+    seen: UserError | None = None
+    for pause in (*PAUSES, None):
+        state, failure = _read(checkpoint, abstract)
+        again = isinstance(failure, Damaged) and isinstance(seen, Damaged)
+        worst = largest(0 if failure is None else 1 if again else 2)
+        if worst == 0:
+            assert state is not None
+            return state
+        if worst == 1:
+            return failure if isinstance(failure, Damaged) else damaged(checkpoint, "another process finds it so")
+        seen = failure
+        if pause is not None:
+            log.warning(f"{failure or f'{checkpoint}: another process could not read it'}; reading again in {pause} s")
+            time.sleep(pause)
+    raise seen or UserError(f"{checkpoint}: another process could not read it; it may be whole: try again")
 
 
-def _claim(folder: epath.Path, record: dict[str, Any]) -> None:
-    """Take an output folder for a run, or go on with the same run's."""
-    path = folder / RUN_FILE
-    if path.exists():
-        try:
-            held = json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(f"output: {path} is damaged ({error}); choose another folder") from error
-        _check_data(record["data"], held["data"], folder)
-        _check_skips(record["config"]["data"]["skip_steps"], held["config"]["data"]["skip_steps"], folder)
-        ours, theirs = _flat(record["config"]), _flat(held["config"])
-        for name in sorted(ours.keys() | theirs.keys()):
-            if ours.get(name) != theirs.get(name):
-                raise UserError(
-                    f"output: {folder} holds another run ({name} is {theirs.get(name)} there, {ours.get(name)} here); "
-                    "choose another output folder or remove it"
-                )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"output: {folder} exists and is not a run of codegen-jax; choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(record, indent=2) + "\n")
-
-
-def _check_data(ours: dict[str, Any], theirs: dict[str, Any], folder: epath.Path) -> None:
-    """The token files must be those that the run began with, wherever they lie now."""
-    for name in sorted(ours.keys() & theirs.keys()):
-        field = f"data.sources.{name}" if name else "data.train"
-        now, then = ours[name], theirs[name]
-        if now != then:
-            raise UserError(
-                f"{field}: not the token files that {folder} has trained on: {now['tokens']} tokens of "
-                f"{now['tokenizer']} now, {then['tokens']} of {then['tokenizer']} then; give it those, or choose "
-                "another output folder"
-            )
-
-
-def _check_skips(ours: list[list[int]], theirs: list[list[int]], folder: epath.Path) -> None:
-    """What is left out may change for steps to come, not for those done."""
-    done = max((int(checkpoint.name) for checkpoint in whole_checkpoints(folder)), default=0)
-    for pair in ours + theirs:
-        if ours.count(pair) != theirs.count(pair) and pair[0] <= done:
-            raise UserError(
-                f"data.skip_steps: {pair} would change what {folder} has done: its newest checkpoint is step {done}; "
-                f"to go back, move those from step {pair[0]} on out of {folder / CHECKPOINTS}"
-            )
-
-
-def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    """The config's fields that must stay the same, by dotted name."""
-    flat: dict[str, Any] = {}
-
-    def add(prefix: str, value: Any) -> None:
-        if prefix in FREE_FIELDS or re.fullmatch(r"data\.sources\.[^.]*\.(path|validation)", prefix):
-            return
-        if isinstance(value, dict):
-            for name, child in value.items():
-                add(f"{prefix}.{name}" if prefix else name, child)
-        else:
-            flat[prefix] = value
-
-    add("", config)
-    return flat
+def _read(checkpoint: epath.Path, abstract: TrainState) -> tuple[TrainState | None, UserError | None]:
+    """The state, or why this process or its fingerprints say no; a process that fails to read does so alone."""
+    state, expected, failure = None, None, None
+    try:
+        expected = load_run(checkpoint).fingerprints
+        optimizer = read_item(checkpoint, OPTIMIZER, _optimizer(abstract))
+        state = TrainState(params=read_item(checkpoint, PARAMS, abstract.params), **optimizer)
+    except UserError as error:
+        failure = error
+    if largest(failure is not None) or state is None:
+        return None, failure
+    if expected is None:
+        log.warning(f"{checkpoint}: written by an older version, without fingerprints; its bits are not checked")
+        return state, None
+    changed = [name for name, value in fingerprints(state).items() if value != expected.get(name)]
+    return (None, damaged(checkpoint, f"{changed[0]} is not what was saved")) if changed else (state, None)

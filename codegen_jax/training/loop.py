@@ -13,7 +13,7 @@ from codegen_jax.config import RunConfig
 from codegen_jax.data.batches import Batches, prefetch
 from codegen_jax.data.sources import make_order, open_sources
 from codegen_jax.distributed import is_first, joined, say
-from codegen_jax.errors import Preempted, UserError, require
+from codegen_jax.errors import Preempted, require
 from codegen_jax.model.codegen import Params
 from codegen_jax.sharding import make_mesh
 from codegen_jax.training.checkpoint import Checkpoints
@@ -34,19 +34,20 @@ from codegen_jax.training.step import (
 from codegen_jax.training.summary import write_summary
 from codegen_jax.training.validation import make_sampling, make_validation
 from codegen_jax.weights.base import Weights, load_params
-from codegen_jax.weights.checkpoint_format import whole_checkpoints
 from codegen_jax.weights.open import open_model
+from codegen_jax.weights.run_folder import whole_checkpoints
 
 
 def train(config: RunConfig) -> None:
     """Run, or go on with, the training that `config` describes; everything it makes is in `config.output`.
 
-    It takes the process for itself: it handles SIGTERM and, on accelerators, keeps compiled programs on disk.
+    It takes the process for itself: it handles SIGTERM and Ctrl-C, and on accelerators it keeps compiled programs on
+    disk.
 
     Raises:
         UserError: for data, mesh, output folder or checkpoint that do not fit the config, before the first step; later
             if too many steps in a row were skipped, or the last checkpoint can't be written.
-        Preempted: after SIGTERM, with the state saved.
+        Preempted: after SIGTERM or Ctrl-C, with the state saved.
     """
     clock = Clock()
     with clock.on("joining"):
@@ -102,8 +103,8 @@ def _train(config: RunConfig, clock: Clock) -> None:
         outcome = "finished"
         try:
             loop.run(state, first)
-        except (UserError, Preempted) as error:
-            outcome = str(error)
+        except BaseException as error:
+            outcome = str(error) or type(error).__name__
             raise
         finally:
             loop.reporter.close()
@@ -164,6 +165,7 @@ class Loop:
         """Steps first+1 .. steps, numbered from 1; step n trains on batch n-1 with learning rate number n-1."""
         training = self.config.training
         self.reporter.restart_clock()
+        self.preemption.steps = True
         for step, batch in enumerate(self._batches(range(first, training.steps)), first + 1):
             self._trace(step)
             state, metrics = self.train_step(state, batch)
@@ -188,7 +190,7 @@ class Loop:
                 with self.clock.on("checkpoint"):
                     self.checkpoints.finish(state)
             if told and not last:
-                raise Preempted(f"SIGTERM: saved after step {step}; the same command goes on from there")
+                raise Preempted(self.preemption.signal, step)
 
     def _batches(self, steps: range) -> Iterator[jax.Array]:
         """The steps' batches; the time that the devices wait for one is booked."""

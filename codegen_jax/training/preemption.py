@@ -1,4 +1,4 @@
-"""SIGTERM, which clouds and clusters send before they take a machine away, seen at the end of a step."""
+"""SIGTERM, which clouds and clusters send before they take a machine away, and Ctrl-C, seen at the end of a step."""
 
 import signal
 import threading
@@ -11,29 +11,46 @@ from jax.experimental import multihost_utils
 
 
 class Preemption:
-    """Whether the run was told to stop; with many processes JAX tells all of them at the same step."""
+    """Whether the run was told to stop; with many processes JAX tells all of them at the same step.
+
+    Attributes:
+        signal: by which this process was told.
+        steps: whether steps have begun; before, Ctrl-C ends the run at once, since there is nothing to save.
+    """
 
     def __init__(self) -> None:
-        self.told = False
+        self.told, self.steps = False, False
+        self.signal = signal.SIGTERM
 
     def reached(self, step: int) -> bool:
         """Call it at the end of each step, in each process."""
         return multihost_utils.reached_preemption_sync_point(step) if jax.process_count() > 1 else self.told
 
+    def interrupt(self, *_: Any) -> None:
+        """Ctrl-C; a second one ends the run at once."""
+        if not self.steps or self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = signal.SIGINT
+        signal.raise_signal(signal.SIGTERM)
+
 
 @contextmanager
 def watch_preemption() -> Iterator[Preemption]:
-    """Notice SIGTERM instead of dying of it."""
+    """Notice SIGTERM and SIGINT instead of dying of them."""
     preemption = Preemption()
-    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
-        yield preemption  # JAX's own handler stays, or there can be none
+    if threading.current_thread() is not threading.main_thread():
+        yield preemption  # there can be no handlers
         return
 
     def tell(*_: Any) -> None:
         preemption.told = True
 
-    before = signal.signal(signal.SIGTERM, tell)
+    handlers: dict[signal.Signals, Any] = {signal.SIGINT: preemption.interrupt}
+    if jax.process_count() == 1:  # JAX has its own for many
+        handlers[signal.SIGTERM] = tell
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield preemption
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

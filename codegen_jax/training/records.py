@@ -13,6 +13,7 @@ from codegen_jax.storage import is_remote, open_path
 log = logging.getLogger(__name__)
 
 METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"  # which a resumed run appends to
+SUMMARY = "summary.md"
 
 
 class Records:

@@ -9,6 +9,7 @@ import codegen_jax
 from codegen_jax.config import RunConfig
 from codegen_jax.training.clock import Clock
 from codegen_jax.training.metrics import plot_loss, read_metrics
+from codegen_jax.training.records import SUMMARY
 
 
 def write_summary(config: RunConfig, folder: Path, clock: Clock, outcome: str) -> None:
@@ -42,7 +43,7 @@ def write_summary(config: RunConfig, folder: Path, clock: Clock, outcome: str) -
     }
     plot_loss(folder, config.name)
     spent = {"steps": clock.seconds * clock.goodput, **clock.spent}
-    (folder / "summary.md").write_text(
+    (folder / SUMMARY).write_text(
         f"# {config.name}\n\n"
         + "".join(f"- {name}: {value}\n" for name, value in facts.items())
         + "\n![loss](loss.png)\n\n## Wall time of this launch\n\n| | seconds | share |\n|---|---|---|\n"

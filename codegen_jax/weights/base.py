@@ -17,6 +17,7 @@ from jax.sharding import SingleDeviceSharding
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.model.codegen import Params, abstract_params, param_axes
+from codegen_jax.weights.fingerprint import fingerprints
 
 Index = tuple[slice, ...]
 
@@ -29,10 +30,12 @@ class Weights(ABC):
         config: of the network; where the folder does not say what to compute in, dtype is float32 for float32 weights
             and bfloat16 for others.
         tokenizer: None if the folder has none.
+        fingerprints: of the parameters by name, where the format has them; else empty.
     """
 
     def __init__(self, source: str, config: CodeGenConfig, tokenizer: Tokenizer | None):
         self.source, self.config, self.tokenizer = source, config, tokenizer
+        self.fingerprints: dict[str, int] = {}
 
     @abstractmethod
     def dtype(self, name: str) -> np.dtype:
@@ -41,6 +44,9 @@ class Weights(ABC):
     @abstractmethod
     def read(self, name: str, index: Index) -> np.ndarray:
         """A region of a parameter, in our layout and the stored dtype. Every slice has a start and a stop."""
+
+    def check(self, found: dict[str, int]) -> None:  # noqa: B027
+        """Raise `UserError` if these fingerprints of parameters are not those that were written."""
 
 
 class FoldedWeights(Weights):
@@ -128,4 +134,7 @@ def load_params(weights: Weights, abstract: Params) -> Params:
         sharding = leaf.sharding or SingleDeviceSharding(jax.devices()[0])
         return jax.make_array_from_callback(leaf.shape, sharding, shard)
 
-    return jax.tree_util.tree_map_with_path(load, abstract)
+    params = jax.tree_util.tree_map_with_path(load, abstract)
+    if weights.fingerprints and jax.process_count() > 1:  # none of the processes has read all regions
+        weights.check(fingerprints(params))
+    return params

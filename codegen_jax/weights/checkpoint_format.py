@@ -1,9 +1,9 @@
-"""The format of our checkpoints on disk: every name and fact of it, and reading it.
+"""The format of our checkpoints on disk: every fact of it, reading it, and what counts as damage.
 
     OUTPUT/run.json                       config and data of the run, to recognise it
     OUTPUT/checkpoints/STEP/params        float32 parameters: one zarr array each, in OCDBT, chunks of a layer
     OUTPUT/checkpoints/STEP/optimizer     step, optax's state and the guard's
-    OUTPUT/checkpoints/STEP/run           config, data, tokenizer files and the state's fingerprint, as JSON
+    OUTPUT/checkpoints/STEP/run           config, data, tokenizer files and fingerprints, as JSON
     OUTPUT/checkpoints/STEP/metrics       validation loss
     OUTPUT/damaged/STEP-TIME              a checkpoint that was found damaged, set aside
 
@@ -13,12 +13,13 @@ was cut short while it was written and does not count.
 
 import base64
 import json
+import logging
 import tempfile
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
@@ -28,13 +29,15 @@ from codegen_jax.config import CodeGenConfig
 from codegen_jax.data.tokenizer import Tokenizer, load_tokenizer
 from codegen_jax.errors import UserError
 from codegen_jax.model.codegen import Params
-from codegen_jax.storage import is_remote, open_path
+from codegen_jax.storage import is_remote
 from codegen_jax.weights.base import Index, Weights, dotted, shapes
+from codegen_jax.weights.fingerprint import region_fingerprint
 
-RUN_FILE, CHECKPOINTS, DAMAGED = "run.json", "checkpoints", "damaged"  # in an output folder
+log = logging.getLogger(__name__)
+
 PARAMS, OPTIMIZER, RUN = "params", "optimizer", "run"  # items of a checkpoint
-COMPLETE = "_CHECKPOINT_METADATA"  # Orbax writes it last
-UNFINISHED = "*.orbax-checkpoint-tmp*"  # Orbax's name for a checkpoint that is being written
+RUN_RECORD = "metadata"  # Orbax's name for the file of an item that is JSON
+METADATA = "_METADATA"  # of an item of arrays: their names and shapes, as JSON
 CHUNK_BYTES = 128 << 20  # of a parameter on disk, at most: what a conversion holds, and a host reads in vain
 
 
@@ -45,67 +48,49 @@ class Run(NamedTuple):
         config: the run's config as nested dicts; of a converted model, its section "model".
         data: of a trained model, tokenizer, number of tokens and content of each source by name.
         tokenizer: that made the data; None if a model was converted without.
-        fingerprint: of the training state that was saved; None of a converted model.
+        fingerprints: of the arrays that were saved, by path in the training state ("params.head"); of a converted
+            model, of its parameters; None in checkpoints of before they were written.
     """
 
     config: dict[str, Any]
     data: dict[str, Any]
     tokenizer: Tokenizer | None
-    fingerprint: int | None
+    fingerprints: dict[str, int] | None
 
     @property
     def model(self) -> CodeGenConfig:
         return CodeGenConfig(**self.config["model"])
 
 
-def whole_checkpoints(output: epath.PathLike) -> list[epath.Path]:
-    """Folders of a run's checkpoints that were written to their end, oldest first."""
-    steps = [p for p in open_path(output).glob(f"{CHECKPOINTS}/*") if p.name.isdigit() and is_whole(p)]
-    return sorted(steps, key=lambda p: int(p.name))
-
-
-def unfinished_checkpoints(output: epath.PathLike) -> list[epath.Path]:
-    """Folders of saves that were begun and not ended."""
-    return list(open_path(output).glob(f"{CHECKPOINTS}/{UNFINISHED}"))
-
-
-def find_checkpoint(path: epath.PathLike) -> epath.Path | None:
-    """The folder of one checkpoint: the path itself, or the newest whole one of a run's output folder."""
-    folder = open_path(path)
-    return folder if is_whole(folder) else next(reversed(whole_checkpoints(folder)), None)
-
-
-def is_whole(checkpoint: epath.Path) -> bool:
-    return (checkpoint / COMPLETE).exists()
-
-
 def run_record(
-    config: dict[str, Any], data: dict[str, Any], tokenizer: Tokenizer | None, fingerprint: int | None = None
+    config: dict[str, Any], data: dict[str, Any], tokenizer: Tokenizer | None, fingerprints: dict[str, int]
 ) -> dict[str, Any]:
-    """What the item "run" holds; of a converted model, without a fingerprint."""
+    """What the item "run" holds."""
     files = {} if tokenizer is None else tokenizer.files()
     encoded = {name: base64.b64encode(content).decode() for name, content in files.items()}
-    record = {"config": config, "data": data, "tokenizer": encoded}
-    return record if fingerprint is None else record | {"fingerprint": fingerprint}
+    return {"config": config, "data": data, "tokenizer": encoded, "fingerprints": fingerprints}
 
 
 def load_run(checkpoint: epath.Path) -> Run:
     """Config and tokenizer of a checkpoint.
 
     Raises:
-        UserError: if the checkpoint is damaged.
+        Damaged: if it does not parse.
+        UserError: if it can't be read.
     """
     try:
-        record = json.loads((checkpoint / RUN / "metadata").read_text())
+        record = json.loads((checkpoint / RUN / RUN_RECORD).read_text())
         tokenizer = None
         if record["tokenizer"]:
             with tempfile.TemporaryDirectory() as folder:
                 for name, content in record["tokenizer"].items():
                     (Path(folder) / name).write_bytes(base64.b64decode(content))
                 tokenizer = load_tokenizer(folder)
-        return Run(record["config"], record["data"], tokenizer, record.get("fingerprint"))
-    except (OSError, ValueError, KeyError, UserError) as error:  # the last of the tokenizer's files
+        return Run(record["config"], record["data"], tokenizer, record.get("fingerprints"))
+    except (ValueError, KeyError, UserError) as error:  # the last of the tokenizer's files
         raise damaged(checkpoint, error) from error
+    except OSError as error:
+        raise unreadable(checkpoint, error) from error
 
 
 def state_items(params: Params, optimizer: dict[str, Any], record: dict[str, Any]) -> ocp.args.Composite:
@@ -125,13 +110,21 @@ def read_item(checkpoint: epath.Path, name: str, abstract: Any) -> Any:
     Without Orbax's barriers, so that one process may fail alone.
 
     Raises:
-        UserError: if it cannot be read.
+        Damaged: if there is evidence of it.
+        UserError: if it can't be read.
     """
-    args = ocp.args.StandardRestore(abstract)  # pyright: ignore[reportCallIssue]
+    handler, args = ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(abstract)  # pyright: ignore
     try:
-        return ocp.StandardCheckpointHandler().restore(checkpoint / name, args=args)
+        json.loads((checkpoint / name / METADATA).read_text())  # without it Orbax reads on
+        handler.metadata(checkpoint / name)
+    except (LookupError, TypeError, AttributeError) as error:  # JSON, but not what Orbax writes
+        raise damaged(checkpoint / name, f"{METADATA} does not parse: {error}") from error
+    except Exception as error:
+        raise unreadable(checkpoint / name, error) from error
+    try:
+        return handler.restore(checkpoint / name, args=args)
     except Exception as error:  # TensorStore and Orbax raise ValueError, KeyError, RuntimeError, ...
-        raise damaged(checkpoint / name, error) from error
+        raise unreadable(checkpoint / name, error) from error
 
 
 def save_args(params: Params) -> Any:
@@ -144,33 +137,40 @@ def save_args(params: Params) -> Any:
     return jax.tree_util.tree_map_with_path(chunks, params)
 
 
-def fingerprint(state: Any) -> int:
-    """A 32-bit sum over the state's bits and their places: the same on every mesh, another after almost any change."""
-    return int(_fingerprint(state))
+class Damaged(UserError):
+    """Evidence that a checkpoint is not what was written, unlike a fault of the way to it, which may pass."""
 
 
-@jax.jit
-def _fingerprint(state: Any) -> jax.Array:
-    def of_leaf(number: int, x: jax.Array) -> jax.Array:
-        bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-        place = jnp.full(x.shape, 2 * number + 1, jnp.uint32)
-        for axis in range(x.ndim):
-            place = place * jnp.uint32(0x9E3779B1) + 2 * jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-        return jnp.sum(bits * place)  # place is odd: no changed bit is lost
-
-    return sum((of_leaf(i, x) for i, x in enumerate(jax.tree.leaves(state))), start=jnp.uint32(0))
+def damaged(path: epath.Path, reason: object) -> Damaged:
+    return Damaged(f"{path}: damaged checkpoint ({_line(reason)}); move it away to go on from the one before")
 
 
-def damaged(path: epath.Path, error: Exception) -> UserError:
-    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-    return UserError(f"{path}: damaged checkpoint ({reason}); move it away to go on from the one before")
+def unreadable(path: epath.Path, error: Exception) -> UserError:
+    """What an exception while reading a checkpoint means to a user.
+
+    `Damaged` where a file is missing, cut short, fails its checksum, or does not parse as JSON. All else, such as a
+    network or disk that does not answer, permissions, memory, or what we do not know, may pass.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        # TensorStore raises ValueError for all, and begins its text with the name of a status
+        lost = isinstance(cause, ValueError) and str(cause).startswith(("NOT_FOUND:", "OUT_OF_RANGE:", "DATA_LOSS:"))
+        if lost or isinstance(cause, FileNotFoundError | json.JSONDecodeError):
+            return damaged(path, cause)
+        cause = cause.__cause__
+    return UserError(f"{path}: can't be read ({type(error).__name__}: {_line(error)}); it may be whole: try again")
+
+
+def _line(reason: object) -> str:
+    return (str(reason) or type(reason).__name__).splitlines()[0][:200]
 
 
 class CheckpointWeights(Weights):
-    """One checkpoint's parameters.
+    """One checkpoint's parameters; each is checked as soon as all of its regions have been read.
 
     Raises:
-        UserError: if the checkpoint is damaged.
+        Damaged: if there is evidence of it, also later, when a region is read.
+        UserError: if it can't be read.
     """
 
     def __init__(self, checkpoint: epath.Path):
@@ -178,23 +178,63 @@ class CheckpointWeights(Weights):
         super().__init__(str(checkpoint), run.model, run.tokenizer)
         self.folder = checkpoint / PARAMS
         self.arrays = {name: self._open(name, shape) for name, shape in shapes(run.model).items()}
+        self.unchecked: dict[str, Regions] = {}
+        if run.fingerprints is None:
+            log.warning(f"{checkpoint}: written by an older version, without fingerprints; its bits are not checked")
+        else:
+            self.fingerprints = {name: run.fingerprints[f"{PARAMS}.{name}"] for name in self.arrays}
+            self.unchecked = {name: Regions(shape) for name, shape in shapes(run.model).items()}
 
     def _open(self, name: str, shape: tuple[int, ...]) -> Any:
         base = f"{self.folder}/" if is_remote(self.folder) else f"file://{self.folder}/"
         kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
         try:
             array = tensorstore.open({"driver": "zarr", "kvstore": kvstore}).result()
-            if array.shape != shape:
-                raise ValueError(f"{name} is {array.shape}, not {shape}")
-            return array
-        except ValueError as error:  # TensorStore's word for files that are missing or damaged, too
-            raise damaged(self.folder, error) from error
+        except ValueError as error:
+            raise unreadable(self.folder, error) from error
+        if array.shape != shape:
+            raise damaged(self.folder, f"{name} is {array.shape}, not {shape}")
+        return array
 
     def dtype(self, name: str) -> np.dtype:
         return self.arrays[name].dtype.numpy_dtype
 
     def read(self, name: str, index: Index) -> np.ndarray:
         try:
-            return self.arrays[name][index].read().result()
+            region = self.arrays[name][index].read().result()
         except ValueError as error:
-            raise damaged(self.folder, error) from error
+            raise unreadable(self.folder, error) from error
+        if name in self.unchecked:
+            total = self.unchecked[name].add(region, tuple(part.start for part in index))
+            if total is not None:
+                self.check({name: total})
+                del self.unchecked[name]
+        return region
+
+    def check(self, found: dict[str, int]) -> None:
+        for name, fingerprint in found.items():
+            if fingerprint != self.fingerprints[name]:
+                raise damaged(self.folder, f"{name} is not what was written: a bit has changed")
+
+
+class Regions:
+    """The regions of one array that have been read, until they cover it."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.size = prod(shape)
+        self.seen: dict[tuple[tuple[int, int], ...], int] = {}  # fingerprints by (start, stop) of each axis
+
+    def add(self, region: np.ndarray, first: tuple[int, ...]) -> int | None:
+        """The array's fingerprint, if it is covered now."""
+        box = tuple((start, start + size) for start, size in zip(first, region.shape, strict=True))
+        if box in self.seen:
+            return None
+        if any(_overlap(box, other) for other in self.seen):  # somebody cuts it anew: the sum would count twice
+            self.seen.clear()
+        self.seen[box] = region_fingerprint(region, first)
+        covered = sum(prod(stop - start for start, stop in box) for box in self.seen)
+        return sum(self.seen.values()) % 2**32 if covered == self.size else None
+
+
+def _overlap(a: tuple[tuple[int, int], ...], b: tuple[tuple[int, int], ...]) -> bool:
+    return all(start < other_stop and other_start < stop for (start, stop), (other_start, other_stop) in zip(a, b))

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +18,9 @@ from orbax.checkpoint import type_handlers
 
 from codegen_jax.errors import UserError
 from codegen_jax.model.codegen import abstract_params
-from codegen_jax.weights.base import Weights, dotted, pieces
-from codegen_jax.weights.checkpoint_format import PARAMS, RUN, run_record, save_args
+from codegen_jax.weights.base import Weights, dotted, pieces, shapes
+from codegen_jax.weights.checkpoint_format import PARAMS, RUN, RUN_RECORD, run_record, save_args
+from codegen_jax.weights.fingerprint import region_fingerprint
 
 
 def write_checkpoint(weights: Weights, folder: Path, progress: Callable[[int], object]) -> None:
@@ -32,7 +34,7 @@ def write_checkpoint(weights: Weights, folder: Path, progress: Callable[[int], o
         lambda path, leaf: _Stream(dotted(path), leaf.shape, weights.dtype(dotted(path))),
         abstract_params(weights.config),
     )
-    record = run_record({"model": dataclasses.asdict(weights.config)}, {}, weights.tokenizer)
+    record = run_record({"model": dataclasses.asdict(weights.config)}, {}, weights.tokenizer, handler.fingerprints)
     registry = type_handlers.create_type_handler_registry((_Stream, handler))
     items = ocp.CompositeCheckpointHandler(
         **{
@@ -55,6 +57,7 @@ def write_checkpoint(weights: Weights, folder: Path, progress: Callable[[int], o
             raise handler.failure or error from None  # Orbax also complains of the chunks that are missing then
     if handler.failure is not None:
         raise handler.failure
+    (folder / RUN / RUN_RECORD).write_text(json.dumps(record))  # again: the fingerprints are known now
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +84,7 @@ class _StreamHandler(type_handlers.NumpyHandler):
         super().__init__(deepcopy_host_arrays=False)
         self.weights, self.progress = weights, progress
         self.turn = asyncio.Semaphore(1)
+        self.fingerprints = {f"{PARAMS}.{name}": 0 for name in shapes(weights.config)}
         self.stopped = False
         self.failure: UserError | None = None
 
@@ -98,8 +102,11 @@ class _StreamHandler(type_handlers.NumpyHandler):
                 except UserError as error:  # Orbax would bury it in exceptions of its own
                     self.failure, self.stopped = error, True
                     break
+                first = tuple(part.start for part in index)
+                self.fingerprints[f"{PARAMS}.{value.name}"] += region_fingerprint(region, first)
                 writing.append(array[index].write(region, can_reference_source_data_indefinitely=True))
                 if len(writing) > 2:
                     await writing.popleft()
                 self.progress(region.nbytes)
             await asyncio.gather(*writing)
+            self.fingerprints[f"{PARAMS}.{value.name}"] %= 2**32

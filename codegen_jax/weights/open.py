@@ -6,9 +6,10 @@ from codegen_jax.config import CodeGenConfig
 from codegen_jax.errors import UserError
 from codegen_jax.storage import local_copy
 from codegen_jax.weights.base import Weights
-from codegen_jax.weights.checkpoint_format import CheckpointWeights, find_checkpoint
+from codegen_jax.weights.checkpoint_format import CheckpointWeights
 from codegen_jax.weights.huggingface import open_huggingface
 from codegen_jax.weights.jaxformer import JaxformerWeights, is_jaxformer
+from codegen_jax.weights.run_folder import find_checkpoint
 
 
 def open_model(model: str, mp_num: int | None = None, config: CodeGenConfig | None = None) -> Weights:

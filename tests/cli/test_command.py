@@ -14,7 +14,7 @@ import yaml
 from codegen_jax.config import DataConfig
 from codegen_jax.config_file import load_config
 from codegen_jax.training.metrics import read_metrics
-from codegen_jax.weights.checkpoint_format import find_checkpoint
+from codegen_jax.weights.run_folder import find_checkpoint
 from tests.conftest import write_shard
 from tests.peers import logits, peer, save
 from tests.runs import tiny_run

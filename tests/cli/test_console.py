@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,14 +19,14 @@ def test_a_runs_log_goes_to_stdout_and_all_else_to_stderr(capsys):
         logging.getLogger("codegen_jax.inference").info("compiled")
         logging.getLogger("codegen_jax.weights").warning("odd")
         report(UserError("top_p: 2 is\n too much"))
-        report(Preempted("SIGTERM"))
+        report(Preempted(signal.SIGTERM, 3))
     out, err = capsys.readouterr()
     assert out == "step 1\n"
     assert err.splitlines() == [
         "codegen-jax: compiled",
         "codegen-jax: warning: odd",
         "codegen-jax: error: top_p: 2 is too much",
-        "codegen-jax: stopped: SIGTERM",
+        "codegen-jax: stopped: SIGTERM: saved after step 3; the same command goes on from there",
     ]
 
 

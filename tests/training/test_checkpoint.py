@@ -4,16 +4,21 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from codegen_jax.config import MeshConfig
 from codegen_jax.errors import UserError
 from codegen_jax.sharding import make_mesh
-from codegen_jax.training.checkpoint import Checkpoints, fingerprint
+from codegen_jax.training import checkpoint
+from codegen_jax.training.checkpoint import Checkpoints
 from codegen_jax.training.resolve import resolve
 from codegen_jax.training.step import abstract_state, init_state
 from codegen_jax.weights.base import load_params
-from codegen_jax.weights.checkpoint_format import CheckpointWeights, find_checkpoint, load_run
+from codegen_jax.weights.checkpoint_format import CheckpointWeights, load_run
+from codegen_jax.weights.fingerprint import fingerprints
+from codegen_jax.weights.run_folder import find_checkpoint
+from tests.harm import change_a_value, flip_a_bit, forget_fingerprints, halve
 from tests.runs import tiny_run
 
 DATA = {"": {"tokenizer": "none", "tokens": 100, "content": "x"}}
@@ -110,14 +115,9 @@ def files_of(folder):
     return sorted((p for p in Path(folder).rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
-def halve(file):
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
-def flip_a_bit(file):
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(checkpoint, "PAUSES", (0, 0, 0))
 
 
 @pytest.mark.parametrize("item", ["params", "optimizer", "run"])
@@ -135,6 +135,61 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(saved, tokeni
     assert steps_of(config) == [1]
 
 
+FAULTS = [ConnectionError("reset by peer"), TimeoutError("timed out"), PermissionError(13, "Permission denied")]
+FAULTS += [MemoryError(), ValueError("UNAVAILABLE: CURL error"), RuntimeError("something of a library")]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=repr)
+@pytest.mark.parametrize("times", [2, 100])
+def test_a_fault_that_is_no_damage_is_tried_again_then_stops_the_run_and_moves_nothing(
+    saved, tokenizer, monkeypatch, fault, times
+):
+    config, mesh = saved(1.0, 2.0)
+    restore, calls = ocp.StandardCheckpointHandler.restore, []
+
+    def failing(self, *args, **kwargs):
+        calls.append(args)
+        if len(calls) <= times:
+            raise fault
+        return restore(self, *args, **kwargs)
+
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", failing)
+    checkpoints = Checkpoints(config, tokenizer, DATA)
+    if times == 2:
+        assert checkpoints.restore(abstract_state(resolve(config, mesh))).step == 2
+    else:
+        with pytest.raises(UserError, match=rf"can't be read \({type(fault).__name__}") as raised:
+            checkpoints.restore(abstract_state(resolve(config, mesh)))
+        assert str(fault) in str(raised.value) and len(calls) == 4
+    assert steps_of(config) == [1, 2] and not (Path(config.output) / "damaged").exists()
+
+
+@pytest.mark.parametrize("harm", [halve, flip_a_bit, Path.unlink])
+def test_damage_that_a_second_read_does_not_find_moves_nothing(saved, tokenizer, monkeypatch, harm):
+    config, mesh = saved(1.0, 2.0)
+    files = files_of(find_checkpoint(config.output) / "params")[-3:]
+    whole = [file.read_bytes() for file in files]
+    monkeypatch.setattr(checkpoint.time, "sleep", lambda _: [f.write_bytes(b) for f, b in zip(files, whole)])
+    for file in files:
+        harm(file)
+    assert Checkpoints(config, tokenizer, DATA).restore(abstract_state(resolve(config, mesh))).step == 2
+    assert steps_of(config) == [1, 2] and not (Path(config.output) / "damaged").exists()
+
+
+def test_a_state_that_is_not_what_was_saved_is_damage(saved, tokenizer, caplog):
+    config, mesh = saved(1.0, 2.0)
+    change_a_value(find_checkpoint(config.output) / "params", "blocks.query")  # on disk all is well-formed
+    assert Checkpoints(config, tokenizer, DATA).restore(abstract_state(resolve(config, mesh))).step == 1
+    assert "params.blocks.query is not what was saved" in caplog.text
+
+
+def test_a_checkpoint_of_before_fingerprints_is_restored_with_a_line_that_says_so(saved, tokenizer, caplog):
+    config, mesh = saved(1.0)
+    forget_fingerprints(find_checkpoint(config.output))
+    assert Checkpoints(config, tokenizer, DATA).restore(abstract_state(resolve(config, mesh))).step == 1
+    assert caplog.text.count("its bits are not checked") == 1
+
+
 def test_the_only_checkpoint_is_never_set_aside(saved, tokenizer):
     config, mesh = saved(1.0)
     halve(files_of(find_checkpoint(config.output) / "params")[-1])
@@ -147,16 +202,16 @@ def test_the_fingerprint_tells_any_bit_and_the_order_of_elements(saved):
     config = tiny_run()
     mesh = make_mesh(config.mesh)
     state = init_state(resolve(config, mesh))
-    of = lambda change: fingerprint(state._replace(params=state.params | {"head": change(state.params["head"])}))
+    of = lambda change: fingerprints({"head": change(state.params["head"])})["head"]
     prints = {
-        fingerprint(state),
+        of(lambda x: x),
         of(lambda x: x.at[3, 5].set(-x[3, 5])),
         of(lambda x: x.at[3, 5].set(np.nextafter(x[3, 5], np.float32(1)))),
         of(lambda x: x.at[:2].set(x[1::-1])),
         of(lambda x: x.at[:, :2].set(x[:, 1::-1])),
     }
     assert len(prints) == 5
-    assert fingerprint(jax.tree.map(np.asarray, state)) == fingerprint(state)
+    assert fingerprints(jax.tree.map(np.asarray, state)) == fingerprints(state)
 
 
 def test_resume_never_refuses_a_folder_with_checkpoints(saved, tokenizer):

@@ -12,7 +12,7 @@ from codegen_jax.config import MeshConfig
 from codegen_jax.errors import PREEMPTED
 from codegen_jax.training.loop import train
 from codegen_jax.training.metrics import read_lines, read_metrics
-from codegen_jax.weights.checkpoint_format import find_checkpoint, whole_checkpoints
+from codegen_jax.weights.run_folder import find_checkpoint, whole_checkpoints
 from tests.processes import finish, start, wait_for, wait_until
 from tests.runs import tiny_run
 

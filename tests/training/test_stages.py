@@ -16,7 +16,8 @@ from codegen_jax.sharding import make_mesh
 from codegen_jax.training.loop import train
 from codegen_jax.training.metrics import read_metrics
 from codegen_jax.training.step import batch_sharding
-from codegen_jax.weights.checkpoint_format import find_checkpoint, load_run
+from codegen_jax.weights.checkpoint_format import load_run
+from codegen_jax.weights.run_folder import find_checkpoint
 from tests.peers import tiny_bpe
 from tests.processes import start
 from tests.runs import tiny_run

@@ -1,0 +1,156 @@
+"""Whose an output folder is: one run's, and at a time one process's. Imports nothing heavy."""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import re
+import socket
+import time
+from typing import IO, Any
+
+from etils import epath
+
+from codegen_jax.config import RunConfig
+from codegen_jax.errors import UserError
+from codegen_jax.storage import is_remote, open_path, write_whole
+from codegen_jax.training.records import METRICS, SUMMARY
+from codegen_jax.weights.run_folder import CHECKPOINTS, RUN_FILE, whole_checkpoints
+
+log = logging.getLogger(__name__)
+
+LOCK = "lock"
+
+# What may differ between a run and its resumption: where it lies and runs, how long, how often it reports. Token files
+# are known by their content, and what skip_steps may change is checked apart.
+FREE_FIELDS = {"output", "resume", "mesh", "distributed", "profile", "checkpoint"}
+FREE_FIELDS |= {"data.train", "data.validation", "data.skip_steps"}
+FREE_FIELDS |= {f"training.{name}" for name in ("steps", "gradient_accumulation_steps", "remat", "log_every")}
+FREE_FIELDS |= {f"training.{name}" for name in ("eval_every", "eval_batches", "sample_prompts", "sample_tokens")}
+FREE_FIELDS |= {"training.max_bad_steps", "training.wandb_project"}
+
+
+def claim(folder: epath.Path, record: dict[str, Any]) -> IO[str] | None:
+    """Take an output folder for a run, or go on with the same run's.
+
+    Args:
+        record: the run's config and data, as run.json holds them.
+
+    Returns:
+        What holds the folder against other processes until it is closed or this one ends, however it ends; None where
+        the storage knows no locks.
+
+    Raises:
+        UserError: if the folder holds another run, something that is no run, or if a run is at work in it.
+    """
+    path = folder / RUN_FILE
+    if not path.exists() and folder.exists() and (not folder.is_dir() or any(p.name != LOCK for p in folder.iterdir())):
+        raise UserError(f"output: {folder} exists and is not a run of codegen-jax; choose another folder")
+    if path.exists() and _has_begun(folder):
+        held = read_record(folder)
+        _check_data(record["data"], held["data"], folder)
+        _check_skips(record["config"]["data"]["skip_steps"], held["config"]["data"]["skip_steps"], folder)
+        ours, theirs = _flat(record["config"]), _flat(held["config"])
+        for name in sorted(ours.keys() | theirs.keys()):
+            if ours.get(name) != theirs.get(name):
+                raise UserError(
+                    f"output: {folder} holds another run ({name} is {theirs.get(name)} there, {ours.get(name)} here); "
+                    "choose another output folder or remove it"
+                )
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _lock(folder)
+    write_whole(path, json.dumps(record, indent=2) + "\n")
+    return lock
+
+
+def read_record(folder: epath.Path) -> dict[str, Any]:
+    """What run.json says: the run's config and data."""
+    path = folder / RUN_FILE
+    try:
+        record = json.loads(path.read_text())
+        if not isinstance(record, dict) or not record.keys() >= {"config", "data"}:
+            raise ValueError("it has no config or no data")
+        return record
+    except ValueError as error:
+        raise UserError(f"output: {path} is damaged ({error}); choose another folder") from error
+
+
+def is_finished(config: RunConfig) -> bool:
+    """Whether the output folder holds this very run, with all its steps done."""
+    folder = open_path(config.output)
+    steps = [int(checkpoint.name) for checkpoint in whole_checkpoints(folder)]
+    told = (folder / RUN_FILE).exists() and (folder / SUMMARY).exists()
+    if config.resume != "auto" or not told or not steps or steps[-1] < config.training.steps:
+        return False
+    return _flat(read_record(folder)["config"]) == _flat(config.to_dict())
+
+
+def _has_begun(folder: epath.Path) -> bool:
+    """Whether a run has done a step there; one that was stopped before does not hold the folder."""
+    metrics = folder / METRICS
+    return bool(whole_checkpoints(folder)) or (metrics.exists() and metrics.stat().length > 0)
+
+
+def _lock(folder: epath.Path) -> IO[str] | None:
+    """POSIX locks, which end with their process and which NFS keeps for all its hosts; object stores have none."""
+    if is_remote(folder):
+        return None
+    file = open(folder / LOCK, "a+")  # noqa: SIM115 - it stays open
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            log.warning(f"{folder}: this file system has no locks ({error}); start no second run there")
+            return file
+        file.seek(0)
+        holder = file.read().strip()
+        file.close()
+        raise UserError(
+            f"output: {folder} is in use by another run ({holder}); wait for it, or choose another folder"
+        ) from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+    file.flush()
+    return file
+
+
+def _check_data(ours: dict[str, Any], theirs: dict[str, Any], folder: epath.Path) -> None:
+    """The token files must be those that the run began with, wherever they lie now."""
+    for name in sorted(ours.keys() & theirs.keys()):
+        field = f"data.sources.{name}" if name else "data.train"
+        now, then = ours[name], theirs[name]
+        if now != then:
+            raise UserError(
+                f"{field}: not the token files that {folder} has trained on: {now['tokens']} tokens of "
+                f"{now['tokenizer']} now, {then['tokens']} of {then['tokenizer']} then; give it those, or choose "
+                "another output folder"
+            )
+
+
+def _check_skips(ours: list[list[int]], theirs: list[list[int]], folder: epath.Path) -> None:
+    """What is left out may change for steps to come, not for those done."""
+    done = max((int(checkpoint.name) for checkpoint in whole_checkpoints(folder)), default=0)
+    for pair in ours + theirs:
+        if ours.count(pair) != theirs.count(pair) and pair[0] <= done:
+            raise UserError(
+                f"data.skip_steps: {pair} would change what {folder} has done: its newest checkpoint is step {done}; "
+                f"to go back, move those from step {pair[0]} on out of {folder / CHECKPOINTS}"
+            )
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """The config's fields that must stay the same, by dotted name."""
+    flat: dict[str, Any] = {}
+
+    def add(prefix: str, value: Any) -> None:
+        if prefix in FREE_FIELDS or re.fullmatch(r"data\.sources\.[^.]*\.(path|validation)", prefix):
+            return
+        if isinstance(value, dict):
+            for name, child in value.items():
+                add(f"{prefix}.{name}" if prefix else name, child)
+        else:
+            flat[prefix] = value
+
+    add("", config)
+    return flat

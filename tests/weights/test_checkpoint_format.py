@@ -1,0 +1,126 @@
+"""Whoever reads a checkpoint's weights notices that they are not what was written."""
+
+import jax
+import numpy as np
+import pytest
+
+import codegen_jax
+from codegen_jax.config import MeshConfig
+from codegen_jax.conversion.convert import convert
+from codegen_jax.errors import UserError
+from codegen_jax.inference.generate import Generator
+from codegen_jax.model.codegen import abstract_params
+from codegen_jax.training.loop import train
+from codegen_jax.weights.base import fold_embedding_bias, load_params, pieces, shapes
+from codegen_jax.weights.checkpoint_format import Damaged, Regions
+from codegen_jax.weights.open import open_model
+from codegen_jax.weights.run_folder import find_checkpoint
+from tests.harm import change_a_value, forget_fingerprints
+from tests.peers import peer, save, tiny_bpe
+from tests.runs import tiny_run
+
+NAMES = ["embedding", "blocks.query", "blocks.ln.scale", "blocks.fc_out", "head", "head_bias"]
+
+
+@pytest.fixture(params=["float32", "float16"])
+def converted(request, tmp_path):
+    folder = save(peer(n_layer=3), tmp_path / "hf", tokenizer=tiny_bpe())
+    convert(str(folder), str(tmp_path / "ours"), dtype=request.param)
+    return tmp_path / "ours"
+
+
+def readers(tmp_path):
+    """What users do with a checkpoint's weights."""
+    mesh = MeshConfig(2, 1, 4)
+    return {
+        "generate": lambda model: codegen_jax.load(model),
+        "generate on eight devices": lambda model: codegen_jax.load(model, mesh=mesh, quantize="int8"),
+        "convert to hf": lambda model: convert(model, str(tmp_path / "to_hf"), to="hf", mp_num=4),
+        "convert to jax": lambda model: convert(model, str(tmp_path / "to_jax")),
+        "init_from": lambda model: load_params(open_model(model), abstract_params(open_model(model).config)),
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_changed_bit_is_noticed_by_every_reader(converted, tmp_path, name):
+    change_a_value(converted / "params", name)
+    for reader in readers(tmp_path).values():
+        with pytest.raises(Damaged, match=f"params: damaged checkpoint \\({name} is not what was written"):
+            reader(str(converted))
+    assert not (tmp_path / "to_hf").exists() and not (tmp_path / "to_jax").exists()
+
+
+def test_every_reader_reads_all_of_it_so_all_is_checked(converted, tmp_path, monkeypatch):
+    opened = []
+
+    def remember(*args, **kwargs):
+        opened.append(open_model(*args, **kwargs))
+        return opened[-1]
+
+    for module in ("inference.generate", "conversion.convert"):
+        monkeypatch.setattr(f"codegen_jax.{module}.open_model", remember)
+    for name, reader in readers(tmp_path).items():
+        if name == "init_from":
+            weights = remember(str(converted))
+            load_params(weights, abstract_params(weights.config))
+        else:
+            reader(str(converted))
+    assert len(opened) == 5 and all(weights.fingerprints and not weights.unchecked for weights in opened)
+
+
+def test_a_run_that_starts_from_it_notices_too(tmp_path, token_folder):
+    first = tiny_run(tmp_path / "first", token_folder, training={"steps": 1})
+    train(first)
+    change_a_value(find_checkpoint(first.output) / "params", "blocks.fc_in")
+    second = tiny_run(tmp_path / "second", token_folder, training={"steps": 1}, init_from=first.output)
+    with pytest.raises(UserError, match=r"blocks\.fc_in is not what was written"):
+        train(second)
+    with pytest.raises(UserError, match=r"blocks\.fc_in is not what was written"):
+        Generator.load(first.output)
+
+
+def test_an_older_checkpoint_is_read_with_a_line_that_says_so(converted, caplog):
+    forget_fingerprints(converted)
+    change_a_value(converted / "params", "head")
+    codegen_jax.load(str(converted))
+    assert caplog.text.count("without fingerprints; its bits are not checked") == 1
+
+
+def test_regions_count_once_however_they_are_cut():
+    x = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    read = lambda regions, chunk: [regions.add(x[i], tuple(s.start for s in i)) for i in pieces(x.shape, chunk)]
+    (whole,) = read(Regions(x.shape), (4, 6))
+    assert read(Regions(x.shape), (2, 3)) == [None] * 3 + [whole]
+    regions = Regions(x.shape)  # half of it in one way, one region again, then all in another way
+    assert regions.add(x[:2], (0, 0)) is None and regions.add(x[:2], (0, 0)) is None
+    assert read(regions, (4, 2)) == [None, None, whole]
+
+
+def test_an_embedding_bias_folded_in_is_checked_with_the_embedding(tmp_path, token_folder):
+    config = tiny_run(tmp_path / "run", token_folder, training={"steps": 1}, model={"embedding_bias": True})
+    train(config)
+    weights = open_model(config.output)
+    for name, shape in shapes(fold_embedding_bias(weights).config).items():
+        fold_embedding_bias(weights).read(name, tuple(slice(0, size) for size in shape))
+    assert not weights.unchecked
+
+
+def test_a_file_that_is_missing_is_damage_and_one_that_cannot_be_read_is_not(converted):
+    record = converted / "run/metadata"
+    record.unlink()
+    with pytest.raises(Damaged, match="No such file"):
+        open_model(str(converted))
+    record.mkdir()
+    with pytest.raises(UserError, match=r"can't be read \(IsADirectoryError") as error:
+        open_model(str(converted))
+    assert not isinstance(error.value, Damaged)
+
+
+def test_of_several_processes_each_reads_a_part_and_the_sum_is_checked(converted, monkeypatch):
+    # what load_params does where no process reads all: the fingerprint of the arrays on their devices
+    weights = open_model(str(converted))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    checked = []
+    monkeypatch.setattr(weights, "check", checked.append)
+    load_params(weights, abstract_params(weights.config))
+    assert checked == [weights.fingerprints]
