@@ -120,3 +120,12 @@ def first_alone(action: Callable[[], object]) -> None:
 def largest(value: int) -> int:
     """The largest of the processes' values, known to all."""
     return int(np.max(multihost_utils.process_allgather(np.int32(value)))) if jax.process_count() > 1 else value
+
+
+def first_said(text: str) -> str:
+    """The first of the processes' texts that is not empty, known to all; its first 400 bytes."""
+    if jax.process_count() == 1:
+        return text
+    padded = np.frombuffer(text.encode()[:400].ljust(400, b"\0"), np.uint8)
+    texts = [bytes(row).rstrip(b"\0").decode(errors="ignore") for row in multihost_utils.process_allgather(padded)]
+    return next(filter(None, texts), "")

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from glob import glob
 from importlib.util import find_spec
+from types import CoroutineType
 
 from codegen_jax import __version__
 from codegen_jax.cli import data, evaluate, models, plan, train
@@ -78,11 +79,11 @@ def choose_platform() -> None:
 def quiet_libraries() -> None:
     """Orbax narrates every save through absl, asyncio prints a traceback for each chunk of one that fails, and what
     gcsfs logs it raises, too; the command says such things in a line. Chunks that end after their failed save or read
-    find its event loop closed, of which Python tells the hook for errors that nobody can catch."""
+    find that nobody waits for them, which Python tells the hook for errors that cannot be caught."""
     for name in ("absl", "asyncio", "gcsfs"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    sys.unraisablehook = lambda found: None if is_of_closed_loop(found.exc_value) else sys.__unraisablehook__(found)
+    sys.unraisablehook = lambda found: None if is_late_chunk(found) else sys.__unraisablehook__(found)
 
 
-def is_of_closed_loop(error: BaseException | None) -> bool:
-    return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+def is_late_chunk(found: "sys.UnraisableHookArgs") -> bool:
+    return isinstance(found.object, CoroutineType) or str(found.exc_value) == "Event loop is closed"

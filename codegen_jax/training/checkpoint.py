@@ -16,7 +16,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from codegen_jax.config import RunConfig
 from codegen_jax.data.tokenizer import Tokenizer
-from codegen_jax.distributed import first_alone, largest, say
+from codegen_jax.distributed import first_alone, first_said, is_first, largest, say
 from codegen_jax.errors import UserError, require
 from codegen_jax.storage import open_path
 from codegen_jax.training.claim import claim
@@ -189,21 +189,24 @@ def _read_twice(checkpoint: epath.Path, abstract: TrainState) -> TrainState | Da
     Raises:
         UserError: if it can't be read for another reason, and that does not pass.
     """
-    seen: UserError | None = None
+    found_damage = False
     for pause in (*PAUSES, None):
         state, failure = _read(checkpoint, abstract)
-        again = isinstance(failure, Damaged) and isinstance(seen, Damaged)
+        again = isinstance(failure, Damaged) and found_damage
         worst = largest(0 if failure is None else 1 if again else 2)
         if worst == 0:
             assert state is not None
             return state
+        text = first_said(str(failure or ""))
         if worst == 1:
-            return failure if isinstance(failure, Damaged) else damaged(checkpoint, "another process finds it so")
-        seen = failure
-        if pause is not None:
-            log.warning(f"{failure or f'{checkpoint}: another process could not read it'}; reading again in {pause} s")
-            time.sleep(pause)
-    raise seen or UserError(f"{checkpoint}: another process could not read it; it may be whole: try again")
+            return Damaged(text)
+        found_damage = isinstance(failure, Damaged)
+        if pause is None:
+            raise UserError(text)
+        if is_first():
+            log.warning(f"{text}; reading again in {pause} s")
+        time.sleep(pause)
+    raise AssertionError("the last pause is None")
 
 
 def _read(checkpoint: epath.Path, abstract: TrainState) -> tuple[TrainState | None, UserError | None]:
