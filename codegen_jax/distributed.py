@@ -1,5 +1,6 @@
 """Many processes as one run: joining them, agreeing, speaking with one voice, and failing together."""
 
+import itertools
 import logging
 import os
 import threading
@@ -16,8 +17,10 @@ from codegen_jax.errors import RUN_LOG, Preempted, UserError, report
 
 log = logging.getLogger(RUN_LOG)
 
-HEARTBEAT_SECONDS = 30  # a process that is silent for so long is dead, and JAX ends the others
+GONE_SECONDS = 20  # a process that is silent for so long is gone, and the others end with a line that says which
+HEARTBEAT_SECONDS = 60  # then JAX would end them, with a stack trace
 FAILURE = "codegen_jax/failure"  # key of the first failure's message in the coordinator's store
+ALIVE = "codegen_jax/alive"  # keys of the processes' heartbeats there
 
 
 @contextmanager
@@ -77,15 +80,37 @@ def _client():
 
 
 def _watch(finished: threading.Event) -> None:
-    while not finished.wait(1.0):
-        try:
-            code, message = _client().key_value_try_get(FAILURE).split(" ", 1)
-        except Exception:  # no such key, or the coordinator is gone, which JAX itself notices
-            continue
-        report(UserError(message))
-        if jax.process_index() == 0:
-            time.sleep(5)  # the store is in this process: the others must have read the message
-        os._exit(int(code))
+    """Once per second: show that this process lives, and end it if another has failed or is gone."""
+    heard: dict[str, tuple[str, float]] = {}  # the other processes' last beats, and when they came
+    for beat in itertools.count():
+        ended = finished.wait(1.0)
+        failure = None
+        with suppress(Exception):  # no failure; or the coordinator is gone, which JAX itself notices
+            _client().key_value_set(f"{ALIVE}/{jax.process_index()}", "ended" if ended else str(beat), True)
+            failure = _gone(heard)
+            failure = _client().key_value_try_get(FAILURE)
+        if ended:
+            return
+        if failure:
+            code, message = failure.split(" ", 1)
+            report(UserError(message))
+            if jax.process_index() == 0:
+                time.sleep(5)  # the store is in this process: the others must have read the message
+            os._exit(int(code))
+
+
+def _gone(heard: dict[str, tuple[str, float]]) -> str | None:
+    """The exit code and message for a process that has not been heard of."""
+    now = time.monotonic()
+    for key, beat in _client().key_value_dir_get(ALIVE):
+        if heard.get(key, ("", 0.0))[0] != beat:
+            heard[key] = beat, now
+        elif beat != "ended" and now - heard[key][1] > GONE_SECONDS:
+            return (
+                f"1 process {key.rpartition('/')[2]} is gone: no sign of it for {GONE_SECONDS} s; it was killed, or "
+                "its machine or network is lost; the same command goes on from the last checkpoint"
+            )
+    return None
 
 
 def _fail_together(error: BaseException) -> None:

@@ -93,12 +93,15 @@ def test_an_error_on_one_host_ends_all_with_its_message(tmp_path, token_folder):
     assert "Traceback" in error_1 and "Traceback" not in error_0
 
 
-def test_a_process_that_dies_ends_the_others_within_a_minute(tmp_path, token_folder):
+def test_a_process_that_is_killed_ends_the_others_with_a_line_that_says_which(tmp_path, token_folder):
     config = run(tmp_path / "run", token_folder, mesh=FEW, training={"steps": 100_000})
-    processes = start(config, tmp_path / "a.yaml", count=2, devices=2)
+    sooner = "from codegen_jax import distributed\ndistributed.GONE_SECONDS = 4\n"
+    processes = start(config, tmp_path / "a.yaml", count=2, devices=2, first=sooner)
     wait_for(processes[0], "step      2  loss")
     processes[1].kill()
-    assert finish(processes, timeout=60)[0][0] != 0
+    (code, error), _ = finish(processes, timeout=60)
+    (line,) = error.splitlines()
+    assert code == 1 and line.startswith("codegen-jax: error: process 1 is gone: no sign of it for 4 s")
 
 
 def test_a_coordinator_that_does_not_answer_is_named(tmp_path, token_folder):
