@@ -170,6 +170,40 @@ def test_a_draft_changes_no_token_under_a_repetition_penalty(calm, spread, tempe
     assert 0 < rows.accepted_B.sum() < rows.proposed_B.sum()
 
 
+@pytest.fixture(scope="module")
+def counting():
+    """One that counts: after token t comes t + 1, but 30 stays 30. The head looks for the embedding of the one before,
+    and the block adds nothing."""
+    model = Model()
+    zeros = {name: jnp.zeros_like(model.params["blocks"][name]) for name in ("attention_out", "fc_out", "fc_out_bias")}
+    embedding_VD = np.random.default_rng(0).normal(size=(40, 32)).astype(np.float32)
+    head_DV = np.roll(embedding_VD, 1, axis=0).T.copy()
+    head_DV[:, 30] += embedding_VD[30]
+    head_DV[:, 31] = 0
+    model.params |= {"embedding": embedding_VD, "head": head_DV, "head_bias": np.zeros(40, np.float32)}
+    model.params["blocks"] |= zeros
+    model.weights = jax.jit(partial(arrange_params, config=CONFIG, groups=1))(model.params)
+    assert model.greedy([3], 5) == [4, 5, 6, 7, 8] and model.greedy([30], 2) == [30, 30]
+    return model
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [3, 4, 5, 9, 3],  # the one place before
+        [2, 3, 4, 5, 9, 3, 7, 8, 2, 3],  # more of the last tokens are the same there; a later place has fewer
+        [3, 20, 21, 9, 3, 4, 5, 8, 3],  # the latest of those that match alike
+        [1, 2, 3, 20, 21, 1, 2, 3, 4, 5, 1, 2, 3],  # likewise of three
+        [3, 20, 21, 7, 3, 4, 5, 0, 3],  # before the first token there is none, not even padding
+        [30, 30, 30, 30, 30],  # what followed is known to the end only some places before
+    ],
+)
+def test_a_lookup_guesses_what_followed_where_most_is_the_same_and_latest(counting, ids):
+    rows = counting.decode(counting.rows([ids], guesses=2), rounds=1, guesses=2, eos=-1)
+    assert new_of(rows) == [counting.greedy(ids, 3)]
+    assert rows.accepted_B.item() == 2
+
+
 @pytest.mark.parametrize("temperature", [0, 1.0])
 def test_an_id_without_a_token_is_never_drawn_and_the_last_one_with_a_token_is(temperature):
     model = Model()
