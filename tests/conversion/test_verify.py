@@ -25,6 +25,14 @@ def test_the_reference_computes_what_transformers_does(sizes):
     assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
 
 
+def test_scores_of_any_size_give_the_reference_a_softmax():
+    config = CodeGenConfig(1, 32, 4, 4, vocab_size=40)
+    rng = np.random.default_rng(0)
+    h, qkv = (rng.normal(size=shape).astype(np.float32) for shape in ((1, 10, 32), (32, 96)))
+    found = reference.attention(h, 100 * qkv, config, 4)
+    assert np.isfinite(found).all() and np.abs(found).max() <= 100 * np.abs(h @ qkv).max()
+
+
 def test_layer_by_layer_is_the_whole_network(tmp_path):
     model = peer()
     tokens = np.random.default_rng(0).integers(0, 300, (2, 33))

@@ -57,6 +57,17 @@ def test_the_files_do_not_depend_on_the_number_of_workers(tmp_path, shards, toke
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
+def test_the_files_are_read_in_the_order_of_their_shards_however_a_folder_lists_them(
+    tmp_path, shards, tokenizer, monkeypatch
+):
+    listed = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda *args: iter(sorted(listed(*args), reverse=True)))
+    manifest = prepare(shards, str(tmp_path / "out"), tokenizer)
+    monkeypatch.undo()
+    for names in (manifest.files, manifest.checksums):
+        assert [name[:5] for name in names] == ["00000", "00001", "00002"]
+
+
 def test_files_of_one_seed_are_shuffled_differently(tmp_path, tokenizer):
     shards = [write_shard(tmp_path / f"{i}.jsonl", [chr(97 + n) for n in range(20)]) for i in range(2)]
     prepare(shards, str(tmp_path / "out"), tokenizer)

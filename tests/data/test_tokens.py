@@ -1,3 +1,4 @@
+import hashlib
 import shutil
 
 import numpy as np
@@ -82,3 +83,11 @@ def test_a_swapped_tokenizer_is_an_error_that_names_both(copy, texts, tokenizer)
     other.save(copy / "tokenizer")
     with pytest.raises(UserError, match=f"{tokenizer.fingerprint}.*{other.fingerprint}"):
         TokenFiles(copy).tokenizer()
+
+
+@pytest.mark.parametrize("size", [0, 1000, 1 << 16, 100_000, 300_000])
+def test_a_checksum_is_that_of_the_first_and_last_64_kib(tmp_path, size):
+    content = np.random.default_rng(0).bytes(size)
+    (tmp_path / "file").write_bytes(content)
+    expected = hashlib.sha256(content[:65536] + content[-65536:]).hexdigest()[:16]
+    assert checksum(tmp_path / "file") == expected

@@ -20,6 +20,18 @@ def test_only_the_first_megabytes_are_read(tmp_path):
     assert len(one.encode("zq")) > len(both.encode("zq"))
 
 
+@pytest.mark.parametrize("megabytes", [0, -1.5])
+def test_no_text_at_all_is_refused(tmp_path, megabytes):
+    with pytest.raises(UserError, match=f"^max_megabytes: {megabytes} must be positive"):
+        train_tokenizer([], str(tmp_path / "out"), vocab_size=400, max_megabytes=megabytes)
+
+
+def test_every_character_of_a_long_document_is_seen():
+    text = "".join(chr(0x4E00 + number) for number in range(2500))
+    tokenizer = train_sentencepiece([text], vocab_size=2800)
+    assert all(len(tokenizer.encode(character)) == 1 for character in text[:-1])  # the rarest one is left out
+
+
 def test_indentation_is_one_id(tokenizer):
     assert len(tokenizer.encode("    ")) == len(tokenizer.encode("        ")) == 1
 

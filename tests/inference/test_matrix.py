@@ -30,3 +30,10 @@ def test_a_bfloat16_product_is_summed_in_float32(rows):
     found = linear(x, Matrix(w))
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-4)
+
+
+def test_on_a_cpu_an_activation_beside_int8_weights_is_rounded_to_a_254th_of_an_int8_step(monkeypatch):
+    monkeypatch.setattr(matrix, "device_kind", lambda: "cpu")
+    x = np.float32([[127, *np.linspace(-2, 2, 999)]])
+    found = linear(jnp.array(x), Matrix(jnp.eye(1000, dtype=jnp.int8), jnp.ones(1000)))
+    np.testing.assert_allclose(found, x, rtol=0, atol=0.501 / 254)

@@ -16,7 +16,7 @@ from codegen_jax.planning.plan import Plan, make_plan
 from codegen_jax.planning.slices import parse_slice
 
 GOLDEN = Path(__file__).parent / "golden.json"
-SIZES = ("350m", "2b", "6b", "16b")
+GOALS = {"350m": 0.33, "2b": 0.50, "6b": 0.65, "16b": 0.70}  # MFU that each size must keep, whatever the file says
 
 
 def plan_of(size: str) -> Plan:
@@ -40,17 +40,13 @@ def figures(plan: Plan) -> dict[str, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", GOALS)
 def test_the_compiled_step_is_as_good_as_it_was(size):
     expected, actual = json.loads(GOLDEN.read_text())[size], figures(plan_of(size))
     # a compiler's version moves these by a few per cent; a lost fusion, overlap or reduce-scatter by more
     assert actual == pytest.approx(expected, rel=0.05, abs=0.02), "see this file's first lines if the change is meant"
-
-
-def test_goals_that_were_met_are_kept():
-    mfu = {size: values["mfu"] for size, values in json.loads(GOLDEN.read_text()).items()}
-    assert mfu["16b"] >= 0.70 and mfu["6b"] >= 0.65 and mfu["2b"] >= 0.50 and mfu["350m"] >= 0.33
+    assert actual["mfu"] >= GOALS[size]
 
 
 if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps({size: figures(plan_of(size)) for size in SIZES}, indent=2) + "\n")
+    GOLDEN.write_text(json.dumps({size: figures(plan_of(size)) for size in GOALS}, indent=2) + "\n")

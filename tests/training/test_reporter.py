@@ -1,5 +1,6 @@
 """What a run leaves for people to look at: lines, numbers, samples, events, a trace and a summary."""
 
+import io
 import math
 import struct
 import sys
@@ -8,8 +9,10 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from codegen_jax.errors import RUN_LOG, UserError
+from codegen_jax.training.clock import Clock
 from codegen_jax.training.loop import train
 from codegen_jax.training.metrics import read_lines, read_metrics
+from codegen_jax.training.reporter import Reporter
 from tests.runs import tiny_run
 
 PROMPTS = ["def f(x):", "import"]
@@ -98,6 +101,22 @@ def test_lines_tell_the_start_the_steps_and_the_validations(tmp_path, token_fold
     assert any(line.startswith("step      2  validation loss ") for line in lines)
     assert any(line.startswith(f"step      3  sample: {PROMPTS[0]!r} -> ") for line in lines)
     assert lines[-1] == f"summary: {tmp_path / 'run/summary.md'}"
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_on_a_terminal_a_bar_shows_the_steps_that_are_done_and_the_last_loss(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    reporter = Reporter(tiny_run(), None, Clock(), first=2, epochs=lambda _: {})
+    for step, loss in ((3, 1.5), (4, 1.25)):
+        others = dict(cross_entropy=loss, grad_norm=1.0, learning_rate=0.1, bad_steps=0, skipped=0)
+        reporter.step(step, {"loss": loss} | others)
+    reporter.bar.close()
+    shown = sys.stderr.getvalue().split("\r")[-1]
+    assert " 4/6 " in shown and "loss=1.250" in shown and "tokens/s=" in shown
 
 
 def test_wandb_that_is_not_installed_is_named_before_anything_is_made(tmp_path, token_folder, monkeypatch):

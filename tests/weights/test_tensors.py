@@ -1,7 +1,9 @@
 """Files that are damaged or hostile are named; what is written, safetensors' own reader reads."""
 
 import json
+import os
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -45,11 +47,24 @@ def test_a_missing_shard_is_named(tmp_path, form):
         open_tensors(tmp_path)
 
 
-@pytest.mark.parametrize("index", ["{", "[]", '{"weight_map": {"a": "../secret"}}'])
+@pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": []}'])
 def test_a_damaged_index_is_named(tmp_path, index):
     (tmp_path / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(UserError, match=r"model.safetensors.index.json"):
+    with pytest.raises(UserError, match=r"model.safetensors.index.json: not an index of shards"):
         open_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["sharded safetensors", "sharded bin"])
+@pytest.mark.parametrize("place", ["..", "below", "absolute"])
+def test_a_shard_elsewhere_than_beside_its_index_is_not_read(tmp_path, form, place):
+    folder = save(peer(), tmp_path / "model", form)
+    shard, (index,) = sorted(folder.glob("*-of-*"))[0], folder.glob("*.index.json")
+    name = f"{tmp_path if place == 'absolute' else place}/{shard.name}"
+    (folder / "below").mkdir()
+    shard.rename(folder / name)
+    index.write_text(index.read_text().replace(shard.name, name))
+    with pytest.raises(UserError, match=re.escape(f"{index}: names {name}, which is not a file beside it")):
+        open_tensors(folder)
 
 
 class Hostile:
@@ -109,3 +124,24 @@ def test_what_is_written_in_pieces_safetensors_reads(tmp_path, size):
         written = json.loads(index.read_text())
         assert written["metadata"]["total_size"] == sum(done) and written["weight_map"].keys() == arrays.keys()
     assert open_tensors(tmp_path).keys() == arrays.keys()
+
+
+def test_every_byte_is_on_the_disk_before_the_writer_returns(tmp_path, monkeypatch):
+    flushed, fsync = {}, os.fsync
+
+    def record(file):
+        fsync(file)
+        status = os.fstat(file)
+        flushed[status.st_ino] = max(flushed.get(status.st_ino, 0), status.st_size)
+
+    monkeypatch.setattr(os, "fsync", record)
+    # small rows wait in Python's buffer, large ones go past it
+    for size, shard in ((80, "2KB"), (100_000, "2MB")):
+        rows = np.ones((4, size), np.float32)
+        stream = TensorStream(rows.shape, rows.dtype, lambda rows=rows: iter(rows))
+        (tmp_path / shard).mkdir()
+        write_tensors(tmp_path / shard, {"a": stream, "b": stream}, lambda _: None, max_shard_size=shard)
+        files = list((tmp_path / shard).glob("*.safetensors"))
+        assert len(files) == 2
+        for file in files:
+            assert flushed[file.stat().st_ino] == file.stat().st_size > rows.nbytes

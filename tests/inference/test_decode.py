@@ -1,0 +1,230 @@
+"""Rounds of decoding beside the training network: what guesses hold, where rows end, what is kept of them.
+
+Decoding of texts, with stops, streams and drafts, is tested in test_generate.py.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from codegen_jax.config import CodeGenConfig
+from codegen_jax.inference.decode import CHUNK, Program, Rows, decode, decode_round, grow, prefill, slots_for, take_rows
+from codegen_jax.inference.decode_weights import arrange_params
+from codegen_jax.inference.network import Past, empty_cache
+from codegen_jax.inference.options import Options
+from codegen_jax.model.codegen import init_params, module
+
+CONFIG = CodeGenConfig(1, 32, 4, 4, vocab_size=40, n_positions=64, init="huggingface", dtype="float32")
+VOCAB, EOS = 37, 36  # ids 37..39 have no token
+PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6]]
+GREEDY = Options(temperature=0)
+
+
+class Model:
+    """A network with random weights, its scores, and rounds of decoding with it."""
+
+    def __init__(self, config=CONFIG, seed=0, spread=10):
+        self.config = config
+        self.params = jax.tree.map(lambda p: spread * p, init_params(config, seed=seed))
+        self.weights = jax.jit(partial(arrange_params, config=config, groups=1))(self.params)
+        self.forward = jax.jit(lambda params, tokens: module(config, params)(tokens))
+
+    def scores(self, ids):
+        """Of the next token after ids, over the whole sequence at once; [V] of the ids with a token."""
+        padded = np.array([ids + [0] * (64 - len(ids))])
+        return np.array(self.forward(self.params, padded)[0, len(ids) - 1])[:VOCAB]
+
+    def greedy(self, ids, count, penalty=1.0):
+        new = []
+        for _ in range(count):
+            scores, seen = self.scores(ids + new), np.unique(ids + new)
+            scores[seen] = np.where(scores[seen] > 0, scores[seen] / penalty, scores[seen] * penalty)
+            new.append(int(scores.argmax()))
+        return new
+
+    def rows(self, prompts=PROMPTS, new=8, slots=None, guesses=0, draft=None):
+        B, slots = len(prompts), slots or slots_for(max(map(len, prompts)), guesses)
+        tokens_BS = np.zeros((B, slots), np.int32)
+        for row, ids in enumerate(prompts):
+            tokens_BS[row, : len(ids)] = ids
+        length_B = np.array([len(ids) for ids in prompts], np.int32)
+        cache = lambda model: prefill(model.weights, tokens_BS[:, :16], config=model.config, slots=slots)
+        rows = Rows(
+            tokens_BS=tokens_BS,
+            length_B=length_B,
+            prompt_B=length_B,
+            limit_B=length_B + new,
+            done_B=np.zeros(B, bool),
+            seed_B=np.zeros(B, np.uint32),
+            sample_B=np.arange(B, dtype=np.uint32),
+            cache=cache(self),
+            draft_cache=cache(draft) if draft else (),
+            logprobs_BS=np.zeros((B, slots), np.float32),
+            top_logprobs_BSN=np.zeros((B, slots, 2), np.float32),
+            top_ids_BSN=np.zeros((B, slots, 2), np.int32),
+            proposed_B=np.zeros(B, np.int32),
+            accepted_B=np.zeros(B, np.int32),
+        )
+        return jax.tree.map(jnp.array, rows)
+
+    def decode(self, rows, rounds=CHUNK, options=GREEDY, guesses=0, draft=None, eos=EOS):
+        of_draft = draft.config if draft else None
+        program = Program.of(options, self.config, vocab_size=VOCAB, eos_id=eos, draft=of_draft, guesses=guesses)
+        weights = draft.weights if draft else None
+        return decode(self.weights, weights, rows, options.scalars(), np.int32(rounds), program=program)
+
+    def round(self, rows, guesses, options=GREEDY, eos=EOS):
+        """One round in which these are the guesses of every row."""
+        guesses_BJ = jnp.array([guesses] * len(rows.done_B), jnp.int32)
+        program = Program.of(options, self.config, vocab_size=VOCAB, eos_id=eos, guesses=len(guesses))
+        recent = empty_cache(self.config, len(rows.done_B), len(guesses) + 2)
+        past = Past(rows.cache, recent, rows.length_B - 1)
+        one_round = jax.jit(decode_round, static_argnames="program")
+        return one_round(self.weights, guesses_BJ, rows, past, options.scalars(), program=program)[0]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Model()
+
+
+@pytest.fixture(scope="module")
+def calm():
+    """One that repeats a token again and again, unless a penalty keeps it from that."""
+    return Model(spread=3)
+
+
+def new_of(rows):
+    """The tokens of each row after its prompt."""
+    return [
+        np.asarray(ids[prompt:length]).tolist()
+        for ids, prompt, length in zip(rows.tokens_BS, rows.prompt_B, rows.length_B)
+    ]
+
+
+def test_each_row_gets_the_tokens_of_the_training_network_up_to_its_limit(model):
+    rows = model.decode(model.rows(new=8), eos=-1)
+    assert new_of(rows) == [model.greedy(ids, 8) for ids in PROMPTS]
+    assert rows.done_B.all()
+
+
+def test_no_more_rounds_than_asked_for_and_going_on_is_the_same(model):
+    whole = model.decode(model.rows(new=8), eos=-1)
+    rows = model.decode(model.rows(new=8), rounds=3, eos=-1)
+    assert [len(new) for new in new_of(rows)] == [3, 3] and not rows.done_B.any()
+    assert new_of(model.decode(rows, eos=-1)) == new_of(whole)
+
+
+@pytest.mark.parametrize("right", [0, 1, 2, 3])
+def test_a_round_gives_a_token_more_than_guesses_that_hold_before_the_first_wrong_one(model, right):
+    true = model.greedy(PROMPTS[0], 4)
+    guesses = true[:3]
+    if right < 3:
+        guesses[right] = (guesses[right] + 1) % VOCAB  # what comes after it is right again, and does not count
+    rows = model.round(model.rows(PROMPTS[:1]), guesses, eos=-1)
+    assert new_of(rows) == [true[: right + 1]]
+    assert (rows.proposed_B.item(), rows.accepted_B.item()) == (3, right)
+
+
+def test_a_round_stops_at_the_limit_though_more_guesses_hold(model):
+    true = model.greedy(PROMPTS[0], 4)
+    rows = model.round(model.rows(PROMPTS[:1], new=2), true[:3], eos=-1)
+    assert new_of(rows) == [true[:2]] and rows.done_B.item()
+
+
+def test_eos_among_guesses_that_hold_ends_the_row(model):
+    true = model.greedy(PROMPTS[0], 4)
+    assert len(set(true[:3])) == 3
+    rows = model.round(model.rows(PROMPTS[:1]), true[:3], eos=true[1])
+    assert new_of(rows) == [true[:2]] and rows.done_B.item()
+    assert not model.round(model.rows(PROMPTS[:1]), true[:1], eos=true[2]).done_B.item()
+
+
+def test_a_row_that_has_ended_stays_as_it_is(model):
+    rows = model.rows()._replace(done_B=jnp.array([True, False]))
+    after = model.decode(rows, guesses=2, eos=-1)
+    assert new_of(after) == [[], model.greedy(PROMPTS[1], 8)]
+    assert after.proposed_B[0] == after.accepted_B[0] == 0 < after.proposed_B[1]
+
+
+def test_a_token_that_was_guessed_counts_as_seen_for_those_after_it(calm):
+    ids, options = PROMPTS[0] + [7, 36, 10], Options(temperature=0, repetition_penalty=2.0)
+    true = calm.greedy(ids, 4, penalty=2.0)
+    assert calm.greedy(ids, 2) == [true[0], true[0]] and true[0] not in [*ids, *true[1:]]
+    rows = calm.round(calm.rows([ids]), true[:3], options, eos=-1)
+    assert new_of(rows) == [true] and rows.accepted_B.item() == 3
+
+
+@pytest.mark.parametrize("temperature", [0, 0.5])
+@pytest.mark.parametrize("spread", [3, 2.5])  # the draft is the model itself, or a little beside it
+def test_a_draft_changes_no_token_under_a_repetition_penalty(calm, spread, temperature):
+    draft, options = Model(spread=spread), Options(temperature=temperature, repetition_penalty=2.0)
+    expected = [calm.greedy(ids, 20, penalty=2.0) for ids in PROMPTS]
+    if temperature:
+        expected = new_of(calm.decode(calm.rows(new=20), options=options, eos=-1))
+    rows = calm.decode(calm.rows(new=20, guesses=2, draft=draft), options=options, guesses=2, draft=draft, eos=-1)
+    assert new_of(rows) == expected
+    assert 0 < rows.accepted_B.sum() < rows.proposed_B.sum()
+
+
+@pytest.fixture(scope="module")
+def counting():
+    """One that counts: after token t comes t + 1, but 30 stays 30. The head looks for the embedding of the one before,
+    and the block adds nothing."""
+    model = Model()
+    zeros = {name: jnp.zeros_like(model.params["blocks"][name]) for name in ("attention_out", "fc_out", "fc_out_bias")}
+    embedding_VD = np.random.default_rng(0).normal(size=(40, 32)).astype(np.float32)
+    head_DV = np.roll(embedding_VD, 1, axis=0).T.copy()
+    head_DV[:, 30] += embedding_VD[30]
+    head_DV[:, 31] = 0
+    model.params |= {"embedding": embedding_VD, "head": head_DV, "head_bias": np.zeros(40, np.float32)}
+    model.params["blocks"] |= zeros
+    model.weights = jax.jit(partial(arrange_params, config=CONFIG, groups=1))(model.params)
+    assert model.greedy([3], 5) == [4, 5, 6, 7, 8] and model.greedy([30], 2) == [30, 30]
+    return model
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [3, 4, 5, 9, 3],  # the one place before
+        [2, 3, 4, 5, 9, 3, 7, 8, 2, 3],  # more of the last tokens are the same there; a later place has fewer
+        [3, 20, 21, 9, 3, 4, 5, 8, 3],  # the latest of those that match alike
+        [1, 2, 3, 20, 21, 1, 2, 3, 4, 5, 1, 2, 3],  # likewise of three
+        [3, 20, 21, 7, 3, 4, 5, 0, 3],  # before the first token there is none, not even padding
+        [30, 30, 30, 30, 30],  # what followed is known to the end only some places before
+    ],
+)
+def test_a_lookup_guesses_what_followed_where_most_is_the_same_and_latest(counting, ids):
+    rows = counting.decode(counting.rows([ids], guesses=2), rounds=1, guesses=2, eos=-1)
+    assert new_of(rows) == [counting.greedy(ids, 3)]
+    assert rows.accepted_B.item() == 2
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_an_id_without_a_token_is_never_drawn_and_the_last_one_with_a_token_is(temperature):
+    model = Model()
+    bias_V = jnp.zeros(40).at[VOCAB - 1].set(1e6).at[VOCAB:].set(2e6)
+    model.weights = model.weights._replace(others=model.weights.others | {"head_bias": bias_V})
+    rows = model.decode(model.rows(new=3), options=Options(temperature=temperature), eos=-1)
+    assert new_of(rows) == [[VOCAB - 1] * 3] * 2
+
+
+def test_rows_taken_in_another_order_or_twice_and_given_more_slots_go_on_as_they_were(model):
+    rows = model.decode(model.rows(new=8), rounds=2, eos=-1)
+    taken = grow(take_rows(rows, jnp.array([1, 0, 1])), slots=256)
+    assert taken.tokens_BS.shape == (3, 256) and taken.logprobs_BS.shape == (3, 256)
+    first, second = (model.greedy(ids, 8) for ids in PROMPTS)
+    assert new_of(model.decode(taken, eos=-1)) == [second, first, second]
+
+
+@pytest.mark.parametrize("guesses", [0, 4])
+def test_slots_hold_a_chunk_and_come_in_few_numbers(guesses):
+    slots = [slots_for(length, guesses) for length in range(1, 5000)]
+    assert all(have >= length + CHUNK * (guesses + 1) for length, have in enumerate(slots, 1))
+    assert all(have < 128 + 1.25 * (length + CHUNK * (guesses + 1) + 2) for length, have in enumerate(slots, 1))
+    for power in (1024, 2048):
+        assert len({have for have in slots if power < have <= 2 * power}) == 4

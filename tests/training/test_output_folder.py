@@ -1,0 +1,79 @@
+"""An output folder that something went wrong in: a damaged record is named, and what was left unfinished is removed."""
+
+import resource
+from pathlib import Path
+
+import pytest
+
+from codegen_jax.errors import UserError
+from codegen_jax.sharding import make_mesh
+from codegen_jax.training.checkpoint import Checkpoints
+from codegen_jax.training.resolve import resolve
+from codegen_jax.training.step import init_state
+from tests.processes import wait_until
+from tests.runs import tiny_run
+
+DATA = {"": {"tokenizer": "none", "tokens": 100, "content": "x"}}
+
+
+@pytest.fixture
+def config(tmp_path):
+    return tiny_run(output=tmp_path / "run")
+
+
+@pytest.fixture
+def state(config):
+    """A function that gives the run's state at a step."""
+    state = init_state(resolve(config, make_mesh(config.mesh)))
+    return lambda step: state._replace(step=state.step + step)
+
+
+@pytest.fixture
+def checkpoints(config, tokenizer):
+    checkpoints = Checkpoints(config, tokenizer, DATA)
+    yield checkpoints
+    checkpoints.close()
+
+
+def names(config):
+    return sorted(path.name for path in (Path(config.output) / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("kept", [0, 1, 0.5])
+def test_a_damaged_record_of_a_run_is_named_and_nothing_is_written(config, checkpoints, state, tokenizer, kept):
+    checkpoints.save(state(1), None)
+    checkpoints.finish(state(1))
+    checkpoints.close()
+    record = Path(config.output) / "run.json"
+    content = record.read_text()
+    record.write_text(content[: int(len(content) * kept) if kept == 0.5 else kept])
+    files = lambda: {path: path.read_bytes() for path in Path(config.output).rglob("*") if path.is_file()}
+    before = files()
+    with pytest.raises(UserError, match=r"^output: \S+/run\.json is damaged \(.*\); choose another folder$"):
+        Checkpoints(config, tokenizer, DATA)
+    assert files() == before
+
+
+def test_what_a_killed_save_left_is_removed_when_the_run_goes_on(config, checkpoints, state, tokenizer):
+    checkpoints.save(state(1), None)
+    checkpoints.finish(state(1))
+    checkpoints.close()
+    (Path(config.output) / "checkpoints/2.orbax-checkpoint-tmp/params").mkdir(parents=True)
+    (Path(config.output) / "checkpoints/2.orbax-checkpoint-tmp/params/d").write_text("half")
+    going_on = Checkpoints(config, tokenizer, DATA)
+    wait_until(lambda: names(config) == ["1"])
+    going_on.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's threads, when writes fail
+def test_what_a_save_that_failed_left_is_removed_before_the_next_try(config, checkpoints, state):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # as a full disk would
+    try:
+        checkpoints.save(state(1), None)
+        wait_until(lambda: not checkpoints.manager.is_saving_in_progress())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    checkpoints.check(state(2))
+    checkpoints.finish(state(2))
+    assert names(config) == ["2"]

@@ -1,0 +1,54 @@
+"""SIGTERM asks a run to stop, while it runs and not after."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from codegen_jax.training.preemption import watch_preemption
+
+
+@pytest.fixture
+def heard():
+    """The signals that the handler from before the run has heard."""
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append("before"))
+    yield heard
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_run_is_told_to_stop_at_the_step_after_sigterm(heard):
+    with watch_preemption() as preemption:
+        assert not preemption.reached(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert preemption.reached(2) and preemption.reached(3)
+    assert heard == []
+
+
+def test_the_handler_from_before_is_put_back_after_a_run(heard):
+    with watch_preemption() as preemption:
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert heard == ["before"] and not preemption.reached(1)
+
+
+def test_the_handler_from_before_is_put_back_after_a_run_that_fails(heard):
+    with pytest.raises(RuntimeError, match="no memory"), watch_preemption():
+        raise RuntimeError("no memory")
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert heard == ["before"]
+
+
+def test_a_run_in_a_thread_leaves_signals_to_the_program(heard):
+    reached = []
+
+    def run():
+        with watch_preemption() as preemption:
+            os.kill(os.getpid(), signal.SIGTERM)
+            reached.append(preemption.reached(1))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert heard == ["before"] and reached == [False]

@@ -1,0 +1,100 @@
+"""A checkpoint written chunk by chunk holds what was read, and few chunks are in memory at a time."""
+
+from types import SimpleNamespace
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tensorstore
+from etils import epath
+
+from codegen_jax.config import CodeGenConfig
+from codegen_jax.errors import UserError
+from codegen_jax.weights import checkpoint_writer
+from codegen_jax.weights.base import Weights, shapes
+from codegen_jax.weights.checkpoint_format import CheckpointWeights, find_checkpoint
+from codegen_jax.weights.checkpoint_writer import write_checkpoint
+
+CONFIG = CodeGenConfig(n_layer=12, n_embd=16, n_head=2, rotary_dim=4, vocab_size=50)
+
+
+class RandomWeights(Weights):
+    """Random bits, as float32 and bfloat16; remembers what was read, and fails where it is told to."""
+
+    def __init__(self, fails_at=None):
+        super().__init__("random", CONFIG, None)
+        rng = np.random.default_rng(0)
+        dtypes = [np.float32, ml_dtypes.bfloat16]
+        self.arrays = {
+            name: rng.standard_normal(shape).astype(dtypes[number % 2])
+            for number, (name, shape) in enumerate(shapes(CONFIG).items())
+        }
+        self.regions, self.fails_at = [], fails_at
+
+    def dtype(self, name):
+        return self.arrays[name].dtype
+
+    def read(self, name, index):
+        self.regions.append((name, index))
+        if name == self.fails_at and index[0].start == 3:
+            raise UserError("random: this layer is damaged")
+        return self.arrays[name][index]
+
+
+def test_what_is_written_is_read_back_bit_for_bit_and_counted(tmp_path):
+    weights, done = RandomWeights(), []
+    write_checkpoint(weights, tmp_path / "model", done.append)
+    written = CheckpointWeights(epath.Path(tmp_path / "model"))
+    assert written.config == CONFIG and written.tokenizer is None
+    for name, array in weights.arrays.items():
+        assert written.dtype(name) == array.dtype
+        np.testing.assert_array_equal(written.read(name, tuple(slice(0, size) for size in array.shape)), array)
+    assert sum(done) == sum(array.nbytes for array in weights.arrays.values())
+
+
+def test_a_matrix_of_a_layer_is_read_once_and_alone(tmp_path):
+    weights = RandomWeights()
+    write_checkpoint(weights, tmp_path / "model", lambda _: None)
+    layers = [index[0] for name, index in weights.regions if name == "blocks.query"]
+    assert layers == [slice(layer, layer + 1) for layer in range(CONFIG.n_layer)]
+    assert len(weights.regions) == len({str(region) for region in weights.regions})
+
+
+def test_a_chunk_that_cannot_be_read_ends_the_writing_and_leaves_no_checkpoint(tmp_path):
+    weights = RandomWeights(fails_at="blocks.key")
+    with pytest.raises(UserError, match="random: this layer is damaged"):
+        write_checkpoint(weights, tmp_path / "model", lambda _: None)
+    assert weights.regions[-1][0] == "blocks.key" and weights.regions[-1][1][0].start == 3
+    assert find_checkpoint(tmp_path / "model") is None
+
+
+def test_chunks_that_are_not_written_yet_are_few(tmp_path, monkeypatch):
+    # on a slow disk: a write is done when it is waited for, not before
+    waiting, most = 0, 0
+
+    class SlowArray:
+        def __init__(self, array):
+            self.array, self.chunk_layout = array, array.chunk_layout
+
+        def __getitem__(self, index):
+            return SimpleNamespace(write=lambda region, **options: self.write(index, region, options))
+
+        def write(self, index, region, options):
+            nonlocal waiting, most
+            waiting += 1
+            most = max(most, waiting)
+
+            async def written():
+                nonlocal waiting
+                await self.array[index].write(region, **options)
+                waiting -= 1
+
+            return written()
+
+    async def open_slowly(*args, **kwargs):
+        return SlowArray(await tensorstore.open(*args, **kwargs))
+
+    monkeypatch.setattr(checkpoint_writer, "tensorstore", SimpleNamespace(open=open_slowly, Spec=tensorstore.Spec))
+    write_checkpoint(RandomWeights(), tmp_path / "model", lambda _: None)
+    assert (waiting, most) == (0, 3)
+    assert find_checkpoint(tmp_path / "model") is not None
