@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 from codegen_jax.cli.arguments import add_config, whole_number
-from codegen_jax.errors import require
+from codegen_jax.errors import report, require
 
 
 def add_verbs(verbs: Any) -> None:
@@ -40,6 +42,18 @@ def add_verbs(verbs: Any) -> None:
 
 
 def plan(arguments: argparse.Namespace) -> None:
+    """In a thread: a compilation does not hear Ctrl-C, and the main thread that waits for it does."""
+    with ThreadPoolExecutor(1) as thread:
+        work = thread.submit(make, arguments)
+        try:
+            while not work.done():
+                wait([work], timeout=0.2)
+        except KeyboardInterrupt as error:
+            os._exit(report(error))  # the compilation would go on to its end
+        work.result()
+
+
+def make(arguments: argparse.Namespace) -> None:
     from codegen_jax.config_file import load_config
     from codegen_jax.planning.fit import fit, settings
     from codegen_jax.planning.plan import make_plan

@@ -133,7 +133,7 @@ class Checkpoints:
         self.writing = False
         if self.failure:
             reason = re.sub(r"\[.*?\]", "", " ".join(str(self.failure).split()))  # without TensorStore's source lines
-            say(f"a checkpoint could not be written: {reason[-200:]}")
+            say(f"a checkpoint could not be written: {reason.rpartition('Error ')[2].strip()}")  # the innermost of them
         failed = bool(largest(self.failure is not None))
         if failed:
             first_alone(self._remove_unfinished)

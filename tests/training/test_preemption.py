@@ -52,3 +52,19 @@ def test_a_run_in_a_thread_leaves_signals_to_the_program(heard):
     thread.start()
     thread.join()
     assert heard == ["before"] and reached == [False]
+
+
+def test_ctrl_c_tells_a_run_to_save_and_a_second_one_ends_it_at_once(heard):
+    with watch_preemption() as preemption:
+        preemption.steps = True
+        os.kill(os.getpid(), signal.SIGINT)
+        assert preemption.reached(1) and preemption.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler and heard == []
+
+
+def test_ctrl_c_before_the_first_step_ends_a_run_at_once():
+    with watch_preemption() as preemption, pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert not preemption.reached(1)
