@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -320,3 +321,16 @@ DECODE_PLAN = ["plan", "run.yaml", "--topology", "v4-8", "--mode", "decode"]
 )
 def test_the_flag_at_fault_is_named(project, words, message):
     assert_fails(command(*words, cwd=project), message)
+
+
+def test_ctrl_c_ends_a_plan_though_a_compilation_does_not_hear_it():
+    deaf = (
+        "import hashlib, sys\nfrom codegen_jax.cli import main, plan\n"
+        "def make(_):\n    print('compiling', flush=True)\n    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**10)\n"
+        "plan.make = make\nmain(['plan', 'run.yaml', '--topology', 'v4-8'])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "compiling\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[1] == "codegen-jax: error: interrupted\n"
+    assert process.returncode == 130
