@@ -8,7 +8,8 @@ import yaml
 import codegen_jax
 from codegen_jax.config import RunConfig
 from codegen_jax.training.clock import Clock
-from codegen_jax.training.metrics import plot_loss, read_metrics
+from codegen_jax.training.metrics import read_metrics
+from codegen_jax.training.picture import save_picture
 
 
 def write_summary(config: RunConfig, folder: Path, clock: Clock, outcome: str) -> None:
@@ -40,7 +41,7 @@ def write_summary(config: RunConfig, folder: Path, clock: Clock, outcome: str) -
         "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
         "versions": f"codegen_jax {codegen_jax.__version__}, jax {jax.__version__}",
     }
-    plot_loss(folder, config.name)
+    save_picture(config, folder)
     spent = {"steps": clock.seconds * clock.goodput, **clock.spent}
     (folder / "summary.md").write_text(
         f"# {config.name}\n\n"
