@@ -35,13 +35,14 @@ class MetricsLog:
         self.wandb = start_wandb(config, folder) if config and config.training.wandb_project else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Numbers of a step; in JSON, one that is not finite is null."""
+        """Numbers of a step; one that is not finite is null in JSON and is not given to TensorBoard."""
         plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with forgiven(self.path):
             self.file.write(json.dumps({"step": step, **plain}) + "\n")
         with forgiven(self.path.with_name("tensorboard")):
-            for name, value in values.items():
-                self._event(step, summary=scalar(name, value))
+            for name, value in plain.items():
+                if value is not None:  # of one that is not finite tensorboardX warns, at each step
+                    self._event(step, summary=scalar(name, value))
             self.tensorboard.flush()
         if self.wandb:
             self.wandb.log(values, step=step)
