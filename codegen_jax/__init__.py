@@ -24,8 +24,8 @@ def load(
     """Load a model for generation.
 
     Args:
-        model: a hub id ("Salesforce/codegen-350M-mono"), a Hugging Face folder, a run's output folder (its latest
-            checkpoint) or one checkpoint's folder.
+        model: a hub id ("Salesforce/codegen-350M-mono", or "...@REVISION"), a Hugging Face folder, a run's output
+            folder (its latest checkpoint) or one checkpoint's folder.
         dtype: of activations and matrix products; None takes the run's, or float32 for float32 weights and bfloat16
             for 16-bit ones.
         quantize: int8: matrices as int8 with a scale for each output; activations stay in dtype.

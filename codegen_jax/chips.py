@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 GIB = 2**30
+LANES = 128  # of a TPU's vector registers: the last axis of an array is padded to a multiple of these
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,21 @@
 """A run's YAML file and --section.field words, read into a `RunConfig` by jsonargparse; mistakes named in our words."""
 
 import dataclasses
-import glob
+import json
 import re
+import tempfile
 from argparse import ArgumentError
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import yaml
+from etils import epath
 
 from codegen_jax.config import RunConfig, check_source_name
 from codegen_jax.errors import UserError, require
 from codegen_jax.fields import did_you_mean, in_words
+from codegen_jax.storage import open_path
 
 
 class Given(NamedTuple):
@@ -31,13 +34,13 @@ class Given(NamedTuple):
     is_word: bool
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConfig:
+def load_config(path: epath.PathLike, overrides: list[str] | None = None) -> RunConfig:
     """Read a run's YAML file.
 
     >>> load_config("configs/tiny_cpu.yaml", ["--training.steps", "5", "--seed=1"])
 
     Args:
-        path: file in the layout of `RunConfig`.
+        path: file in the layout of `RunConfig`, or the run.json of a run's output folder, which holds such a config.
         overrides: words of the command line; they win over the file.
 
     Raises:
@@ -45,12 +48,12 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> RunConf
             the flag where the mistake is on the command line, else with the file and the field.
     """
     words = list(overrides or [])
-    given = [*_of_file(path, _read_yaml(Path(path))), *_of_words(words)]
+    text = _read_config(path)
+    given = [*_of_file(path, _parse_yaml(path, text)), *_of_words(words)]
     for field in given:
         _check_name(field)
-    parser = _parser(default_config_files=[glob.escape(str(path))])
     try:
-        return RunConfig(**vars(parser.instantiate(parser.parse_args(words))))
+        return RunConfig(**vars(_parse(text, words)))
     except ArgumentError as error:
         _check_values(given, path)
         raise UserError(f"{path}: {' '.join(str(error).removeprefix('argument ').split())}") from error
@@ -80,17 +83,37 @@ def _parser(**keywords: Any) -> Any:
     return parser
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    require(path.is_file(), f"{path}: there is no such file")
+def _parse(text: str, words: list[str]) -> Any:
+    """A config's YAML and a command line, as jsonargparse reads them; of the former it takes files only."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "config.yaml"
+        file.write_text(text)
+        parser = _parser(default_config_files=[str(file)])
+        return parser.instantiate(parser.parse_args(words))
+
+
+def _read_config(path: epath.PathLike) -> str:
+    """A config's YAML; of a run's record, the part that is its config."""
+    file = open_path(path)
+    require(file.exists() and not file.is_dir(), f"{path}: there is no such file")
     try:
-        tree = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = file.read_text()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not YAML ({error})") from error
+    tree = _parse_yaml(path, text)
+    return json.dumps(tree["config"]) if isinstance(tree.get("config"), dict) else text
+
+
+def _parse_yaml(path: epath.PathLike, text: str) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     require(isinstance(tree, dict), f"{path}: must be sections of fields, as in configs/")
     return tree
 
 
-def _of_file(path: str | Path, tree: dict[str, Any], prefix: str = "") -> Iterator[Given]:
+def _of_file(path: epath.PathLike, tree: dict[str, Any], prefix: str = "") -> Iterator[Given]:
     """The fields that a file sets; a section of another type than a mapping counts as one."""
     for key, value in tree.items():
         if prefix == "data.sources.":
@@ -129,7 +152,7 @@ def _check_name(field: Given) -> None:
         raise UserError(f"{field.place}: no such field{close or '; codegen-jax train --help lists them'}")
 
 
-def _check_values(given: list[Given], path: str | Path) -> None:
+def _check_values(given: list[Given], path: epath.PathLike) -> None:
     """Raise `UserError` for the first value of another type than its field's, else for a field that is missing."""
     for field in sorted(given, key=lambda field: not field.is_word):  # words win over the file
         hint = FIELDS[_pattern(field.name)].hint

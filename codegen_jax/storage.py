@@ -1,4 +1,4 @@
-"""Paths that may be local, gs:// or s3://."""
+"""Paths that may be local, gs:// or s3://, and ids of Hugging Face's hub."""
 
 import atexit
 import shutil
@@ -62,6 +62,13 @@ def local_copy(folder: epath.PathLike) -> Path:
     with _named(folder):
         files.get(f"{path.rstrip('/')}/", f"{copy}/", recursive=True)
     return Path(copy)
+
+
+def hub_id(name: str) -> tuple[str, str | None]:
+    """Repository and revision (a branch, tag or commit) of OWNER/NAME[@REVISION]; None: the newest."""
+    repository, at, revision = name.partition("@")
+    require(not at or bool(revision), f"{name}: a branch, tag or commit must follow the @")
+    return repository, revision or None
 
 
 def write_whole(path: epath.Path, text: str) -> None:

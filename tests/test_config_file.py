@@ -1,5 +1,6 @@
 """Mistakes in a config say where they stand, and what was probably meant."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,17 @@ def test_a_mistake_on_the_command_line_is_named_by_its_flag(tmp_path, words, mes
     with pytest.raises(UserError) as error:
         load_config(tmp_path / "run.yaml", words)
     assert message in str(error.value) and (message[0] != "-" or str(error.value).startswith(message))
+
+
+def test_a_runs_record_is_read_as_its_config(tmp_path):
+    (tmp_path / "run.yaml").write_text(TINY)
+    config = load_config(tmp_path / "run.yaml", ["--output", "1e3", "--training.sample_prompts", "[x, y]"])
+    (tmp_path / "run.json").write_text(json.dumps({"config": config.to_dict(), "data": {}}))
+    assert load_config(tmp_path / "run.json") == config
+    assert load_config(tmp_path / "run.json", ["--training.steps", "9"]).training.steps == 9
+    (tmp_path / "run.json").write_text(json.dumps({"config": config.to_dict() | {"sed": 1}}))
+    with pytest.raises(UserError, match=r"run.json: sed: no such field; did you mean seed\?"):
+        load_config(tmp_path / "run.json")
 
 
 @pytest.mark.parametrize(

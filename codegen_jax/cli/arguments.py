@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from codegen_jax.errors import UserError, require
 
 if TYPE_CHECKING:
+    from codegen_jax.config import RunConfig
     from codegen_jax.inference.generate import Generator
 
-MODEL = "a run's output folder, a checkpoint, a Hugging Face folder or a hub id"
+CONFIG = "CONFIG.yaml, or a run's output folder, whose config it is then"
+MODEL = "a run's output folder, a checkpoint, a Hugging Face folder or a hub id (OWNER/NAME[@REVISION])"
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,9 +54,25 @@ def add_config(parser: Parser) -> None:
     """A run's config and changes of its fields."""
     parser.add_argument(
         "config",
-        metavar="CONFIG.yaml",
-        help="then any field as --section.field VALUE; codegen-jax train --help lists them",
+        metavar="CONFIG",
+        help=f"{CONFIG}; any field may follow as --section.field VALUE, codegen-jax train --help lists them",
     )
+
+
+def read_config(arguments: argparse.Namespace) -> "RunConfig":
+    """The config that the arguments name, with their changes; a run's output folder, even if it was moved, stands for
+    that run's config with this output."""
+    from codegen_jax.config_file import load_config
+    from codegen_jax.storage import open_path
+    from codegen_jax.weights.run_folder import RUN_FILE
+
+    path, words = arguments.config, arguments.overrides
+    folder = open_path(path)
+    if folder.is_dir():
+        message = f"{path}: a folder without {RUN_FILE}, so no run's output; name a config, or the output of a run"
+        require((folder / RUN_FILE).exists(), message)
+        path, words = f"{path.rstrip('/')}/{RUN_FILE}", ["--output", str(folder), *words]
+    return load_config(path, words)
 
 
 def add_loading(parser: Parser) -> None:

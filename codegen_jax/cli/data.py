@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from codegen_jax.cli.arguments import Parser, add_config, number, whole_number
+from codegen_jax.cli.arguments import Parser, add_config, number, read_config, whole_number
 from codegen_jax.errors import require
 
 
@@ -110,8 +110,7 @@ def prepare(arguments: argparse.Namespace) -> None:
 
 
 def show(arguments: argparse.Namespace) -> None:
-    from codegen_jax.config_file import load_config
     from codegen_jax.data.show import show
 
-    for text in show(load_config(arguments.config, arguments.overrides), arguments.step, arguments.row):
+    for text in show(read_config(arguments), arguments.step, arguments.row):
         print(text)

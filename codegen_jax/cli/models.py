@@ -108,6 +108,10 @@ def generate(arguments: argparse.Namespace) -> None:
     options = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options)}
     require(not arguments.stream or len(arguments.prompt) == 1, "stream: one completion of one prompt at a time")
     require(not (arguments.stream and arguments.json), "stream: prints text; leave out --json")
+    require(
+        arguments.logprobs is None or arguments.json,
+        "logprobs: printed with --json only; give both, or leave it out",
+    )
     Options.of(options)  # bad ones are refused before a model is loaded
     model = load(arguments, quantize=arguments.quantize, draft=arguments.draft)
     if arguments.stream:

@@ -7,7 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
-from codegen_jax.cli.arguments import add_config, whole_number
+from codegen_jax.cli.arguments import add_config, read_config, whole_number
 from codegen_jax.errors import report, require
 
 
@@ -54,13 +54,12 @@ def plan(arguments: argparse.Namespace) -> None:
 
 
 def make(arguments: argparse.Namespace) -> None:
-    from codegen_jax.config_file import load_config
     from codegen_jax.planning.fit import fit, settings
     from codegen_jax.planning.plan import make_plan
     from codegen_jax.planning.plan_report import describe, plot
     from codegen_jax.planning.slices import parse_slice
 
-    config, tpu = load_config(arguments.config, arguments.overrides), parse_slice(arguments.topology)
+    config, tpu = read_config(arguments), parse_slice(arguments.topology)
     if arguments.mode == "decode":
         for name, default in (("slices", 1), ("fit", False), ("plot", None), ("dump_hlo", None)):
             require(getattr(arguments, name) == default, f"{name}: goes with --mode train")

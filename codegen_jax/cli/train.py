@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from codegen_jax.cli.arguments import add_config
+from codegen_jax.cli.arguments import CONFIG, add_config, read_config
 
 
 class FieldsHelp(argparse.Action):
@@ -18,9 +18,9 @@ class FieldsHelp(argparse.Action):
 
 
 def add_verbs(verbs: Any) -> None:
-    verb = verbs.add_parser("train", help="train from a YAML config, or go on with a run", add_help=False)
+    verb = verbs.add_parser("train", help="train from a config, or go on with a run", add_help=False)
     verb.add_argument("-h", "--help", action=FieldsHelp, nargs=0, help="show this help and every field of a config")
-    verb.add_argument("config", metavar="CONFIG.yaml", help="then any field as --section.field VALUE")
+    verb.add_argument("config", metavar="CONFIG", help=f"{CONFIG}; any field may follow as --section.field VALUE")
     verb.calls(train, takes_fields=True)
 
     config = verbs.add_parser("config", help="look at a config").add_subparsers(required=True, metavar="VERB")
@@ -30,10 +30,9 @@ def add_verbs(verbs: Any) -> None:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    from codegen_jax.config_file import load_config
     from codegen_jax.training.claim import is_finished
 
-    config = load_config(arguments.config, arguments.overrides)
+    config = read_config(arguments)
     if is_finished(config):
         print(f"{config.output}: all {config.training.steps} steps are done; raise training.steps to go on")
         return
@@ -43,9 +42,8 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def show(arguments: argparse.Namespace) -> None:
-    from codegen_jax.config_file import dump_config, load_config
-
-    config = load_config(arguments.config, arguments.overrides)
+    config = read_config(arguments)
+    from codegen_jax.config_file import dump_config
     from codegen_jax.training.resolve import resolved_config
 
     print(dump_config(resolved_config(config)), end="")

@@ -10,7 +10,7 @@ from pathlib import Path
 from etils import epath
 
 from codegen_jax.errors import UserError
-from codegen_jax.storage import local_copy
+from codegen_jax.storage import hub_id, local_copy
 
 # Runs of 31..2 spaces are ids 50257..50286, runs of 9..2 tabs 50287..50294 (authors' sample.py); NL models have none.
 WHITESPACE_TOKENS = [" " * n for n in range(31, 1, -1)] + ["\t" * n for n in range(9, 1, -1)]
@@ -160,7 +160,8 @@ def load_tokenizer(source: epath.PathLike, whitespace_tokens: bool = False) -> T
 
     Args:
         source: a sentencepiece `.model`, a `tokenizer.json`, a folder with either or with `vocab.json` and
-            `merges.txt`, or a hub id such as "Salesforce/codegen-350M-mono"; a folder may be gs:// or s3://.
+            `merges.txt`, or a hub id such as "Salesforce/codegen-350M-mono", with a revision as "...@REVISION"; a
+            folder may be gs:// or s3://.
         whitespace_tokens: add the 38 tokens of Multi and Mono to a GPT-2 vocabulary that lacks them.
 
     Raises:
@@ -215,7 +216,8 @@ def _hub_json(name: str) -> str:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    repository, revision = hub_id(name)
     try:
-        return Path(hf_hub_download(name, "tokenizer.json")).read_text(encoding="utf-8")
+        return Path(hf_hub_download(repository, "tokenizer.json", revision=revision)).read_text(encoding="utf-8")
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise UserError(f"{name}: neither a tokenizer on this machine nor one on the hub") from error

@@ -8,6 +8,7 @@ unfinished.
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,10 @@ class Manifest:
     checksums: dict[str, str]
     sources: list[str]
     seed: int
+
+    def bits_per_byte(self, loss: float) -> float:
+        """A loss on these tokens, in nats per token, as bits per byte of their text: comparable among tokenizers."""
+        return loss / math.log(2) * self.tokens / self.text_bytes
 
     def save(self, folder: epath.PathLike) -> None:
         (epath.Path(folder) / MANIFEST).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")

@@ -1,6 +1,5 @@
 """How well a model predicts text: its loss on token files, a float32 model or an int8 one alike."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +8,7 @@ from tqdm import tqdm
 from codegen_jax.data.tokens import TokenFiles, Windows
 from codegen_jax.errors import require
 from codegen_jax.inference.generate import Generator
+from codegen_jax.training.loss import perplexity
 
 ROWS = 8  # windows at a time
 
@@ -67,5 +67,4 @@ def measure_perplexity(
         rows = np.stack([windows[number] for number in range(first, min(first + ROWS, count))])
         total -= model.logprobs(rows)[0].sum(dtype=np.float64)
     loss = total / (count * length)
-    bytes_per_token = files.manifest.text_bytes / files.manifest.tokens
-    return Perplexity(count * length, loss, math.exp(min(loss, 700.0)), loss / math.log(2) / bytes_per_token)
+    return Perplexity(count * length, loss, perplexity(loss), files.manifest.bits_per_byte(loss))

@@ -17,11 +17,11 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import QKVLayout
 
+from codegen_jax.chips import LANES
 from codegen_jax.model.precision import products_of
 from codegen_jax.sharding import device_kind, shard_map
 
 SPLASH_BLOCK = 512  # rows and columns of the kernel's tiles; 4 x 4 of them at 2048 tokens, of which causality skips 6
-LANES = 128  # of a TPU's vector registers: splash takes lengths in multiples of these
 
 
 Segments = tuple[jax.Array, jax.Array] | None
@@ -60,7 +60,7 @@ def causal_attention(
 
 def choose_backend(device_kind: str, length: int, head_dim: int, dtype: str) -> Literal["xla", "splash", "cudnn"]:
     """The fastest backend for sequences of this length on devices of this kind ("TPU v4", "NVIDIA H200", "cpu")."""
-    if device_kind.startswith("TPU") and length % LANES == 0:
+    if device_kind.startswith("TPU") and length % LANES == 0:  # splash takes no other lengths
         return "splash"
     if device_kind.startswith("NVIDIA") and head_dim % 8 == 0 and dtype == "bfloat16":
         return "cudnn"

@@ -50,7 +50,9 @@ def fit(config: RunConfig, tpu: Slice, slices: int, tell: Callable[[str], None])
     for micro_batches in (1, 2, 4):
         if config.training.batch_size % micro_batches == 0:
             training = replace(config.training, gradient_accumulation_steps=micro_batches)
-            any(fits(replace(config, training=replace(training, remat=remat))) for remat in REMAT)
+            for remat in REMAT:
+                if fits(replace(config, training=replace(training, remat=remat))):
+                    break
     require(best is not None, f"fit: nothing fits {tpu.name}; take a larger topology or a smaller batch")
     assert best is not None
     chosen, axes = best[0], best[1].mesh

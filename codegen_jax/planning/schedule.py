@@ -10,12 +10,12 @@ import math
 import re
 from dataclasses import dataclass, replace
 
+from codegen_jax.chips import LANES
 from codegen_jax.planning.hlo import Instruction, Module, nbytes
 from codegen_jax.planning.links import Links, collective_of, traffic
 from codegen_jax.planning.slices import Slice
 
 PALLAS_EFFICIENCY = 0.6
-LANES = 128
 # matrix products of a splash kernel: scores and output; scores, dv, dp and dk; scores, dp and dq
 SPLASH_PRODUCTS = {"fwd": 2, "dkv": 4, "dq": 3}
 # what costs nothing, or runs beside the computation: prefetches into the chip's fast memory

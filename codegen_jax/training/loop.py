@@ -21,7 +21,7 @@ from codegen_jax.training.clock import Clock
 from codegen_jax.training.metrics import MetricsLog, check_wandb
 from codegen_jax.training.preemption import Preemption, watch_preemption
 from codegen_jax.training.records import Records, forgiven
-from codegen_jax.training.reporter import Reporter
+from codegen_jax.training.reporter import Reporter, announce
 from codegen_jax.training.resolve import ResolvedRun, resolve
 from codegen_jax.training.step import (
     TrainState,
@@ -81,6 +81,7 @@ def _train(config: RunConfig, clock: Clock) -> None:
         with clock.on("state"):
             state = start(run, checkpoints, initial_weights)
         first = int(state.step)
+        announce(run, sources, first)
         records = Records(config.output) if is_first() else None
         log = MetricsLog(records.folder, first, config) if records else None
         with clock.on("compile"):
@@ -111,7 +112,7 @@ def _train(config: RunConfig, clock: Clock) -> None:
             if records and log:
                 log.close()
                 with forgiven(records.output):
-                    write_summary(config, records.folder, clock, outcome)
+                    write_summary(config, records.folder, clock, loop.reporter.reported, outcome)
                 records.upload()
                 say(f"summary: {config.output}/summary.md")
 

@@ -3,6 +3,7 @@
 Axes: B batch, T time, C a chunk of time, D width, V vocabulary.
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,6 +26,11 @@ class Loss(NamedTuple):
 
     total: jax.Array
     cross_entropy: jax.Array
+
+
+def perplexity(loss: float) -> float:
+    """The perplexity of a cross-entropy in nats per token; e^700, about the largest float, for what is above."""
+    return math.exp(min(loss, 700.0))
 
 
 def count_targets(targets_BT: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl, samples.jsonl, TensorBoard, Weights & Biases, and a picture of the loss."""
+"""Where a run's numbers go: metrics.jsonl, samples.jsonl, TensorBoard and Weights & Biases."""
 
 import json
 import math
@@ -35,13 +35,14 @@ class MetricsLog:
         self.wandb = start_wandb(config, folder) if config and config.training.wandb_project else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Numbers of a step; in JSON, one that is not finite is null."""
+        """Numbers of a step; one that is not finite is null in JSON and is not given to TensorBoard."""
         plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with forgiven(self.path):
             self.file.write(json.dumps({"step": step, **plain}) + "\n")
         with forgiven(self.path.with_name("tensorboard")):
-            for name, value in values.items():
-                self._event(step, summary=scalar(name, value))
+            for name, value in plain.items():
+                if value is not None:  # of one that is not finite tensorboardX warns, at each step
+                    self._event(step, summary=scalar(name, value))
             self.tensorboard.flush()
         if self.wandb:
             self.wandb.log(values, step=step)
@@ -96,26 +97,3 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
     """A run's metrics, a dict a line: its step and that step's numbers."""
     return read_lines(Path(folder) / METRICS)
-
-
-def plot_loss(folder: str | Path, title: str) -> Path:
-    """Draw the run's training and validation loss into FOLDER/loss.png."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
-    lines = read_metrics(folder)
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    names = sorted({name for line in lines for name in line if name.startswith("validation_loss")})
-    for name, marker in (("loss", ""), *((name, "o") for name in names)):
-        points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
-        steps, values = [step for step, _ in points], [value for _, value in points]
-        axes.plot(steps, values, label=name.replace("_", " "), marker=marker, markersize=4, linewidth=1)
-    axes.set(xlabel="step", ylabel="nats per token", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    path = Path(folder) / "loss.png"
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path

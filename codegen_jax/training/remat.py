@@ -1,10 +1,8 @@
 """`training.remat: auto`: the policy that computes least twice among those that fit the device."""
 
-from codegen_jax.chips import chip_of
+from codegen_jax.chips import LANES, chip_of
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.training.loss import CHUNK_TOKENS
-
-LANES = 128  # the output of TPU attention is padded to them
 
 
 def choose_remat(model: CodeGenConfig, tokens: int, fsdp: int, tensor: int, device_kind: str) -> str:
@@ -17,17 +15,24 @@ def choose_remat(model: CodeGenConfig, tokens: int, fsdp: int, tensor: int, devi
         return "dots"
     itemsize = {"bfloat16": 2, "float32": 4}[model.dtype]
     width, inner, vocabulary = model.n_embd, model.n_inner // tensor, model.vocab_size // tensor
-    heads = model.n_head // tensor * -(-model.head_dim // LANES) * LANES
-    kept = {
+    heads = model.n_head // tensor * -(-model.head_dim // LANES) * LANES  # as wide as a TPU stores q, k, v and output
+    kept = {  # per token and layer: the block's input; the attention's output, with q, k and v; the MLP's inner states
         "dots": width + 4 * heads + inner,
         "qkv_attention": width + 4 * heads,
         "attention": width + heads,
         "full": width,
     }
-    state = 16 * model.n_params // (fsdp * tensor)  # parameters, two moments, gradients
-    weights = 3 * 12 * width * width // tensor * itemsize  # of three layers, gathered ahead
-    tables = 10 * vocabulary * width  # embedding and head gathered, their gradients whole
-    logits = 8 * min(tokens, CHUNK_TOKENS) * vocabulary
+    # float32: the parameter, its two moments and its gradient
+    state = 4 * 4 * model.n_params // (fsdp * tensor)
+    # a layer is four matrices of width x width and two of width x 4 width; at most three of that size are whole at
+    # once: its weights, their gradients before these are scattered, and the weights of the layer gathered ahead
+    weights = 3 * 12 * width * width // tensor * itemsize
+    # whole: the embedding, its gradient and the head in the compute dtype, the head's gradient summed in float32
+    tables = (3 * itemsize + 4) * vocabulary * width
+    # a chunk's logits in float32, and their gradient, at most as large
+    logits = 2 * 4 * min(tokens, CHUNK_TOKENS) * vocabulary
+    # what the backward pass of one block holds: the MLP's states before and after GELU and their gradient; the block's
+    # input, LayerNorm, q, k, v and attention's output, and the gradients of the block's output and LayerNorm
     block = (3 * inner + 8 * width) * tokens * itemsize
     left = chip.hbm_bytes - state - weights - tables - logits - block
     kept_bytes = {policy: model.n_layer * tokens * size * itemsize for policy, size in kept.items()}

@@ -10,18 +10,44 @@ from tqdm import tqdm
 
 from codegen_jax.chips import GIB, chip_of
 from codegen_jax.config import RunConfig
+from codegen_jax.data.sources import Source
 from codegen_jax.distributed import is_first, say
 from codegen_jax.training.clock import Clock
+from codegen_jax.training.loss import perplexity
 from codegen_jax.training.metrics import MetricsLog
+from codegen_jax.training.resolve import ResolvedRun
+
+
+def announce(run: ResolvedRun, sources: list[Source], first: int) -> None:
+    """Say what is about to be trained, on what, and how far it goes from step `first` on."""
+    devices, training = run.mesh.devices.flat, run.training
+    axes = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
+    say(
+        f"{run.model.n_params:,} parameters on {devices[0].device_kind} x {len(devices)}, {jax.process_count()} "
+        f"process(es); mesh {axes}"
+    )
+    tokens_per_step = training.batch_size * run.sequence_length
+    to_come = training.steps - first
+    say(
+        f"{sum(source.files.manifest.tokens for source in sources):,} tokens of data; {to_come:,} of "
+        f"{training.steps:,} steps to come, of {tokens_per_step:,} tokens each: {to_come * tokens_per_step:,} tokens"
+    )
 
 
 class Reporter:
     """Turns steps into lines, log entries and a progress bar (none where stderr is not a terminal).
 
+    The loss and perplexity of a line are those of the mean over the steps since the line before (of this launch); its
+    other numbers are the step's own. A skipped step has a line of its own, with its own loss, and no part in any mean:
+    its loss changed no weight and may be of any size. A loss that is not finite is always that of a skipped step.
+
     Args:
         log: where process 0 writes; None in the others, which report nothing.
         first: the step that the run goes on from.
         epochs: passes over each source after a step, by name.
+
+    Attributes:
+        reported: steps of this launch so far, skipped ones included.
     """
 
     def __init__(
@@ -34,11 +60,11 @@ class Reporter:
     ):
         self.config, self.log, self.clock, self.epochs = config, log, clock, epochs
         self.tokens_per_step = config.training.batch_size * config.data.sequence_length
-        chip = chip_of(jax.devices()[0].device_kind)
-        self.peak = chip.peak_flops * jax.device_count() if chip else None
+        self.peak = peak_flops()
         hidden = None if is_first() else True
         self.bar = tqdm(total=config.training.steps, initial=first, unit="step", disable=hidden, dynamic_ncols=True)
         self.reported = 0
+        self.losses: list[tuple[float, float]] = []  # with and without z-loss, of steps since the last line
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -51,17 +77,22 @@ class Reporter:
         self.bar.update()
         self.steps += 1
         self.reported += 1
+        values = {name: float(value) for name, value in metrics.items()}
+        loss, cross_entropy = values["loss"], values.pop("cross_entropy")
         if metrics["bad_steps"]:
             say(
-                f"step {step:>6}  skipped: loss {metrics['loss']:.4g}, gradient norm {metrics['grad_norm']:.4g} "
+                f"step {step:>6}  skipped: loss {loss:.4g}, gradient norm {values['grad_norm']:.4g} "
                 f"({metrics['bad_steps']} in a row, {metrics['skipped']} of the run)"
             )
-        elif step % training.log_every and step not in (1, training.steps):
-            return
-        values = {name: float(value) for name, value in metrics.items() if name != "bad_steps"}
-        values["perplexity"] = math.exp(min(values.pop("cross_entropy"), 700.0))
+        else:
+            self.losses.append((loss, cross_entropy))
+            if step % training.log_every and step not in (1, training.steps):
+                return
+            loss, cross_entropy = (math.fsum(losses) / len(losses) for losses in zip(*self.losses))
+            self.losses = []
+        values |= {"loss": loss, "perplexity": perplexity(cross_entropy)}
         values |= self.epochs(step) | memory() | {"goodput": self.clock.goodput}
-        line = f"step {step:>6}  loss {values['loss']:.4f}  lr {values['learning_rate']:.2e}"
+        line = f"step {step:>6}  loss {loss:.4f}  lr {values['learning_rate']:.2e}"
         line += f"  grad norm {values['grad_norm']:.2f}"
         values["tokens_per_second"] = rate = self.steps * self.tokens_per_step / (time.perf_counter() - self.began)
         line += f"  {rate:,.0f} tokens/s"
@@ -70,8 +101,7 @@ class Reporter:
             line += f"  MFU {values['mfu']:.1%}"
         self.restart_clock()
         self.bar.set_postfix(
-            {"loss": f"{values['loss']:.3f}", "tokens/s": f"{rate:,.0f}"}
-            | ({"MFU": f"{values['mfu']:.1%}"} if self.peak else {})
+            {"loss": f"{loss:.3f}", "tokens/s": f"{rate:,.0f}"} | ({"MFU": f"{values['mfu']:.1%}"} if self.peak else {})
         )
         self._write(step, values)
         if not metrics["bad_steps"]:
@@ -80,14 +110,17 @@ class Reporter:
     def validation(self, step: int, values: dict[str, float]) -> None:
         """What `make_validation`'s function gave after a step."""
         self._write(step, values)
-        for name in values:
+        for name, loss in values.items():
             metric, slash, source = name.partition("/")
-            if metric == "validation_loss" and f"validation_perplexity{slash}{source}" in values:
-                say(
-                    f"step {step:>6}  {source}{' ' * bool(source)}validation loss {values[name]:.4f}  "
-                    f"perplexity {values[f'validation_perplexity{slash}{source}']:.2f}  "
-                    f"bits per byte {values[f'bits_per_byte{slash}{source}']:.3f}"
-                )
+            if metric != "validation_loss":
+                continue
+            line = f"step {step:>6}  {source}{' ' * bool(source)}validation loss {loss:.4f}"
+            of_text = [f"{metric}{slash}{source}" for metric in ("validation_perplexity", "bits_per_byte")]
+            if of_text[0] in values:
+                line += f"  perplexity {values[of_text[0]]:.2f}  bits per byte {values[of_text[1]]:.3f}"
+            else:
+                line += "  the mean by weight, which picks the best checkpoint"
+            say(line)
 
     def samples(self, step: int, samples: dict[str, str]) -> None:
         """What `make_sampling`'s function gave after a step."""
@@ -102,6 +135,12 @@ class Reporter:
     def _write(self, step: int, values: dict[str, float]) -> None:
         if self.log:
             self.log.write(step, values)
+
+
+def peak_flops() -> float | None:
+    """FLOP/s of all devices of the run together; None where they are not known (CPUs)."""
+    chip = chip_of(jax.devices()[0].device_kind)
+    return chip.peak_flops * jax.device_count() if chip else None
 
 
 def memory() -> dict[str, float]:

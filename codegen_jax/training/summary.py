@@ -8,31 +8,41 @@ import yaml
 import codegen_jax
 from codegen_jax.config import RunConfig
 from codegen_jax.training.clock import Clock
-from codegen_jax.training.metrics import plot_loss, read_metrics
+from codegen_jax.training.metrics import read_metrics
+from codegen_jax.training.picture import save_picture
 from codegen_jax.training.records import SUMMARY
+from codegen_jax.training.reporter import peak_flops
 
 
-def write_summary(config: RunConfig, folder: Path, clock: Clock, outcome: str) -> None:
+def write_summary(config: RunConfig, folder: Path, clock: Clock, steps: int, outcome: str) -> None:
     """Write FOLDER/summary.md and the picture in it, from FOLDER/metrics.jsonl and this launch's clock.
 
+    Tokens/s and MFU are those of the whole launch: its tokens over the time that was spent in steps.
+
     Args:
+        steps: done in this launch.
         outcome: how the launch ended, such as "finished".
     """
     lines = read_metrics(folder)
-    losses = [line for line in lines if line.get("loss") is not None]
+    logged = [line for line in lines if "skipped" in line]
+    losses = [line["loss"] for line in logged if line["loss"] is not None and not line["bad_steps"]]
     validated = [line for line in lines if line.get("validation_loss") is not None]
+    tokens_per_step = config.training.batch_size * config.data.sequence_length
+    rate, peak = steps * tokens_per_step / (clock.seconds * clock.goodput), peak_flops()
     facts = {"outcome": outcome}
-    if losses:
-        last = losses[-1]
+    if logged:
+        last = logged[-1]
         facts |= {
             "steps": f"{last['step']:,} of {config.training.steps:,}",
-            "tokens": f"{last['step'] * config.training.batch_size * config.data.sequence_length:,}",
-            "loss": f"{last['loss']:.4f}",
-            "tokens/s": f"{last['tokens_per_second']:,.0f}",
+            "tokens": f"{last['step'] * tokens_per_step:,}",
             "steps skipped": f"{last['skipped']:.0f}",
+            "tokens/s": f"{rate:,.0f}",
         }
-        facts |= {"MFU": f"{last['mfu']:.1%}"} if "mfu" in last else {}
+        if peak:
+            facts["MFU"] = f"{rate * config.model.flops_per_token(config.data.sequence_length) / peak:.1%}"
         facts |= {"memory of a device": f"{last['peak_memory_gib']:.2f} GiB"} if "peak_memory_gib" in last else {}
+    if losses:
+        facts["loss"] = f"{losses[-1]:.4f}"
     if validated:
         best = min(validated, key=lambda line: line["validation_loss"])
         facts["best validation loss"] = f"{best['validation_loss']:.4f}, at step {best['step']:,}"
@@ -41,7 +51,7 @@ def write_summary(config: RunConfig, folder: Path, clock: Clock, outcome: str) -
         "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
         "versions": f"codegen_jax {codegen_jax.__version__}, jax {jax.__version__}",
     }
-    plot_loss(folder, config.name)
+    save_picture(config, folder)
     spent = {"steps": clock.seconds * clock.goodput, **clock.spent}
     (folder / SUMMARY).write_text(
         f"# {config.name}\n\n"

@@ -1,6 +1,5 @@
 """Validation while a run trains: the loss on fixed validation sets, and completions of fixed prompts."""
 
-import math
 from collections.abc import Callable
 
 from codegen_jax.data.batches import validation_batches
@@ -9,6 +8,7 @@ from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.data.tokens import TokenFiles, Windows
 from codegen_jax.inference.generate import Generator
 from codegen_jax.model.codegen import Params
+from codegen_jax.training.loss import perplexity
 from codegen_jax.training.resolve import ResolvedRun
 from codegen_jax.training.step import batch_sharding, make_eval_step
 
@@ -16,7 +16,7 @@ from codegen_jax.training.step import batch_sharding, make_eval_step
 def make_validation(
     run: ResolvedRun, sources: list[Source], eos_id: int
 ) -> Callable[[Params], dict[str, float]] | None:
-    """A function from parameters to validation_loss (nats a token), validation_perplexity and bits_per_byte.
+    """A function from parameters to validation_loss (nats per token), validation_perplexity and bits_per_byte.
 
     Of a mixture, each source has its own, as validation_loss/NAME and so on; validation_loss itself is then their mean
     by weight. None if there is nothing to validate on.
@@ -41,8 +41,8 @@ def make_validation(
             mean += loss * source.weight / sum(s.weight for s, _ in validated)
             values |= {
                 f"validation_loss{source.suffix}": loss,
-                f"validation_perplexity{source.suffix}": math.exp(min(loss, 700.0)),
-                f"bits_per_byte{source.suffix}": loss / math.log(2) * files.manifest.tokens / files.manifest.text_bytes,
+                f"validation_perplexity{source.suffix}": perplexity(loss),
+                f"bits_per_byte{source.suffix}": files.manifest.bits_per_byte(loss),
             }
         return {"validation_loss": mean} | values
 

@@ -158,7 +158,8 @@ def _open_npz(path: Path) -> list[NpzArray]:
     """The arrays by number (arr_0, arr_1, ...). Nothing is unpickled."""
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as raw:
-            infos = sorted(archive.infolist(), key=lambda info: int(info.filename.strip("ar_npy.")))
+            number = lambda info: int(info.filename.removeprefix("arr_").removesuffix(".npy"))
+            infos = sorted(archive.infolist(), key=number)
             return [_open_npy(path, raw, info, archive) for info in infos]
     except (zipfile.BadZipFile, ValueError, EOFError) as error:
         raise UserError(f"{path}: truncated, corrupt or not jaxformer's ({error})") from error

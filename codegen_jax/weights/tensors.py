@@ -189,12 +189,13 @@ def _write_safetensors(path: Path, tensors: Mapping[str, TensorStream], progress
     chunks = (chunk for tensor in tensors.values() for chunk in tensor.chunks())
     with path.open("wb") as file, ThreadPoolExecutor(2) as threads:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
-        following, flushing = threads.submit(next, chunks, None), threads.submit(int)
+        following, flushing = threads.submit(next, chunks, None), threads.submit(os.fsync, file.fileno())
         while (chunk := following.result()) is not None:
             following = threads.submit(next, chunks, None)  # made while this one is written
             file.write(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data)
             progress(chunk.nbytes)
             if flushing.done():
+                flushing.result()  # raises what the disk refused
                 flushing = threads.submit(os.fsync, file.fileno())  # keeps the disk busy from the start
         flushing.result()
         file.flush()

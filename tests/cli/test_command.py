@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,10 +128,27 @@ def test_train_goes_on_with_a_run(project):
     assert "resuming run after step 4" in result.stdout and "step      5  loss" in result.stdout
 
 
+def test_a_runs_output_folder_stands_for_its_config_wherever_it_lies_now(project, tmp_path):
+    moved = shutil.copytree(project / "run", tmp_path / "moved")
+    steps = len({line["step"] for line in read_metrics(moved) if "loss" in line})
+    result = command("train", moved, "--training.steps", steps + 1, cwd=project)
+    assert f"resuming {moved} after step {steps}" in result.stdout, result.stderr
+    assert read_metrics(moved)[-1]["step"] == steps + 1
+    assert len(read_metrics(project / "run")) < len(read_metrics(moved))
+    shown = yaml.safe_load(command("config", "show", f"{moved}/", "--seed", 7, cwd=project).stdout)
+    assert (shown["output"], shown["seed"], shown["model"]["n_layer"]) == (str(moved), 7, 2)
+    words = ["--step", 1, "--row", 0]
+    of_run, of_file = (command("data", "show", config, *words, cwd=project).stdout for config in (moved, "run.yaml"))
+    assert of_run == of_file != ""
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["train", "none.yaml"], ["none.yaml"]),
+        (["data", "show", "tokens", "--step", "1"], ["tokens: a folder without run.json", "no run's output"]),
+        (["train", "run", "--model.n_layr", "5"], ["--model.n_layr"]),
+        (["generate", "run", "--prompt", "x", "--logprobs", "2"], ["--logprobs: ", "--json"]),
         (["train", "run.yaml", "--model.n_head", "5"], ["model.n_head", "5"]),
         (["train", "run.yaml", "--model.n_layr", "5"], ["model.n_layr"]),
         (["train", "run.yaml", "--mesh.fsdp", "3"], ["mesh", "8 device"]),

@@ -12,8 +12,9 @@ from codegen_jax.config import CodeGenConfig
 from codegen_jax.errors import UserError
 from codegen_jax.weights import checkpoint_writer
 from codegen_jax.weights.base import Weights, shapes
-from codegen_jax.weights.checkpoint_format import CheckpointWeights, find_checkpoint
+from codegen_jax.weights.checkpoint_format import CheckpointWeights
 from codegen_jax.weights.checkpoint_writer import write_checkpoint
+from codegen_jax.weights.run_folder import find_checkpoint
 
 CONFIG = CodeGenConfig(n_layer=12, n_embd=16, n_head=2, rotary_dim=4, vocab_size=50)
 

@@ -8,20 +8,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 
+from codegen_jax.data.tokenizer import load_tokenizer
 from codegen_jax.errors import UserError
 from codegen_jax.weights.open import open_model
-from tests.peers import peer, save
+from tests.peers import peer, save, tiny_bpe
 
-COMMIT = "0" * 40
+COMMIT, ANOTHER = "0" * 40, "1" * 40
 
 
-def cached(root, name, model, form, tokenizer=None):
-    """A repository as it lies in the hub's cache after a download."""
+def cached(root, name, model, form, tokenizer=None, *, commit=COMMIT, branch="main"):
+    """A repository as it lies in the hub's cache after a download of one revision."""
     repository = root / f"models--{name.replace('/', '--')}"
-    save(model, repository / "snapshots" / COMMIT, form, tokenizer)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(COMMIT)
+    save(model, repository / "snapshots" / commit, form, tokenizer)
+    (repository / "refs").mkdir(exist_ok=True)
+    (repository / "refs" / branch).write_text(commit)
 
 
 @pytest.mark.parametrize("form", ["safetensors", "sharded bin"])
@@ -45,6 +47,23 @@ def test_a_hub_id_generates_from_the_cache_without_a_network(tmp_path, bpe, form
     )
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
     assert "someone/absent: neither a folder on this machine nor a model from the hub" in result.stderr
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_a_hub_id_may_name_a_revision(tmp_path, monkeypatch, texts, form):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    tokenizers = [tiny_bpe(texts, vocab_size=size) for size in (290, 300)]
+    cached(tmp_path, "a/tiny", peer(), form, tokenizers[0])
+    cached(tmp_path, "a/tiny", peer(n_layer=3), form, tokenizers[1], commit=ANOTHER, branch="old")
+    for revision, layers in (("", 2), ("@main", 2), ("@old", 3), (f"@{ANOTHER}", 3)):
+        tokenizer = tokenizers[layers - 2]
+        weights = open_model(f"a/tiny{revision}")
+        assert weights.config.n_layer == layers and weights.tokenizer.fingerprint == tokenizer.fingerprint
+        assert load_tokenizer(f"a/tiny{revision}").fingerprint == tokenizer.fingerprint
+    for absent in ("a/tiny@new", "a/tiny@"):
+        for read in (open_model, load_tokenizer):
+            with pytest.raises(UserError, match=f"^{absent}: "):
+                read(absent)
 
 
 @pytest.mark.parametrize("name", ["no such folder!", "one/two/three", "absent"])

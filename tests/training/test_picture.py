@@ -1,0 +1,85 @@
+"""The picture of a run: what is drawn, taken from the figure's own lines."""
+
+import numpy as np
+import pytest
+
+from codegen_jax.training.loop import train
+from codegen_jax.training.metrics import read_metrics
+from codegen_jax.training.picture import INTERVALS, draw_run, interval_means, short
+from tests.runs import tiny_run
+
+
+def logged(steps, **values):
+    return [{"step": step, "loss": 9 / step, "learning_rate": 1e-3, "bad_steps": 0} | values for step in steps]
+
+
+def drawn(lines, tokens_per_step=10):
+    """What is in the panel of losses by label, as lists of tokens and of values; the raw points are "raw"."""
+    losses, _ = draw_run(lines, tokens_per_step, "a run").axes
+    panel = {}
+    for line in losses.lines:
+        label = line.get_label()
+        xy = line.get_xdata(orig=False).tolist(), line.get_ydata(orig=False).tolist()
+        panel["raw" if label.startswith("_") else label] = xy
+    return panel
+
+
+def test_losses_stand_against_tokens_and_the_rates_share_their_logarithmic_axis():
+    figure = draw_run(logged([1, 2, 4]), 10, "a run")
+    losses, rates = figure.axes
+    assert losses.get_xscale() == "log" and rates.get_shared_x_axes().joined(losses, rates)
+    assert losses.get_title() == "a run" and rates.get_xlabel() == "tokens"
+    assert drawn(logged([1, 2, 4]))["raw"] == ([10, 20, 40], [9, 4.5, 2.25])
+    assert rates.lines[0].get_xdata().tolist() == [10, 20, 40]
+
+
+def test_the_curve_is_the_mean_of_the_points_of_each_interval():
+    tokens, values = np.arange(1.0, 100_000), np.random.default_rng(0).normal(3, 1, 99_999)
+    mean_tokens, mean_values = interval_means(tokens, values)
+    assert INTERVALS / 2 < len(mean_tokens) <= INTERVALS
+    last = tokens > 100_000 ** (1 - 1 / INTERVALS)
+    assert mean_values[-1] == pytest.approx(values[last].mean(), rel=1e-4)
+    assert mean_values[:3].tolist() == values[:3].tolist()  # far apart on the axis: each an interval of its own
+
+
+def test_what_is_not_finite_is_left_out_and_a_skipped_step_is_a_cross_at_the_foot():
+    lines = [*logged([1]), *logged([2], loss=None, bad_steps=1), *logged([3], loss=1e9, bad_steps=2), *logged([4])]
+    panel = drawn(lines)
+    assert panel["raw"] == panel["training loss"] == ([10, 40], [9, 2.25])
+    assert panel["skipped step"][0] == [20, 30]
+
+
+def test_each_validation_loss_of_a_mixture_is_drawn_and_none_where_there_is_none():
+    values = {"validation_loss": 3.0, "validation_loss/a": 2.0, "validation_loss/b": None}
+    panel = drawn([*logged([1, 2]), {"step": 2, **values}])
+    assert panel["validation loss"] == ([20], [3.0]) and panel["validation loss, a"] == ([20], [2.0])
+    assert panel["validation loss, b"] == ([], [])
+    assert not any("validation" in label for label in drawn(logged([1, 2])))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("lines", [[], logged([1]), logged([1], loss=None, bad_steps=1)])
+def test_a_run_of_no_step_or_of_one_can_be_drawn(lines, tmp_path):
+    draw_run(lines, 10, "a run").savefig(tmp_path / "loss.png")
+    assert len(drawn(lines).get("training loss", ([],))[0]) == sum(line["loss"] is not None for line in lines)
+
+
+@pytest.mark.parametrize(("last", "expected"), [(50, ["10", "20", "50", "100", "200", "500"]), (10**9, None)])
+def test_few_decades_have_ticks_within_and_many_do_not_crowd_the_axis(last, expected):
+    axes = draw_run(logged([1, last]), 10, "a run").axes[0]
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in axes.xaxis.get_majorticklocs() if low <= tick <= high]
+    labels = [axes.xaxis.get_major_formatter()(tick) for tick in ticks]
+    assert labels == expected if expected else 4 <= len(labels) <= 10
+
+
+def test_counts_are_short():
+    assert [short(n) for n in (7, 512, 20_000, 1.5e6, 2e9, 3e12)] == ["7", "512", "20k", "1.5M", "2B", "3T"]
+
+
+def test_a_resumed_run_is_drawn_as_one(tmp_path, token_folder):
+    for steps in (3, 5):
+        train(tiny_run(tmp_path / "run", token_folder, training={"steps": steps}))
+    tokens, _ = drawn(read_metrics(tmp_path / "run"), 16 * 32)["raw"]
+    assert tokens == [512 * step for step in range(1, 6)]
+    assert (tmp_path / "run/loss.png").read_bytes().startswith(b"\x89PNG")
