@@ -41,7 +41,7 @@ def test_orbax_names_its_files_as_we_look_for_them(tmp_path):
     assert f"*{TMP_DIR_SUFFIX}*" == UNFINISHED
 
 
-def test_datatrove_runs_a_task_and_writes_a_file_through_the_methods_that_we_override():
+def test_datatrove_runs_a_task_and_writes_a_file_through_the_methods_that_we_use():
     assert parameters(LocalPipelineExecutor._run_for_rank) == ["self", "rank", "local_rank", "node_rank"]
     assert parameters(DocumentTokenizer.write_unshuffled) == ["self", "data", "filename"]
     assert parameters(TokenizedFile.write_bytes) == ["self", "tk_bytes", "doc_ends"]

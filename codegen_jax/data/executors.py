@@ -2,11 +2,14 @@
 
 import json
 import logging
+import multiprocessing
+import os
 import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any, NamedTuple
 
 from datatrove.executor import LocalPipelineExecutor
@@ -29,20 +32,42 @@ class Pass(NamedTuple):
 
 
 class QuietExecutor(LocalPipelineExecutor):
-    """datatrove's executor without its narration of every task on stderr; an error comes back as an exception."""
+    """datatrove's executor without its narration of every task on stderr; an error comes back as an exception.
 
-    def run(self) -> Any:
-        logger.disable("datatrove")
-        try:
-            return super().run()
-        finally:
-            logger.enable("datatrove")
+    Its processes end when this one does, however that ends. datatrove's own `run` counts tasks in a manager process,
+    which outlives a SIGKILL, as does a worker in the middle of a task: it would go on writing beside the next launch.
+    """
 
-    def _run_for_rank(self, *arguments: Any, **keywords: Any) -> Any:
-        if self.workers > 1:  # in a process of its own, where nothing is quiet yet
+    def run(self) -> None:
+        self.save_executor_as_json()
+        first = self.local_rank_offset
+        ranks = self.get_incomplete_ranks(range(first, first + self.local_tasks))
+        if self.workers == 1:
             logger.disable("datatrove")
-            logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
-        return super()._run_for_rank(*arguments, **keywords)
+            try:
+                pipeline = self.pipeline
+                for rank in ranks:
+                    self.pipeline = deepcopy(pipeline)  # its steps count documents
+                    self._run_for_rank(rank)
+            finally:
+                logger.enable("datatrove")
+        elif ranks:
+            with multiprocessing.get_context(self.start_method).Pool(self.workers, _start_worker) as pool:
+                for _ in pool.imap_unordered(self._run_for_rank, ranks):
+                    pass
+
+
+def _start_worker() -> None:
+    logger.disable("datatrove")  # in a process of its own, where nothing is quiet yet
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # a worker has one
+    parent.join()
+    os._exit(1)
 
 
 def parse_options(words: list[str]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def draw_run(lines: list[dict[str, Any]], tokens_per_step: int, title: str) -> F
     names = sorted({name for line in lines for name in line if name.startswith("validation_loss")})
     for number, name in enumerate(names, 1):
         label = name.replace("_", " ", 1).replace("/", ", ", 1)
-        style = {"marker": "^" if "/" in name else "o", "markersize": 4.5, "markevery": 0.03, "linewidth": 0.8}
+        style = {"marker": "^" if "/" in name else "o", "markersize": 4.5, "markevery": 0.015, "linewidth": 0.8}
         losses.plot(*points(name), color=f"C{number}", label=label, **style)
     if skipped:
         tokens = [line["step"] * tokens_per_step for line in skipped]

@@ -99,9 +99,9 @@ class _StreamHandler(type_handlers.NumpyHandler):
                     break
                 try:
                     region = self.weights.read(value.name, index)  # while TensorStore's threads write the two before
-                except UserError as error:  # Orbax would bury it in exceptions of its own
+                except UserError as error:  # kept, since Orbax buries it in exceptions of its own
                     self.failure, self.stopped = error, True
-                    break
+                    raise
                 first = tuple(part.start for part in index)
                 self.fingerprints[f"{PARAMS}.{value.name}"] += region_fingerprint(region, first)
                 writing.append(array[index].write(region, can_reference_source_data_indefinitely=True))

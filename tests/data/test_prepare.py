@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from codegen_jax.data.tokens import TokenFiles
 from codegen_jax.data.train_tokenizer import train_sentencepiece
 from codegen_jax.errors import UserError
 from tests.conftest import write_shard
+from tests.processes import wait_until
 
 ALL = {"filters": "code", "dedup": "minhash"}  # every pass there is
 
@@ -144,7 +146,7 @@ def test_a_killed_preparation_goes_on_to_the_same_files(tmp_path, texts, tokeniz
     words = ["prepare", *shards, "--output", str(tmp_path / "killed"), "--tokenizer", str(tmp_path / "tokenizer")]
     words += ["--filters", "code", "--dedup", "minhash"]
     errors = tmp_path / "errors"
-    with errors.open("wb") as stderr:  # not a pipe: datatrove's helper process would hold it open
+    with errors.open("wb") as stderr:
         process = subprocess.Popen([sys.executable, "-m", "codegen_jax", *words], stderr=stderr, start_new_session=True)
     done = tmp_path / "killed/logs" / reached / "completions"
     while not (done.exists() and any(done.iterdir())):
@@ -158,6 +160,39 @@ def test_a_killed_preparation_goes_on_to_the_same_files(tmp_path, texts, tokeniz
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert load_report(tmp_path / "killed") == load_report(tmp_path / "whole")
     assert completed == {file: file.stat().st_mtime_ns for file in completed}
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes by Linux's /proc")
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_no_process_outlives_a_killed_preparation(tmp_path, texts, tokenizer, workers):
+    shards = [write_shard(tmp_path / f"shards/{i}.jsonl", texts * 200) for i in range(2)]  # half a minute's work each
+    tokenizer.save(tmp_path / "tokenizer")
+    words = ["prepare", *shards, "--output", str(tmp_path / "out"), "--tokenizer", str(tmp_path / "tokenizer")]
+    with (tmp_path / "errors").open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "codegen_jax", *words, "--workers", workers], stderr=stderr, start_new_session=True
+        )
+    try:
+        tasks = tmp_path / "out/logs/0_tokens/logs"
+        wait_until(lambda: len(list(tasks.glob("task_*.log"))) == int(workers))
+        assert len(of_session(process.pid)) >= int(workers)
+        process.kill()
+        process.wait()
+        wait_until(lambda: not of_session(process.pid), timeout=10)
+        assert not (tmp_path / "out/logs/0_tokens/completions").exists()  # they were in the middle of a task
+    finally:
+        for pid in of_session(process.pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def of_session(session):
+    """The processes of a session: field 6 of /proc/PID/stat, fourth after the name in brackets."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has just ended
+            state, _, _, of = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            found += [int(folder.name)] if int(of) == session and state != "Z" else []
+    return found
 
 
 def test_a_shard_that_changed_between_the_passes_is_named(tmp_path, shards, tokenizer, texts):
