@@ -45,7 +45,7 @@ def start(config, file: Path, *, count=1, devices=8, pause=0.0, fails_at=(), ref
     In the steps `refused`, such as "5-9", the system refuses to write more than 20 kB to a file.
     """
     file.write_text(yaml.safe_dump(config.to_dict()))
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"  # the last one counts
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"} | environment
     words = ["train", str(file)]
     if count > 1:
