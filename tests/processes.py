@@ -13,6 +13,7 @@ import yaml
 # `codegen-jax train`, with pauses between the steps, a step that fails, or steps in which large files are refused
 PROGRAM = """
 import resource, sys, time
+sys.modules["torch"] = None  # tensorboardX imports it where it is installed, which takes longer than these runs
 from codegen_jax.training import loop
 pause, fails_at, refused = float(sys.argv[1]), int(sys.argv[2]), [int(n) for n in sys.argv[3].split("-")]
 fast = loop.prefetch
@@ -46,7 +47,7 @@ def start(config, file: Path, *, count=1, devices=8, pause=0.0, fails_at=(), ref
     each process runs before all else.
     """
     file.write_text(yaml.safe_dump(config.to_dict()))
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"  # the last one counts
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"} | environment
     words = ["train", str(file)]
     if count > 1:
