@@ -7,7 +7,8 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-if os.environ["JAX_PLATFORMS"] == "cpu":  # a test's program runs for less time than optimizing it takes
+# a test's program runs for less time than optimizing it takes; scripts/test_slow runs it as users do
+if os.environ["JAX_PLATFORMS"] == "cpu" and "optimization_level" not in os.environ["XLA_FLAGS"]:
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 # many tests, and the processes that they start, compile the same few programs
