@@ -1,5 +1,6 @@
 """Two real processes that resume a run whose newest checkpoint can't be read in one of them."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,23 +9,20 @@ from codegen_jax.config import MeshConfig
 from codegen_jax.training.loop import train
 from codegen_jax.training.metrics import read_metrics
 from codegen_jax.weights.run_folder import whole_checkpoints
-from tests.harm import halve
+from tests.harm import change_a_value, halve
 from tests.processes import finish, start
 from tests.runs import tiny_run
 
-TWO = MeshConfig(1, 2, 1)
-
-# in process 1 the first reads of an item of arrays fail with an error
+# in process 1 the first reads of an item of arrays fail with these errors, one after the other
 FAILING = """
 import sys
 import orbax.checkpoint as ocp
 from codegen_jax.training import checkpoint
 checkpoint.PAUSES = (0.1, 0.1, 0.1)
-restore, left = ocp.StandardCheckpointHandler.restore, [{times}]
+restore, errors = ocp.StandardCheckpointHandler.restore, {errors}
 def failing(*args, **kwargs):
-    if sys.argv[-1] == "1" and left[0]:
-        left[0] -= 1
-        raise {error}
+    if sys.argv[-1] == "1" and errors:
+        raise errors.pop(0)
     return restore(*args, **kwargs)
 ocp.StandardCheckpointHandler.restore = failing
 """
@@ -32,22 +30,26 @@ ocp.StandardCheckpointHandler.restore = failing
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, token_folder):
-    """A run of four steps with checkpoints after two and after four."""
-    config = tiny_run(tmp_path_factory.mktemp("whole") / "run", token_folder, training={"steps": 4})
+    """A run of six steps, each saved."""
+    config = run(tmp_path_factory.mktemp("whole") / "run", token_folder)
     train(config)
     return config
 
 
 @pytest.fixture
-def half_done(tmp_path, token_folder):
-    """The same with three steps done, saved after two and after three."""
-    config = tiny_run(tmp_path / "run", token_folder, training={"steps": 3})
-    train(config)
-    return tiny_run(tmp_path / "run", token_folder, training={"steps": 4}, mesh=TWO)
+def half_done(tmp_path, token_folder, whole):
+    """The same with its fifth step done and its sixth to come, on two processes."""
+    shutil.copytree(whole.output, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/6")
+    return run(tmp_path / "run", token_folder, mesh=MeshConfig(1, 2, 1))
 
 
-def resume(config, tmp_path, first):
-    return finish(start(config, tmp_path / "a.yaml", count=2, devices=1, first=first))
+def run(output, tokens, **sections):
+    return tiny_run(output, tokens, checkpoint={"save_every": 1, "keep_latest": 9}, **sections)
+
+
+def resume(config, tmp_path, errors="[]"):
+    return finish(start(config, tmp_path / "a.yaml", count=2, devices=1, first=FAILING.format(errors=errors)))
 
 
 def steps_of(config):
@@ -58,26 +60,34 @@ def losses(config):
     return [line["loss"] for line in read_metrics(config.output) if "loss" in line]
 
 
-def test_a_fault_that_passes_costs_nothing(half_done, whole, tmp_path):
-    first = FAILING.format(times=2, error="ConnectionError('reset by peer')")
-    (code, error), _ = resume(half_done, tmp_path, first)
+def test_faults_that_pass_cost_nothing(half_done, whole, tmp_path):
+    errors = "[ConnectionError('reset by peer'), TimeoutError('timed out'), PermissionError(13, 'Permission denied')]"
+    (code, error), _ = resume(half_done, tmp_path, errors)
     assert code == 0, error
-    assert "can't be read (ConnectionError: reset by peer)" in error and "reading again in 0.1 s" in error
-    assert steps_of(half_done) == [3, 4] and losses(half_done) == pytest.approx(losses(whole), rel=1e-5)
+    for text in ("(ConnectionError: reset by peer)", "(TimeoutError: timed out)", "Permission denied)"):
+        assert error.count(text) == 1
+    assert error.count("can't be read (") == error.count("reading again in 0.1 s") == 3
+    assert steps_of(half_done) == [1, 2, 3, 4, 5, 6] and losses(half_done) == pytest.approx(losses(whole), rel=1e-5)
 
 
-def test_a_fault_that_stays_ends_both_with_its_text_and_moves_nothing(half_done, tmp_path):
-    first = FAILING.format(times=99, error="MemoryError('out of it')")
-    for code, error in resume(half_done, tmp_path, first):
-        assert code == 2 and "can't be read (MemoryError: out of it)" in error and "Traceback" not in error
-    assert steps_of(half_done) == [2, 3]
+def test_faults_that_stay_end_both_with_the_last_ones_text_and_move_nothing(half_done, tmp_path):
+    errors = "[ValueError('UNAVAILABLE: no route'), RuntimeError('of a library'), OSError(116, 'Stale file handle'), "
+    for code, error in resume(half_done, tmp_path, errors + "MemoryError('out of it')]"):
+        assert code == 2 and "Traceback" not in error
+        assert "can't be read (MemoryError: out of it); it may be whole: try again\n" in error
+    assert steps_of(half_done) == [1, 2, 3, 4, 5] and not Path(half_done.output, "damaged").exists()
 
 
-def test_damage_that_one_process_sees_sets_aside_for_both(half_done, whole, tmp_path):
-    for file in Path(whole_checkpoints(half_done.output)[-1], "params").rglob("*"):
-        if file.is_file() and file.parent.name == "d":
-            halve(file)
-    (code, error), _ = resume(half_done, tmp_path, FAILING.format(times=0, error="None"))
+def test_damage_of_every_kind_sets_a_checkpoint_aside_for_both(half_done, whole, tmp_path):
+    checkpoints = [Path(path) for path in whole_checkpoints(half_done.output)]
+    for harm, checkpoint in ((halve, checkpoints[-1]), (Path.unlink, checkpoints[-2])):
+        for file in (checkpoint / "params").rglob("*"):
+            if file.is_file() and file.parent.name == "d":
+                harm(file)
+    change_a_value(checkpoints[-3] / "params", "head")
+    halve(checkpoints[-4] / "optimizer/_METADATA")
+    (code, error), _ = resume(half_done, tmp_path)
     assert code == 0, error
-    assert error.count("is moved to") == 1
-    assert steps_of(half_done) == [2, 4] and losses(half_done) == pytest.approx(losses(whole), rel=1e-5)
+    assert error.count("is moved to") == 4 and "params.head is not what was saved" in error
+    assert steps_of(half_done) == [1, 2, 3, 4, 5, 6] and losses(half_done) == pytest.approx(losses(whole), rel=1e-5)
+    assert len(list(Path(half_done.output, "damaged").iterdir())) == 4
