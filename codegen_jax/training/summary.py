@@ -25,7 +25,7 @@ def write_summary(config: RunConfig, folder: Path, clock: Clock, steps: int, out
     """
     lines = read_metrics(folder)
     logged = [line for line in lines if "skipped" in line]
-    losses = [line["loss"] for line in logged if line["loss"] is not None and not line["bad_steps"]]
+    losses = [line["loss"] for line in logged if line["loss"] is not None and not line.get("bad_steps")]
     validated = [line for line in lines if line.get("validation_loss") is not None]
     tokens_per_step = config.training.batch_size * config.data.sequence_length
     rate, peak = steps * tokens_per_step / (clock.seconds * clock.goodput), peak_flops()
