@@ -13,6 +13,7 @@ import yaml
 # `codegen-jax train`, with pauses between the steps, a step that fails, or steps in which large files are refused
 PROGRAM = """
 import resource, sys, time
+sys.modules["torch"] = None  # tensorboardX imports it where it is installed, which takes longer than these runs
 from codegen_jax.training import loop
 pause, fails_at, refused = float(sys.argv[1]), int(sys.argv[2]), [int(n) for n in sys.argv[3].split("-")]
 fast = loop.prefetch

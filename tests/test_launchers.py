@@ -74,7 +74,7 @@ def test_the_slurm_batch_file_joins_its_tasks_into_one_run(tmp_path, token_folde
     stand_in(tmp_path / "bin", "srun", SRUN)
     config = tiny_run(tmp_path / "run", token_folder)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.to_dict()))
-    done = sbatch(tmp_path, "run.yaml", XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    done = sbatch(tmp_path, "run.yaml", XLA_FLAGS=f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4")
     assert done.returncode == 0, done.stderr
     assert [line["step"] for line in read_metrics(config.output) if "loss" in line] == [1, 2, 3, 4, 5, 6]
     assert "2 process(es)" in (tmp_path / "run/summary.md").read_text()

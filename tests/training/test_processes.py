@@ -17,11 +17,11 @@ from tests.processes import finish, start, wait_for, wait_until
 from tests.runs import tiny_run
 
 FEW = MeshConfig(2, 2, 1)
+SAMPLES = {"sample_prompts": ["def f(x):"], "sample_tokens": 4}
 
 
 def run(output, tokens, **sections):
-    training = {"sample_prompts": ["def f(x):"], "sample_tokens": 4} | sections.pop("training", {})
-    return tiny_run(output, tokens, data={"validation": str(tokens)}, training=training, **sections)
+    return tiny_run(output, tokens, data={"validation": str(tokens)}, **sections)
 
 
 def losses(output):
@@ -49,19 +49,19 @@ def assert_close(actual, expected):
 def alone(tmp_path_factory, token_folder):
     """The output of one process that ran through."""
     output = tmp_path_factory.mktemp("alone") / "run"
-    train(run(output, token_folder))
+    train(run(output, token_folder, training=SAMPLES))
     return output
 
 
 @pytest.mark.parametrize(("count", "mesh"), [(2, MeshConfig(2, 2, 2)), (4, MeshConfig(1, 8, 1))])
 def test_many_processes_train_as_one_and_others_go_on_with_their_run(tmp_path, token_folder, alone, count, mesh):
     output = tmp_path / "run"
-    first = run(output, token_folder, mesh=mesh, training={"steps": 3})
+    first = run(output, token_folder, mesh=mesh, training=SAMPLES | {"steps": 3})
     processes = start(first, tmp_path / "a.yaml", count=count, devices=8 // count)
     assert [code for code, _ in finish(processes)] == [0] * count
     assert list(losses(output)) == [1, 2, 3]
     # 4 devices of 4 / count processes each take what 8 devices wrote
-    second = run(output, token_folder, mesh=FEW)
+    second = run(output, token_folder, mesh=FEW, training=SAMPLES)
     (code, error), *others = finish(start(second, tmp_path / "b.yaml", count=4 // count, devices=count))
     assert code == 0, error
     assert [code for code, _ in others] == [0] * len(others)
@@ -75,10 +75,10 @@ def test_each_process_restores_the_bytes_of_its_own_devices(tmp_path, token_fold
     output = tmp_path / "run"
     assert finish(start(run(output, token_folder, model=model, training={"steps": 1}), tmp_path / "a.yaml"))[0][0] == 0
     stored = sum(file.stat().st_size for file in (output / "checkpoints/1").rglob("*") if file.is_file())
-    again = run(output, token_folder, model=model, training={"steps": 2}, mesh=MeshConfig(1, 4, 1))
-    for process in start(again, tmp_path / "b.yaml", count=4, devices=1):
+    again = run(output, token_folder, model=model, training={"steps": 2}, mesh=MeshConfig(1, 2, 1))
+    for process in start(again, tmp_path / "b.yaml", count=2, devices=1):
         read = int(process.communicate(timeout=120)[0].rpartition("bytes read: ")[2])
-        assert 0.2 * stored < read < 0.35 * stored
+        assert 0.4 * stored < read < 0.6 * stored
 
 
 def test_an_error_on_one_host_ends_all_with_its_message(tmp_path, token_folder):
