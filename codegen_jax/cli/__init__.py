@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from glob import glob
 from importlib.util import find_spec
@@ -79,9 +80,11 @@ def choose_platform() -> None:
 def quiet_libraries() -> None:
     """Orbax narrates every save through absl, asyncio prints a traceback for each chunk of one that fails, and what
     gcsfs logs it raises, too; the command says such things in a line. Chunks that end after their failed save or read
-    find that nobody waits for them, which Python tells the hook for errors that cannot be caught."""
+    find that nobody waits for them, or are never begun, which Python tells as a warning or the hook for errors that
+    cannot be caught."""
     for name in ("absl", "asyncio", "gcsfs"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     sys.unraisablehook = lambda found: None if is_late_chunk(found) else sys.__unraisablehook__(found)
 
 
