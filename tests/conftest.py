@@ -16,6 +16,7 @@ if os.environ["JAX_PLATFORMS"] == "cpu" and "optimization_level" not in os.envir
 # many tests, and the processes that they start, compile the same few programs
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache/xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+os.environ["HF_HUB_OFFLINE"] = "1"  # tests bring what they load; without it each absent id is asked for several times
 
 import fsspec
 import pytest
