@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from codegen_jax.inference.options import Sampling
-from codegen_jax.inference.sampling import draw
+from codegen_jax.inference.sampling import cut, draw
 
 LOGITS = np.log([0.4, 0.3, 0.2, 0.1])
 
@@ -33,3 +33,9 @@ def frequencies(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, draws=20_000):
 def test_draws_have_the_exact_probabilities(options, expected):
     # four standard errors of the largest probability
     np.testing.assert_allclose(frequencies(**options), expected, atol=4 * (0.25 / 20_000) ** 0.5)
+
+
+def test_a_top_p_of_one_leaves_no_id_out_however_unlikely():
+    # in float32 the mass before the last two is 1 already
+    kept = cut(jnp.float32([0, -20, -40]), Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0))
+    assert np.isfinite(kept).all()
