@@ -173,7 +173,7 @@ def test_a_runs_output_folder_stands_for_its_config_wherever_it_lies_now(project
         (["convert", "shards", "new"], ["shards", "no whole checkpoint", "config.json"]),
         (["convert", "run", "run.yaml/new", "--to", "hf"], ["run.yaml", "Not a directory"]),
         (["convert", "run", "new", "--to", "hf", "--mp-num", "3"], ["--mp-num", "3", "4 heads"]),
-        (["convert", "run", "new", "--mp-num", "0"], ["--mp-num", "0"]),
+        (["convert", "run", "new", "--mp-num", "0"], ["--mp-num: 0 must be positive"]),
         (["convert", "run", "new", "--verify"], ["--verify", "both ours"]),
         (["convert", "run", "new", "--whitespace-tokens"], ["--whitespace-tokens", "--tokenizer"]),
         (["convert", "run", "new", "--to", "hf", "--tokenizer", "shards"], ["shards", "tokenizer"]),

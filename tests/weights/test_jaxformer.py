@@ -1,14 +1,17 @@
 """jaxformer's npz, written here from the facts of its checkpoint.py and modules.py, against transformers."""
 
 import json
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from codegen_jax.config import CodeGenConfig
+from codegen_jax.config_file import load_config
 from codegen_jax.conversion.convert import convert
 from codegen_jax.errors import UserError
+from codegen_jax.weights import jaxformer
 from codegen_jax.weights.jaxformer import JaxformerWeights
 from codegen_jax.weights.open import open_model
 from tests.peers import peer, state
@@ -154,3 +157,9 @@ def test_a_truncated_file_is_named(checkpoint, kept):
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(UserError, match=r"0.npz: truncated"):
         open_model(str(checkpoint[1]))
+
+
+@pytest.mark.parametrize("size", ["350m", "2b", "6b", "16b"])
+def test_heads_and_rotary_channels_of_the_authors_sizes_are_those_of_the_configs(size):
+    model = load_config(Path(__file__).parents[2] / f"configs/{size}_nl.yaml").model
+    assert jaxformer.HEADS[model.n_embd] == (model.n_head, model.rotary_dim)
