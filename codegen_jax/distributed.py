@@ -83,16 +83,15 @@ def _watch(finished: threading.Event) -> None:
     """Once per second: show that this process lives, and end it if another has failed or is gone."""
     heard: dict[str, tuple[str, float]] = {}  # the other processes' last beats, and when they came
     for beat in itertools.count():
-        ended = finished.wait(1.0)
-        failure = None
-        with suppress(Exception):  # no failure; or the coordinator is gone, which JAX itself notices
+        ended, gone, failure = finished.wait(1.0), None, None
+        with suppress(Exception):  # the coordinator is gone, which JAX itself notices; or there is no failure to get
             _client().key_value_set(f"{ALIVE}/{jax.process_index()}", "ended" if ended else str(beat), True)
-            failure = _gone(heard)
+            gone = _gone(heard)
             failure = _client().key_value_try_get(FAILURE)
         if ended:
             return
-        if failure:
-            code, message = failure.split(" ", 1)
+        if failure or gone:
+            code, message = failure.split(" ", 1) if failure else (1, gone)
             report(UserError(message))
             if jax.process_index() == 0:
                 time.sleep(5)  # the store is in this process: the others must have read the message
@@ -100,14 +99,14 @@ def _watch(finished: threading.Event) -> None:
 
 
 def _gone(heard: dict[str, tuple[str, float]]) -> str | None:
-    """The exit code and message for a process that has not been heard of."""
+    """The message for a process that has not been heard of."""
     now = time.monotonic()
     for key, beat in _client().key_value_dir_get(ALIVE):
         if heard.get(key, ("", 0.0))[0] != beat:
             heard[key] = beat, now
         elif beat != "ended" and now - heard[key][1] > GONE_SECONDS:
             return (
-                f"1 process {key.rpartition('/')[2]} is gone: no sign of it for {GONE_SECONDS} s; it was killed, or "
+                f"process {key.rpartition('/')[2]} is gone: no sign of it for {GONE_SECONDS} s; it was killed, or "
                 "its machine or network is lost; the same command goes on from the last checkpoint"
             )
     return None
