@@ -15,7 +15,6 @@ import base64
 import json
 import logging
 import tempfile
-from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +30,7 @@ from codegen_jax.errors import UserError
 from codegen_jax.model.codegen import Params
 from codegen_jax.storage import is_remote
 from codegen_jax.weights.base import Index, Weights, dotted, shapes
-from codegen_jax.weights.fingerprint import region_fingerprint
+from codegen_jax.weights.fingerprint import Regions
 
 log = logging.getLogger(__name__)
 
@@ -215,26 +214,3 @@ class CheckpointWeights(Weights):
         for name, fingerprint in found.items():
             if fingerprint != self.fingerprints[name]:
                 raise damaged(self.folder, f"{name} is not what was written: a bit has changed")
-
-
-class Regions:
-    """The regions of one array that have been read, until they cover it."""
-
-    def __init__(self, shape: tuple[int, ...]):
-        self.size = prod(shape)
-        self.seen: dict[tuple[tuple[int, int], ...], int] = {}  # fingerprints by (start, stop) of each axis
-
-    def add(self, region: np.ndarray, first: tuple[int, ...]) -> int | None:
-        """The array's fingerprint, if it is covered now."""
-        box = tuple((start, start + size) for start, size in zip(first, region.shape, strict=True))
-        if box in self.seen:
-            return None
-        if any(_overlap(box, other) for other in self.seen):  # somebody cuts it anew: the sum would count twice
-            self.seen.clear()
-        self.seen[box] = region_fingerprint(region, first)
-        covered = sum(prod(stop - start for start, stop in box) for box in self.seen)
-        return sum(self.seen.values()) % 2**32 if covered == self.size else None
-
-
-def _overlap(a: tuple[tuple[int, int], ...], b: tuple[tuple[int, int], ...]) -> bool:
-    return all(start < other_stop and other_start < stop for (start, stop), (other_start, other_stop) in zip(a, b))

@@ -5,6 +5,7 @@ is checked piece by piece. The place of an element is odd, so no single changed 
 the float32 that they are: a fingerprint does not change when they are read into float32.
 """
 
+from math import prod
 from typing import Any
 
 import jax
@@ -63,3 +64,26 @@ def region_fingerprint(region: np.ndarray, first: tuple[int, ...]) -> int:
         by_place = np.einsum("...j,j->...", bits, np.arange(region.shape[-1], dtype=np.uint32))
         total = np.sum(base * of_rows, dtype=np.uint32) + 2 * np.sum(by_place, dtype=np.uint32)
     return int(total) % 2**32
+
+
+class Regions:
+    """The regions of one array that have been read, until they cover it."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.size = prod(shape)
+        self.seen: dict[tuple[tuple[int, int], ...], int] = {}  # fingerprints by (start, stop) of each axis
+
+    def add(self, region: np.ndarray, first: tuple[int, ...]) -> int | None:
+        """The array's fingerprint, if it is covered now."""
+        box = tuple((start, start + size) for start, size in zip(first, region.shape, strict=True))
+        if box in self.seen:
+            return None
+        if any(_overlap(box, other) for other in self.seen):  # somebody cuts it anew: the sum would count twice
+            self.seen.clear()
+        self.seen[box] = region_fingerprint(region, first)
+        covered = sum(prod(stop - start for start, stop in box) for box in self.seen)
+        return sum(self.seen.values()) % 2**32 if covered == self.size else None
+
+
+def _overlap(a: tuple[tuple[int, int], ...], b: tuple[tuple[int, int], ...]) -> bool:
+    return all(start < other_stop and other_start < stop for (start, stop), (other_start, other_stop) in zip(a, b))

@@ -12,7 +12,8 @@ from codegen_jax.inference.generate import Generator
 from codegen_jax.model.codegen import abstract_params
 from codegen_jax.training.loop import train
 from codegen_jax.weights.base import fold_embedding_bias, load_params, pieces, shapes
-from codegen_jax.weights.checkpoint_format import Damaged, Regions
+from codegen_jax.weights.checkpoint_format import Damaged
+from codegen_jax.weights.fingerprint import Regions
 from codegen_jax.weights.open import open_model
 from codegen_jax.weights.run_folder import find_checkpoint
 from tests.harm import change_a_value, forget_fingerprints
