@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+import shutil
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,6 @@ import orbax.checkpoint as ocp
 import tensorstore
 from orbax.checkpoint import type_handlers
 
-from codegen_jax.errors import UserError
 from codegen_jax.model.codegen import abstract_params
 from codegen_jax.weights.base import Weights, dotted, pieces, shapes
 from codegen_jax.weights.checkpoint_format import PARAMS, RUN, RUN_RECORD, run_record, save_args
@@ -27,7 +27,7 @@ def write_checkpoint(weights: Weights, folder: Path, progress: Callable[[int], o
     """Write the parameters, in their stored dtypes, and the tokenizer as a checkpoint, a chunk at a time.
 
     Raises:
-        UserError: from the weights; the folder is no checkpoint then.
+        UserError: from the weights; the folder is no checkpoint then, and nothing writes to it any more.
     """
     handler = _StreamHandler(weights, progress)
     params = jax.tree_util.tree_map_with_path(
@@ -54,8 +54,9 @@ def write_checkpoint(weights: Weights, folder: Path, progress: Callable[[int], o
             thread.submit(checkpointer.save, folder.absolute(), args).result()
         except BaseException as error:
             handler.stopped = True
-            raise handler.failure or error from None  # Orbax also complains of the chunks that are missing then
+            raise handler.failure or error from None
     if handler.failure is not None:
+        shutil.rmtree(folder)
         raise handler.failure
     (folder / RUN / RUN_RECORD).write_text(json.dumps(record))  # again: the fingerprints are known now
 
@@ -86,27 +87,28 @@ class _StreamHandler(type_handlers.NumpyHandler):
         self.turn = asyncio.Semaphore(1)
         self.fingerprints = {f"{PARAMS}.{name}": 0 for name in shapes(weights.config)}
         self.stopped = False
-        self.failure: UserError | None = None
+        self.failure: Exception | None = None
 
     async def _open_and_write(self, value: Any, tspec: dict[str, Any], ts_context: tensorstore.Context) -> None:
-        spec = tensorstore.Spec(tspec)  # pyright: ignore[reportCallIssue]
-        array = await tensorstore.open(spec, create=True, open=True, context=ts_context)
-        async with self.turn:
-            chunk: Any = array.chunk_layout.write_chunk.shape
-            writing: deque[Any] = deque()
-            for index in pieces(value.shape, chunk):
-                if self.stopped:
-                    break
-                try:
+        """An error is kept for the end: raised here, it would leave the other parameters' files in the making."""
+        writing: deque[Any] = deque()
+        try:
+            spec = tensorstore.Spec(tspec)  # pyright: ignore[reportCallIssue]
+            array = await tensorstore.open(spec, create=True, open=True, context=ts_context)
+            async with self.turn:
+                chunk: Any = array.chunk_layout.write_chunk.shape
+                for index in pieces(value.shape, chunk):
+                    if self.stopped:
+                        break
                     region = self.weights.read(value.name, index)  # while TensorStore's threads write the two before
-                except UserError as error:  # kept, since Orbax buries it in exceptions of its own
-                    self.failure, self.stopped = error, True
-                    raise
-                first = tuple(part.start for part in index)
-                self.fingerprints[f"{PARAMS}.{value.name}"] += region_fingerprint(region, first)
-                writing.append(array[index].write(region, can_reference_source_data_indefinitely=True))
-                if len(writing) > 2:
-                    await writing.popleft()
-                self.progress(region.nbytes)
-            await asyncio.gather(*writing)
-            self.fingerprints[f"{PARAMS}.{value.name}"] %= 2**32
+                    first = tuple(part.start for part in index)
+                    self.fingerprints[f"{PARAMS}.{value.name}"] += region_fingerprint(region, first)
+                    writing.append(array[index].write(region, can_reference_source_data_indefinitely=True))
+                    if len(writing) > 2:
+                        await writing.popleft()
+                    self.progress(region.nbytes)
+                self.fingerprints[f"{PARAMS}.{value.name}"] %= 2**32
+                await asyncio.gather(*writing)
+        except Exception as error:
+            self.failure, self.stopped = self.failure or error, True
+            await asyncio.gather(*writing, return_exceptions=True)

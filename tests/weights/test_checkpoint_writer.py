@@ -1,5 +1,6 @@
 """A checkpoint written chunk by chunk holds what was read, and few chunks are in memory at a time."""
 
+import asyncio
 from types import SimpleNamespace
 
 import ml_dtypes
@@ -67,6 +68,22 @@ def test_a_chunk_that_cannot_be_read_ends_the_writing_and_leaves_no_checkpoint(t
         write_checkpoint(weights, tmp_path / "model", lambda _: None)
     assert weights.regions[-1][0] == "blocks.key" and weights.regions[-1][1][0].start == 3
     assert find_checkpoint(tmp_path / "model") is None
+
+
+def test_an_error_is_raised_when_nothing_writes_any_more(tmp_path, monkeypatch):
+    opening = []
+
+    async def open_slowly(spec, **kwargs):
+        opening.append(spec)
+        await asyncio.sleep(0 if "blocks.key" in str(spec) else 0.2)
+        array = await tensorstore.open(spec, **kwargs)
+        opening.remove(spec)
+        return array
+
+    monkeypatch.setattr(checkpoint_writer, "tensorstore", SimpleNamespace(open=open_slowly, Spec=tensorstore.Spec))
+    with pytest.raises(UserError, match="random: this layer is damaged"):
+        write_checkpoint(RandomWeights(fails_at="blocks.key"), tmp_path / "model", lambda _: None)
+    assert opening == []
 
 
 def test_chunks_that_are_not_written_yet_are_few(tmp_path, monkeypatch):
