@@ -31,14 +31,14 @@ def show(config: RunConfig, step: int, row: int | None = None) -> Iterator[str]:
     for number in rows if row is None else [row]:
         source, epoch, window = order.row(order.first_row(step - 1) + number)
         windows = sources[source].windows
-        file, start = windows.locate(window)
-        tokens = windows[window]
+        tokens, parts = windows[window], windows.parts(window)
         name = f"source {sources[source].name}, " if sources[source].name else ""
+        places = [f"tokens {a} to {b - 1} of {windows.files.folder / windows.files.name(file)}" for file, a, b in parts]
         yield (
-            f"== step {step}, row {number}: {name}epoch {epoch}, window {window} of {len(windows)}, tokens {start} to "
-            f"{start + len(tokens) - 1} of {windows.files.folder / windows.files.name(file)}"
+            f"== step {step}, row {number}: {name}epoch {epoch}, window {window} of {len(windows)}, {', '.join(places)}"
         )
-        yield text_of(tokens, tokenizer, windows.files.documents(file, start, start + len(tokens)))
+        documents = [document for part in parts for document in windows.files.documents(*part)]
+        yield text_of(tokens, tokenizer, documents)
 
 
 def text_of(tokens: np.ndarray, tokenizer: Tokenizer, documents: Sequence[int]) -> str:

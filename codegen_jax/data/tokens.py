@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import fsspec
 import numpy as np
@@ -39,6 +39,8 @@ class Manifest:
         checksums: of each file by name, see `checksum`.
         sources: the shards that were read.
         seed: of the document shuffle.
+        windows: how the tokens are cut: folder, over the borders of files, or file, each by itself, as in folders of
+            before there was this field.
     """
 
     tokenizer: str
@@ -52,6 +54,7 @@ class Manifest:
     checksums: dict[str, str]
     sources: list[str]
     seed: int
+    windows: Literal["folder", "file"] = "file"
 
     def bits_per_byte(self, loss: float) -> float:
         """A loss on these tokens, in nats per token, as bits per byte of their text: comparable among tokenizers."""
@@ -81,7 +84,7 @@ class Manifest:
     def identity(self) -> dict[str, Any]:
         """What a run records of its token files: equal for the same ones wherever they lie."""
         content = hashlib.sha256(json.dumps([self.files, self.checksums]).encode()).hexdigest()[:16]
-        return {"tokenizer": self.tokenizer, "tokens": self.tokens, "content": content}
+        return {"tokenizer": self.tokenizer, "tokens": self.tokens, "content": content, "windows": self.windows}
 
 
 def checksum(file: epath.PathLike) -> str:
@@ -156,21 +159,36 @@ class RemoteArray:
         return np.frombuffer(self.files.cat_file(self.path, start=start, end=stop), self.dtype)
 
 
-class Windows:
-    """Random access to windows of sequence_length + 1 tokens over the concatenated documents of each file.
+class Part(NamedTuple):
+    """Tokens start .. stop - 1 of a file."""
 
-    Neighbours overlap by one token, so that every token but a file's first is a target exactly once.
+    file: int
+    start: int
+    stop: int
+
+
+class Windows:
+    """Random access to windows of sequence_length + 1 tokens over the concatenated documents of a folder.
+
+    Neighbours overlap by one token, so that every token but the first is a target exactly once, up to the last `left`,
+    which fill no window. Under the manifest's old rule, "file", that holds for each file by itself.
+
+    Attributes:
+        left: tokens at the end (of each file) that no window holds.
 
     Raises:
-        UserError: if no file is long enough for one window.
+        UserError: if the tokens are too few for one window.
     """
 
     def __init__(self, files: TokenFiles, sequence_length: int):
         self.sequence_length = sequence_length
         self.files, self.arrays = files, files.arrays
-        counts = [max(0, (len(array) - 1) // sequence_length) for array in self.arrays]
-        self.ends = np.cumsum(counts)
-        if sum(counts) == 0:
+        self.offsets = np.cumsum([0, *map(len, self.arrays)])  # of each file's first token among all
+        borders = self.offsets if files.manifest.windows == "file" else self.offsets[[0, -1]]
+        counts = np.maximum(np.diff(borders) - 1, 0) // sequence_length
+        self.starts, self.ends = borders[:-1], np.cumsum(counts)
+        self.left = files.manifest.tokens - int((counts * sequence_length + (counts > 0)).sum())
+        if not len(self):
             raise UserError(
                 f"{files.folder}: {files.manifest.tokens} tokens are too few for one window of "
                 f"data.sequence_length + 1 = {sequence_length + 1}; prepare more text or shorten it"
@@ -181,10 +199,18 @@ class Windows:
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Window `index`, int32 [sequence_length + 1]."""
-        file, start = self.locate(index)
-        return self.arrays[file][start : start + self.sequence_length + 1].astype(np.int32)
+        parts = [self.arrays[file][start:stop] for file, start, stop in self.parts(index)]
+        return np.concatenate(parts).astype(np.int32)
 
-    def locate(self, index: int) -> tuple[int, int]:
-        """Number of the file that holds a window, and of the window's first token in it."""
-        file = int(np.searchsorted(self.ends, index, side="right"))
-        return file, (index - (int(self.ends[file - 1]) if file else 0)) * self.sequence_length
+    def parts(self, index: int) -> list[Part]:
+        """Where a window's tokens lie: in one file, or in several that follow each other."""
+        span = int(np.searchsorted(self.ends, index, side="right"))
+        before = int(self.ends[span - 1]) if span else 0
+        start = int(self.starts[span]) + (index - before) * self.sequence_length
+        stop = start + self.sequence_length + 1
+        first, last = np.searchsorted(self.offsets, [start, stop - 1], side="right") - 1
+        parts = []
+        for file in range(first, last + 1):
+            offset, end = int(self.offsets[file]), int(self.offsets[file + 1])
+            parts.append(Part(file, max(start, offset) - offset, min(stop, end) - offset))
+        return parts

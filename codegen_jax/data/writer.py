@@ -122,5 +122,6 @@ class ManifestWriter(PipelineStep):
             checksums={file.name: checksum(file) for file in files},
             sources=self.shards,
             seed=self.seed,
+            windows="folder",
         ).save(self.output)
         shutil.rmtree(self.work, ignore_errors=True)

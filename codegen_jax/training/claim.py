@@ -119,7 +119,13 @@ def _check_data(ours: dict[str, Any], theirs: dict[str, Any], folder: epath.Path
     """The token files must be those that the run began with, wherever they lie now."""
     for name in sorted(ours.keys() & theirs.keys()):
         field = f"data.sources.{name}" if name else "data.train"
-        now, then = ours[name], theirs[name]
+        now, then = ours[name], {"windows": "file"} | theirs[name]  # which runs of that rule did not write down
+        if now != then == now | {"windows": then["windows"]}:
+            rule = f'"windows": "{then["windows"]}"'
+            raise UserError(
+                f"{field}: manifest.json cuts these tokens by {now['windows']}, and {folder} has trained on windows of "
+                f"each {then['windows']}; set {rule} there, or choose another output folder"
+            )
         if now != then:
             raise UserError(
                 f"{field}: not the token files that {folder} has trained on: {now['tokens']} tokens of "

@@ -26,11 +26,17 @@ def announce(run: ResolvedRun, sources: list[Source], first: int) -> None:
         f"{run.model.n_params:,} parameters on {devices[0].device_kind} x {len(devices)}, {jax.process_count()} "
         f"process(es); mesh {axes}"
     )
+    for source in sources:
+        files, windows = source.files, source.windows
+        say(
+            f"{files.folder}: {files.manifest.tokens:,} tokens in {len(files.arrays):,} file(s), {len(windows):,} windows "
+            f"of {run.sequence_length:,}; {windows.left:,} left over"
+        )
     tokens_per_step = training.batch_size * run.sequence_length
     to_come = training.steps - first
     say(
-        f"{sum(source.files.manifest.tokens for source in sources):,} tokens of data; {to_come:,} of "
-        f"{training.steps:,} steps to come, of {tokens_per_step:,} tokens each: {to_come * tokens_per_step:,} tokens"
+        f"{to_come:,} of {training.steps:,} steps to come, of {tokens_per_step:,} tokens each: "
+        f"{to_come * tokens_per_step:,} tokens"
     )
 
 

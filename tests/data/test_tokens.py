@@ -1,4 +1,5 @@
 import hashlib
+import json
 import shutil
 
 import numpy as np
@@ -23,17 +24,33 @@ def make_files(folder, lengths, dtype):
         np.arange(1000 * i, 1000 * i + length, dtype=dtype).tofile(folder / f"{i}.ds")
     files = {f"{i}.ds": length for i, length in enumerate(lengths)}
     checksums = {name: checksum(folder / name) for name in files}
-    Manifest("t", 70_000, 1, size, 1, sum(lengths), 1, files, checksums, [], 0).save(folder)
+    Manifest("t", 70_000, 1, size, 1, sum(lengths), 1, files, checksums, [], 0, "folder").save(folder)
     return TokenFiles(folder)
 
 
 @pytest.mark.parametrize("dtype", ["<u2", "<u4"])
-def test_windows_cover_each_file_and_overlap_by_one_token(tmp_path, dtype):
-    windows = Windows(make_files(tmp_path / "t", [13, 4, 5, 30], dtype), sequence_length=4)
+def test_windows_run_over_the_borders_of_files_and_overlap_by_one_token(tmp_path, dtype):
+    files = make_files(tmp_path / "t", [13, 1, 2, 30], dtype)
+    windows, tokens = Windows(files, sequence_length=4), np.concatenate(files.arrays)
+    assert (len(windows), windows.left) == (11, 1)  # the first token, 44 targets, and one token left over
+    for index in range(11):
+        window = windows[index]
+        assert window.tolist() == tokens[4 * index : 4 * index + 5].tolist() and window.dtype == np.int32
+        parts = [files.arrays[file][start:stop] for file, start, stop in windows.parts(index)]
+        assert np.concatenate(parts).tolist() == window.tolist() and all(map(len, parts))
+    assert windows.parts(3) == [(0, 12, 13), (1, 0, 1), (2, 0, 2), (3, 0, 1)]
+
+
+def test_files_of_the_old_rule_are_cut_each_by_itself(tmp_path):
+    make_files(tmp_path / "t", [13, 4, 5, 30], "<u2")
+    old = json.loads((tmp_path / "t/manifest.json").read_text())
+    del old["windows"]
+    (tmp_path / "t/manifest.json").write_text(json.dumps(old))
+    windows = Windows(TokenFiles(tmp_path / "t"), sequence_length=4)
     starts = [0, 4, 8, 2000, 3000, 3004, 3008, 3012, 3016, 3020, 3024]  # 4 tokens are too few for a window of 5
-    assert len(windows) == len(starts)
-    for index, start in enumerate(starts):
-        assert windows[index].tolist() == list(range(start, start + 5)) and windows[index].dtype == np.int32
+    assert [windows[index][0] for index in range(len(windows))] == starts
+    assert all((np.diff(windows[index]) == 1).all() for index in range(len(windows)))
+    assert windows.left == 0 + 4 + 0 + 1
 
 
 def test_ids_past_65536_are_kept(tmp_path):

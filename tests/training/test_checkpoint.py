@@ -21,7 +21,7 @@ from codegen_jax.weights.run_folder import find_checkpoint
 from tests.harm import change_a_value, flip_a_bit, forget_fingerprints, halve
 from tests.runs import tiny_run
 
-DATA = {"": {"tokenizer": "none", "tokens": 100, "content": "x"}}
+DATA = {"": {"tokenizer": "none", "tokens": 100, "content": "x", "windows": "folder"}}
 
 
 def state_at(step, config, mesh):
@@ -251,6 +251,8 @@ def test_other_data_is_another_run(saved, tokenizer):
     for change in ({"tokens": 101}, {"tokenizer": "other"}, {"content": "y"}):
         with pytest.raises(UserError, match=r"data.train: not the token files .* \d+ tokens of \w+ now, 100 of none"):
             Checkpoints(config, tokenizer, {"": DATA[""] | change})
+    with pytest.raises(UserError, match='by file, and .* windows of each folder; set "windows": "folder" there'):
+        Checkpoints(config, tokenizer, {"": DATA[""] | {"windows": "file"}})
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path, tokenizer):

@@ -18,7 +18,7 @@ from tests.processes import finish, start, wait_for, wait_until
 from tests.runs import tiny_run
 
 ONE = MeshConfig(1, 1, 1)
-DATA = {"": {"tokenizer": "none", "tokens": 100, "content": "x"}}
+DATA = {"": {"tokenizer": "none", "tokens": 100, "content": "x", "windows": "folder"}}
 
 
 def test_one_run_at_a_time_holds_a_folder_until_it_ends_however_it_ends(tmp_path, token_folder):

@@ -13,7 +13,7 @@ from codegen_jax.training.step import init_state
 from tests.processes import wait_until
 from tests.runs import tiny_run
 
-DATA = {"": {"tokenizer": "none", "tokens": 100, "content": "x"}}
+DATA = {"": {"tokenizer": "none", "tokens": 100, "content": "x", "windows": "folder"}}
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from codegen_jax.config import SourceConfig
-from codegen_jax.data.tokens import TokenFiles
+from codegen_jax.data.tokens import TokenFiles, Windows
 from codegen_jax.errors import RUN_LOG, UserError
 from codegen_jax.training.clock import Clock
 from codegen_jax.training.loop import train
@@ -131,12 +131,15 @@ def test_the_first_lines_tell_what_is_trained_on_what_and_how_far(tmp_path, toke
     config = tiny_run(tmp_path / "run", token_folder, training={"steps": 6})
     train(config)
     lines = [record.getMessage() for record in caplog.records if record.name == RUN_LOG]
-    tokens = TokenFiles(token_folder).manifest.tokens
+    files = TokenFiles(token_folder)
+    tokens, windows = files.manifest.tokens, Windows(files, 32)
+    assert tokens == 1 + 32 * len(windows) + windows.left
     weights = CheckpointWeights(find_checkpoint(tmp_path / "run"))
     parameters = sum(math.prod(array.shape) for array in weights.arrays.values())
-    assert lines[1:3] == [
+    assert lines[1:4] == [
         f"{parameters:,} parameters on cpu x 8, 1 process(es); mesh data 1, fsdp 8, tensor 1",
-        f"{tokens:,} tokens of data; 4 of 6 steps to come, of 512 tokens each: 2,048 tokens",
+        f"{token_folder}: {tokens:,} tokens in 2 file(s), {len(windows):,} windows of 32; {windows.left} left over",
+        "4 of 6 steps to come, of 512 tokens each: 2,048 tokens",
     ]
 
 
