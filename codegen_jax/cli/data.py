@@ -22,6 +22,11 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("--tokenizer", required=True, metavar="T", help="a tokenizer's folder, file or hub id")
     verb.add_argument("--whitespace-tokens", action="store_true", help="add CodeGen's 38 to a GPT-2 vocabulary")
     verb.add_argument(
+        "--special-tokens",
+        action="store_true",
+        help="read <|endoftext|> and the like in documents as tokens, not text",
+    )
+    verb.add_argument(
         "--filters", choices=("none", "code"), default="none", help="the paper's rules for code (default: %(default)s)"
     )
     verb.add_argument(
@@ -66,7 +71,14 @@ def add_shards(parser: Parser) -> None:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help=".jsonl[.zst|.gz] or .parquet: a file, folder, glob or URL; or a hub dataset, hub:OWNER/NAME[@SPLIT]",
+        help="JSON lines (.jsonl, with .zst, .gz, .xz or .bz2 too) or .parquet: a file, folder, glob or URL; or a hub "
+        "dataset, hub:OWNER/NAME[@SPLIT]",
+    )
+    parser.add_argument(
+        "--text-field",
+        default="text",
+        metavar="NAME",
+        help="what holds the text in a line or row (default: %(default)s)",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
 
@@ -74,7 +86,9 @@ def add_shards(parser: Parser) -> None:
 def train_tokenizer(arguments: argparse.Namespace) -> None:
     from codegen_jax.data.train_tokenizer import train_tokenizer
 
-    tokenizer = train_tokenizer(arguments.inputs, arguments.output, arguments.vocab_size, arguments.max_megabytes)
+    tokenizer = train_tokenizer(
+        arguments.inputs, arguments.output, arguments.vocab_size, arguments.max_megabytes, arguments.text_field
+    )
     print(f"{arguments.output}: {tokenizer.vocab_size} ids, {tokenizer.fingerprint}")
 
 
@@ -90,6 +104,8 @@ def prepare(arguments: argparse.Namespace) -> None:
         arguments.inputs,
         arguments.output,
         load_tokenizer(arguments.tokenizer, arguments.whitespace_tokens),
+        text_field=arguments.text_field,
+        special_tokens=arguments.special_tokens,
         filters=arguments.filters,
         extensions=arguments.extensions or CODE_EXTENSIONS,
         dedup=arguments.dedup,

@@ -1,9 +1,13 @@
 """Which documents are dropped for what they are: the paper's rules for code, and lines that no tokenizer can take."""
 
+from functools import cached_property
+from pathlib import Path
+
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
-from codegen_jax.data.tokenizer import pieces
+from codegen_jax.data.cut import PLACE, Cutter
+from codegen_jax.data.tokenizer import load_tokenizer
 
 # of the six languages of BigQuery
 CODE_EXTENSIONS = (
@@ -48,11 +52,25 @@ class CodeFilter(BaseFilter):
 
 
 class LineFilter(BaseFilter):
-    """Drops documents that hold more than 16 million characters without a place where they may be cut."""
+    """Drops documents that a tokenizer would have to encode in pieces of more than 16 million characters.
+
+    Args:
+        tokenizer: its folder.
+    """
 
     name = "encodable"
 
+    def __init__(self, tokenizer: Path):
+        super().__init__()
+        self.folder = tokenizer
+
+    @cached_property
+    def cutter(self) -> Cutter:
+        return Cutter(load_tokenizer(self.folder))
+
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        if len(doc.text) <= MOST_PIECE or all(len(piece) <= MOST_PIECE for piece in pieces(doc.text)):
+        longest = len(doc.text) if len(doc.text) <= MOST_PIECE else max(map(len, self.cutter.pieces(doc.text)))
+        if longest <= MOST_PIECE:
             return True
-        return False, f"more than {MOST_PIECE:,} characters without a line end"
+        why = "that this tokenizer must encode as one" if PLACE.search(doc.text) else "without whitespace to cut at"
+        return False, f"more than {MOST_PIECE:,} characters {why}"

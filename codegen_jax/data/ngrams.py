@@ -78,7 +78,7 @@ def decontamination(work: Path, benchmarks: Sequence[str]) -> PipelineStep:
     folder = work / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
     for number, benchmark in enumerate(benchmarks):
-        texts = [text for record in read_records(benchmark) for text in _prompts(record)]
+        texts = [text for _, _, record in read_records(benchmark) for text in _prompts(record)]
         if not texts:
             raise UserError(f"{benchmark}: no field {', '.join(PROMPT_FIELDS)} to decontaminate against")
         words = (WORDS.word_tokenize(simplify_text(text, config.norm_config)) for text in texts)

@@ -13,6 +13,9 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.stats import MetricStatsDict
 
+from codegen_jax.data.inputs import Inputs
+from codegen_jax.data.shards import Skipped
+
 REPORT = "report.json"
 TALLY = "TALLY"
 DROPPED = "dropped_"  # prefix of datatrove's statistics by reason
@@ -39,13 +42,25 @@ class Tally(PipelineStep):
             self.stat_update(f"bytes {source}", value=nbytes[source])
 
 
-def make_report(statistics: Path) -> dict[str, Any]:
+def note_read(work: Path, rank: int, shard: str, documents: int, skipped: Skipped) -> None:
+    """Keep for the report what a task has read."""
+    (work / "read").mkdir(parents=True, exist_ok=True)
+    first = {reason: {"shard": shard, **where} for reason, where in skipped.first.items()}
+    (work / f"read/{rank:05d}.json").write_text(json.dumps({"shard": shard, "documents": documents, "first": first}))
+
+
+def make_report(statistics: Path, work: Path, inputs: Inputs) -> dict[str, Any]:
     """The report of a finished preparation.
 
     Args:
-        statistics: folder of datatrove's statistics of the last pass, a file a task: `Tally` and others in turn.
+        statistics: folder of datatrove's statistics of the last pass, a file per task: `Tally` and others in turn.
+        work: where `note_read` has kept what the tasks have read.
+        inputs: what was read.
 
     Returns:
+        "inputs": {"files": {suffix: files}, "bytes", "left": {reason: {"files", "first"}},
+            "without_documents": shards},
+        "first": {reason: {"shard", "line", "starts"}}, the first line that was dropped for each reason while reading,
         "stages": a list of {"stage", "sources": {source: {"documents", "bytes"}}, "dropped": {reason: documents}}, what
         came out of each stage and why the rest did not; "tokens": {source: tokens}, eos included.
     """
@@ -68,7 +83,17 @@ def make_report(statistics: Path) -> dict[str, Any]:
             counts = {s: {"documents": totals[f"documents {s}"], "bytes": totals[f"bytes {s}"]} for s in sources}
             stages.append({"stage": stage, "sources": counts, "dropped": dict(dropped.most_common())})
             dropped.clear()
-    return {"stages": stages, "tokens": dict(sorted(tokens.items()))}
+    read = [json.loads(file.read_text()) for file in sorted((work / "read").glob("*.json"))]
+    first: dict[str, Any] = {}
+    for task in read:
+        first = task["first"] | first
+    empty = [task["shard"] for task in read if not task["documents"]]
+    return {
+        "inputs": {**inputs.record(), "without_documents": empty},
+        "first": first,
+        "stages": stages,
+        "tokens": dict(sorted(tokens.items())),
+    }
 
 
 def load_report(folder: str | Path) -> dict[str, Any]:
@@ -92,7 +117,12 @@ def table(report: dict[str, Any]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(f"{cell:{'<' if i == 0 else '>'}{widths[i]}}" for i, cell in enumerate(row)) for row in rows]
     for stage in stages:
-        lines += [f"dropped, {stage['stage']}: {n:,} {reason}" for reason, n in stage["dropped"].items()]
+        for reason, count in stage["dropped"].items():
+            lines.append(f"dropped, {stage['stage']}: {count:,} {reason}")
+            if first := report["first"].get(reason):
+                lines[-1] += f", the first in line {first['line']} of {first['shard']}: {first['starts'][:60]!r}"
+    if empty := report["inputs"]["without_documents"]:
+        lines.append(f"without a document: {len(empty):,} shard(s), such as {empty[0]}")
     return "\n".join(lines)
 
 

@@ -1,50 +1,31 @@
-"""Raw shards of documents: .jsonl with any compression, .parquet, local or by URL, and hub datasets."""
+"""The documents of raw shards: JSON lines with any compression, .parquet, local or by URL, and hub datasets."""
 
-import glob
 import json
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import fsspec
 import orjson
 
+from codegen_jax.data.inputs import HUB
 from codegen_jax.errors import UserError
+from codegen_jax.storage import is_remote
 
-SUFFIXES = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".parquet")
-HUB = "hub:"
-NOT_AN_OBJECT = "not a JSON object"
-
-
-def list_shards(inputs: list[str]) -> list[str]:
-    """Every shard that the inputs name, sorted within an input.
-
-    Args:
-        inputs: files, folders, globs or fsspec URLs of `.jsonl`, `.jsonl.zst`, `.jsonl.gz` and `.parquet`, or hub
-            datasets as "hub:OWNER/NAME" (split train) or "hub:OWNER/NAME@SPLIT".
-
-    Raises:
-        UserError: for an input that holds no shard.
-    """
-    shards = []
-    for source in inputs:
-        if source.startswith(HUB):
-            shards.append(source)
-            continue
-        try:
-            files, root = fsspec.core.url_to_fs(source)
-            if glob.has_magic(source):
-                found = files.glob(root)
-            else:
-                found = files.find(root) if files.isdir(root) else [root] * files.exists(root)
-        except (OSError, ValueError, ImportError) as error:
-            raise UserError(f"{source}: cannot be listed ({error})") from error
-        remote = "://" in source
-        found = [files.unstrip_protocol(f) if remote else f for f in sorted(found) if f.endswith(SUFFIXES)]
-        if not found:
-            raise UserError(f"{source}: no {', '.join(SUFFIXES)} file here")
-        shards += found
-    return shards
+BOM = b"\xef\xbb\xbf"
+# what a file is that holds no JSON lines: its first bytes, the ending of names where they belong, what to say
+KINDS = (
+    (b"version https://git-lfs", None, "a Git LFS pointer in place of the file; run git lfs pull"),
+    (b"\xff\xfe", None, "UTF-16 text; convert it to UTF-8"),
+    (b"\xfe\xff", None, "UTF-16 text; convert it to UTF-8"),
+    (b"\x1f\x8b", ".gz", "compressed by gzip; let its name end in .gz"),
+    (b"\x28\xb5\x2f\xfd", ".zst", "compressed by zstd; let its name end in .zst"),
+    (b"\xfd7zXZ", ".xz", "compressed by xz; let its name end in .xz"),
+    (b"BZh", ".bz2", "compressed by bzip2; let its name end in .bz2"),
+    (b"PK\x03\x04", None, "a zip archive; unpack it"),
+    (b"PAR1", ".parquet", "a Parquet file; let its name end in .parquet"),
+    (b"<", None, "HTML or XML, as of a download that failed"),
+    (b"[", None, "one JSON array; write one object per line"),
+)
 
 
 class RawDocument(NamedTuple):
@@ -53,7 +34,7 @@ class RawDocument(NamedTuple):
     Attributes:
         text: not empty, encodable as UTF-8.
         source: meta.pile_set_name, or "unknown".
-        path: meta.path, the name that the document had as a file, or "".
+        path: meta.path, else the field path, the name that the document had as a file, or "".
     """
 
     text: str
@@ -61,79 +42,203 @@ class RawDocument(NamedTuple):
     path: str
 
 
-def read_documents(shard: str, skipped: Counter[str]) -> Iterator[RawDocument]:
-    """The documents of a shard; lines that hold none are counted in `skipped` by reason.
+class Skipped:
+    """The lines or rows of a shard that hold no document.
+
+    Attributes:
+        counts: by reason.
+        first: of each reason, {"line": its number from 1, "starts": its first 200 characters}.
+    """
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.first: dict[str, dict[str, Any]] = {}
+
+    def add(self, reason: str, line: int, content: bytes | dict[str, Any]) -> None:
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        if self.counts[reason] == 1:
+            starts = content[:200].decode(errors="replace") if isinstance(content, bytes) else repr(content)[:200]
+            self.first[reason] = {"line": line, "starts": starts}
+
+
+class Record(NamedTuple):
+    """A line of JSON, or a row.
+
+    Attributes:
+        line: its number, from 1.
+        content: its bytes or its fields.
+        value: its fields; or the reason why it has none.
+    """
+
+    line: int
+    content: bytes | dict[str, Any]
+    value: dict[str, Any] | str
+
+
+def read_documents(shard: str, skipped: Skipped, text_field: str = "text") -> Iterator[RawDocument]:
+    """The documents of a shard; lines that hold none go to `skipped`.
 
     Raises:
-        UserError: if the shard cannot be read to its end, truncated compression included, or has lines but no JSON.
+        UserError: if the shard cannot be read to its end, truncated compression included, has lines but no JSON
+            objects, or objects none of which has the field.
     """
-    lines = 0
-    for record in read_records(shard):
+    lines, objects, missing = 0, 0, f"no field {text_field}"
+    fields: list[str] = []
+    for line, content, record in read_records(shard, text_field):
         lines += 1
         if isinstance(record, str):
-            skipped[record] += 1
-        elif not isinstance(text := record.get("text"), str):
-            skipped["no text"] += 1
+            skipped.add(record, line, content)
+            continue
+        objects += 1
+        if text_field not in record:
+            fields = fields or list(record)
+            skipped.add(missing, line, content)
+        elif not isinstance(text := record[text_field], str):
+            skipped.add(f"field {text_field} is {_kind(text)}", line, content)
         elif not text:
-            skipped["empty text"] += 1
+            skipped.add("empty text", line, content)
+        elif not _is_utf8(text):
+            skipped.add("lone surrogate in the text", line, content)
         else:
             meta = _meta(record)
-            yield RawDocument(text, str(meta.get("pile_set_name") or "unknown"), str(meta.get("path") or ""))
-    if lines and skipped[NOT_AN_OBJECT] == lines:
-        raise UserError(f"{shard}: not one of its {lines} line(s) is a JSON object; restore or remove it")
+            path = meta.get("path") or record.get("path") or ""
+            yield RawDocument(text, str(meta.get("pile_set_name") or "unknown"), str(path))
+    if lines and not objects:
+        what = what_it_is(shard)
+        raise UserError(
+            f"{shard}: not one of its {lines} line(s) is a JSON object; "
+            + (f"it is {what}" if what else f"line {_first(skipped)}; restore or remove it")
+        )
+    if objects and skipped.counts.get(missing) == objects:
+        _refuse_field(shard, text_field, fields)
+
+
+def _refuse_field(shard: str, text_field: str, fields: list[str]) -> None:
+    raise UserError(f"text_field: {shard} has no field {text_field}, but {', '.join(fields)[:300]}; choose one of them")
+
+
+def _first(skipped: Skipped) -> str:
+    reason, first = next(iter(skipped.first.items()))
+    return f"{first['line']} is {reason}: {first['starts'][:60]!r}"
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _kind(value: Any) -> str:
+    kinds = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+        str: "a text",
+    }
+    return "null" if value is None else kinds.get(type(value), type(value).__name__)
 
 
 def _meta(record: dict[str, Any]) -> dict[str, Any]:
     """The field meta; some copies of the Pile hold it as a string of JSON."""
     meta = record.get("meta")
     if isinstance(meta, str):
-        try:
-            meta = orjson.loads(meta)
-        except orjson.JSONDecodeError:
-            meta = None
+        meta = _parse(meta.encode(errors="surrogatepass"))
     return meta if isinstance(meta, dict) else {}
 
 
-def read_records(shard: str) -> Iterator[dict[str, Any] | str]:
-    """The lines or rows of a shard as dicts, or the reason why a line is none.
+def read_records(shard: str, text_field: str | None = None) -> Iterator[Record]:
+    """The lines or rows of a shard.
+
+    Args:
+        text_field: where the rows are columns, only it and what tells source and path are read; None: all.
 
     Raises:
         UserError: if the shard cannot be read to its end, truncated compression included.
     """
     try:
-        yield from _records(shard)
+        yield from _records(shard, text_field)
+    except UserError:
+        raise
     except Exception as error:  # each codec, parquet and hub library raises its own
-        raise UserError(f"{shard}: cannot be read ({error or type(error).__name__}); restore or remove it") from error
+        what = what_it_is(shard)
+        reason = f"it is {what}" if what else f"{error or type(error).__name__}; restore or remove it"
+        raise UserError(f"{shard}: cannot be read ({reason})") from error
 
 
-def _records(shard: str) -> Iterator[dict[str, Any] | str]:
+def _records(shard: str, text_field: str | None) -> Iterator[Record]:
     if shard.startswith(HUB):
         from datasets import load_dataset
 
         name, _, split = shard.removeprefix(HUB).partition("@")
-        yield from load_dataset(name, split=split or "train", streaming=True)
+        for number, row in enumerate(load_dataset(name, split=split or "train", streaming=True), 1):
+            yield Record(number, row, row)
     elif shard.endswith(".parquet"):
-        from pyarrow import parquet
-
-        with fsspec.open(shard, "rb") as file:
-            table = parquet.ParquetFile(file)
-            columns = [name for name in ("text", "meta") if name in table.schema_arrow.names]
-            for rows in table.iter_batches(columns=columns, batch_size=1000):
-                yield from rows.to_pylist()
+        yield from _rows(shard, text_field)
     else:
         # fsspec reads .zst by backports.zstd: several frames, and an error at a frame that is cut short
-        with fsspec.open(shard, "rb", compression="infer") as file:
-            yield from map(_parse, file)
+        with _open(shard, "infer") as file:
+            # some files end their lines with CR alone, which JSON has as \r inside its strings
+            lines = (part for line in file for part in (line.split(b"\r") if b"\r" in line[:-2] else [line]))
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield Record(number, line, _parse(line))
+
+
+def _rows(shard: str, text_field: str | None) -> Iterator[Record]:
+    from pyarrow import parquet
+
+    with _open(shard, None) as file:
+        table = parquet.ParquetFile(file)
+        columns = table.schema_arrow.names
+        if text_field is not None:
+            if text_field not in columns:
+                _refuse_field(shard, text_field, columns)
+            columns = [name for name in (text_field, "meta", "path") if name in columns]
+        number = 0
+        for rows in table.iter_batches(columns=columns, batch_size=1000):
+            for row in rows.to_pylist():
+                number += 1
+                yield Record(number, row, row)
+
+
+def _open(shard: str, compression: str | None) -> Any:
+    """A file to read; fsspec.open would take signs in a name for a glob."""
+    files, path = fsspec.core.url_to_fs(shard) if is_remote(shard) else (fsspec.filesystem("file"), shard)
+    return files.open(path, "rb", compression=compression)
 
 
 def _parse(line: bytes) -> dict[str, Any] | str:
     """A line's JSON, or the reason why there is none."""
+    line = line.removeprefix(BOM)
     try:
         record = orjson.loads(line)
-    except orjson.JSONDecodeError:  # of lone surrogates too, which the standard library lets pass
+    except orjson.JSONDecodeError:
         try:
-            json.loads(line)
-        except (ValueError, RecursionError):
-            return NOT_AN_OBJECT
-        return "lone surrogate"
-    return record if isinstance(record, dict) else NOT_AN_OBJECT
+            # what orjson refuses: NaN, Infinity, 1e999, numbers of any length, lone surrogates
+            record = json.loads(line.decode(), parse_int=float)
+        except UnicodeDecodeError:
+            return "not UTF-8"
+        except RecursionError:
+            return "JSON nested too deeply"
+        except ValueError:
+            is_cut = line.lstrip().startswith(b"{") and not line.rstrip().endswith(b"}")
+            return "a JSON object cut short" if is_cut else "not JSON"
+    return record if isinstance(record, dict) else f"{_kind(record)}, not a JSON object"
+
+
+def what_it_is(shard: str) -> str:
+    """What a file without JSON lines seems to be and what to do, by its first bytes; "" where they do not tell."""
+    try:
+        for compression in (None, "infer"):
+            with _open(shard, compression) as file:
+                start = file.read(64).lstrip()
+            for kind, suffix, name in KINDS:
+                if start.startswith(kind) and not (suffix and shard.endswith(suffix)):
+                    return name
+    except Exception:  # of any codec, or of a hub dataset, which is no file
+        pass
+    return ""

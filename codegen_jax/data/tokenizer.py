@@ -4,19 +4,23 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from etils import epath
 
-from codegen_jax.errors import UserError
+from codegen_jax.errors import UserError, require
 from codegen_jax.storage import hub_id, local_copy
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as FastTokenizer
 
 # Runs of 31..2 spaces are ids 50257..50286, runs of 9..2 tabs 50287..50294 (authors' sample.py); NL models have none.
 WHITESPACE_TOKENS = [" " * n for n in range(31, 1, -1)] + ["\t" * n for n in range(9, 1, -1)]
 END_OF_TEXT = "<|endoftext|>"
 TRUNCATE_BEFORE = ("^#", re.escape(END_OF_TEXT), "^'''", '^"""', "\n\n\n")  # the authors' sample.py
-PIECE = 100_000  # characters
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # in the order that they are looked for
 
 
@@ -37,7 +41,13 @@ class Tokenizer(ABC):
         return self.encode_batch([text])[0]
 
     @abstractmethod
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
+    def encode_batch(self, texts: Sequence[str], special_tokens: bool = True) -> list[list[int]]:
+        """The ids of each text.
+
+        Args:
+            special_tokens: whether <|endoftext|> and other special tokens in a text become their ids, as transformers
+                has it for prompts; if not, they are text, as documents want it.
+        """
 
     def decode(self, ids: Sequence[int], truncate_before: Sequence[str] | None = None) -> str:
         """Text of ids; with `truncate_before`, a list of patterns, cut by `truncate`."""
@@ -68,6 +78,8 @@ class BpeTokenizer(Tokenizer):
         self._tokenizer = FastTokenizer.from_str(tokenizer_json)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        if getattr(self._tokenizer.model, "dropout", None):
+            self._tokenizer.model.dropout = None  # of merges, by chance: the same text would get other ids
         if whitespace_tokens:
             self._tokenizer.add_tokens([AddedToken(token, normalized=False) for token in WHITESPACE_TOKENS])
         eos_id = self._tokenizer.token_to_id(END_OF_TEXT)
@@ -77,8 +89,20 @@ class BpeTokenizer(Tokenizer):
         self.vocab_size = self._tokenizer.get_vocab_size()
         self.fingerprint = "bpe-" + hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()[:16]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+    def encode_batch(self, texts: Sequence[str], special_tokens: bool = True) -> list[list[int]]:
+        tokenizer = self._tokenizer if special_tokens else self._text_only
+        return [e.ids for e in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    @cached_property
+    def _text_only(self) -> "FastTokenizer":
+        """The same without special tokens. <|endoftext|> becomes one here, which it is not in every file."""
+        from tokenizers import AddedToken
+        from tokenizers import Tokenizer as FastTokenizer
+
+        tokenizer = FastTokenizer.from_str(self._tokenizer.to_str())
+        tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False)])
+        tokenizer.encode_special_tokens = True
+        return tokenizer
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
@@ -99,13 +123,23 @@ class SentencePieceTokenizer(Tokenizer):
         self._model = model
         self._processor = SentencePieceProcessor(model_proto=model)
         self.eos_id = self._processor.eos_id()
+        require(
+            self.eos_id >= 0,
+            "tokenizer: the sentencepiece model has no eos piece, which ends documents; train it with an eos_id, or by "
+            "codegen-jax tokenizer train",
+        )
         self.vocab_size = self._processor.vocab_size()
         self.fingerprint = "sentencepiece-" + hashlib.sha256(model).hexdigest()[:16]
         first_byte = self._processor.piece_to_id("<0x00>")
+        self._has_bytes = self._processor.is_byte(first_byte)
         self._space_ids = [first_byte + byte for byte in self.SPACE.encode()]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self._encode(text) if self.SPACE in text else ids for text, ids in zip(texts, self._fast(texts))]
+    def encode_batch(self, texts: Sequence[str], special_tokens: bool = True) -> list[list[int]]:
+        """As the base class says; a sentencepiece model reads no special tokens in text."""
+        encoded = self._fast(texts)
+        if self._has_bytes:
+            encoded = [self._encode(text) if self.SPACE in text else ids for text, ids in zip(texts, encoded)]
+        return encoded
 
     def _fast(self, texts: Sequence[str]) -> list[list[int]]:
         return self._processor.encode(list(texts), num_threads=1)  # prepare has a process a core already
@@ -119,19 +153,6 @@ class SentencePieceTokenizer(Tokenizer):
 
     def files(self) -> dict[str, bytes]:
         return {"tokenizer.model": self._model}
-
-
-def pieces(text: str) -> Iterator[str]:
-    """A text in pieces of about 100,000 characters, whose ids joined are those of the whole: a piece fits in memory.
-
-    The cut is before a line end that follows no whitespace: there a word of GPT-2's pattern ends, whatever comes next,
-    and sentencepiece holds a line end apart. A text without such places stays longer.
-    """
-    start = 0
-    while len(text) - start > PIECE and (cut := re.compile(r"(?<=\S)\n").search(text, start + PIECE)):
-        yield text[start : cut.start()]
-        start = cut.start()
-    yield text[start:]
 
 
 def truncate(completion: str, truncate_before: Sequence[str]) -> str:

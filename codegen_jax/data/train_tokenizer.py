@@ -1,18 +1,23 @@
 """Train a sentencepiece tokenizer for code on raw shards."""
 
 import io
-from collections import Counter
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sentencepiece import SentencePieceTrainer
 
-from codegen_jax.data.shards import list_shards, read_documents
+from codegen_jax.data.inputs import list_shards
+from codegen_jax.data.shards import Skipped, read_documents
 from codegen_jax.data.tokenizer import END_OF_TEXT, SentencePieceTokenizer
 from codegen_jax.errors import UserError, require
 
+log = logging.getLogger(__name__)
 
-def train_tokenizer(inputs: list[str], output: str, vocab_size: int, max_megabytes: float) -> SentencePieceTokenizer:
+
+def train_tokenizer(
+    inputs: list[str], output: str, vocab_size: int, max_megabytes: float, text_field: str = "text"
+) -> SentencePieceTokenizer:
     """Train on the first documents of the shards and save into a new folder.
 
     Args:
@@ -20,6 +25,7 @@ def train_tokenizer(inputs: list[str], output: str, vocab_size: int, max_megabyt
         output: a new or empty folder.
         vocab_size: number of ids.
         max_megabytes: how much text to read, 1e6 UTF-8 bytes each.
+        text_field: of the lines or rows, that holds the documents.
 
     Raises:
         UserError: if the folder holds something, or the shards cannot be read or yield too few ids.
@@ -28,14 +34,16 @@ def train_tokenizer(inputs: list[str], output: str, vocab_size: int, max_megabyt
     folder = Path(output)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"output: {output}: not empty; choose another folder")
-    tokenizer = train_sentencepiece(_first_texts(list_shards(inputs), max_megabytes * 1e6), vocab_size)
+    found = list_shards(inputs)
+    log.info(f"{output}: {found}")
+    tokenizer = train_sentencepiece(_first_texts(found.shards, max_megabytes * 1e6, text_field), vocab_size)
     tokenizer.save(folder)
     return tokenizer
 
 
-def _first_texts(shards: list[str], most_bytes: float) -> Iterator[str]:
+def _first_texts(shards: list[str], most_bytes: float, text_field: str) -> Iterator[str]:
     for shard in shards:
-        for document in read_documents(shard, Counter()):
+        for document in read_documents(shard, Skipped(), text_field):
             yield document.text
             most_bytes -= len(document.text.encode())
             if most_bytes <= 0:

@@ -14,8 +14,10 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.tokens.tokenizer import DocumentTokenizer, TokenizedFile
 
+from codegen_jax.data.cut import Cutter
+from codegen_jax.data.inputs import Inputs
 from codegen_jax.data.prepare_report import REPORT, make_report, total
-from codegen_jax.data.tokenizer import Tokenizer, load_tokenizer, pieces
+from codegen_jax.data.tokenizer import Tokenizer, load_tokenizer
 from codegen_jax.data.tokens import Manifest, checksum
 from codegen_jax.errors import UserError
 
@@ -28,12 +30,13 @@ class TokenWriter(DocumentTokenizer):
     Args:
         output: folder of the token files, with the tokenizer in it.
         seed: of the shuffle.
+        special_tokens: read those in documents as such.
         threads: let the tokenizer use all cores; False where each core has a task.
     """
 
-    def __init__(self, output: str, seed: int, threads: bool):
+    def __init__(self, output: str, seed: int, special_tokens: bool, threads: bool):
         super().__init__(output, f"{output}/tokenizer", save_final_metadata=False)
-        self.seed, self.threads = seed, threads
+        self.seed, self.special_tokens, self.threads = seed, special_tokens, threads
 
     @cached_property
     def tokenizer(self) -> Tokenizer:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -51,8 +54,9 @@ class TokenWriter(DocumentTokenizer):
     def write_unshuffled(self, data: Any, filename: str) -> TokenizedFile:
         file = TokenizedFile(self.output_folder, filename, token_size=self.token_size)
         tokens: Counter[str] = Counter()
-        for batch in _batches(data):
-            for (source, _, is_last), ids in zip(batch, self.tokenizer.encode_batch([piece for _, piece, _ in batch])):
+        for batch in _batches(data, Cutter(self.tokenizer)):
+            encoded = self.tokenizer.encode_batch([piece for _, piece, _ in batch], self.special_tokens)
+            for (source, _, is_last), ids in zip(batch, encoded, strict=True):
                 if is_last:
                     ids = [*ids, self.tokenizer.eos_id]
                 tokens[source] += len(ids)
@@ -64,12 +68,12 @@ class TokenWriter(DocumentTokenizer):
         return file
 
 
-def _batches(documents: Iterator[Document]) -> Iterator[list[tuple[str, str, bool]]]:
+def _batches(documents: Iterator[Document], cutter: Cutter) -> Iterator[list[tuple[str, str, bool]]]:
     """(source, piece, whether it is its document's last), about `BATCH` characters at a time."""
     batch, size = [], 0
     for document in documents:
         rest = len(document.text)
-        for piece in pieces(document.text):
+        for piece in cutter.pieces(document.text):
             rest -= len(piece)
             batch.append((document.metadata["source"], piece, rest == 0))
             size += len(piece)
@@ -89,6 +93,13 @@ class NoDocuments(UserError):
     """A preparation that ends with nothing to train on."""
 
 
+def _why_nothing(shards: list[str], report: dict[str, Any]) -> str:
+    reasons = [f"{count:,} {reason}" for stage in report["stages"] for reason, count in stage["dropped"].items()]
+    return (
+        f"no document is left of {len(shards)} shard(s), {' '.join(shards)[:200]} ({', '.join(reasons) or 'no lines'})"
+    )
+
+
 class ManifestWriter(PipelineStep):
     """The last pass, one task: report.json, and manifest.json, which makes the folder whole.
 
@@ -98,17 +109,17 @@ class ManifestWriter(PipelineStep):
 
     type, name = "WRITER", "manifest"
 
-    def __init__(self, output: Path, work: Path, statistics: Path, shards: list[str], seed: int):
+    def __init__(self, output: Path, work: Path, statistics: Path, inputs: Inputs, seed: int):
         super().__init__()
-        self.output, self.work, self.statistics, self.shards, self.seed = output, work, statistics, shards, seed
+        self.output, self.work, self.statistics, self.inputs, self.seed = output, work, statistics, inputs, seed
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         tokenizer = load_tokenizer(self.output / "tokenizer")
         size = token_bytes(tokenizer)
         files = [file for file in sorted(self.output.glob("*.ds")) if file.stat().st_size]
+        report = make_report(self.statistics, self.work, self.inputs)
         if not files:
-            raise NoDocuments(f"no document is left of {len(self.shards)} shard(s), {' '.join(self.shards)[:200]}")
-        report = make_report(self.statistics)
+            raise NoDocuments(_why_nothing(self.inputs.shards, report))
         (self.output / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         Manifest(
             tokenizer=tokenizer.fingerprint,
@@ -120,7 +131,7 @@ class ManifestWriter(PipelineStep):
             text_bytes=total(report["stages"][-1], "bytes"),
             files={file.name: file.stat().st_size // size for file in files},
             checksums={file.name: checksum(file) for file in files},
-            sources=self.shards,
+            sources=self.inputs.shards,
             seed=self.seed,
             windows="folder",
         ).save(self.output)

@@ -29,8 +29,8 @@ def announce(run: ResolvedRun, sources: list[Source], first: int) -> None:
     for source in sources:
         files, windows = source.files, source.windows
         say(
-            f"{files.folder}: {files.manifest.tokens:,} tokens in {len(files.arrays):,} file(s), {len(windows):,} windows "
-            f"of {run.sequence_length:,}; {windows.left:,} left over"
+            f"{files.folder}: {files.manifest.tokens:,} tokens in {len(files.arrays):,} file(s), {len(windows):,} "
+            f"windows of {run.sequence_length:,}; {windows.left:,} left over"
         )
     tokens_per_step = training.batch_size * run.sequence_length
     to_come = training.steps - first

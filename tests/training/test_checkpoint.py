@@ -251,7 +251,7 @@ def test_other_data_is_another_run(saved, tokenizer):
     for change in ({"tokens": 101}, {"tokenizer": "other"}, {"content": "y"}):
         with pytest.raises(UserError, match=r"data.train: not the token files .* \d+ tokens of \w+ now, 100 of none"):
             Checkpoints(config, tokenizer, {"": DATA[""] | change})
-    with pytest.raises(UserError, match='by file, and .* windows of each folder; set "windows": "folder" there'):
+    with pytest.raises(UserError, match=r'by file, and .* windows of each folder; set "windows": "folder" there'):
         Checkpoints(config, tokenizer, {"": DATA[""] | {"windows": "file"}})
 
 

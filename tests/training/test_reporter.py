@@ -102,7 +102,7 @@ def test_lines_tell_the_start_the_steps_and_the_validations(tmp_path, token_fold
     caplog.set_level("INFO", RUN_LOG)
     train(observed(tmp_path / "run", token_folder, steps=4, wandb_project=None))
     lines = [record.getMessage() for record in caplog.records if record.name == RUN_LOG]
-    assert lines[2].startswith("first step done after ") and "compile" in lines[2]
+    assert lines[3].startswith("first step done after ") and "compile" in lines[3]
     assert [line.split("  loss")[0] for line in lines if "  loss" in line] == [f"step {n:>6}" for n in (1, 2, 4)]
     assert any(line.startswith("step      2  validation loss ") for line in lines)
     assert any(line.startswith(f"step      3  sample: {PROMPTS[0]!r} -> ") for line in lines)

@@ -1,0 +1,169 @@
+"""Which files the inputs of a preparation name, and what is left of them, and why."""
+
+import glob
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fsspec
+
+from codegen_jax.errors import UserError, require
+from codegen_jax.storage import is_remote
+
+HUB = "hub:"
+SUFFIXES = ".jsonl, .ndjson (also with .zst, .gz, .xz, .bz2), .json with one of these, .parquet"
+SHARD = re.compile(r".\.((jsonl|ndjson)(\.(zst|gz|xz|bz2))?|json\.(zst|gz|xz|bz2)|parquet)$")
+NAMED = re.compile(SHARD.pattern.replace("|parquet", "|json|parquet"))  # a .json that is named is taken for JSON lines
+
+
+@dataclass
+class Inputs:
+    """What is read, and what is not.
+
+    Attributes:
+        shards: sorted within an input; files, URLs, and hub datasets as they were given.
+        nbytes: of all files.
+        left: the files that are not read, by reason.
+    """
+
+    shards: list[str] = field(default_factory=list)
+    nbytes: int = 0
+    left: dict[str, list[str]] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """As report.json holds it: files by suffix, bytes, and of what is left the number and the first of each."""
+        left = {reason: {"files": len(paths), "first": paths[0]} for reason, paths in sorted(self.left.items())}
+        return {"files": dict(Counter(map(_suffix, self.shards))), "bytes": self.nbytes, "left": left}
+
+    def __str__(self) -> str:
+        record = self.record()
+        kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in record["files"].items())
+        text = f"reading {kinds} ({self.nbytes / 1e6:,.1f} MB)"
+        for reason, left in record["left"].items():
+            text += f"; leaving {left['files']:,} {reason} ({left['first']}{', ...' if left['files'] > 1 else ''})"
+        return text
+
+
+class Found(NamedTuple):
+    """A file; `reason` tells why it is not read."""
+
+    path: str
+    size: int
+    reason: str = ""
+
+
+def list_shards(inputs: list[str]) -> Inputs:
+    """Every shard that the inputs name.
+
+    Args:
+        inputs: files, folders, globs or fsspec URLs of the `SUFFIXES`, or hub datasets as "hub:OWNER/NAME" (split
+            train) or "hub:OWNER/NAME@SPLIT". What exists by an input's name is taken, whatever signs are in it, before
+            it is tried as a glob. Hidden files are left; linked folders are followed, each once.
+
+    Raises:
+        UserError: for an input that holds no shard, or a file that two inputs name.
+    """
+    result = Inputs()
+    names: dict[str, str] = {}  # by the file that they lead to
+    for source in inputs:
+        if source.startswith(HUB):
+            found = [Found(source, 0)]
+        else:
+            try:
+                found = list(_remote(source) if is_remote(source) else _local(source))
+            except (OSError, ValueError, ImportError) as error:
+                raise UserError(f"{source}: cannot be listed ({error})") from error
+        shards = [file for file in sorted(found) if not file.reason]
+        for path, size, _ in shards:
+            where = path if is_remote(path) or path.startswith(HUB) else os.path.realpath(path)
+            require(where not in names, f"{path}: is read as {names.get(where)} already; name it once")
+            names[where] = path
+            result.nbytes += size
+        if not shards:
+            left = Counter(file.reason for file in found)
+            what = ", ".join(f"{count:,} {reason}" for reason, count in sorted(left.items())) or "nothing by this name"
+            raise UserError(f"{source}: no shard here, but {what}; a shard's name ends in {SUFFIXES}")
+        result.shards += [file.path for file in shards]
+        for path, _, reason in sorted(found):
+            if reason:
+                result.left.setdefault(reason, []).append(path)
+    return result
+
+
+def _local(source: str) -> Iterator[Found]:
+    if os.path.lexists(source):
+        named = [source]
+    else:
+        named = sorted(glob.glob(source, recursive=True)) if glob.has_magic(source) else []
+    for path in named:
+        if os.path.isdir(path):
+            yield from _walk(path)
+        else:
+            yield _file(path, NAMED)
+
+
+def _walk(root: str) -> Iterator[Found]:
+    folders_seen, files_seen = set[str](), set[str]()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        where = os.path.realpath(folder)
+        if where in folders_seen:
+            folders.clear()
+            yield Found(folder, 0, "linked folder(s) that are read by another name")
+            continue
+        folders_seen.add(where)
+        for name in [name for name in folders if name.startswith(".")]:
+            folders.remove(name)
+            yield Found(os.path.join(folder, name), 0, "hidden")
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
+        for name in sorted(files, key=lambda name: (os.path.islink(os.path.join(folder, name)), name)):
+            path = os.path.join(folder, name)
+            found = _file(path, SHARD)
+            if not found.reason and os.path.realpath(path) in files_seen:
+                found = Found(path, 0, "link(s) to files that are read")
+            files_seen.add(os.path.realpath(path))
+            yield found
+
+
+def _file(path: str, taken: re.Pattern[str]) -> Found:
+    name = os.path.basename(path)
+    if name.startswith(".") and taken is SHARD:
+        return Found(path, 0, "hidden")
+    if not os.path.exists(path):
+        return Found(path, 0, "link(s) to nothing")
+    if not taken.search(name):
+        return Found(path, 0, _suffix(name))
+    size = os.path.getsize(path)
+    return Found(path, size, "" if size else "empty")
+
+
+def _remote(source: str) -> Iterator[Found]:
+    files, root = fsspec.core.url_to_fs(source)
+    if files.isdir(root):
+        found = files.find(root, detail=True).values()
+    elif files.exists(root):
+        found = [files.info(root)]
+    else:
+        matches = files.glob(root, detail=True) if glob.has_magic(root) else {}
+        found = [info for info in matches.values() if info["type"] == "file"]
+    for info in found:
+        path, size = files.unstrip_protocol(info["name"]), info.get("size") or 0
+        inside = info["name"].removeprefix(root.rstrip("/"))
+        if any(part.startswith(".") for part in inside.split("/")):
+            yield Found(path, 0, "hidden")
+        elif not NAMED.search(info["name"]):
+            yield Found(path, 0, _suffix(path))
+        else:
+            yield Found(path, size, "" if size else "empty")
+
+
+def _suffix(path: str) -> str:
+    """Of `a.b.jsonl.zst`: .jsonl.zst; of a hub dataset: itself."""
+    if path.startswith(HUB):
+        return path
+    name = os.path.basename(path)
+    match = NAMED.search(name)
+    return match[0][1:] if match else Path(name).suffix or "file(s) without a suffix"

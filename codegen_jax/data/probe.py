@@ -1,0 +1,52 @@
+"""What a tokenizer does to hard texts: data that it changes would train a model to write it so."""
+
+import logging
+
+from codegen_jax.data.tokenizer import END_OF_TEXT, Tokenizer
+from codegen_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# code that any tokenizer must give back, but for a space before it
+CODE = (
+    "def f(x):\n    return x + 1\n\n\n\tif y:\n\t\tpass\n",
+    "    indented\n  twice  \n",
+    "a\r\nb\r\n",
+    "x = {'a': 1}  # 0123456789 !\"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\n",
+    "Upper and lower: ABC abc, don't, can't . , !\n",
+)
+# what is rare in code; a change of it may be bearable
+RARE = (
+    "a\u2581b",  # sentencepiece writes a space so
+    "e\u0301 \u00e9 \u212b \uff21 \ufb01 \u00bd",  # NFC and NFKC change these
+    "\u65e5\u672c\u8a9e \u0440\u0443\u0441 \u0639\u0631\u0628\u064a",
+    "\U0001f600 \U0001f468\u200d\U0001f469\u200d\U0001f467",
+    "\ufeffx\u00a0\u2028\u0085\x0c\x0b\u200b",
+    "\x00\x01\x7f",
+    "a\rb",
+    f"x = '{END_OF_TEXT}' <s> </s> <unk> [UNK] [CLS] <pad> <0x0A>",
+)
+
+
+def check_tokenizer(tokenizer: Tokenizer) -> None:
+    """Encode hard texts as documents and look at what comes back; warn of rare ones that change.
+
+    Raises:
+        UserError: if code is changed, or a text has the id that ends documents in it.
+    """
+    changed = []
+    for text in (*CODE, *RARE):
+        (ids,) = tokenizer.encode_batch([text], special_tokens=False)
+        if tokenizer.eos_id in ids:
+            raise UserError(f"tokenizer: {text!r} has the id {tokenizer.eos_id} in it, which ends documents")
+        back = tokenizer.decode(ids)
+        if back == text:
+            continue
+        if text in CODE and back.removeprefix(" ") != text.removeprefix(" "):
+            raise UserError(
+                f"tokenizer: it does not keep code: {text!r} comes back as {back!r}; take one that keeps every "
+                "character, such as GPT-2's or one of codegen-jax tokenizer train"
+            )
+        changed.append(f"{text!r} comes back as {back!r}")
+    if changed:
+        log.warning(f"the tokenizer changes text, and the model will learn it so: {'; '.join(changed)}")
