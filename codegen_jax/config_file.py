@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 import tempfile
 from argparse import ArgumentError
@@ -13,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple, get_args, get_origin, get_type_hin
 import yaml
 from etils import epath
 
-from codegen_jax.config import RunConfig, check_source_name
+from codegen_jax.config import CodeGenConfig, RunConfig, check_source_name
 from codegen_jax.errors import UserError, require
 from codegen_jax.fields import did_you_mean, in_words
 from codegen_jax.storage import expand, open_path
@@ -67,6 +68,18 @@ def load_config(path: epath.PathLike, overrides: list[str] | None = None) -> Run
 def dump_config(config: RunConfig) -> str:
     """A config as the YAML that `load_config` reads."""
     return yaml.safe_dump(config.to_dict(), sort_keys=False)
+
+
+def in_yaml(section: CodeGenConfig) -> str:
+    """A model's fields as one line of YAML, without those that have their default."""
+    values = {
+        field.name: getattr(section, field.name)
+        for field in dataclasses.fields(section)
+        if getattr(section, field.name) != field.default
+    }
+    if section.head_dim * section.n_head == section.n_embd:
+        del values["head_dim"]
+    return yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=math.inf).strip()
 
 
 def fields_help() -> str:
