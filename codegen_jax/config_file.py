@@ -2,20 +2,22 @@
 
 import dataclasses
 import json
+import math
 import re
 import tempfile
 from argparse import ArgumentError
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, NamedTuple, get_args, get_origin, get_type_hints
 
 import yaml
 from etils import epath
 
-from codegen_jax.config import RunConfig, check_source_name
+from codegen_jax.config import CodeGenConfig, RunConfig, check_source_name
 from codegen_jax.errors import UserError, require
 from codegen_jax.fields import did_you_mean, in_words
-from codegen_jax.storage import open_path
+from codegen_jax.storage import expand, open_path
 
 
 class Given(NamedTuple):
@@ -24,7 +26,7 @@ class Given(NamedTuple):
     Attributes:
         place: how a message names it: "--seed", or "run.yaml: seed".
         name: dotted.
-        value: as YAML reads it, or a word of the command line.
+        value: text, null or a list of those; what the text means is up to the field's type, in a file as in a word.
         is_word: of the command line.
     """
 
@@ -47,13 +49,13 @@ def load_config(path: epath.PathLike, overrides: list[str] | None = None) -> Run
         UserError: for a missing file, an unknown name, a wrong type or an impossible value. The message begins with
             the flag where the mistake is on the command line, else with the file and the field.
     """
-    words = list(overrides or [])
-    text = _read_config(path)
-    given = [*_of_file(path, _parse_yaml(path, text)), *_of_words(words)]
-    for field in given:
+    of_file, of_words = list(_of_file(path, _read_config(path))), list(_of_words(overrides or []))
+    for field in (*of_file, *of_words):
         _check_name(field)
+    replaced = {field.name for field in of_words if not field.place.endswith("+")}
+    given = [_as_meant(field) for field in (*of_file, *of_words) if field.is_word or field.name not in replaced]
     try:
-        return RunConfig(**vars(_parse(text, words)))
+        return RunConfig(**vars(_parse(given)))
     except ArgumentError as error:
         _check_values(given, path)
         raise UserError(f"{path}: {' '.join(str(error).removeprefix('argument ').split())}") from error
@@ -66,6 +68,18 @@ def load_config(path: epath.PathLike, overrides: list[str] | None = None) -> Run
 def dump_config(config: RunConfig) -> str:
     """A config as the YAML that `load_config` reads."""
     return yaml.safe_dump(config.to_dict(), sort_keys=False)
+
+
+def in_yaml(section: CodeGenConfig) -> str:
+    """A model's fields as one line of YAML, without those that have their default."""
+    values = {
+        field.name: getattr(section, field.name)
+        for field in dataclasses.fields(section)
+        if getattr(section, field.name) != field.default
+    }
+    if section.head_dim * section.n_head == section.n_embd:
+        del values["head_dim"]
+    return yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=math.inf).strip()
 
 
 def fields_help() -> str:
@@ -83,34 +97,62 @@ def _parser(**keywords: Any) -> Any:
     return parser
 
 
-def _parse(text: str, words: list[str]) -> Any:
-    """A config's YAML and a command line, as jsonargparse reads them; of the former it takes files only."""
+def _parse(given: list[Given]) -> Any:
+    """The fields as jsonargparse reads them, which takes those of a file from a file only."""
+    tree: dict[str, Any] = {}
+    for field in given:
+        if not field.is_word:
+            *sections, last = field.name.split(".")
+            section = tree
+            for name in sections:
+                section = section.setdefault(name, {})
+            require(last not in section, f"{field.name}: given twice")
+            section[last] = field.value
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.yaml"
-        file.write_text(text)
+        file.write_text(yaml.safe_dump(tree, default_style='"'), "utf-8")  # text is quoted, so it stays text
         parser = _parser(default_config_files=[str(file)])
+        words = [f"{field.place}={field.value}" for field in given if field.is_word]
         return parser.instantiate(parser.parse_args(words))
 
 
-def _read_config(path: epath.PathLike) -> str:
-    """A config's YAML; of a run's record, the part that is its config."""
+def _read_config(path: epath.PathLike) -> dict[str, Any]:
+    """A config's sections and fields; of a run's record, the part that is its config."""
     file = open_path(path)
     require(file.exists() and not file.is_dir(), f"{path}: there is no such file")
+    is_json = file.suffix == ".json"
     try:
         text = file.read_text()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not YAML ({error})") from error
-    tree = _parse_yaml(path, text)
-    return json.dumps(tree["config"]) if isinstance(tree.get("config"), dict) else text
-
-
-def _parse_yaml(path: epath.PathLike, text: str) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+        tree = json.loads(text) if is_json else yaml.load(text, Yaml)
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not {'JSON' if is_json else 'YAML'} ({' '.join(str(error).split())})") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     require(isinstance(tree, dict), f"{path}: must be sections of fields, as in configs/")
-    return tree
+    return tree["config"] if isinstance(tree.get("config"), dict) else tree
+
+
+class Yaml(yaml.SafeLoader):
+    """YAML whose plain scalars are text as it was written, but for null; a key twice in a mapping is a `UserError`.
+
+    YAML 1.1 has booleans named no and on, dates, and numbers to the base of 60.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {  # pyright: ignore - theirs says no ClassVar
+        first: [pair for pair in pairs if pair[0] in ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                require(key.value not in lines, f"{key.value}: given twice, in lines {lines.get(key.value)} and {line}")
+                lines[key.value] = line
+                if key.tag == "tag:yaml.org,2002:null":
+                    key.tag = "tag:yaml.org,2002:str"
+        return super().construct_mapping(node, deep)
 
 
 def _of_file(path: epath.PathLike, tree: dict[str, Any], prefix: str = "") -> Iterator[Given]:
@@ -152,12 +194,42 @@ def _check_name(field: Given) -> None:
         raise UserError(f"{field.place}: no such field{close or '; codegen-jax train --help lists them'}")
 
 
+def _as_meant(field: Given) -> Given:
+    """Paths expanded, and 1e3 as 1000 where whole numbers are wanted.
+
+    Raises:
+        UserError: for a variable that is not set, or a number like 1:30, which jsonargparse reads to the base of 60.
+    """
+    pattern = _pattern(field.name)
+    kind = in_words(FIELDS[pattern].hint)
+    if pattern in PATHS and isinstance(field.value, str):
+        try:
+            return field._replace(value=expand(field.value))
+        except UserError as error:
+            raise UserError(f"{field.place}: {error}") from error
+    if "number" in kind:
+        text = json.dumps(field.value)
+        require(not re.search(r"\d:\d", text), f"{field.place}: {field.value!r} must be {kind}")
+        if "whole number" in kind:
+            return field._replace(value=json.loads(EXPONENT.sub(_written_out, text)))
+    return field
+
+
+EXPONENT = re.compile(r"(?<![\w.])\d+(\.\d+)?[eE]\+?\d\d?(?![\w.])")
+
+
+def _written_out(number: re.Match[str]) -> str:
+    """1000 for 1e3; what is not whole stays, to be refused."""
+    value = Decimal(number[0])
+    return str(int(value)) if value == int(value) else number[0]
+
+
 def _check_values(given: list[Given], path: epath.PathLike) -> None:
     """Raise `UserError` for the first value of another type than its field's, else for a field that is missing."""
     for field in sorted(given, key=lambda field: not field.is_word):  # words win over the file
         hint = FIELDS[_pattern(field.name)].hint
         require(_is_valid(field, hint), f"{field.place}: {field.value!r} must be {in_words(hint)}")
-    names = {field.name for field in given}
+    names = {field.name for field in given if field.value is not None}
     sources = {name.rpartition(".")[0] for name in names if _pattern(name) != name}
     for name, (hint, is_required) in FIELDS.items():
         for filled in [name.replace(ANY, source) for source in sources] if ANY in name else [name]:
@@ -176,7 +248,7 @@ def _is_valid(field: Given, hint: Any) -> bool:
         if field.is_word:
             parser.parse_args([f"--value{plus}={field.value}"])
         else:
-            parser.parse_string(yaml.safe_dump({"value": field.value}))  # whose YAML has no dates
+            parser.parse_string(yaml.safe_dump({"value": field.value}, default_style='"'))
     except ArgumentError:
         return False
     return True
@@ -190,6 +262,7 @@ class Field(NamedTuple):
 
 
 ANY = "data.sources.*"  # stands for each source of the mixture in the names of its fields
+PATHS = {"output", "init_from", "data.train", "data.validation", f"{ANY}.path", f"{ANY}.validation"}
 
 
 def _pattern(name: str) -> str:

@@ -1,11 +1,13 @@
 """Paths that may be local, gs:// or s3://, and ids of Hugging Face's hub."""
 
 import atexit
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from string import Template
 
 import fsspec
 from etils import epath
@@ -17,6 +19,27 @@ LIBRARIES = {"gs": "gcsfs", "s3": "s3fs"}  # the extras [gcs] and [s3]
 
 def is_remote(path: epath.PathLike) -> bool:
     return "://" in str(path)
+
+
+def expand(path: str) -> str:
+    """A path as a shell would read it: ~ and ~USER are homes, $NAME and ${NAME} variables; what exists stays as it is.
+
+    Raises:
+        UserError: for a variable that is not set or is empty, another use of $ than that and $$, or no such home.
+    """
+    if not is_remote(path) and epath.Path(path).exists():
+        return path
+    try:
+        expanded = Template(path).substitute({name: value for name, value in os.environ.items() if value})
+    except KeyError as error:
+        raise UserError(
+            f"{path}: the environment variable {error.args[0]} is not set; set it, or write $$ for a $"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{path}: $ begins the name of an environment variable; write $$ for a $") from error
+    home = os.path.expanduser(expanded)
+    require(home[:1] != "~", f"{path}: there is no such home folder; write ./~ for a name that begins with ~")
+    return home
 
 
 def open_path(path: epath.PathLike) -> epath.Path:

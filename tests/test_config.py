@@ -63,7 +63,7 @@ def test_a_mixture_is_read_and_its_parts_can_be_overridden(file):
         ({"modle": {"n_layer": 3}}, [], ["modle"]),
         ({"seeed": 3}, [], ["seeed"]),
         ({"model.n_layer": "two"}, [], ["run.yaml: model.n_layer: 'two' must be a whole number"]),
-        ({"model.n_layer": 2.5}, [], ["run.yaml: model.n_layer: 2.5 must be a whole number"]),
+        ({"model.n_layer": 2.5}, [], ["run.yaml: model.n_layer: '2.5' must be a whole number"]),
         ({"model.dtype": "float8"}, [], ["model.dtype", "bfloat16", "float32", "float8"]),
         ({"model.n_head": None}, [], ["model", "n_head"]),
         ({"model.n_head": 5}, [], ["model.n_head", "5", "n_embd"]),

@@ -1,10 +1,13 @@
 """Mistakes in a config say where they stand, and what was probably meant."""
 
 import json
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
+import yaml
 
+from codegen_jax.config import RunConfig
 from codegen_jax.config_file import FIELDS, dump_config, fields_help, load_config
 from codegen_jax.errors import UserError
 
@@ -41,7 +44,7 @@ def test_a_mistake_on_the_command_line_is_named_by_its_flag(tmp_path, words, mes
 
 def test_a_runs_record_is_read_as_its_config(tmp_path):
     (tmp_path / "run.yaml").write_text(TINY)
-    config = load_config(tmp_path / "run.yaml", ["--output", "1e3", "--training.sample_prompts", "[x, y]"])
+    config = load_config(tmp_path / "run.yaml", ["--output", "1e3", "--training.sample_prompts", "[x, \U0001f600]"])
     (tmp_path / "run.json").write_text(json.dumps({"config": config.to_dict(), "data": {}}))
     assert load_config(tmp_path / "run.json") == config
     assert load_config(tmp_path / "run.json", ["--training.steps", "9"]).training.steps == 9
@@ -55,10 +58,10 @@ def test_a_runs_record_is_read_as_its_config(tmp_path):
     [
         (TINY.replace("n_layer", "n_layr"), "model.n_layr: no such field; did you mean model.n_layer?"),
         (TINY.replace("\ndata:", "\ndat:"), "dat: no such field; did you mean data?"),
-        (TINY.replace("batch_size: 16", "batch_size: true"), "training.batch_size: True must be a whole number"),
+        (TINY.replace("batch_size: 16", "batch_size: true"), "training.batch_size: 'true' must be a whole number"),
         (TINY.replace("batch_size: 16", "batch_size: many"), "training.batch_size: 'many' must be a whole number"),
-        (TINY + "\ncheckpoint:\n", "checkpoint: None must be a section"),
-        ("model: 3\n", "model: 3 must be a section"),
+        (TINY + "\nprofile:\n", "profile: None must be a section"),
+        ("model: 3\n", "model: '3' must be a section"),
         ("seed: 1\n", "output is missing; it must be text"),
         ("output: 2024-01-01\n", "model.n_layer is missing; it must be a whole number"),
         ("- a\n", "must be sections of fields"),
@@ -79,12 +82,161 @@ def test_a_list_can_be_appended_to(tmp_path):
     assert config.training.sample_prompts == [*before, "class A:"]
 
 
-def test_a_source_is_named_by_text_without_dots(tmp_path):
-    for name in ("a.b", 2020):
-        text = TINY.replace("  train: demo/tokens/train\n", f"  sources: {{{name}: {{path: p, weight: 1}}}}\n")
-        (tmp_path / "run.yaml").write_text(text.replace("  validation: demo/tokens/validation\n", ""))
-        with pytest.raises(UserError, match=rf"run.yaml: data.sources: {name!r} must be a name without / and ."):
-            load_config(tmp_path / "run.yaml")
+def write_field(file: Path, field: str, text: str) -> None:
+    """The tiny config with one field written as `text`."""
+    *section, name = field.split(".")
+    tree = yaml.safe_load(TINY)
+    (tree[section[0]] if section else tree)[name] = "HERE"
+    file.write_text(yaml.safe_dump(tree).replace("HERE", text))
+
+
+def mixture(name: str, tmp_path: Path, words: list[str] | None = None) -> RunConfig:
+    """The tiny config with two sources, en and one whose key is written as `name`."""
+    text = TINY.replace(
+        "  train: demo/tokens/train\n",
+        f"  sources:\n    {name}: {{path: p, weight: 1}}\n    en: {{path: q, weight: 1}}\n",
+    )
+    (tmp_path / "run.yaml").write_text(text.replace("  validation: demo/tokens/validation\n", ""))
+    return load_config(tmp_path / "run.yaml", words)
+
+
+@pytest.mark.parametrize("name", ["no", "on", "2020", "1e3", "0x1f", "1:30", "2024-01-01", "null", "~", "'no'"])
+def test_a_source_has_the_name_that_was_written(tmp_path, name):
+    name_alone = name.strip("'")
+    config = mixture(name, tmp_path, [f"--data.sources.{name_alone}.weight", "3"])
+    assert {key: source.weight for key, source in config.data.sources.items()} == {name_alone: 3, "en": 1}
+
+
+@pytest.mark.parametrize("name", ["a.b", "1.5", "a/b", "''"])
+def test_a_source_is_named_without_dots(tmp_path, name):
+    with pytest.raises(UserError, match=r"run.yaml: data.sources: '.*' must be a name without / and ."):
+        mixture(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ("output", "2024"),
+        ("output", "2024-01-01"),
+        ("output", "no"),
+        ("init_from", "1e3"),
+        ("init_from", "010"),
+        ("data.train", "on"),
+        ("training.steps", "1e3"),
+        ("training.steps", "1.0E+3"),
+        ("training.steps", "1_000"),
+        ("training.steps", "010"),
+        ("training.steps", "0x10"),
+        ("data.skip_steps", "[[1e3, 2e3], [25e2, 3_000]]"),
+        ("optimizer.learning_rate", "1e-3"),
+        ("optimizer.learning_rate", "1E-3"),
+        ("data.document_mask", "yes"),
+        ("data.document_mask", "off"),
+        ("training.spike_sigmas", "null"),
+        ("training.spike_sigmas", "6"),
+    ],
+)
+def test_a_value_in_a_file_means_what_it_means_on_the_command_line(tmp_path, field, text):
+    write_field(tmp_path / "run.yaml", field, text)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    values = [
+        attrgetter(field)(load_config(tmp_path / file, words))
+        for file, words in (("run.yaml", []), ("tiny.yaml", [f"--{field}", text]))
+    ]
+    expected = {
+        "training.steps": lambda: 10 if text == "010" else 16 if text == "0x10" else 1000,
+        "data.skip_steps": lambda: [[1000, 2000], [2500, 3000]],
+        "optimizer.learning_rate": lambda: 1e-3,
+        "data.document_mask": lambda: text == "yes",
+        "training.spike_sigmas": lambda: 6 if text == "6" else None,
+    }.get(field, lambda: text)()
+    assert values == [expected, expected] and type(values[0]) is type(values[1])
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "kind"),
+    [
+        ("training.steps", "1.5e0", "a whole number"),
+        ("training.steps", "1e-3", "a whole number"),
+        ("training.steps", "1e400", "a whole number"),
+        ("training.steps", "1:30", "a whole number"),
+        ("optimizer.learning_rate", "1:30", "a number"),
+        ("resume", "no", "one of auto, never"),
+        ("model.init", "off", "one of jaxformer, huggingface"),
+        ("model.dtype", "float32 ", "one of bfloat16, float32"),
+        ("data.document_mask", "1", "true or false"),
+    ],
+)
+def test_a_refused_value_is_shown_as_it_was_written(tmp_path, field, text, kind):
+    write_field(tmp_path / "run.yaml", field, f"'{text}'" if text.endswith(" ") else text)
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    for file, words, place in (("run.yaml", [], f"{tmp_path}/run.yaml: "), ("tiny.yaml", [f"--{field}", text], "--")):
+        with pytest.raises(UserError) as error:
+            load_config(tmp_path / file, words)
+        assert str(error.value) == f"{place}{field}: {text!r} must be {kind}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\n" + TINY + "seed: 2\n", r"seed: given twice, in lines 1 and \d+$"),
+        (TINY + "training: {steps: 5, batch_size: 4}\n", r"training: given twice, in lines 20 and \d+$"),
+        (TINY.replace("  steps: 1000\n", "  steps: 1\n  'steps': 2\n"), "steps: given twice, in lines 21 and 22$"),
+        (TINY + "mesh: {data: 1}\n", "mesh: given twice"),
+        ("data: {sources: {a: {path: p, weight: 1}, a: {path: q, weight: 1}}}\n", "a: given twice, in lines 1 and 1$"),
+        (TINY + "model.n_layer: 3\n", "model.n_layer: given twice"),
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused(tmp_path, text, message):
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(UserError, match=f"^{tmp_path}/run.yaml: {message}"):
+        load_config(tmp_path / "run.yaml")
+
+
+def test_a_merge_key_is_overridden_without_a_complaint(tmp_path):
+    text = TINY.replace(
+        "  train: demo/tokens/train\n",
+        "  sources:\n    a: &a {path: p, weight: 1}\n    b: {<<: *a, path: q}\n",
+    )
+    (tmp_path / "run.yaml").write_text(text.replace("  validation: demo/tokens/validation\n", ""))
+    sources = load_config(tmp_path / "run.yaml").data.sources
+    assert {name: (source.path, source.weight) for name, source in sources.items()} == {"a": ("p", 1), "b": ("q", 1)}
+
+
+def test_files_of_windows_are_read_and_a_tab_is_named_by_its_line(tmp_path):
+    (tmp_path / "run.yaml").write_bytes(b"\xef\xbb\xbf" + TINY.replace("\n", "\r\n").encode())
+    assert load_config(tmp_path / "run.yaml").training.steps == 1000
+    (tmp_path / "run.yaml").write_text(TINY.replace("  n_layer", "\tn_layer"))
+    with pytest.raises(UserError, match=r"run.yaml: not YAML \(.*line 4, [^\n]*$"):
+        load_config(tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize("field", ["output", "init_from", "data.train", "data.validation"])
+def test_a_path_may_begin_at_home_or_with_a_variable(tmp_path, monkeypatch, field):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    monkeypatch.delenv("NOPE", raising=False)
+    for text, path in [
+        ("~/x", "/home/me/x"),
+        ("$SCRATCH/x", "/scratch/x"),
+        ("gs://bucket/${SCRATCH}x", "gs://bucket//scratchx"),
+        ("a~b", "a~b"),
+        ("a$$b", "a$b"),
+    ]:
+        write_field(tmp_path / "run.yaml", field, text)
+        assert attrgetter(field)(load_config(tmp_path / "run.yaml")) == path
+    write_field(tmp_path / "run.yaml", field, "$NOPE/x")
+    with pytest.raises(UserError, match=rf"run.yaml: {field}: \$NOPE/x: the environment variable NOPE is not set"):
+        load_config(tmp_path / "run.yaml")
+    with pytest.raises(UserError, match=r"^--output: .*NOPE"):
+        load_config(tmp_path / "run.yaml", [f"--{field}", "x", "--output", "${NOPE}"])
+
+
+def test_so_may_those_of_a_source(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    words = ["--data.sources.a.path", "$SCRATCH/a", "--data.sources.a.validation", "$SCRATCH/b"]
+    source = mixture("a", tmp_path, words).data.sources["a"]
+    assert (source.path, source.validation) == ("/scratch/a", "/scratch/b")
 
 
 def test_help_lists_every_field_with_its_default_and_documentation():

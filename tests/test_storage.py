@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 from codegen_jax.errors import UserError
-from codegen_jax.storage import local_copy, open_path
+from codegen_jax.storage import expand, local_copy, open_path
 from codegen_jax.training.metrics import read_metrics
 from tests.processes import free_port, start
 from tests.runs import tiny_run
@@ -91,3 +91,13 @@ def test_a_library_that_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(UserError, match="s3:// needs s3fs; pip install s3fs"):
         open_path("s3://a/b")
+
+
+def test_a_name_that_exists_is_no_variable_and_what_stands_for_nothing_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMPTY", "")
+    for name in ("~me", "a$EMPTY", "$(x)"):
+        with pytest.raises(UserError, match=r"no such home|EMPTY is not set|begins the name"):
+            expand(name)
+        (tmp_path / name).mkdir()
+        assert expand(name) == name

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from codegen_jax.errors import UserError, require
+from codegen_jax.storage import expand
 
 if TYPE_CHECKING:
     from codegen_jax.config import RunConfig
@@ -12,6 +13,17 @@ if TYPE_CHECKING:
 
 CONFIG = "CONFIG.yaml, or a run's output folder, whose config it is then"
 MODEL = "a run's output folder, a checkpoint, a Hugging Face folder or a hub id (OWNER/NAME[@REVISION])"
+
+
+PATHS = {"CONFIG", "MODEL", "SOURCE", "DESTINATION", "INPUT", "DIR", "FILE", "FILE.png", "T", "TOKENS"}  # metavars
+
+
+def path(word: str) -> str:
+    """For `type=`: a quoted ~ or $NAME, or one behind a =, has not been read by the shell."""
+    try:
+        return expand(word)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,6 +34,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **keywords)
 
     def add_argument(self, *names: Any, **keywords: Any) -> argparse.Action:
+        if keywords.get("metavar") in PATHS:
+            keywords["type"] = path
         action = super().add_argument(*names, **keywords)
         if action.option_strings:
             self.flags[action.dest] = action.option_strings[-1]

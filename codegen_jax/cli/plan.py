@@ -14,7 +14,7 @@ from codegen_jax.errors import report, require
 def add_verbs(verbs: Any) -> None:
     verb = verbs.add_parser("plan", help="say whether a run fits TPUs that are not here, and how fast")
     add_config(verb)
-    verb.add_argument("--topology", required=True, metavar="SLICE", help="such as v4-512, v5e-256, v5p-128, v6e-64")
+    verb.add_argument("--topology", required=True, metavar="SLICE", help="such as v4-512, v5litepod-16 or v5e-4x4")
     verb.add_argument("--slices", type=whole_number, default=1, metavar="N", help="default: %(default)s")
     verb.add_argument(
         "--fit", action="store_true", help="search remat, micro-batches and mesh for the fastest that fits"

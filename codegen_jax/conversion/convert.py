@@ -114,6 +114,9 @@ def convert(
     if dtype is not None:
         weights = CastWeights(weights, np.dtype(getattr(ml_dtypes, dtype, dtype)))
     if tokenizer is not None:
+        if weights.tokenizer is not None and not tokenizer.extends(weights.tokenizer):
+            ours, theirs = tokenizer.fingerprint, weights.tokenizer.fingerprint
+            log.warning(f"tokenizer: {ours}: its ids stand for other text than those of {source}'s own, {theirs}")
         weights.tokenizer = tokenizer
     if weights.tokenizer is None:
         log.warning(f"{source} has no tokenizer; give it one, or {destination} cannot generate from text")

@@ -61,6 +61,14 @@ class Tokenizer(ABC):
     def files(self) -> dict[str, bytes]:
         """The tokenizer as files by name, for a folder that `load_tokenizer` reads."""
 
+    def extends(self, other: "Tokenizer") -> bool:
+        """Whether each id that another tokenizer writes for a text means it here, too, as NL's do in Multi's."""
+        if other.vocab_size > self.vocab_size or other.eos_id != self.eos_id:
+            return False
+        texts = {id: other._decode([id]) for id in range(other.vocab_size) if id != self.eos_id}
+        written = zip(texts, other.encode_batch(list(texts.values())))
+        return all(self._decode([id]) == texts[id] for id, ids in written if ids == [id])
+
     def save(self, folder: str | Path) -> None:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,9 @@ KINDS = {
     "v5e": Kind("TPU v5 lite", cores=1, dimensions=2),
     "v6e": Kind("TPU v6", cores=1, dimensions=2),
 }
+# other names of a kind, after "tpu-": gcloud's, and GKE's node selectors, which go with a shape
+ALIASES = {"v5litepod": "v5e", "v5lite": "v5e"}
+GKE = {"v4-podslice": "v4", "v5p-slice": "v5p", "v5-lite-podslice": "v5e", "v6e-slice": "v6e"}
 
 
 @dataclass(frozen=True)
@@ -62,26 +66,43 @@ class Slice:
 
 
 def parse_slice(name: str) -> Slice:
-    """The slice of a name such as v4-512, v5e-256 or v6e-64.
+    """The slice of a name such as v4-512, v5litepod-16, v5e-4x4 or tpu-v5-lite-podslice:4x4.
+
+    A number counts as Google does, cores of v4 and v5p and chips of the others; a shape counts chips.
 
     Raises:
-        UserError: if there is no such chip, or the number is not one of its sizes.
+        UserError: if there is no such chip, or no slice of this size.
     """
-    match = re.fullmatch(r"(v\w+)-(\d+)", name)
-    kinds = ", ".join(KINDS)
-    if not match or match[1] not in KINDS:
-        raise UserError(f"topology: {name!r} is not KIND-NUMBER with a kind of {kinds}, such as v4-512")
-    name_of_kind, kind = match[1], KINDS[match[1]]
-    chips, rest = divmod(int(match[2]), kind.cores)
-    largest, smallest = (4096 // kind.cores, 4) if kind.dimensions == 3 else (256, 1)
-    valid = [kind.cores * 2**i for i in range(13) if smallest <= 2**i <= largest]
-    require(
-        not rest and chips * kind.cores in valid,
-        f"topology: {name} is none of {name_of_kind}-{{{', '.join(map(str, valid))}}}",
-    )
-    return Slice(
-        name, name_of_kind, (2, 2, 1) if kind.dimensions == 3 and chips == 4 else _near_cube(chips, kind.dimensions)
-    )
+    match = re.fullmatch(r"(?:tpu-)?(.+)[-_:](\d+|\d+(?:x\d+)+)", name.lower())
+    kind_name, size = match.groups() if match else ("", "")
+    kind_name = (GKE if "x" in size else {}).get(kind_name, ALIASES.get(kind_name, kind_name))
+    if kind_name not in KINDS:
+        raise UserError(
+            f"topology: {name!r} is not KIND-NUMBER or KIND-SHAPE with a kind of {', '.join([*KINDS, *ALIASES])}, "
+            f"such as v4-512 or v5e-4x4; {', '.join(GKE)} go with a shape"
+        )
+    kind = KINDS[kind_name]
+    shapes = {kind.cores * math.prod(shape): shape for shape in _shapes(kind.dimensions)}
+    wanted = [int(part) for part in size.split("x")]
+    number = kind.cores * math.prod(wanted) if "x" in size else wanted[0]
+    is_shape = "x" not in size or _sides(wanted) == _sides(shapes.get(number, ()))
+    nearest = {max([n for n in shapes if n <= number], default=min(shapes))}
+    nearest |= {min([n for n in shapes if n >= number], default=max(shapes))}
+    there_are = " and ".join(f"{kind_name}-{n} ({'x'.join(map(str, shapes[n]))})" for n in sorted(nearest))
+    require(number in shapes and is_shape, f"topology: there is no {name}; the nearest: {there_are}")
+    return Slice(f"{kind_name}-{number}", kind_name, shapes[number])
+
+
+def _sides(shape: Sequence[int]) -> list[int]:
+    """A shape whatever its order: 2x2 is 2x2x1."""
+    return sorted(size for size in shape if size > 1)
+
+
+def _shapes(dimensions: int) -> list[tuple[int, ...]]:
+    """The slices that there are, as chips along each dimension."""
+    if dimensions == 2:
+        return [(1, 1), *(_near_cube(2**i, 2) for i in range(2, 9))]
+    return [(2, 2, 1), *(_near_cube(2**i, 3) for i in range(3, 12))]
 
 
 def _near_cube(chips: int, dimensions: int) -> tuple[int, ...]:

@@ -1,17 +1,21 @@
 """The training loop: start or resume, then step, log, validate, save."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 
 from codegen_jax.compilation import use_compilation_cache
 from codegen_jax.config import RunConfig
+from codegen_jax.config_file import in_yaml
 from codegen_jax.data.batches import Batches, prefetch
 from codegen_jax.data.sources import make_order, open_sources
+from codegen_jax.data.tokenizer import Tokenizer
+from codegen_jax.data.tokens import TokenFiles
 from codegen_jax.distributed import is_first, joined, say
 from codegen_jax.errors import Preempted, require
 from codegen_jax.model.codegen import Params
@@ -36,6 +40,8 @@ from codegen_jax.training.validation import make_sampling, make_validation
 from codegen_jax.weights.base import Weights, load_params
 from codegen_jax.weights.open import open_model
 from codegen_jax.weights.run_folder import whole_checkpoints
+
+log = logging.getLogger(__name__)
 
 
 def train(config: RunConfig) -> None:
@@ -74,6 +80,8 @@ def _train(config: RunConfig, clock: Clock) -> None:
         run = resolve(config, mesh)
     with clock.on("state"):
         initial_weights = find_initial_weights(config)
+        if initial_weights is not None:
+            check_tokenizer(initial_weights, tokenizer, sources[0].files)
         data = {source.name: source.files.manifest.identity for source in sources}
         checkpoints = Checkpoints(config, tokenizer, data)
 
@@ -126,12 +134,24 @@ def find_initial_weights(config: RunConfig) -> Weights | None:
     if config.init_from is None or whole_checkpoints(config.output):
         return None
     weights = open_model(config.init_from, config=config.model)
-    ours, theirs = vars(config.model), vars(weights.config)
     # these do not shape the weights: an embedding bias starts at 0 or is folded in
-    for name in sorted(ours.keys() - {"init", "dtype", "attention", "n_positions", "embedding_bias"}):
-        message = f"model.{name}: {ours[name]}, but init_from {weights.source} has {theirs[name]}"
-        require(ours[name] == theirs[name], message)
+    free = ("n_positions", "embedding_bias", "init", "dtype", "attention")
+    fitting = replace(weights.config, **{name: getattr(config.model, name) for name in free})
+    require(
+        config.model == fitting,
+        f"model: init_from {weights.source} is another network; the section that fits it is model: {in_yaml(fitting)}",
+    )
     return weights
+
+
+def check_tokenizer(weights: Weights, tokenizer: Tokenizer, files: TokenFiles) -> None:
+    """Warn if the ids of a run's token files stand for other text than the weights have learned."""
+    theirs = weights.tokenizer
+    if is_first() and theirs is not None and not tokenizer.extends(theirs):
+        log.warning(
+            f"init_from: {weights.source} has tokenizer {theirs.fingerprint}, but {files.folder} was made with "
+            f"{tokenizer.fingerprint}, whose ids stand for other text; prepare the data with the model's tokenizer"
+        )
 
 
 def start(run: ResolvedRun, checkpoints: Checkpoints, initial_weights: Weights | None) -> TrainState:

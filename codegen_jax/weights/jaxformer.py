@@ -91,7 +91,7 @@ class JaxformerWeights(Weights):
         require(two_axes, f"{folder / WEIGHTS}: not jaxformer's arrays in their order")
         V, D = shapes["embedding"]
         n_positions = 2048
-        if config is not None:
+        if config is not None and config.n_embd == D:  # else it is another network's
             heads, n_positions = (config.n_head, config.rotary_dim, config.head_dim), config.n_positions
         elif files := [path for path in (folder / "config.json", folder.parent / "config.json") if path.exists()]:
             heads = _read_heads(files[0])

@@ -1,5 +1,6 @@
 """The command as a user types it, in a process of its own."""
 
+import argparse
 import dataclasses
 import json
 import os
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from codegen_jax.cli import make_parser
+from codegen_jax.cli.arguments import PATHS
 from codegen_jax.config import DataConfig
 from codegen_jax.config_file import load_config
 from codegen_jax.training.metrics import read_metrics
@@ -180,12 +183,35 @@ def test_a_runs_output_folder_stands_for_its_config_wherever_it_lies_now(project
         (["train", "run.yaml", "--output", "new", "--init_from", "shards"], ["shards", "no whole checkpoint"]),
         (["train", "run.yaml", "--output", "new", "--init_from", "absent"], ["absent", "neither a folder"]),
         (["generate", "run", "--prompt", "x", "--temperature", "-1"], ["--temperature"]),
+        (["generate", "$NO_SUCH/run", "--prompt", "x"], ["MODEL: $NO_SUCH/run: the environment variable NO_SUCH"]),
+        (["convert", "run", "~no_such/new"], ["DESTINATION: ~no_such/new: there is no such home"]),
     ],
 )
 def test_a_mistake_is_one_line_and_changes_nothing(project, words, message):
     before = {path: path.stat().st_mtime_ns for path in project.rglob("*") if path.is_file()}
     assert_fails(command(*words, cwd=project), *message)
     assert {path: path.stat().st_mtime_ns for path in project.rglob("*") if path.is_file()} == before
+
+
+def test_every_path_on_the_command_line_may_begin_at_home_and_no_text_does(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("DATA", "/data")
+    words = ["prepare", "~/a", "$DATA/*.jsonl", "--output", "~/b", "--tokenizer", "${DATA}/c", "--decontaminate", "~/d"]
+    arguments = make_parser().parse_args(words)
+    assert (arguments.inputs, arguments.output) == (["/home/me/a", "/data/*.jsonl"], "/home/me/b")
+    assert (arguments.tokenizer, arguments.decontaminate) == ("/data/c", ["/home/me/d"])
+    arguments = make_parser().parse_args(["generate", "~/run", "--prompt", "~/$DATA", "--draft", "lookup"])
+    assert (arguments.model, arguments.prompt, arguments.draft) == ("/home/me/run", ["~/$DATA"], "lookup")
+    others = {"N", "X", "R", "TEXT", "REGEX", "NAME=VALUE", ".EXT", "SLICE", "VERB", "WHAT", None}
+    assert {action.metavar for action in every_action(make_parser())} - others == PATHS
+
+
+def every_action(parser):
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for verb in action.choices.values():
+                yield from every_action(verb)
 
 
 def test_an_unreadable_shard_is_named_by_a_worker_process_too(project, tmp_path):

@@ -18,6 +18,7 @@ import codegen_jax
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.conversion import convert as convert_module
 from codegen_jax.conversion.convert import convert
+from codegen_jax.data.tokenizer import BpeTokenizer
 from codegen_jax.errors import UserError
 from codegen_jax.model.codegen import abstract_params, init_params, module
 from codegen_jax.sharding import make_mesh
@@ -28,7 +29,7 @@ from codegen_jax.weights.base import load_params
 from codegen_jax.weights.huggingface_layout import tensor_shapes
 from codegen_jax.weights.open import open_model
 from codegen_jax.weights.tensors import TensorStream, write_tensors
-from tests.peers import peer, save
+from tests.peers import peer, save, tiny_bpe
 from tests.runs import tiny_run
 
 
@@ -166,6 +167,16 @@ def test_a_trained_run_becomes_a_slim_checkpoint(tmp_path, trained):
     codegen_jax.load(str(tmp_path / "slim")).generate("def f(", max_new_tokens=4)
     with pytest.raises(UserError, match="both ours"):
         convert(str(config.output), str(tmp_path / "again"), proof="numpy")
+
+
+def test_a_tokenizer_whose_ids_mean_something_else_than_the_sources_is_warned_of(tmp_path, tokenizer, caplog):
+    own = tiny_bpe()
+    spaces = BpeTokenizer(own.files()["tokenizer.json"].decode(), whitespace_tokens=True)
+    source = str(save(peer(vocab_size=512), tmp_path / "hf", tokenizer=own))
+    convert(source, str(tmp_path / "extended"), tokenizer=spaces)
+    assert "ids stand for other text" not in caplog.text
+    convert(source, str(tmp_path / "other"), tokenizer=tokenizer)
+    assert f"tokenizer: {tokenizer.fingerprint}: its ids stand for other text than those of {source}" in caplog.text
 
 
 def test_an_embedding_bias_that_is_wanted_starts_at_zero(tmp_path):

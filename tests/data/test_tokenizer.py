@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from codegen_jax.data.tokenizer import TRUNCATE_BEFORE, WHITESPACE_TOKENS, load_tokenizer
+from codegen_jax.data.tokenizer import TRUNCATE_BEFORE, WHITESPACE_TOKENS, BpeTokenizer, load_tokenizer
 from codegen_jax.errors import UserError
+from codegen_jax.weights.tokenizer_files import tokenizer_files
 from tests.peers import tiny_bpe
 
 GPT2 = Path(__file__).parents[3] / "shared" / "data" / "tokenizer"
@@ -17,6 +18,23 @@ def gpt2():
     if not GPT2.exists():
         pytest.skip("GPT-2's vocabulary files are not beside this checkout")
     return lambda whitespace_tokens: load_tokenizer(GPT2, whitespace_tokens)
+
+
+def test_multi_extends_nl_and_not_the_other_way_round(gpt2):
+    assert gpt2(True).extends(gpt2(False)) and not gpt2(False).extends(gpt2(True))
+
+
+def test_a_vocabulary_is_extended_by_one_in_which_each_of_its_ids_means_the_same(texts, tokenizer, tmp_path):
+    plain = tiny_bpe(texts, 400)
+    spaces = BpeTokenizer(plain.files()["tokenizer.json"].decode(), whitespace_tokens=True)
+    assert plain.extends(plain) and spaces.extends(plain) and not plain.extends(spaces)
+    for other in (tiny_bpe(texts[::3], 400), tiny_bpe(texts[::3], 900), tokenizer):
+        assert not other.extends(plain) and not plain.extends(other)
+    for name, content in tokenizer_files(tokenizer, 2048).items():  # the same ids, written for transformers
+        (tmp_path / name).write_bytes(content)
+    exported = load_tokenizer(tmp_path)
+    assert exported.fingerprint != tokenizer.fingerprint
+    assert exported.extends(tokenizer) and tokenizer.extends(exported)
 
 
 def random_texts(count=300):

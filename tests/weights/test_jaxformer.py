@@ -132,6 +132,7 @@ def test_heads_come_from_the_config_or_the_published_sizes_and_are_never_guessed
     model = peer(n_layer=1, n_embd=1024, n_head=16, rotary_dim=32, vocab_size=64)
     published = write(tmp_path / "350m", leaves_of(model, np.zeros(1024, np.float32)), config=None)
     assert open_model(str(published)).config.rotary_dim == 32
+    assert open_model(str(published), config=config).config.rotary_dim == 32  # heads of another network do not count
 
 
 @pytest.mark.parametrize(
