@@ -57,8 +57,8 @@ class Skipped:
     def add(self, reason: str, line: int, content: bytes | dict[str, Any]) -> None:
         self.counts[reason] = self.counts.get(reason, 0) + 1
         if self.counts[reason] == 1:
-            starts = content[:200].decode(errors="replace") if isinstance(content, bytes) else repr(content)[:200]
-            self.first[reason] = {"line": line, "starts": starts}
+            starts = content.decode(errors="replace").rstrip() if isinstance(content, bytes) else repr(content)
+            self.first[reason] = {"line": line, "starts": starts[:200]}
 
 
 class Record(NamedTuple):
@@ -137,7 +137,7 @@ def _kind(value: Any) -> str:
         float: "a number",
         list: "a list",
         dict: "an object",
-        str: "a text",
+        str: "text",
     }
     return "null" if value is None else kinds.get(type(value), type(value).__name__)
 

@@ -60,10 +60,11 @@ def test_whole_digests_are_compared(tmp_path, tokenizer, monkeypatch):
     from codegen_jax.data.prepare import ShardReader
 
     for rank in range(2):
-        WriteDigests(tmp_path).run(ShardReader(shards).run(rank=rank), rank, 2)
+        WriteDigests(tmp_path).run(ShardReader(shards, tmp_path, "text").run(rank=rank), rank, 2)
     for rank in range(2):
         FindDuplicates(tmp_path).run(None, rank, 2)
     kept = [
-        [d.text for d in DropDuplicates(tmp_path, shards).run(ShardReader(shards).run(rank=r), r, 2)] for r in (0, 1)
+        [d.text for d in DropDuplicates(tmp_path, shards).run(ShardReader(shards, tmp_path, "text").run(rank=r), r, 2)]
+        for r in (0, 1)
     ]
     assert kept == [["a", "bb", "ccc"], []]

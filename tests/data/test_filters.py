@@ -1,7 +1,7 @@
 import pytest
 from datatrove.data import Document
 
-from codegen_jax.data.filters import CodeFilter, LineFilter
+from codegen_jax.data.filters import CodeFilter
 
 
 def verdict(text, path="a.py", **options):
@@ -47,10 +47,3 @@ def test_extensions_can_be_chosen():
 
 def test_text_of_line_ends_only_is_kept():
     assert verdict("\n\n") == "kept"
-
-
-def test_long_texts_pass_if_they_have_line_ends(monkeypatch):
-    monkeypatch.setattr("codegen_jax.data.tokenizer.PIECE", 10)
-    monkeypatch.setattr("codegen_jax.data.filters.MOST_PIECE", 30)
-    for text, kept in (("x" * 31, False), ("x" * 30, True), ("xxxx\n" * 100, True), ("x  \n" * 100, False)):
-        assert (LineFilter().filter(Document(text=text, id="0")) is True) == kept, text

@@ -16,6 +16,8 @@ from codegen_jax.data.tokens import TokenFiles
 from codegen_jax.data.train_tokenizer import train_sentencepiece
 from codegen_jax.errors import UserError
 from tests.conftest import write_shard
+from tests.data.foreign import FOREIGN
+from tests.peers import tiny_bpe
 from tests.processes import wait_until
 
 ALL = {"filters": "code", "dedup": "minhash"}  # every pass there is
@@ -109,7 +111,9 @@ def test_an_unfinished_preparation_of_other_things_is_refused(tmp_path, shards, 
     before = contents(out)
     other = train_sentencepiece(texts, vocab_size=400)
     for arguments, seed in (
-        ((shards[:2], out, tokenizer), 0),
+        ((shards[1:], out, tokenizer), 0),
+        ((shards[::-1], out, tokenizer), 0),
+        (([*shards, write_shard(tmp_path / "more.jsonl", ["x"])], out, tokenizer), 0),
         ((shards, out, other), 0),
         ((shards, out, tokenizer), 1),
     ):
@@ -207,7 +211,7 @@ def test_a_shard_that_changed_between_the_passes_is_named(tmp_path, shards, toke
 
 
 def test_a_long_document_is_encoded_in_pieces_to_the_same_ids(tmp_path, texts, tokenizer, monkeypatch):
-    monkeypatch.setattr("codegen_jax.data.tokenizer.PIECE", 300)
+    monkeypatch.setattr("codegen_jax.data.cut.PIECE", 300)
     monkeypatch.setattr("codegen_jax.data.writer.BATCH", 1000)
     prepare([write_shard(tmp_path / "0.jsonl", ["\n".join(texts)])], str(tmp_path / "out"), tokenizer)
     (array,) = TokenFiles(tmp_path / "out").arrays
@@ -215,13 +219,66 @@ def test_a_long_document_is_encoded_in_pieces_to_the_same_ids(tmp_path, texts, t
     assert np.fromfile(next((tmp_path / "out").glob("*.index")), "<u8").tolist() == [len(array)]
 
 
-def test_a_document_that_cannot_be_cut_is_dropped_and_counted(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr("codegen_jax.data.tokenizer.PIECE", 100)
+def test_a_document_that_cannot_be_cut_is_dropped_and_counted(tmp_path, texts, tokenizer, monkeypatch):
+    monkeypatch.setattr("codegen_jax.data.cut.PIECE", 100)
     monkeypatch.setattr("codegen_jax.data.filters.MOST_PIECE", 1000)
-    shard = write_shard(tmp_path / "0.jsonl", ["x" * 1001, "line\n" * 1001, "\0" * 100])
-    assert prepare([shard], str(tmp_path / "out"), tokenizer).documents == 2
+    shard = write_shard(tmp_path / "0.jsonl", ["x" * 1001, "line\n" * 1001, "line\r\n" * 1001, "\0" * 100])
+    assert prepare([shard], str(tmp_path / "out"), tokenizer).documents == 3
     reasons = load_report(tmp_path / "out")["stages"][0]["dropped"]
-    assert reasons == {"more than 1,000 characters without a line end": 1}
+    assert reasons == {"more than 1,000 characters without whitespace to cut at": 1}
+    assert prepare([shard], str(tmp_path / "whole"), FOREIGN["a space before"](texts[:9])).documents == 1
+    reasons = load_report(tmp_path / "whole")["stages"][0]["dropped"]
+    assert reasons == {
+        "more than 1,000 characters without whitespace to cut at": 1,
+        "more than 1,000 characters that this tokenizer must encode as one": 2,
+    }
+
+
+def test_special_tokens_in_documents_are_text_unless_asked_for(tmp_path):
+    tokenizer = tiny_bpe()
+    text = "EOT = '<|endoftext|>'\n"
+    shard = write_shard(tmp_path / "0.jsonl", [text] * 3)
+    manifest = prepare([shard], str(tmp_path / "text"), tokenizer)
+    (array,) = TokenFiles(tmp_path / "text").arrays
+    assert (array == tokenizer.eos_id).sum() == manifest.documents == 3
+    assert tokenizer.decode(array[: len(array) // 3 - 1].tolist()) == text
+    prepare([shard], str(tmp_path / "special"), tokenizer, special_tokens=True)
+    (array,) = TokenFiles(tmp_path / "special").arrays
+    assert array.tolist() == [*tokenizer.encode(text), tokenizer.eos_id] * 3
+    assert (array == tokenizer.eos_id).sum() == 6
+
+
+@pytest.mark.parametrize("rules", [{}, ALL], ids=["plain", "all passes"])
+def test_a_damaged_shard_can_be_removed_and_the_finished_work_is_kept(tmp_path, shards, tokenizer, rules):
+    good = Path(shards[1]).read_bytes()
+    Path(shards[1]).write_bytes(good[:-10])
+    folder, out = str(tmp_path / "shards"), tmp_path / "out"
+    with pytest.raises(UserError, match=r"shards/1.jsonl.zst: cannot be read \(.*; restore or remove it\)"):
+        prepare([folder], str(out), tokenizer, **rules)
+    done = {file: file.stat().st_mtime_ns for file in out.rglob("completions/*")}
+    assert [file.name for file in done] == ["00000"]
+    (out / "00001_00000_doc_shuffled.ds").write_bytes(b"what a killed task left")
+    Path(shards[1]).unlink()
+    manifest = prepare([folder], str(out), tokenizer, **rules)
+    assert done == {file: file.stat().st_mtime_ns for file in done}
+    assert manifest.sources == [shards[0], shards[2]]
+    prepare([folder], str(tmp_path / "without"), tokenizer, **rules)
+    read = lambda name: sorted(id for array in TokenFiles(tmp_path / name).arrays for id in array.tolist())
+    assert read("out") == read("without")
+
+
+def test_a_shard_that_comes_back_after_the_others_went_on_without_it_is_refused(tmp_path, shards, tokenizer):
+    good, broken = Path(shards[0]).read_bytes(), Path(shards[2]).read_bytes()[:-10]
+    Path(shards[2]).write_bytes(broken)
+    out = str(tmp_path / "out")
+    Path(shards[0]).write_bytes(good[:-10])
+    with pytest.raises(UserError, match=r"0.jsonl.zst: cannot be read"):
+        prepare(shards, out, tokenizer)
+    with pytest.raises(UserError, match=r"2.jsonl.zst: cannot be read"):
+        prepare(shards[1:], out, tokenizer)
+    Path(shards[0]).write_bytes(good)
+    with pytest.raises(UserError, match=r"other sources \(.*0.jsonl.zst was there, or was not, when it was read\)"):
+        prepare(shards, out, tokenizer)
 
 
 def peak_megabytes(shard, output, tokenizer):

@@ -28,6 +28,7 @@ def test_each_stage_says_what_came_out_by_source_and_why_the_rest_did_not(tmp_pa
     ]
     tokens = {source: len(tokenizer.encode(text)) + 1 for source, text in (("Github", "x = 1\n"), ("Web", "日本\n"))}
     assert report["tokens"] == tokens
+    assert report["first"] == {"empty text": {"shard": shards[0], "line": 4, "starts": '{"text": ""}'}}
 
 
 def test_the_table_has_a_row_a_source_and_their_sums():
@@ -37,11 +38,14 @@ def test_the_table_has_a_row_a_source_and_their_sums():
             {"stage": "dedup", "sources": {}, "dropped": {"duplicate": 2}},
         ],
         "tokens": {},
+        "first": {"no text": {"shard": "a.jsonl", "line": 7, "starts": '{"text": 3}'}},
+        "inputs": {"without_documents": ["b.jsonl"]},
     }
     assert table(report).splitlines() == [
         "source        read       dedup  tokens",
         "A       2 (3.0 MB)  0 (0.0 MB)       0",
         "all     2 (3.0 MB)  0 (0.0 MB)       0",
-        "dropped, read: 1 no text",
+        """dropped, read: 1 no text, the first in line 7 of a.jsonl: '{"text": 3}'""",
         "dropped, dedup: 2 duplicate",
+        "without a document: 1 shard(s), such as b.jsonl",
     ]

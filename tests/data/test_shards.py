@@ -1,24 +1,27 @@
 import gzip
 import json
-from collections import Counter
+import lzma
 
 import fsspec
 import pyarrow
 import pytest
 from pyarrow import parquet
 
-from codegen_jax.data.shards import list_shards, read_documents
+from codegen_jax.data.inputs import list_shards
+from codegen_jax.data.shards import Skipped, read_documents
 from codegen_jax.errors import UserError
 from tests.conftest import write_shard
 
 TEXTS = ["def f():\n    pass\n", "日本 🙂", "x" * 100_000, "last"]
 
 
-def read(*inputs):
-    skipped = Counter()
+def read(*inputs, text_field="text"):
+    """The texts of all shards, and how many lines were skipped by reason."""
+    skipped = Skipped()
+    shards = list_shards([str(source) for source in inputs]).shards
     return [
-        document.text for shard in list_shards(list(inputs)) for document in read_documents(shard, skipped)
-    ], skipped
+        document.text for shard in shards for document in read_documents(shard, skipped, text_field)
+    ], skipped.counts
 
 
 def two_frames(path):
@@ -36,6 +39,10 @@ def as_parquet(path):
         ("a.jsonl", lambda path: write_shard(path, TEXTS)),
         ("a.jsonl.gz", lambda path: write_shard(path, TEXTS)),
         ("a.jsonl.zst", lambda path: write_shard(path, TEXTS)),
+        ("a.jsonl.xz", lambda path: write_shard(path, TEXTS)),
+        ("a.ndjson.bz2", lambda path: write_shard(path, TEXTS)),
+        ("a.json.gz", lambda path: write_shard(path, TEXTS)),
+        ("a.json", lambda path: write_shard(path, TEXTS)),  # since it is named itself
         ("frames.jsonl.zst", two_frames),  # one-shot decompression stops after the first frame
         ("a.parquet", as_parquet),
     ],
@@ -43,15 +50,6 @@ def as_parquet(path):
 def test_every_format_yields_the_same_texts(tmp_path, name, write):
     write(tmp_path / name)
     assert read(str(tmp_path / name)) == (TEXTS, {})
-
-
-def test_files_folders_globs_and_urls_name_shards(tmp_path):
-    for name in ("b.jsonl", "a.jsonl.zst", "deep/c.jsonl.gz"):
-        write_shard(tmp_path / name, [name])
-    (tmp_path / "notes.txt").write_text("not a shard")
-    assert read(str(tmp_path))[0] == ["a.jsonl.zst", "b.jsonl", "deep/c.jsonl.gz"]
-    assert read(f"{tmp_path}/*.jsonl*")[0] == ["a.jsonl.zst", "b.jsonl"]
-    assert read(f"file://{tmp_path}/b.jsonl", str(tmp_path / "deep"))[0] == ["b.jsonl", "deep/c.jsonl.gz"]
 
 
 def test_remote_files_are_read_by_url():
@@ -68,22 +66,70 @@ def test_a_dataset_is_read_through_the_datasets_library(tmp_path, monkeypatch):
     assert read(f"hub:{tmp_path}/set@test")[0] == TEXTS[3:]
 
 
-def test_lines_without_a_document_are_skipped_and_counted(tmp_path):
-    lines = [
-        json.dumps({"text": "good"}).encode(),
-        b'{"text": "cut',
-        b"\xff\xfe",
-        b'{"text": "\\ud800"}',  # a lone surrogate
-        b"[1]",
-        b'{"content": "x"}',
-        b'{"text": 3}',
-        b'{"text": ""}',
-        json.dumps({"text": "also good"}).encode(),
-    ]
-    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
-    texts, skipped = read(str(tmp_path / "a.jsonl"))
-    assert texts == ["good", "also good"]
-    assert skipped == {"not a JSON object": 3, "lone surrogate": 1, "no text": 2, "empty text": 1}
+def as_json(**fields):
+    return json.dumps(fields).encode()
+
+
+READ = {
+    "NaN in a field that is not used": b'{"text": "t", "meta": {"stars": NaN, "low": -Infinity}}',
+    "a number beyond float64": b'{"id": 1e999, "text": "t"}',
+    "a number of 5,000 digits": b'{"id": ' + b"9" * 5000 + b', "text": "t"}',
+    "a lone surrogate elsewhere": b'{"text": "t", "meta": {"title": "\\ud800"}}',
+    "a byte order mark": b"\xef\xbb\xbf" + as_json(text="t"),
+    "spaces around": b"  " + as_json(text="t") + b" \t",
+    "a field twice": b'{"text": "old", "text": "t"}',
+    "the separators of Unicode": '{"text": "t", "x": "\u2028\x85"}'.encode(),
+}
+
+
+@pytest.mark.parametrize("ends", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("line", READ.values(), ids=READ)
+def test_what_can_be_read_is_read(tmp_path, line, ends):
+    (tmp_path / "a.jsonl").write_bytes(ends.join([line, b"", as_json(text="a\r\nb"), b"  ", line]) + ends)
+    assert read(tmp_path / "a.jsonl") == (["t", "a\r\nb", "t"], {})
+
+
+SKIPPED = {
+    b'{"text": "cut': "a JSON object cut short",
+    b"{'text': 'Python'}": "not JSON",
+    b'{"text": "\xff"}': "not UTF-8",
+    b'{"text": "\\ud800"}': "lone surrogate in the text",
+    b'{"text": "t", "meta": ' + b"[" * 5000 + b"]" * 5000 + b"}": "JSON nested too deeply",
+    b"[1]": "a list, not a JSON object",
+    b'"text"': "text, not a JSON object",
+    b"null": "null, not a JSON object",
+    b'{"content": "x"}': "no field text",
+    b'{"text": 3}': "field text is a number",
+    b'{"text": NaN}': "field text is a number",
+    b'{"text": null}': "field text is null",
+    b'{"text": ["x"]}': "field text is a list",
+    b'{"text": ""}': "empty text",
+}
+
+
+def test_each_line_without_a_document_is_counted_by_its_true_reason_and_the_first_is_shown(tmp_path):
+    good = as_json(text="good")
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join([good, *SKIPPED, good, *SKIPPED, good]))
+    skipped = Skipped()
+    texts = [document.text for document in read_documents(str(tmp_path / "a.jsonl"), skipped)]
+    assert texts == ["good"] * 3
+    assert skipped.counts == {reason: 2 * list(SKIPPED.values()).count(reason) for reason in SKIPPED.values()}
+    for number, (line, reason) in enumerate(SKIPPED.items(), 2):
+        if reason != "field text is a number" or b"3" in line:
+            assert skipped.first[reason] == {"line": number, "starts": line.decode(errors="replace")[:200]}
+
+
+def test_the_field_of_the_text_can_be_named(tmp_path):
+    parquet.write_table(
+        pyarrow.table({"content": TEXTS, "path": ["a.py"] * 4, "size": [1] * 4}), tmp_path / "a.parquet"
+    )
+    (tmp_path / "b.jsonl").write_bytes(as_json(content="x", path="b.py") + b"\n" + as_json(text="y"))
+    assert read(tmp_path, text_field="content") == ([*TEXTS, "x"], {"no field content": 1})
+    assert next(read_documents(str(tmp_path / "b.jsonl"), Skipped(), "content")).path == "b.py"
+    for name, others in (("a.parquet", "content, path, size"), ("b.jsonl", "content, path")):
+        (tmp_path / "b.jsonl").write_bytes(as_json(content="x", path="b.py"))
+        with pytest.raises(UserError, match=f"^text_field: .*{name} has no field text, but {others}; choose one"):
+            read(tmp_path / name)
 
 
 @pytest.mark.parametrize("as_string", [False, True])
@@ -95,21 +141,48 @@ def test_a_document_knows_its_source_and_path(tmp_path, as_string):
         {"text": "z", "meta": "cut {"},
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    found = list(read_documents(str(tmp_path / "a.jsonl"), Counter()))
+    found = list(read_documents(str(tmp_path / "a.jsonl"), Skipped()))
     assert found == [("x", "Github", "a/b.py"), ("y", "unknown", ""), ("z", "unknown", "")]
 
 
 def test_parquet_has_sources_too(tmp_path):
     rows = {"text": ["x"], "meta": [{"pile_set_name": "Github", "path": "a.py"}], "other": [1]}
     parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
-    assert list(read_documents(str(tmp_path / "a.parquet"), Counter())) == [("x", "Github", "a.py")]
+    assert list(read_documents(str(tmp_path / "a.parquet"), Skipped())) == [("x", "Github", "a.py")]
 
 
-@pytest.mark.parametrize("content", [b"PK\x03\x04 not\njson\n", b"[" * 100_000])
-def test_a_shard_without_any_json_is_named(tmp_path, content):
-    (tmp_path / "a.jsonl").write_bytes(content)
-    with pytest.raises(UserError, match=r"a.jsonl: not one of its \d line\(s\) is a JSON object"):
-        read(str(tmp_path / "a.jsonl"))
+LINES = (as_json(text="x") + b"\n") * 1000
+OTHER_THINGS = {
+    "a.jsonl": [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a Git LFS pointer .* git lfs pull"),
+        (LINES.decode().encode("utf-16"), "UTF-16 text; convert it to UTF-8"),
+        (gzip.compress(LINES), "compressed by gzip; let its name end in .gz"),
+        (lzma.compress(LINES), "compressed by xz; let its name end in .xz"),
+        (b"PK\x03\x04 not\njson\n", "a zip archive"),
+        (b"<!DOCTYPE html>\n<html>\n", "HTML or XML"),
+        (b'[\n{"text":\n "x"}\n]\n', "one JSON array; write one object per line"),
+        (b'  [{"text": "x"}]', "one JSON array; write one object per line"),
+        (b"# a title\n", "line 1 is not JSON: '# a title'; restore or remove it"),
+        (b"[" * 100_000, "one JSON array"),
+    ],
+    "a.jsonl.gz": [
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (gzip.compress(LINES.decode().encode("utf-16")), "UTF-16 text"),
+        (LINES, "cannot be read .*; restore or remove it"),
+    ],
+    "a.jsonl.zst": [(gzip.compress(LINES), "compressed by gzip")],
+    "a.parquet": [(b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"), (LINES, "cannot be read")],
+}
+
+
+CASES = [(name, *case) for name, cases in OTHER_THINGS.items() for case in cases]
+
+
+@pytest.mark.parametrize(("name", "content", "what"), CASES, ids=range(len(CASES)))
+def test_a_file_that_is_something_else_is_named_for_what_it_is(tmp_path, name, content, what):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}: .*{what}"):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.zst", "a.jsonl.gz", "a.parquet"])
@@ -119,16 +192,3 @@ def test_a_shard_cut_short_is_named(tmp_path, name):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match=f"{name}: cannot be read"):
         read(str(path))
-
-
-def test_a_shard_that_is_not_what_its_name_says_is_named(tmp_path):
-    (tmp_path / "a.jsonl.zst").write_bytes(gzip.compress(b'{"text": "x"}'))
-    with pytest.raises(UserError, match=r"a.jsonl.zst: cannot be read"):
-        read(str(tmp_path))
-
-
-@pytest.mark.parametrize("source", ["nowhere", "nowhere/*.jsonl", "nope://bucket"])
-def test_an_input_without_shards_is_named(tmp_path, monkeypatch, source):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=source.replace("*", r"\*")):
-        list_shards([source])

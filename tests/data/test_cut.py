@@ -1,0 +1,71 @@
+"""The ids of a text's pieces are those of the whole, whatever the tokenizer."""
+
+import pytest
+
+from codegen_jax.data import cut
+from codegen_jax.data.cut import Cutter
+from tests.data.foreign import FOREIGN
+
+CUT = {  # into at least so many pieces, where there are line ends
+    "GPT-2's rules": 10,
+    "whitespace tokens": 10,
+    "Llama 3's rules": 10,
+    "digits apart": 10,
+    "lower case": 10,
+    "NFKC": 10,
+}
+WHOLE = {"ends stripped", "Llama's sentencepiece"}
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(cut, "PIECE", 200)
+    monkeypatch.setattr(cut, "CONTEXT", 100)
+
+
+@pytest.fixture(scope="module")
+def samples(texts):
+    code = "\n".join(texts[:3])[:6000]
+    return {
+        "LF": code,
+        "CRLF": code.replace("\n", "\r\n"),
+        "CR": code.replace("\n", "\r"),
+        "one line": code.replace("\n", " "),
+        "tabs": code.replace("    ", "\t"),
+        "line ends in a row": code.replace("\n", "\n\n\n"),
+        "spaces in a row": code.replace(" ", "   "),
+        "semicolons": code.replace("\n", ";\n"),
+        "not ASCII": code.replace("e", "é").replace("s", "日 "),
+        "special": code.replace("return", "<|endoftext|>"),
+        "no whitespace": "".join(code.split()),
+    }
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_the_ids_of_pieces_are_those_of_the_whole(name, texts, samples):
+    tokenizer = FOREIGN[name](texts[::4])
+    cutter, counts = Cutter(tokenizer), {}
+    for kind, text in samples.items():
+        pieces = list(cutter.pieces(text))
+        counts[kind] = len(pieces)
+        assert "".join(pieces) == text
+        whole, *parts = tokenizer.encode_batch([text, *pieces], special_tokens=False)
+        assert [id for ids in parts for id in ids] == whole, kind
+    assert counts["no whitespace"] == 1
+    if name in WHOLE:
+        assert set(counts.values()) == {1}
+    for kind in ("LF", "CRLF", "CR", "one line", "tabs"):
+        assert counts[kind] >= CUT.get(name, 1), kind
+
+
+def test_our_tokenizer_is_cut_at_every_kind_of_line_end(tokenizer, samples):
+    for kind in ("LF", "CRLF", "CR", "one line", "tabs"):
+        pieces = list(Cutter(tokenizer).pieces(samples[kind]))
+        assert len(pieces) > 10
+        whole, *parts = tokenizer.encode_batch([samples[kind], *pieces])
+        assert [id for ids in parts for id in ids] == whole
+
+
+def test_pieces_have_the_size_that_they_should(tokenizer, samples):
+    pieces = list(Cutter(tokenizer).pieces(samples["LF"]))
+    assert all(200 <= len(piece) < 400 for piece in pieces[:-1]) and len(pieces[-1]) <= 400
