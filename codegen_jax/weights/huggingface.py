@@ -14,6 +14,7 @@ import numpy as np
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.data.tokenizer import has_tokenizer, load_tokenizer
 from codegen_jax.errors import UserError, require
+from codegen_jax.mistaken_paths import refuse_stand_in
 from codegen_jax.weights.base import Weights, fold_embedding_bias
 from codegen_jax.weights.huggingface_layout import MP_NUM, TOP, HuggingFaceWeights, tensor_streams
 from codegen_jax.weights.tensors import Tensor, open_tensors, write_tensors
@@ -47,6 +48,7 @@ def open_huggingface(folder: Path, mp_num: int | None = None) -> HuggingFaceWeig
     Raises:
         UserError: if it is no CodeGen, or its files are damaged.
     """
+    refuse_stand_in(folder / "config.json")
     try:
         written = json.loads((folder / "config.json").read_text())
     except ValueError as error:

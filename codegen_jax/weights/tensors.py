@@ -16,6 +16,8 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 
 from codegen_jax.errors import UserError, require
+from codegen_jax.mistaken_paths import refuse_stand_in
+from codegen_jax.weights.other_programs import other_program
 
 DTYPES = {
     "F16": np.dtype(np.float16),
@@ -70,18 +72,23 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of a Hugging Face folder, from the first that is there: safetensors, .bin; of each whole, sharded.
 
     Raises:
-        UserError: if there is none, or a file is missing, truncated or corrupt, or a pickle asks for other code.
+        UserError: if there is none, or a file is missing, a pointer, truncated or corrupt, or a pickle asks for other
+            code.
     """
     for name, open_file in (("model.safetensors", _open_safetensors), ("pytorch_model.bin", _open_torch)):
         if (folder / name).exists():
+            refuse_stand_in(folder / name)
             return open_file(folder / name)
         index = folder / f"{name}.index.json"
         if index.exists():
             return {name: tensor for file in _shards(index) for name, tensor in open_file(file).items()}
-    raise UserError(f"{folder}: no model.safetensors or pytorch_model.bin here, whole or sharded with an index")
+    other = other_program(folder)
+    nothing = "no model.safetensors or pytorch_model.bin here, whole or sharded with an index"
+    raise UserError(f"{folder}: {other or nothing}")
 
 
 def _shards(index: Path) -> list[Path]:
+    refuse_stand_in(index)
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -89,6 +96,7 @@ def _shards(index: Path) -> list[Path]:
     for name in names:
         require(Path(name).name == name, f"{index}: names {name}, which is not a file beside it")
         require((index.parent / name).is_file(), f"{index.parent / name}: this shard of {index.name} is missing")
+        refuse_stand_in(index.parent / name)
     return [index.parent / name for name in names]
 
 
