@@ -15,7 +15,7 @@ from etils import epath
 from codegen_jax.config import RunConfig, check_source_name
 from codegen_jax.errors import UserError, require
 from codegen_jax.fields import did_you_mean, in_words
-from codegen_jax.storage import open_path
+from codegen_jax.mistaken_paths import read_text
 
 
 class Given(NamedTuple):
@@ -94,12 +94,7 @@ def _parse(text: str, words: list[str]) -> Any:
 
 def _read_config(path: epath.PathLike) -> str:
     """A config's YAML; of a run's record, the part that is its config."""
-    file = open_path(path)
-    require(file.exists() and not file.is_dir(), f"{path}: there is no such file")
-    try:
-        text = file.read_text()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not YAML ({error})") from error
+    text = read_text(path)
     tree = _parse_yaml(path, text)
     return json.dumps(tree["config"]) if isinstance(tree.get("config"), dict) else text
 

@@ -71,7 +71,13 @@ def _nearest(name: str) -> str:
 def _refusal(name: str) -> str | None:
     """Why the hub has nothing for us; None if it has."""
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     repository, revision = hub_id(name)
     seconds = constants.HF_HUB_ETAG_TIMEOUT
@@ -87,6 +93,8 @@ def _refusal(name: str) -> str | None:
         return f"{nowhere} has no revision {revision} of it"
     except HfHubHTTPError as error:
         return f"{nowhere} refuses ({_line(error)})"
+    except OfflineModeIsEnabled:
+        return f"{nowhere} is not asked where HF_HUB_OFFLINE is set"
     except TimeoutError:
         return f"{nowhere} can't be reached (no answer in {seconds} s)"
     except Exception as error:  # of DNS, proxies, certificates: OSError, and what httpx raises

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from etils import epath
 
-from codegen_jax.errors import require
+from codegen_jax.errors import UserError, require
 from codegen_jax.fields import did_you_mean
-from codegen_jax.storage import is_remote
+from codegen_jax.storage import is_remote, open_path
 
 STAND_INS = {  # what lies in place of a file that was not fetched, by how it begins, in lower case
     b"version https://git-lfs.github.com/spec/": "a pointer of Git LFS, not the file; git lfs pull brings it",
@@ -33,6 +33,30 @@ def missing(path: epath.PathLike) -> str:
     names = sorted(file.name for file in parent.iterdir() if not file.name.startswith("."))
     here = "this folder" if parent == Path() else str(parent)
     return f"{name}: there is no such file or folder; {here} {holds(names)}{did_you_mean(wanted, names)}"
+
+
+def read_text(path: epath.PathLike) -> str:
+    """The text of a file that a user has named.
+
+    Raises:
+        UserError: if there is no such file, or it can't be read or is no text.
+    """
+    file = open_path(path)
+    require(file.exists(), missing(path))
+    require(not file.is_dir(), f"{path}: a folder, where a file is read")
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror or error})") from error
+    return decode(path, content)
+
+
+def decode(path: epath.PathLike, content: bytes) -> str:
+    """A file's content as text, without a BOM; `UserError` if it is none."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not text in UTF-8 (byte {error.start} is {content[error.start]:#04x})") from error
 
 
 def holds(names: list[str], most: int = 8) -> str:

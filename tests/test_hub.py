@@ -1,4 +1,4 @@
-"""Ids of the hub, against a hub on this machine: what is asked of it, what is not, what is said where it has nothing."""
+"""Ids of the hub, against a hub on this machine: what is asked of it, and what is said where it has nothing."""
 
 import json
 import socket
@@ -177,3 +177,11 @@ def test_a_name_that_is_nearly_something_here_is_suggested_where_the_hub_has_not
     with served() as hub:
         online(hub.server_port)
         assert "neither on this machine (did you mean runs?)" in refused("runz/tiny", open_model)
+
+
+def test_a_hub_that_must_not_be_asked_is_not(online, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with served() as hub:
+        online(hub.server_port)
+        assert refused("someone/tiny").endswith("the hub is not asked where HF_HUB_OFFLINE is set")
+    assert hub.asked == []

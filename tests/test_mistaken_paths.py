@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from codegen_jax.errors import UserError
-from codegen_jax.mistaken_paths import instead, missing, refuse_stand_in, stand_in
+from codegen_jax.mistaken_paths import instead, missing, read_text, refuse_stand_in, stand_in
 
 
 def test_a_path_that_is_not_there_says_what_its_folder_holds_and_the_nearest_name(tmp_path):
@@ -47,7 +47,7 @@ def test_the_newest_of_several_versions_is_named(tmp_path):
 
 
 def test_of_what_the_hubs_cache_has_of_a_repository_the_newest_is_what_its_refs_say(tmp_path):
-    old, new = "f" * 40, "1" * 40
+    old, new = "b" * 40, "a" * 40
     make(tmp_path / "models--a--b/snapshots" / new)
     make(tmp_path / "models--a--b/snapshots" / old)
     (tmp_path / "models--a--b/refs").mkdir()
@@ -90,3 +90,26 @@ def test_gits_own_pointer_is_known(tmp_path):
 def test_other_files_are_let_pass(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
     refuse_stand_in(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("run.yml", "there is no such file or folder; .* holds .*; did you mean run.yaml?"),
+        ("folder", "a folder, where a file is read"),
+        ("binary", "not text in UTF-8 .byte 2 is 0xff."),
+        ("/proc/self/mem", "can't be read .Input/output error."),
+    ],
+)
+def test_a_file_that_is_no_text_is_named_in_one_sentence(tmp_path, name, words):
+    (tmp_path / "run.yaml").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "binary").write_bytes(b"ab\xff\x00")
+    path = tmp_path / name
+    with pytest.raises(UserError, match=f"^{path}: {words}"):
+        read_text(path)
+
+
+def test_a_text_is_read_without_its_bom(tmp_path):
+    (tmp_path / "file").write_bytes(b"\xef\xbb\xbfa\r\nb")
+    assert read_text(tmp_path / "file") == "a\r\nb"
