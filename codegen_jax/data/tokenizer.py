@@ -193,7 +193,7 @@ def load_tokenizer(source: epath.PathLike, whitespace_tokens: bool = False) -> T
     except UserError:
         raise
     except Exception as error:  # the two libraries raise bare Exception and RuntimeError for a damaged file
-        raise UserError(f"{source}: not a tokenizer that can be read ({error})") from error
+        raise UserError(f"{source}: not a tokenizer that can be read ({error}); fetch it again") from error
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -164,7 +164,7 @@ def _open_npz(path: Path) -> list[NpzArray]:
             infos = sorted(archive.infolist(), key=number)
             return [_open_npy(path, raw, info, archive) for info in infos]
     except (zipfile.BadZipFile, ValueError, EOFError) as error:
-        raise UserError(f"{path}: truncated, corrupt or not jaxformer's ({error})") from error
+        raise UserError(f"{path}: truncated, corrupt or not jaxformer's ({error}); fetch it again") from error
 
 
 def _open_npy(path: Path, raw: BinaryIO, info: zipfile.ZipInfo, archive: zipfile.ZipFile) -> NpzArray:

@@ -26,6 +26,9 @@ DTYPES = {
 }
 
 
+STATE_DICT = "; save the model's weights alone: torch.save(model.state_dict(), FILE)"
+
+
 class Tensor(Protocol):
     """What is read of a stored tensor; a NumPy array is one."""
 
@@ -62,7 +65,7 @@ class TorchTensor:
     def __getitem__(self, index: Any) -> np.ndarray:
         import torch
 
-        tensor = _load_torch(self.path)[self.name]
+        tensor = _load_torch(self.path)[self.name].detach()  # some files hold parameters, which NumPy does not take
         if tensor.dtype == torch.bfloat16:  # NumPy has none of its own
             return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)[index]
         return tensor.numpy()[index]
@@ -92,10 +95,13 @@ def _shards(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index}: not an index of shards ({error})") from error
+        raise UserError(f"{index}: not an index of shards ({error}); fetch it again") from error
     for name in names:
         require(Path(name).name == name, f"{index}: names {name}, which is not a file beside it")
-        require((index.parent / name).is_file(), f"{index.parent / name}: this shard of {index.name} is missing")
+        require(
+            (index.parent / name).is_file(),
+            f"{index.parent / name}: this shard of {index.name} is missing; fetch it, too",
+        )
         refuse_stand_in(index.parent / name)
     return [index.parent / name for name in names]
 
@@ -109,7 +115,7 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
                 for name, s in slices.items()
             }
     except SafetensorError as error:
-        raise UserError(f"{path}: truncated or corrupt ({error})") from error
+        raise UserError(f"{path}: truncated or corrupt ({error}); fetch it again") from error
 
 
 def _open_torch(path: Path) -> dict[str, Tensor]:
@@ -118,7 +124,9 @@ def _open_torch(path: Path) -> dict[str, Tensor]:
     dtypes = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
     tensors = _load_torch(path)
     for name, value in tensors.items():
-        require(isinstance(value, torch.Tensor), f"{path}: {name} is a {type(value).__name__}, not a tensor")
+        require(
+            isinstance(value, torch.Tensor), f"{path}: {name} is a {type(value).__name__}, not a tensor{STATE_DICT}"
+        )
     return {
         name: TorchTensor(path, name, tuple(t.shape), DTYPES.get(dtypes.get(t.dtype, ""), np.dtype("V")))
         for name, t in tensors.items()
@@ -140,8 +148,8 @@ def _load_torch(path: Path) -> dict[str, Any]:
     except Exception as error:  # PyTorch raises RuntimeError, UnpicklingError, EOFError, ... for a damaged file
         if name := _refused_global(error):
             raise UserError(f"{path}: its pickle asks for {name}, which no weights need; refused") from error
-        raise UserError(f"{path}: truncated or corrupt ({str(error).splitlines()[0]})") from error
-    require(isinstance(tensors, dict), f"{path}: holds a {type(tensors).__name__}, not a dict of tensors")
+        raise UserError(f"{path}: truncated or corrupt ({str(error).splitlines()[0]}); fetch it again") from error
+    require(isinstance(tensors, dict), f"{path}: holds a {type(tensors).__name__}, not a dict of tensors{STATE_DICT}")
     return tensors
 
 
