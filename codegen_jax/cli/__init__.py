@@ -14,7 +14,7 @@ from types import CoroutineType
 from codegen_jax import __version__
 from codegen_jax.cli import data, evaluate, models, plan, train
 from codegen_jax.cli.arguments import Parser
-from codegen_jax.cli.console import STDOUT, console, discard, is_unread
+from codegen_jax.cli.console import STDOUT, console, drop_unwritten, is_unread
 from codegen_jax.config import RunConfig
 from codegen_jax.errors import UNREAD, Preempted, UserError, report
 from codegen_jax.fields import did_you_mean
@@ -32,8 +32,7 @@ def main(words: Sequence[str] | None = None) -> None:
             nobody_reads = isinstance(error, BrokenPipeError) and is_unread(STDOUT)
             sys.exit(UNREAD if nobody_reads else report(error))
         finally:
-            if is_unread(STDOUT):
-                discard(STDOUT)
+            drop_unwritten()
 
 
 def run(parser: Parser, words: Sequence[str] | None) -> None:

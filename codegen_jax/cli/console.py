@@ -65,9 +65,17 @@ def is_unread(descriptor: int) -> bool:
 
 
 def discard(descriptor: int) -> None:
-    """Let what is written there go nowhere; the interpreter's last flush would fail otherwise, and say so."""
+    """Let what is written there go nowhere from now on."""
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), descriptor)
+
+
+def drop_unwritten() -> None:
+    """Drop output that can't be written; the interpreter's last flush would fail, and say so."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        discard(STDOUT)
 
 
 @contextmanager

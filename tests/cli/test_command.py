@@ -358,7 +358,7 @@ def unread(*words, cwd, stderr=subprocess.PIPE, program=("-m", "codegen_jax")):
     """The command where what should read its output has ended already; its exit code and what it says."""
     reader, writer = os.pipe()
     os.close(reader)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": ""}
     words = [sys.executable, *program, *map(str, words)]
     result = subprocess.run(words, stdout=writer, stderr=stderr or writer, text=True, cwd=cwd, env=environment)
     os.close(writer)
@@ -392,7 +392,8 @@ def test_a_plan_that_nobody_reads_ends_without_a_word():
 def test_output_that_a_disk_refuses_is_an_error(project):
     with open("/dev/full", "w") as full:
         words = [sys.executable, "-m", "codegen_jax", "config", "show", "run.yaml"]
-        result = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, cwd=project)
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
+        result = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, cwd=project, env=environment)
     assert_fails(result, "No space left on device")
 
 
