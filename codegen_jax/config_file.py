@@ -17,7 +17,8 @@ from etils import epath
 from codegen_jax.config import CodeGenConfig, RunConfig, check_source_name
 from codegen_jax.errors import UserError, require
 from codegen_jax.fields import did_you_mean, in_words
-from codegen_jax.storage import expand, open_path
+from codegen_jax.mistaken_paths import read_text
+from codegen_jax.storage import expand
 
 
 class Given(NamedTuple):
@@ -118,11 +119,8 @@ def _parse(given: list[Given]) -> Any:
 
 def _read_config(path: epath.PathLike) -> dict[str, Any]:
     """A config's sections and fields; of a run's record, the part that is its config."""
-    file = open_path(path)
-    require(file.exists() and not file.is_dir(), f"{path}: there is no such file")
-    is_json = file.suffix == ".json"
+    text, is_json = read_text(path), str(path).endswith(".json")
     try:
-        text = file.read_text()
         tree = json.loads(text) if is_json else yaml.load(text, Yaml)
     except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not {'JSON' if is_json else 'YAML'} ({' '.join(str(error).split())})") from error

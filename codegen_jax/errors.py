@@ -11,6 +11,7 @@ log = logging.getLogger("codegen_jax")
 
 RUN_LOG = "codegen_jax.run"  # the logger of what a training run says of itself, step by step
 PREEMPTED = 75  # the exit code of a run that saved and stopped when a cluster told it to; sysexits.h: try again
+UNREAD = 141  # where what reads the output has ended (`| head`), as of a program that SIGPIPE kills
 INTERRUPTED = 130  # after Ctrl-C, as of every program: what starts a run again after 75 does not after this
 
 

@@ -1,4 +1,4 @@
-"""Paths that may be local, gs:// or s3://, and ids of Hugging Face's hub."""
+"""Paths that may be local, gs:// or s3://."""
 
 import atexit
 import os
@@ -14,6 +14,7 @@ from etils import epath
 
 from codegen_jax.errors import UserError, require
 
+KNOWN = "a local path, gs:// or s3://, or OWNER/NAME of Hugging Face's hub"
 LIBRARIES = {"gs": "gcsfs", "s3": "s3fs"}  # the extras [gcs] and [s3]
 
 
@@ -52,7 +53,7 @@ def open_path(path: epath.PathLike) -> epath.Path:
         return epath.Path(path).absolute()
     scheme = str(path).partition("://")[0]
     library = LIBRARIES.get(scheme)
-    require(library is not None, f"{path}: a kind of storage that is not known; use a local path, gs:// or s3://")
+    require(library is not None, f"{path}: a kind of storage that is not known; use {KNOWN}")
     try:
         fsspec.get_filesystem_class(scheme)
     except ImportError as error:
@@ -85,13 +86,6 @@ def local_copy(folder: epath.PathLike) -> Path:
     with _named(folder):
         files.get(f"{path.rstrip('/')}/", f"{copy}/", recursive=True)
     return Path(copy)
-
-
-def hub_id(name: str) -> tuple[str, str | None]:
-    """Repository and revision (a branch, tag or commit) of OWNER/NAME[@REVISION]; None: the newest."""
-    repository, at, revision = name.partition("@")
-    require(not at or bool(revision), f"{name}: a branch, tag or commit must follow the @")
-    return repository, revision or None
 
 
 def write_whole(path: epath.Path, text: str) -> None:

@@ -14,9 +14,9 @@ from types import CoroutineType
 from codegen_jax import __version__
 from codegen_jax.cli import data, evaluate, models, plan, train
 from codegen_jax.cli.arguments import Parser
-from codegen_jax.cli.console import console
+from codegen_jax.cli.console import STDOUT, console, drop_unwritten, is_unread
 from codegen_jax.config import RunConfig
-from codegen_jax.errors import Preempted, UserError, report
+from codegen_jax.errors import UNREAD, Preempted, UserError, report
 from codegen_jax.fields import did_you_mean
 
 
@@ -27,8 +27,12 @@ def main(words: Sequence[str] | None = None) -> None:
     with console():
         try:
             run(make_parser(), words)
+            print(end="", flush=True)
         except (UserError, OSError, Preempted, KeyboardInterrupt) as error:
-            sys.exit(report(error))
+            nobody_reads = isinstance(error, BrokenPipeError) and is_unread(STDOUT)
+            sys.exit(UNREAD if nobody_reads else report(error))
+        finally:
+            drop_unwritten()
 
 
 def run(parser: Parser, words: Sequence[str] | None) -> None:

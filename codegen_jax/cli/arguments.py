@@ -77,14 +77,16 @@ def read_config(arguments: argparse.Namespace) -> "RunConfig":
     """The config that the arguments name, with their changes; a run's output folder, even if it was moved, stands for
     that run's config with this output."""
     from codegen_jax.config_file import load_config
+    from codegen_jax.mistaken_paths import holds
     from codegen_jax.storage import open_path
     from codegen_jax.weights.run_folder import RUN_FILE
 
     path, words = arguments.config, arguments.overrides
     folder = open_path(path)
     if folder.is_dir():
-        message = f"{path}: a folder without {RUN_FILE}, so no run's output; name a config, or the output of a run"
-        require((folder / RUN_FILE).exists(), message)
+        names = sorted(file.name for file in folder.iterdir())
+        message = f"{path}: a folder without {RUN_FILE}, no run's output; it {holds(names)}; name a config in YAML"
+        require(RUN_FILE in names, message)
         path, words = f"{path.rstrip('/')}/{RUN_FILE}", ["--output", str(folder), *words]
     return load_config(path, words)
 

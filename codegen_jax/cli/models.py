@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from codegen_jax.cli.arguments import MODEL, Parser, add_loading, load, number, whole_number
+from codegen_jax.cli.prompts import add_prompts, read_prompts
 from codegen_jax.errors import require
 from codegen_jax.fields import documentation
 
@@ -40,7 +41,7 @@ def add_verbs(verbs: Any) -> None:
 
     verb = verbs.add_parser("generate", help="complete prompts")
     verb.add_argument("model", metavar="MODEL", help=MODEL)
-    verb.add_argument("--prompt", required=True, action="append", metavar="TEXT", help="may be given several times")
+    add_prompts(verb)
     add_options(verb)
     verb.add_argument(
         "--draft",
@@ -106,7 +107,8 @@ def generate(arguments: argparse.Namespace) -> None:
     from codegen_jax.inference.options import Options
 
     options = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options)}
-    require(not arguments.stream or len(arguments.prompt) == 1, "stream: one completion of one prompt at a time")
+    prompts = read_prompts(arguments)
+    require(not arguments.stream or len(prompts) == 1, "stream: one completion of one prompt at a time")
     require(not (arguments.stream and arguments.json), "stream: prints text; leave out --json")
     require(
         arguments.logprobs is None or arguments.json,
@@ -115,13 +117,13 @@ def generate(arguments: argparse.Namespace) -> None:
     Options.of(options)  # bad ones are refused before a model is loaded
     model = load(arguments, quantize=arguments.quantize, draft=arguments.draft)
     if arguments.stream:
-        pieces = model.stream(arguments.prompt[0], **options)
-        print(arguments.prompt[0], end="", flush=True)
+        pieces = model.stream(prompts[0], **options)
+        print(prompts[0], end="", flush=True)
         for piece in pieces:
             print(piece, end="", flush=True)
         print()
         return
-    completions = model.complete(arguments.prompt, **options)
+    completions = model.complete(prompts, **options)
     for completion in completions:
         if arguments.json:
             given = {name: value for name, value in dataclasses.asdict(completion).items() if value is not None}

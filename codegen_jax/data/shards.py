@@ -2,19 +2,21 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
 import orjson
 
 from codegen_jax.data.inputs import HUB
-from codegen_jax.errors import UserError
+from codegen_jax.errors import UserError, require
+from codegen_jax.hub import refusal
+from codegen_jax.mistaken_paths import stand_in
 from codegen_jax.storage import is_remote
 
 BOM = b"\xef\xbb\xbf"
 # what a file is that holds no JSON lines: its first bytes, the ending of names where they belong, what to say
 KINDS = (
-    (b"version https://git-lfs", None, "a Git LFS pointer in place of the file; run git lfs pull"),
     (b"\xff\xfe", None, "UTF-16 text; convert it to UTF-8"),
     (b"\xfe\xff", None, "UTF-16 text; convert it to UTF-8"),
     (b"\x1f\x8b", ".gz", "compressed by gzip; let its name end in .gz"),
@@ -23,7 +25,6 @@ KINDS = (
     (b"BZh", ".bz2", "compressed by bzip2; let its name end in .bz2"),
     (b"PK\x03\x04", None, "a zip archive; unpack it"),
     (b"PAR1", ".parquet", "a Parquet file; let its name end in .parquet"),
-    (b"<", None, "HTML or XML, as of a download that failed"),
     (b"[", None, "one JSON array; write one object per line"),
 )
 
@@ -174,6 +175,8 @@ def _records(shard: str, text_field: str | None) -> Iterator[Record]:
         from datasets import load_dataset
 
         name, _, split = shard.removeprefix(HUB).partition("@")
+        refused = None if Path(name).exists() else refusal(name, "dataset")
+        require(refused is None, f"{HUB}{refused}")
         for number, row in enumerate(load_dataset(name, split=split or "train", streaming=True), 1):
             yield Record(number, row, row)
     elif shard.endswith(".parquet"):
@@ -236,6 +239,8 @@ def what_it_is(shard: str) -> str:
         for compression in (None, "infer"):
             with _open(shard, compression) as file:
                 start = file.read(64).lstrip()
+            if what := stand_in(start):
+                return what
             for kind, suffix, name in KINDS:
                 if start.startswith(kind) and not (suffix and shard.endswith(suffix)):
                     return name

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 from etils import epath
 
 from codegen_jax.errors import UserError, require
-from codegen_jax.storage import hub_id, local_copy
+from codegen_jax.hub import hub_files
+from codegen_jax.mistaken_paths import holds, instead, refuse_stand_in
+from codegen_jax.storage import local_copy
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
@@ -22,6 +24,7 @@ WHITESPACE_TOKENS = [" " * n for n in range(31, 1, -1)] + ["\t" * n for n in ran
 END_OF_TEXT = "<|endoftext|>"
 TRUNCATE_BEFORE = ("^#", re.escape(END_OF_TEXT), "^'''", '^"""', "\n\n\n")  # the authors' sample.py
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # in the order that they are looked for
+BESIDES = ("merges.txt", "added_tokens.json")  # of vocab.json
 
 
 class Tokenizer(ABC):
@@ -197,24 +200,29 @@ def load_tokenizer(source: epath.PathLike, whitespace_tokens: bool = False) -> T
         UserError: if there is no such tokenizer, or its file is damaged.
     """
     path = local_copy(source)
+    if not path.exists():
+        path = hub_files(str(source), [*FILES, *BESIDES])
     if path.is_dir():
+        names = sorted(file.name for file in path.iterdir())
         path = next((path / name for name in FILES if (path / name).exists()), path)
-    try:
         if path.is_dir():
-            raise UserError(f"{source}: no tokenizer.json, tokenizer.model or vocab.json in this folder")
+            here = f"it {holds(names)}{instead(path, has_tokenizer)}"
+            raise UserError(f"{source}: no tokenizer.json, tokenizer.model or vocab.json here; {here}")
+    for file in (path, *(path.parent / name for name in BESIDES if path.name == "vocab.json")):
+        if file.exists():
+            refuse_stand_in(file)
+    try:
         if path.name == "vocab.json":
             return BpeTokenizer(_gpt2_json(path.parent), whitespace_tokens)
-        if path.is_file() and path.suffix == ".json":
+        if path.suffix == ".json":
             return BpeTokenizer(path.read_text(encoding="utf-8"), whitespace_tokens)
-        if path.is_file():
-            if whitespace_tokens:
-                raise UserError(f"{source}: whitespace tokens belong to GPT-2's vocabulary, not to sentencepiece")
-            return SentencePieceTokenizer(path.read_bytes())
-        return BpeTokenizer(_hub_json(str(source)), whitespace_tokens)
+        if whitespace_tokens:
+            raise UserError(f"{source}: whitespace tokens belong to GPT-2's vocabulary, not to sentencepiece")
+        return SentencePieceTokenizer(path.read_bytes())
     except UserError:
         raise
     except Exception as error:  # the two libraries raise bare Exception and RuntimeError for a damaged file
-        raise UserError(f"{source}: not a tokenizer that can be read ({error})") from error
+        raise UserError(f"{source}: not a tokenizer that can be read ({error}); fetch it again") from error
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -239,14 +247,3 @@ def _gpt2_json(folder: Path) -> str:
             if tokenizer.token_to_id(token) != id:
                 raise UserError(f"{added}: token {token!r} is number {id}, which leaves a gap in the vocabulary")
     return tokenizer.to_str()
-
-
-def _hub_json(name: str) -> str:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    repository, revision = hub_id(name)
-    try:
-        return Path(hf_hub_download(repository, "tokenizer.json", revision=revision)).read_text(encoding="utf-8")
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise UserError(f"{name}: neither a tokenizer on this machine nor one on the hub") from error

@@ -150,10 +150,11 @@ class Generator:
         config = _of_decoding(weights.config, dtype)
         tokenizer = weights.tokenizer
         if tokenizer is None:
-            raise UserError(f"{model}: has no tokenizer; convert it again with one")
+            raise UserError(f"{model}: has no tokenizer; give it one: codegen-jax convert {model} NEW --tokenizer T")
         require(
             tokenizer.vocab_size <= config.vocab_size,
-            f"{model}: its tokenizer has {tokenizer.vocab_size} ids, but the network {config.vocab_size}",
+            f"{model}: its tokenizer has {tokenizer.vocab_size} ids, but the network {config.vocab_size}; give it the "
+            f"tokenizer that it was trained with: codegen-jax convert {model} NEW --tokenizer T",
         )
         devices = make_mesh(mesh) if mesh else make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
         guesser = None if draft is None or draft == "lookup" else cls.load(draft, dtype, quantize, mesh)

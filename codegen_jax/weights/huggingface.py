@@ -14,6 +14,7 @@ import numpy as np
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.data.tokenizer import has_tokenizer, load_tokenizer
 from codegen_jax.errors import UserError, require
+from codegen_jax.mistaken_paths import refuse_stand_in
 from codegen_jax.weights.base import Weights, fold_embedding_bias
 from codegen_jax.weights.huggingface_layout import MP_NUM, TOP, HuggingFaceWeights, tensor_streams
 from codegen_jax.weights.tensors import Tensor, open_tensors, write_tensors
@@ -47,10 +48,11 @@ def open_huggingface(folder: Path, mp_num: int | None = None) -> HuggingFaceWeig
     Raises:
         UserError: if it is no CodeGen, or its files are damaged.
     """
+    refuse_stand_in(folder / "config.json")
     try:
         written = json.loads((folder / "config.json").read_text())
     except ValueError as error:
-        raise UserError(f"{folder / 'config.json'}: not JSON ({error})") from error
+        raise UserError(f"{folder / 'config.json'}: not JSON ({error}); fetch it again") from error
     require(isinstance(written, dict), f"{folder / 'config.json'}: a {type(written).__name__}, not an object")
     tensors = open_tensors(folder)
     embedding = tensors.get(TOP["embedding"])
@@ -67,7 +69,11 @@ def open_huggingface(folder: Path, mp_num: int | None = None) -> HuggingFaceWeig
 def parse_config(path: Path, written: Mapping[str, Any], embedding: Tensor | None) -> CodeGenConfig:
     """Our config from a config.json; vocabulary and dtype from the embedding, since files in the wild err there."""
     model_type = written.get("model_type")
-    require(model_type == "codegen", f"{path}: model_type is {model_type}, not codegen")
+    hint = "; of what convert --to gptj made, give the source" if model_type == "gptj" else ""
+    message = f"{path}: model_type is {model_type}, not codegen, and only CodeGen models are read{hint}"
+    require(model_type == "codegen", message)
+    quantized = written.get("quantization_config")
+    require(not quantized, f"{path}: quantized weights, which are not read; give the model that they were made of")
     values: dict[str, Any] = {"head_dim": 0, "mp_num": MP_NUM} | DEFAULTS
     for name, default in values.items():
         value = written.get(name)

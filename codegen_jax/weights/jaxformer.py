@@ -17,6 +17,7 @@ import numpy as np
 
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.errors import UserError, require
+from codegen_jax.mistaken_paths import refuse_stand_in
 from codegen_jax.weights.base import Index, Weights, matrix_shapes
 from codegen_jax.weights.huggingface_layout import MP_NUM, PROJECTIONS, head_groups, rotary_order
 from codegen_jax.weights.tensors import DTYPES
@@ -156,13 +157,14 @@ class NpzArray:
 
 def _open_npz(path: Path) -> list[NpzArray]:
     """The arrays by number (arr_0, arr_1, ...). Nothing is unpickled."""
+    refuse_stand_in(path)
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as raw:
             number = lambda info: int(info.filename.removeprefix("arr_").removesuffix(".npy"))
             infos = sorted(archive.infolist(), key=number)
             return [_open_npy(path, raw, info, archive) for info in infos]
     except (zipfile.BadZipFile, ValueError, EOFError) as error:
-        raise UserError(f"{path}: truncated, corrupt or not jaxformer's ({error})") from error
+        raise UserError(f"{path}: truncated, corrupt or not jaxformer's ({error}); fetch it again") from error
 
 
 def _open_npy(path: Path, raw: BinaryIO, info: zipfile.ZipInfo, archive: zipfile.ZipFile) -> NpzArray:

@@ -16,12 +16,17 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 
 from codegen_jax.errors import UserError, require
+from codegen_jax.mistaken_paths import refuse_stand_in
+from codegen_jax.weights.other_programs import other_program
 
 DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F32": np.dtype(np.float32),
 }
+
+
+STATE_DICT = "; save the model's weights alone: torch.save(model.state_dict(), FILE)"
 
 
 class Tensor(Protocol):
@@ -60,7 +65,7 @@ class TorchTensor:
     def __getitem__(self, index: Any) -> np.ndarray:
         import torch
 
-        tensor = _load_torch(self.path)[self.name]
+        tensor = _load_torch(self.path)[self.name].detach()  # some files hold parameters, which NumPy does not take
         if tensor.dtype == torch.bfloat16:  # NumPy has none of its own
             return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)[index]
         return tensor.numpy()[index]
@@ -70,25 +75,34 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of a Hugging Face folder, from the first that is there: safetensors, .bin; of each whole, sharded.
 
     Raises:
-        UserError: if there is none, or a file is missing, truncated or corrupt, or a pickle asks for other code.
+        UserError: if there is none, or a file is missing, a pointer, truncated or corrupt, or a pickle asks for other
+            code.
     """
     for name, open_file in (("model.safetensors", _open_safetensors), ("pytorch_model.bin", _open_torch)):
         if (folder / name).exists():
+            refuse_stand_in(folder / name)
             return open_file(folder / name)
         index = folder / f"{name}.index.json"
         if index.exists():
             return {name: tensor for file in _shards(index) for name, tensor in open_file(file).items()}
-    raise UserError(f"{folder}: no model.safetensors or pytorch_model.bin here, whole or sharded with an index")
+    other = other_program(folder)
+    nothing = "no model.safetensors or pytorch_model.bin here, whole or sharded with an index"
+    raise UserError(f"{folder}: {other or nothing}")
 
 
 def _shards(index: Path) -> list[Path]:
+    refuse_stand_in(index)
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index}: not an index of shards ({error})") from error
+        raise UserError(f"{index}: not an index of shards ({error}); fetch it again") from error
     for name in names:
         require(Path(name).name == name, f"{index}: names {name}, which is not a file beside it")
-        require((index.parent / name).is_file(), f"{index.parent / name}: this shard of {index.name} is missing")
+        require(
+            (index.parent / name).is_file(),
+            f"{index.parent / name}: this shard of {index.name} is missing; fetch it, too",
+        )
+        refuse_stand_in(index.parent / name)
     return [index.parent / name for name in names]
 
 
@@ -101,7 +115,7 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
                 for name, s in slices.items()
             }
     except SafetensorError as error:
-        raise UserError(f"{path}: truncated or corrupt ({error})") from error
+        raise UserError(f"{path}: truncated or corrupt ({error}); fetch it again") from error
 
 
 def _open_torch(path: Path) -> dict[str, Tensor]:
@@ -110,7 +124,9 @@ def _open_torch(path: Path) -> dict[str, Tensor]:
     dtypes = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
     tensors = _load_torch(path)
     for name, value in tensors.items():
-        require(isinstance(value, torch.Tensor), f"{path}: {name} is a {type(value).__name__}, not a tensor")
+        require(
+            isinstance(value, torch.Tensor), f"{path}: {name} is a {type(value).__name__}, not a tensor{STATE_DICT}"
+        )
     return {
         name: TorchTensor(path, name, tuple(t.shape), DTYPES.get(dtypes.get(t.dtype, ""), np.dtype("V")))
         for name, t in tensors.items()
@@ -132,8 +148,8 @@ def _load_torch(path: Path) -> dict[str, Any]:
     except Exception as error:  # PyTorch raises RuntimeError, UnpicklingError, EOFError, ... for a damaged file
         if name := _refused_global(error):
             raise UserError(f"{path}: its pickle asks for {name}, which no weights need; refused") from error
-        raise UserError(f"{path}: truncated or corrupt ({str(error).splitlines()[0]})") from error
-    require(isinstance(tensors, dict), f"{path}: holds a {type(tensors).__name__}, not a dict of tensors")
+        raise UserError(f"{path}: truncated or corrupt ({str(error).splitlines()[0]}); fetch it again") from error
+    require(isinstance(tensors, dict), f"{path}: holds a {type(tensors).__name__}, not a dict of tensors{STATE_DICT}")
     return tensors
 
 

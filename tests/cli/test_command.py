@@ -181,7 +181,7 @@ def test_a_runs_output_folder_stands_for_its_config_wherever_it_lies_now(project
         (["convert", "run", "new", "--whitespace-tokens"], ["--whitespace-tokens", "--tokenizer"]),
         (["convert", "run", "new", "--to", "hf", "--tokenizer", "shards"], ["shards", "tokenizer"]),
         (["train", "run.yaml", "--output", "new", "--init_from", "shards"], ["shards", "no whole checkpoint"]),
-        (["train", "run.yaml", "--output", "new", "--init_from", "absent"], ["absent", "neither a folder"]),
+        (["train", "run.yaml", "--output", "new", "--init_from", "absent"], ["absent", "neither on this machine"]),
         (["generate", "run", "--prompt", "x", "--temperature", "-1"], ["--temperature"]),
         (["generate", "$NO_SUCH/run", "--prompt", "x"], ["MODEL: $NO_SUCH/run: the environment variable NO_SUCH"]),
         (["convert", "run", "~no_such/new"], ["DESTINATION: ~no_such/new: there is no such home"]),
@@ -378,3 +378,63 @@ def test_ctrl_c_ends_a_plan_though_a_compilation_does_not_hear_it():
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=30)[1] == "codegen-jax: error: interrupted\n"
     assert process.returncode == 130
+
+
+def unread(*words, cwd, stderr=subprocess.PIPE, program=("-m", "codegen_jax")):
+    """The command where what should read its output has ended already; its exit code and what it says."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": ""}
+    words = [sys.executable, *program, *map(str, words)]
+    result = subprocess.run(words, stdout=writer, stderr=stderr or writer, text=True, cwd=cwd, env=environment)
+    os.close(writer)
+    return result.returncode, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["data", "show", "run.yaml", "--step", "1"], 141),
+        (["config", "show", "run.yaml"], 141),
+        (["generate", "run", "--prompt", "x", "--max-new-tokens", "3"], 141),
+        (["generate", "run", "--prompt", "x", "--max-new-tokens", "3", "--stream"], 141),
+        (["train", "--help"], 141),
+        (["--help"], 0),
+    ],
+)
+def test_a_command_whose_output_nobody_reads_ends_without_a_word(project, words, code):
+    assert unread(*words, cwd=project) == (code, "")
+
+
+def test_a_plan_that_nobody_reads_ends_without_a_word():
+    printing = (
+        "from codegen_jax.cli import main, plan\nplan.make = lambda _: print('x' * 100_000)\n"
+        "main(['plan', 'run.yaml', '--topology', 'v4-8'])"
+    )
+    assert unread(cwd=ROOT, program=("-c", printing)) == (141, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a device that is always full")
+def test_output_that_a_disk_refuses_is_an_error(project):
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "-m", "codegen_jax", "config", "show", "run.yaml"]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
+        result = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, cwd=project, env=environment)
+    assert_fails(result, "No space left on device")
+
+
+@pytest.mark.parametrize("stderr", [subprocess.PIPE, None])
+def test_a_training_run_goes_on_when_nobody_reads_its_log(project, tmp_path, stderr):
+    words = ["train", "run.yaml", "--output", tmp_path / "run", "--training.steps", 3]
+    assert unread(*words, cwd=project, stderr=stderr) == (0, "" if stderr else None)
+    assert [line["step"] for line in read_metrics(tmp_path / "run") if "loss" in line] == [1, 2, 3]
+    assert find_checkpoint(tmp_path / "run").name == "3"
+    assert "outcome: finished" in (tmp_path / "run/summary.md").read_text()
+
+
+def test_generate_reads_prompts_from_a_file_or_standard_input(project):
+    words = ["generate", "run", "--max-new-tokens", 3, "--json", "--prompt-file"]
+    (project / "prompts.txt").write_text("def f(\n\nclass A\n")
+    rows = [json.loads(line) for line in command(*words, "prompts.txt", cwd=project).stdout.splitlines()]
+    assert [row["prompt"] for row in rows] == ["def f(", "class A"]
+    assert_fails(command(*words, "prompts.text", cwd=project), "did you mean prompts.txt?")

@@ -80,3 +80,12 @@ def test_importing_the_package_changes_nothing_of_the_program_that_imports_it(tm
     environment["PYTHONPATH"] = str(ROOT)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert done.stdout.splitlines() == ["{}", "[]", "{}", "{}", "[]"], done.stdout + done.stderr
+
+
+def test_a_line_of_a_runs_log_can_be_read_at_once(monkeypatch):
+    reader, writer = os.pipe()
+    with console(), os.fdopen(writer, "w") as pipe, os.fdopen(reader) as read:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        os.set_blocking(reader, False)
+        logging.getLogger(RUN_LOG).info("step 1")
+        assert read.readline() == "step 1\n"

@@ -154,24 +154,24 @@ def test_parquet_has_sources_too(tmp_path):
 LINES = (as_json(text="x") + b"\n") * 1000
 OTHER_THINGS = {
     "a.jsonl": [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a Git LFS pointer .* git lfs pull"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a pointer of Git LFS, .*git lfs pull"),
         (LINES.decode().encode("utf-16"), "UTF-16 text; convert it to UTF-8"),
         (gzip.compress(LINES), "compressed by gzip; let its name end in .gz"),
         (lzma.compress(LINES), "compressed by xz; let its name end in .xz"),
         (b"PK\x03\x04 not\njson\n", "a zip archive"),
-        (b"<!DOCTYPE html>\n<html>\n", "HTML or XML"),
+        (b"<!DOCTYPE html>\n<html>\n", "a web page, not the file"),
         (b'[\n{"text":\n "x"}\n]\n', "one JSON array; write one object per line"),
         (b'  [{"text": "x"}]', "one JSON array; write one object per line"),
         (b"# a title\n", "line 1 is not JSON: '# a title'; restore or remove it"),
         (b"[" * 100_000, "one JSON array"),
     ],
     "a.jsonl.gz": [
-        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
         (gzip.compress(LINES.decode().encode("utf-16")), "UTF-16 text"),
         (LINES, "cannot be read .*; restore or remove it"),
     ],
     "a.jsonl.zst": [(gzip.compress(LINES), "compressed by gzip")],
-    "a.parquet": [(b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"), (LINES, "cannot be read")],
+    "a.parquet": [(b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"), (LINES, "cannot be read")],
 }
 
 

@@ -238,12 +238,15 @@ def test_a_config_that_we_cannot_follow_is_refused(tmp_path, fields, words):
 
 def test_a_tokenizer_that_the_embedding_cannot_serve_does_not_generate(tmp_path, bpe):
     folder = save(peer(vocab_size=200), tmp_path / "hf", tokenizer=bpe)
-    with pytest.raises(UserError, match="290 ids, but the network 200"):
+    with pytest.raises(
+        UserError,
+        match=r"290 ids, but the network 200; give it the tokenizer .*: codegen-jax convert .* NEW --tokenizer T",
+    ):
         codegen_jax.load(str(folder))
 
 
 def test_a_model_without_a_tokenizer_does_not_generate(tmp_path):
-    with pytest.raises(UserError, match="convert it again with one"):
+    with pytest.raises(UserError, match=r"give it one: codegen-jax convert .* NEW --tokenizer T"):
         codegen_jax.load(str(save(peer(), tmp_path / "hf")))
 
 

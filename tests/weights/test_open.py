@@ -46,7 +46,7 @@ def test_a_hub_id_generates_from_the_cache_without_a_network(tmp_path, bpe, form
         [*command, "someone/absent", *words], env=environment, capture_output=True, text=True, cwd=tmp_path
     )
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
-    assert "someone/absent: neither a folder on this machine nor a model from the hub" in result.stderr
+    assert "someone/absent: neither on this machine nor in the hub's cache" in result.stderr
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
@@ -64,12 +64,6 @@ def test_a_hub_id_may_name_a_revision(tmp_path, monkeypatch, texts, form):
         for read in (open_model, load_tokenizer):
             with pytest.raises(UserError, match=f"^{absent}: "):
                 read(absent)
-
-
-@pytest.mark.parametrize("name", ["no such folder!", "one/two/three", "absent"])
-def test_what_cannot_be_a_hub_id_is_named(name):
-    with pytest.raises(UserError, match="neither a folder on this machine nor a model"):
-        open_model(name)
 
 
 def test_a_folder_that_holds_no_model_says_what_would(tmp_path):
@@ -91,3 +85,38 @@ def test_safetensors_come_before_bin(tmp_path):
     save(peer(), tmp_path, "safetensors")
     torch.save({"wrong": torch.zeros(3)}, tmp_path / "pytorch_model.bin")
     assert open_model(str(tmp_path)).config.n_layer == 2
+
+
+def test_a_bin_file_may_hold_parameters_in_place_of_tensors(tmp_path):
+    model = peer()
+    model.config.save_pretrained(tmp_path)
+    torch.save(dict(model.named_parameters()), tmp_path / "pytorch_model.bin")
+    weights = open_model(str(tmp_path))
+    region = weights.read("embedding", (slice(0, 3), slice(0, 5)))
+    expected = model.transformer.wte.weight.detach()[:3, :5]
+    assert (torch.tensor(region) == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "gpt_neox"}, "gpt_neox, not codegen, and only CodeGen models are read$"),
+        ({"model_type": "gptj"}, "of what convert --to gptj made, give the source"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantized weights, which are not read; give"),
+    ],
+)
+def test_a_model_that_is_not_read_is_named_with_what_to_give(tmp_path, changes, words):
+    save(peer(), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(UserError, match=words):
+        open_model(str(tmp_path))
+
+
+def test_a_file_of_more_than_weights_says_how_to_save_those_alone(tmp_path):
+    peer().config.save_pretrained(tmp_path)
+    torch.save({"model": {"x": torch.zeros(3)}, "step": 3}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(
+        UserError, match=r"model is a dict, not a tensor; save .* torch.save\(model.state_dict\(\), FILE\)"
+    ):
+        open_model(str(tmp_path))

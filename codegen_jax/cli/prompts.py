@@ -1,0 +1,53 @@
+"""Prompts from the command line, from a file or from standard input."""
+
+import argparse
+import json
+import sys
+
+from codegen_jax.cli.arguments import Parser
+from codegen_jax.errors import UserError, require
+from codegen_jax.mistaken_paths import decode, read_text
+
+STANDARD_INPUT = "-"
+
+
+def add_prompts(parser: Parser) -> None:
+    parser.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times")
+    parser.add_argument(
+        "--prompt-file",
+        metavar="FILE",
+        help="for --prompt: a text file with a prompt in each line, or - for standard input, read alike; prompts "
+        'of several lines take a FILE.jsonl, whose lines are "TEXT" or {"prompt": "TEXT"}; blank lines are skipped',
+    )
+
+
+def read_prompts(arguments: argparse.Namespace) -> list[str]:
+    """The prompts that the arguments name, in their order.
+
+    Raises:
+        UserError: for both ways of giving them or neither, or a file that can't be read, has no prompt, or has a line
+            that is none.
+    """
+    prompts, path = arguments.prompt, arguments.prompt_file
+    if path is None:
+        require(prompts is not None, f"prompt: is missing, or --prompt-file; see {arguments.parser.prog} --help")
+        return prompts
+    require(prompts is None, "prompt_file: takes the place of --prompt; leave one of them out")
+    is_input = path == STANDARD_INPUT
+    text = decode("standard input", sys.stdin.buffer.read()) if is_input else read_text(path)
+    lines = [(number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    require(len(lines) > 0, f"{'standard input' if is_input else path}: no prompt in it")
+    if path.endswith(".jsonl"):
+        return [_of_json(f"{path}: line {number}", line) for number, line in lines]
+    return [line for _, line in lines]
+
+
+def _of_json(place: str, line: str) -> str:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{place}: not JSON ({error})") from error
+    prompt = value.get("prompt") if isinstance(value, dict) else value
+    if not isinstance(prompt, str):
+        raise UserError(f'{place}: must be "TEXT" or {{"prompt": "TEXT"}}')
+    return prompt

@@ -1,0 +1,123 @@
+"""What is given for a model and is none: it is named, with what to give instead, and nothing is guessed."""
+
+import shutil
+
+import pytest
+
+from codegen_jax.data.tokenizer import load_tokenizer
+from codegen_jax.errors import UserError
+from codegen_jax.weights.open import open_model
+from tests.peers import peer, save
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "a" * 64 + "\nsize 797365000\n"
+COMMIT = "0" * 40
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, bpe):
+    return save(peer(), tmp_path_factory.mktemp("model") / "model", tokenizer=bpe)
+
+
+def refused(path, load=open_model):
+    with pytest.raises(UserError) as error:
+        load(str(path))
+    assert str(error.value).startswith(f"{path}")
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("above", "model"),
+    [
+        ("", "model"),
+        ("downloads", "downloads/new/model"),
+        ("trainer", "trainer/checkpoint-1000"),
+        ("models--a--b", f"models--a--b/snapshots/{COMMIT}"),
+        ("models--a--b/snapshots", f"models--a--b/snapshots/{COMMIT}"),
+        (".cache/hub", f".cache/hub/models--a--b/snapshots/{COMMIT}"),
+    ],
+)
+@pytest.mark.parametrize("load", [open_model, load_tokenizer])
+def test_of_a_folder_above_a_model_the_model_is_named_and_can_be_given(tmp_path, saved, above, model, load):
+    shutil.copytree(saved, tmp_path / model)
+    if above == "trainer":
+        shutil.copytree(saved, tmp_path / "trainer/checkpoint-500")
+        (tmp_path / "trainer/trainer_state.json").write_text("{}")
+    assert refused(tmp_path / above, load).endswith(f"; give {tmp_path / model}")
+    load(str(tmp_path / model))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_of_a_file_of_a_model_its_folder_is_named(saved, name):
+    assert refused(saved / name).endswith(f"a file, where a folder is read; give {saved}")
+
+
+def test_of_a_folder_within_a_model_the_model_is_named(tmp_path, saved):
+    model = shutil.copytree(saved, tmp_path / "model")
+    (model / "onnx").mkdir()
+    assert refused(model / "onnx").endswith(f"a part of a model; give {model}")
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["adapter_config.json", "adapter_model.safetensors"], "a PEFT adapter"),
+        (["codegen.Q4_K_M.gguf"], "GGUF"),
+        (["flax_model.msgpack"], "Flax weights"),
+        (["flax_model-00001-of-00002.msgpack"], "Flax weights"),
+        (["tf_model.h5"], "TensorFlow weights"),
+        (["config.json", "flax_model.msgpack"], "Flax weights"),
+        (["config.json", "tf_model.h5"], "TensorFlow weights"),
+        (["model.safetensors"], "without their config.json"),
+        (["run.json"], "no whole checkpoint yet; codegen-jax train"),
+        (["manifest.json"], "token files, not a model"),
+        (["tokenizer.json"], "a tokenizer without weights"),
+        ([], "it is empty"),
+        (["a.txt", "b.txt"], "it holds a.txt, b.txt"),
+    ],
+)
+def test_a_folder_of_something_else_is_named(tmp_path, saved, files, words):
+    for name in files:
+        (tmp_path / name).write_text((saved / name).read_text() if name == "config.json" else "{}")
+    assert words in refused(tmp_path)
+
+
+def test_a_clone_without_files_is_named(tmp_path):
+    (tmp_path / ".git").mkdir()
+    assert "git checkout" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "pytorch_model.bin"])
+def test_a_pointer_in_place_of_a_file_is_named_with_its_remedy(tmp_path, saved, name):
+    model = shutil.copytree(saved, tmp_path / "model")
+    if name == "pytorch_model.bin":
+        (model / "model.safetensors").unlink()
+    (model / name).write_text(POINTER)
+    assert f"{model / name}: a pointer of Git LFS" in refused(model)
+
+
+@pytest.mark.parametrize("form", ["sharded safetensors", "sharded bin"])
+def test_a_pointer_in_place_of_a_shard_or_of_their_index_is_named(tmp_path, form):
+    model = save(peer(), tmp_path / "model", form)
+    shard = sorted(model.glob("*-of-*"))[-1]
+    content = shard.read_bytes()
+    shard.write_text(POINTER)
+    assert f"{shard}: a pointer of Git LFS" in refused(model)
+    shard.write_bytes(content)
+    open_model(str(model))
+    (index,) = model.glob("*.index.json")
+    index.write_text(POINTER)
+    assert f"{index}: a pointer of Git LFS" in refused(model)
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "added_tokens.json"])
+def test_a_pointer_in_place_of_a_file_of_gpt2s_tokenizer_is_named(tmp_path, name):
+    for file in ("vocab.json", "merges.txt", "added_tokens.json"):
+        (tmp_path / file).write_text("{}")
+    (tmp_path / name).write_text(POINTER)
+    assert f"{tmp_path / name}: a pointer of Git LFS" in refused(tmp_path, load_tokenizer)
+
+
+def test_a_pointer_in_place_of_jaxformers_weights_is_named(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/0.npz").write_text(POINTER)
+    assert f"{tmp_path / 'model/0.npz'}: a pointer of Git LFS" in refused(tmp_path)
