@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import fsspec
 
 from codegen_jax.errors import UserError, require
+from codegen_jax.hub import refusal
 from codegen_jax.storage import is_remote
 
 HUB = "hub:"
@@ -65,12 +66,16 @@ def list_shards(inputs: list[str]) -> Inputs:
             it is tried as a glob. Hidden files are left; linked folders are followed, each once.
 
     Raises:
-        UserError: for an input that holds no shard, or a file that two inputs name.
+        UserError: for an input that holds no shard, a dataset that the hub does not give, or a file that two inputs
+            name.
     """
     result = Inputs()
     names: dict[str, str] = {}  # by the file that they lead to
     for source in inputs:
         if source.startswith(HUB):
+            name = source.removeprefix(HUB).partition("@")[0]
+            refused = None if Path(name).exists() else refusal(name, "dataset")
+            require(refused is None, f"{HUB}{refused}")
             found = [Found(source, 0)]
         else:
             try:

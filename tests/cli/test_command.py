@@ -70,11 +70,12 @@ def test_prepare_says_what_became_of_the_documents(project):
     (project / "raw.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\nnot json")
     words = ["prepare", "raw.jsonl", "--output", "filtered", "--tokenizer", "tokenizer", "--filters", "code"]
     result = command(*words, "--extensions", ".py", ".md", "--dedup", "exact", cwd=project)
-    assert result.returncode == 0 and result.stderr == "", result.stderr
+    assert result.returncode == 0
+    assert result.stderr == "codegen-jax: filtered: reading 1 .jsonl (0.0 MB)\n"
     *rows, last = result.stdout.splitlines()
     assert [row.split()[0] for row in rows[:3]] == ["source", "unknown", "all"]
     assert rows[3:] == [
-        "dropped, read: 1 not a JSON object",
+        "dropped, read: 1 not JSON, the first in line 4 of raw.jsonl: 'not json'",
         "dropped, code rules: 1 file extension",
         "dropped, dedup: 1 duplicate",
     ]
@@ -202,7 +203,7 @@ def test_every_path_on_the_command_line_may_begin_at_home_and_no_text_does(monke
     assert (arguments.tokenizer, arguments.decontaminate) == ("/data/c", ["/home/me/d"])
     arguments = make_parser().parse_args(["generate", "~/run", "--prompt", "~/$DATA", "--draft", "lookup"])
     assert (arguments.model, arguments.prompt, arguments.draft) == ("/home/me/run", ["~/$DATA"], "lookup")
-    others = {"N", "X", "R", "TEXT", "REGEX", "NAME=VALUE", ".EXT", "SLICE", "VERB", "WHAT", None}
+    others = {"N", "X", "R", "TEXT", "NAME", "REGEX", "NAME=VALUE", ".EXT", "SLICE", "VERB", "WHAT", None}
     assert {action.metavar for action in every_action(make_parser())} - others == PATHS
 
 
@@ -219,7 +220,10 @@ def test_an_unreadable_shard_is_named_by_a_worker_process_too(project, tmp_path)
         shard = write_shard(tmp_path / f"shards/{number}.jsonl.zst", ["x = 1\n" * 1000])
     Path(shard).write_bytes(Path(shard).read_bytes()[:20])
     words = ["prepare", "shards", "--output", "out", "--tokenizer", project / "tokenizer", "--workers", "2"]
-    assert_fails(command(*words, cwd=tmp_path), "shards/1.jsonl.zst", "cannot be read")
+    result = command(*words, cwd=tmp_path)
+    reads, _, result.stderr = result.stderr.partition("\n")
+    assert reads == "codegen-jax: out: reading 2 .jsonl.zst (0.0 MB)"
+    assert_fails(result, "shards/1.jsonl.zst", "cannot be read")
 
 
 def test_words_that_a_verb_does_not_know_are_refused(project):
