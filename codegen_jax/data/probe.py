@@ -3,7 +3,7 @@
 import logging
 
 from codegen_jax.data.tokenizer import END_OF_TEXT, Tokenizer
-from codegen_jax.errors import UserError
+from codegen_jax.errors import UserError, require
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +32,13 @@ def check_tokenizer(tokenizer: Tokenizer) -> None:
     """Encode hard texts as documents and look at what comes back; warn of rare ones that change.
 
     Raises:
-        UserError: if code is changed, or a text has the id that ends documents in it.
+        UserError: if code is changed, no id ends documents, or a text has that id in it.
     """
+    require(
+        tokenizer.eos_id >= 0,
+        "tokenizer: the sentencepiece model has no eos piece, which ends documents; train it with an eos_id, or by "
+        "codegen-jax tokenizer train",
+    )
     changed = []
     for text in (*CODE, *RARE):
         (ids,) = tokenizer.encode_batch([text], special_tokens=False)

@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import fsspec
 import orjson
+from backports import zstd
 
 from codegen_jax.data.inputs import HUB
 from codegen_jax.errors import UserError
@@ -178,7 +180,6 @@ def _records(shard: str, text_field: str | None) -> Iterator[Record]:
     elif shard.endswith(".parquet"):
         yield from _rows(shard, text_field)
     else:
-        # fsspec reads .zst by backports.zstd: several frames, and an error at a frame that is cut short
         with _open(shard, "infer") as file:
             # some files end their lines with CR alone, which JSON has as \r inside its strings
             lines = (part for line in file for part in (line.split(b"\r") if b"\r" in line[:-2] else [line]))
@@ -204,10 +205,18 @@ def _rows(shard: str, text_field: str | None) -> Iterator[Record]:
                 yield Record(number, row, row)
 
 
-def _open(shard: str, compression: str | None) -> Any:
+@contextmanager
+def _open(shard: str, compression: str | None) -> Iterator[Any]:
     """A file to read; fsspec.open would take signs in a name for a glob."""
     files, path = fsspec.core.url_to_fs(shard) if is_remote(shard) else (fsspec.filesystem("file"), shard)
-    return files.open(path, "rb", compression=compression)
+    is_zst = compression == "infer" and shard.endswith(".zst")
+    with ExitStack() as opened:
+        file = opened.enter_context(files.open(path, "rb", compression=None if is_zst else compression))
+        if is_zst:
+            # several frames, an error at one that is cut short, and windows of up to 2 GiB, as of zstd --long=31
+            options = {zstd.DecompressionParameter.window_log_max: 31}
+            file = opened.enter_context(zstd.ZstdFile(file, options=options))
+        yield file
 
 
 def _parse(line: bytes) -> dict[str, Any] | str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from etils import epath
 
-from codegen_jax.errors import UserError, require
+from codegen_jax.errors import UserError
 from codegen_jax.hub import hub_files
 from codegen_jax.mistaken_paths import holds, instead, refuse_stand_in
 from codegen_jax.storage import local_copy
@@ -32,7 +32,7 @@ class Tokenizer(ABC):
 
     Attributes:
         vocab_size: number of ids; a model may have more rows, which are never sampled.
-        eos_id: the id that ends a document.
+        eos_id: the id that ends a document; -1 of a sentencepiece model without one, which can't prepare data.
         fingerprint: equal for tokenizers that encode alike; travels with token files and checkpoints.
     """
 
@@ -134,11 +134,6 @@ class SentencePieceTokenizer(Tokenizer):
         self._model = model
         self._processor = SentencePieceProcessor(model_proto=model)
         self.eos_id = self._processor.eos_id()
-        require(
-            self.eos_id >= 0,
-            "tokenizer: the sentencepiece model has no eos piece, which ends documents; train it with an eos_id, or by "
-            "codegen-jax tokenizer train",
-        )
         self.vocab_size = self._processor.vocab_size()
         self.fingerprint = "sentencepiece-" + hashlib.sha256(model).hexdigest()[:16]
         first_byte = self._processor.piece_to_id("<0x00>")

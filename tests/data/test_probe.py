@@ -47,7 +47,7 @@ def test_a_tokenizer_that_keeps_all_text_is_taken_in_silence(texts, tokenizer, c
 
 def test_a_sentencepiece_model_without_an_eos_is_refused(texts):
     with pytest.raises(UserError, match="no eos piece, which ends documents"):
-        sentencepiece(texts[::4], eos_id=-1)
+        check_tokenizer(sentencepiece(texts[::4], eos_id=-1))
 
 
 def test_an_eos_in_the_middle_of_text_is_refused():

@@ -5,6 +5,7 @@ import lzma
 import fsspec
 import pyarrow
 import pytest
+from backports import zstd
 from pyarrow import parquet
 
 from codegen_jax.data.inputs import list_shards
@@ -29,6 +30,13 @@ def two_frames(path):
     path.write_bytes(b"".join(fsspec.open(half).open().read() for half in halves))
 
 
+def long_window(path):
+    """As `zstd --ultra --long=31` writes it: more than the 128 MiB that readers take by themselves."""
+    options = {zstd.CompressionParameter.window_log: 28}
+    with zstd.ZstdFile(path, "w", options=options) as file:
+        file.write("".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode())
+
+
 def as_parquet(path):
     parquet.write_table(pyarrow.table({"id": range(4), "text": TEXTS}), path)
 
@@ -44,6 +52,7 @@ def as_parquet(path):
         ("a.json.gz", lambda path: write_shard(path, TEXTS)),
         ("a.json", lambda path: write_shard(path, TEXTS)),  # since it is named itself
         ("frames.jsonl.zst", two_frames),  # one-shot decompression stops after the first frame
+        ("long.jsonl.zst", long_window),
         ("a.parquet", as_parquet),
     ],
 )
