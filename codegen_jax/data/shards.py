@@ -214,7 +214,7 @@ def _open(shard: str, compression: str | None) -> Iterator[Any]:
         file = opened.enter_context(files.open(path, "rb", compression=None if is_zst else compression))
         if is_zst:
             # several frames, an error at one that is cut short, and windows of up to 2 GiB, as of zstd --long=31
-            options = {zstd.DecompressionParameter.window_log_max: 31}
+            options = {int(zstd.DecompressionParameter.window_log_max): 31}
             file = opened.enter_context(zstd.ZstdFile(file, options=options))
         yield file
 

@@ -1,9 +1,12 @@
 """The ids of a text's pieces are those of the whole, whatever the tokenizer."""
 
 import pytest
+import tokenizers as hf
+from tokenizers import decoders, models, pre_tokenizers
 
 from codegen_jax.data import cut
 from codegen_jax.data.cut import Cutter
+from codegen_jax.data.tokenizer import END_OF_TEXT, BpeTokenizer
 from tests.data.foreign import FOREIGN
 
 CUT = {  # into at least so many pieces, where there are line ends
@@ -56,6 +59,16 @@ def test_the_ids_of_pieces_are_those_of_the_whole(name, texts, samples):
         assert set(counts.values()) == {1}
     for kind in ("LF", "CRLF", "CR", "one line", "tabs"):
         assert counts[kind] >= CUT.get(name, 1), kind
+
+
+def test_a_text_whose_tokens_hang_on_its_start_is_not_cut():
+    """Pairs of " x" become one id, counted from the start, which no look at the text around a place can see."""
+    bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    vocab = {piece: id for id, piece in enumerate(["x", "\u0120", "\u0120x", "\u0120x\u0120x", END_OF_TEXT])}
+    tokenizer = hf.Tokenizer(models.BPE(vocab, [("\u0120", "x"), ("\u0120x", "\u0120x")]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = bytes_only, decoders.ByteLevel()
+    text = "xx" + " x" * 500
+    assert list(Cutter(BpeTokenizer(tokenizer.to_str())).pieces(text)) == [text]
 
 
 def test_our_tokenizer_is_cut_at_every_kind_of_line_end(tokenizer, samples):
