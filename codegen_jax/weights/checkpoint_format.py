@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 PARAMS, OPTIMIZER, RUN = "params", "optimizer", "run"  # items of a checkpoint
 RUN_RECORD = "metadata"  # Orbax's name for the file of an item that is JSON
+# what TensorStore's errors begin with where stored data is gone, short, changed or does not decode
+LOST = ("NOT_FOUND:", "OUT_OF_RANGE:", "DATA_LOSS:", "FAILED_PRECONDITION:")
 METADATA = "_METADATA"  # of an item of arrays: their names and shapes, as JSON
 CHUNK_BYTES = 128 << 20  # of a parameter on disk, at most: what a conversion holds, and a host reads in vain
 
@@ -153,7 +155,7 @@ def unreadable(path: epath.Path, error: Exception) -> UserError:
     cause: BaseException | None = error
     while cause is not None:
         # TensorStore raises ValueError for all, and begins its text with the name of a status
-        lost = isinstance(cause, ValueError) and str(cause).startswith(("NOT_FOUND:", "OUT_OF_RANGE:", "DATA_LOSS:"))
+        lost = isinstance(cause, ValueError) and str(cause).startswith(LOST)
         if lost or isinstance(cause, FileNotFoundError | json.JSONDecodeError):
             return damaged(path, cause)
         cause = cause.__cause__

@@ -1,5 +1,7 @@
 """Whoever reads a checkpoint's weights notices that they are not what was written."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from codegen_jax.weights.checkpoint_format import Damaged
 from codegen_jax.weights.fingerprint import Regions
 from codegen_jax.weights.open import open_model
 from codegen_jax.weights.run_folder import find_checkpoint
-from tests.harm import change_a_value, forget_fingerprints
+from tests.harm import change_a_value, forget_fingerprints, halve
 from tests.peers import peer, save, tiny_bpe
 from tests.runs import tiny_run
 
@@ -104,6 +106,31 @@ def test_an_embedding_bias_folded_in_is_checked_with_the_embedding(tmp_path, tok
     for name, shape in shapes(fold_embedding_bias(weights).config).items():
         fold_embedding_bias(weights).read(name, tuple(slice(0, size) for size in shape))
     assert not weights.unchecked
+
+
+HARMS = {
+    "removed": Path.unlink,
+    "emptied": lambda file: file.write_bytes(b""),
+    "halved": halve,
+    "zeroed": lambda file: file.write_bytes(bytes(file.stat().st_size)),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_each_file_of_arrays_that_is_harmed_is_damage_or_is_not_read(tmp_path, harm):
+    folder = save(peer(n_layer=2), tmp_path / "hf", tokenizer=tiny_bpe())
+    convert(str(folder), str(tmp_path / "ours"))
+    files = [path.relative_to(tmp_path) for path in (tmp_path / "ours/params").rglob("*") if path.is_file()]
+    found = []
+    for file in files:
+        whole = (tmp_path / file).read_bytes()
+        HARMS[harm](tmp_path / file)
+        try:
+            load_params(open_model(str(tmp_path / "ours")), abstract_params(open_model(str(tmp_path / "ours")).config))
+        except Damaged:
+            found.append(file)
+        (tmp_path / file).write_bytes(whole)
+    assert len(found) > 3 and {file.parts[-2] for file in found} >= {"params", "d"}
 
 
 def test_a_file_that_is_missing_is_damage_and_one_that_cannot_be_read_is_not(converted):
