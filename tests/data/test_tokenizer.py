@@ -7,6 +7,7 @@ import pytest
 from codegen_jax.data.tokenizer import TRUNCATE_BEFORE, WHITESPACE_TOKENS, BpeTokenizer, load_tokenizer
 from codegen_jax.errors import UserError
 from codegen_jax.weights.tokenizer_files import tokenizer_files
+from tests.data.foreign import sentencepiece
 from tests.peers import tiny_bpe
 
 GPT2 = Path(__file__).parents[3] / "shared" / "data" / "tokenizer"
@@ -176,3 +177,32 @@ def test_truncation_is_transformers(tmp_path):
 def test_a_pattern_that_is_no_regular_expression_is_named(tokenizer):
     with pytest.raises(UserError, match=r"'\(' is not a regular expression"):
         tokenizer.decode([], ["("])
+
+
+def test_chance_has_no_part_in_encoding():
+    parts = json.loads(tiny_bpe().files()["tokenizer.json"])
+    parts["model"]["dropout"] = 0.5
+    tokenizer = BpeTokenizer(json.dumps(parts))
+    assert tokenizer.encode("def f(x): return x" * 20) == tiny_bpe().encode("def f(x): return x" * 20)
+    assert tokenizer.fingerprint == tiny_bpe().fingerprint
+
+
+def test_special_tokens_become_their_ids_or_stay_text_as_asked():
+    tokenizer = tiny_bpe()
+    text = "def<|endoftext|>f"
+    as_token, as_text = (tokenizer.encode_batch([text], special_tokens=choice)[0] for choice in (True, False))
+    assert as_token == [*tokenizer.encode("def"), tokenizer.eos_id, *tokenizer.encode("f")] == tokenizer.encode(text)
+    assert tokenizer.eos_id not in as_text and tokenizer.decode(as_text) == text
+
+
+def test_an_eos_that_its_file_does_not_call_special_is_text_in_documents_too():
+    parts = json.loads(tiny_bpe().files()["tokenizer.json"])
+    for token in parts["added_tokens"]:
+        token["special"] = False
+    tokenizer = BpeTokenizer(json.dumps(parts))
+    assert tokenizer.eos_id not in tokenizer.encode_batch(["x<|endoftext|>y"], special_tokens=False)[0]
+
+
+def test_a_sentencepiece_model_without_bytes_writes_no_ids_that_stand_for_none(texts):
+    tokenizer = sentencepiece(texts[::4])
+    assert tokenizer.decode(tokenizer.encode("a\u2581b")) == "a b"
