@@ -162,6 +162,7 @@ class Reader:
         assert code == 0, f"{block.place}: {self.printed}"
 
     def console(self, block: Block) -> None:
+        assert block.text.startswith("$ "), f"{block.place}: no command to run"
         for command, shown in commands(block):
             code, self.printed = self.shell(command)
             assert code == (2 if "codegen-jax: error:" in shown else 0), f"{block.place}: {self.printed}"
@@ -250,23 +251,23 @@ def follow(document: str, folder: Path) -> None:
     reader = Reader(folder, how.replaced)
     for block in blocks(document):
         if block.begins((*how.slow, *how.unrun)):
-            check_words(block)
+            check_words(block, folder)
         else:
             reader.do(block)
 
 
-def check_words(block: Block) -> None:
+def check_words(block: Block, folder: Path) -> None:
     """Of a block that is not run: its programs exist, and take its words."""
     scripts = [command for command, _ in commands(block)] if block.language == "console" else [block.text]
     for line in "\n".join(scripts).replace("\\\n", " ").splitlines() if block.language != "text" else ():
         program, *words = shlex.split(line, comments=True)
         if program != "codegen-jax":
-            assert all((ROOT / word).exists() for word in (program, *words)), f"{block.place}: {line}"
+            assert all((folder / word).exists() for word in (program, *words)), f"{block.place}: {line}"
             continue
         arguments, overrides = make_parser().parse_known_args(words)
         refuse_unknown(overrides, arguments.parser, arguments.takes_fields)
         if arguments.takes_fields:
-            load_config(ROOT / arguments.config, overrides)
+            load_config(folder / arguments.config, overrides)
 
 
 def test_the_readme_can_be_followed(folder):
@@ -285,7 +286,8 @@ def test_the_page_on_training_can_be_followed(folder, token_folder):
 
 def test_the_page_on_finetuning_starts_from_released_weights_and_ends_in_a_folder_for_transformers(folder, texts):
     released = peer(n_positions=2048)
-    save(released, folder / "Salesforce/codegen-350M-mono", tokenizer=tiny_bpe(texts, vocab_size=290))
+    hub_id, tokenizer = "Salesforce/codegen-350M-mono", tiny_bpe(texts, vocab_size=290)
+    save(released, folder / hub_id, "bin", tokenizer, buffers=True)
     follow("docs/finetuning.md", folder)
     losses = [line["loss"] for line in read_metrics(folder / "runs/finetune_350m") if "loss" in line]
     assert losses[0] == pytest.approx(peer_loss(released, folder), rel=1e-5)
