@@ -1,7 +1,6 @@
 """The command as a user types it, in a process of its own."""
 
 import argparse
-import dataclasses
 import json
 import os
 import re
@@ -16,12 +15,11 @@ import yaml
 
 from codegen_jax.cli import make_parser
 from codegen_jax.cli.arguments import PATHS
-from codegen_jax.config import DataConfig
 from codegen_jax.config_file import load_config
 from codegen_jax.training.metrics import read_metrics
 from codegen_jax.weights.run_folder import find_checkpoint
 from tests.conftest import write_shard
-from tests.peers import logits, peer, save
+from tests.peers import peer, save
 from tests.runs import tiny_run
 
 ROOT = Path(__file__).parents[2]
@@ -238,65 +236,6 @@ def test_convert_prints_what_it_made_and_its_proof(project, tmp_path):
     n_params = load_config(project / "run.yaml").model.n_params
     assert made.startswith(f"{tmp_path / 'hf'}: {n_params:,} parameters") and "GiB" in made
     assert proof.startswith("verified: largest difference") and "greedy agreement 100.0%" in proof
-
-
-def test_finetuning_as_in_the_docs_starts_from_released_weights_and_ends_in_a_folder_for_transformers(tmp_path, texts):
-    """docs/finetuning.md on a tiny model that stands in for the released one, and this package as one's own code."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from tests.peers import tiny_bpe
-
-    released = save(peer(n_positions=2048), tmp_path / "released", tokenizer=tiny_bpe(texts, vocab_size=290))
-    subprocess.run(
-        [sys.executable, ROOT / "scripts/code_shards", ROOT / "codegen_jax", tmp_path / "shards"], check=True
-    )
-    for split, shards in (("train", "shards/train"), ("validation", "shards/train/00.jsonl.zst")):
-        words = ["prepare", shards, "--output", f"data/finetune/{split}", "--tokenizer", "released"]
-        result = command(*words, cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
-    sizes = ["--model.n_layer", 2, "--model.n_embd", 32, "--model.n_head", 4, "--model.rotary_dim", 4]
-    sizes += ["--model.vocab_size", 300, "--model.dtype", "float32", "--data.sequence_length", 64]
-    steps = ["--training.steps", 3, "--training.log_every", 1, "--optimizer.learning_rate", 0.01]
-    config = ROOT / "configs/finetune_350m.yaml"
-    result = command("train", config, "--init_from", released, *sizes, *steps, cwd=tmp_path)
-    assert result.returncode == 0 and f"starting from the weights of {released}" in result.stdout, result.stderr
-    lines = read_metrics(tmp_path / "runs/finetune_350m")
-    losses = [line["loss"] for line in lines if "loss" in line]
-    assert losses[0] == pytest.approx(peer_loss(released, tmp_path / "data/finetune/train"), rel=1e-5)
-    result = command("convert", "runs/finetune_350m", "finetuned", "--to", "hf", "--verify", "torch", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "finetuned")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "finetuned")
-    prompt = tokenizer("def f(", return_tensors="pt")
-    prompt_length = prompt["input_ids"].shape[1]
-    theirs = model.generate(**prompt, max_new_tokens=8, do_sample=False, suppress_tokens=list(range(290, 300)))
-    words = ["--prompt", "def f(", "--max-new-tokens", 8, "--temperature", 0, "--json"]
-    ours = json.loads(command("generate", "finetuned", *words, cwd=tmp_path).stdout)
-    new = theirs[0, prompt_length:].tolist()
-    assert ours["token_ids"] == new[: len(ours["token_ids"])] and len(ours["token_ids"]) > 2
-
-
-def peer_loss(folder, tokens):
-    """transformers' loss on the first batch of the run."""
-    import numpy as np
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from codegen_jax.data.batches import Batches
-    from codegen_jax.data.sources import make_order, open_sources
-    from codegen_jax.sharding import make_mesh
-    from codegen_jax.training.step import batch_sharding
-
-    config = load_config(ROOT / "configs/finetune_350m.yaml")
-    data = DataConfig(train=str(tokens), sequence_length=64)
-    sources, _ = open_sources(data)
-    order = make_order(dataclasses.replace(config, data=data), sources)
-    batches = Batches([sources[0].windows], order, batch_sharding(make_mesh(config.mesh)))
-    batch = np.asarray(batches(0))
-    scores = logits(AutoModelForCausalLM.from_pretrained(folder), batch[:, :-1])
-    return torch.nn.functional.cross_entropy(
-        torch.tensor(scores).flatten(0, 1), torch.tensor(batch[:, 1:], dtype=torch.long).flatten()
-    ).item()
 
 
 def test_no_abbreviation_is_taken_and_the_nearest_name_is_suggested(project):

@@ -1,0 +1,338 @@
+"""What the documents tell a reader to type works, in their order and as it is written, but for a table of replacements.
+
+Every block between ``` has a language, which says what becomes of it: `bash` runs; `console` runs, too, and prints what
+is shown, but for numbers; `text` was printed by the block before; `python` runs as a script; a section in `yaml`
+replaces that of the config that the text above it names, in the copy that it names.
+"""
+
+import contextlib
+import dataclasses
+import doctest
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from markdown_it import MarkdownIt
+from tokenizers import ByteLevelBPETokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import codegen_jax
+from codegen_jax.cli import make_parser, refuse_unknown
+from codegen_jax.config import MeshConfig
+from codegen_jax.config_file import dump_config, load_config
+from codegen_jax.data.batches import Batches
+from codegen_jax.data.sources import make_order, open_sources
+from codegen_jax.sharding import make_mesh
+from codegen_jax.training.metrics import read_metrics
+from codegen_jax.training.step import batch_sharding
+from tests.conftest import write_shard
+from tests.peers import logits, peer, save, tiny_bpe
+from tests.processes import free_port
+from tests.runs import tiny_run
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Document:
+    """How a document is followed.
+
+    Attributes:
+        replaced: what is written -> what is run, in all of its blocks.
+        slow: how blocks begin that take more than a minute; scripts/test_slow runs them.
+        unrun: how blocks begin that cannot be run -> why; their words are checked.
+    """
+
+    replaced: dict[str, str] = field(default_factory=dict)
+    slow: tuple[str, ...] = ()
+    unrun: dict[str, str] = field(default_factory=dict)
+
+
+SMALL = (
+    "--model.n_layer 2 --model.n_embd 32 --model.n_head 4 --model.rotary_dim 4 --model.dtype float32 "
+    "--data.sequence_length 64 --training.steps 3 --training.batch_size 8 --training.eval_every 3"
+)
+DOCUMENTS = {
+    "README.md": Document(
+        replaced={
+            "/usr/lib/python3.11": "python3.11",  # a few files
+            "train configs/tiny_cpu.yaml": "train configs/tiny_cpu.yaml --training.steps 5 --training.log_every 1 "
+            "--training.eval_every 5",
+        },
+        slow=("codegen-jax plan", ".venv/bin/python scripts/bench_train"),
+        unrun={
+            "scripts/demo": "the demo has a test of its own below, and scripts/test is what runs this",
+            "    def read(self": "the demo's model wrote it, and writes something else on another machine",
+        },
+    ),
+    "docs/data.md": Document(
+        replaced={
+            "--workers 32": "--workers 1",
+            "train mixture.yaml": f"train mixture.yaml {SMALL} --model.vocab_size 512 --mesh.data 1",
+            "show configs/tiny_cpu.yaml --step 500": "show configs/tiny_cpu.yaml --data.train data/pile/train "
+            "--data.validation data/pile/validation --step 5",
+            "demo/tokens/train": "data/pile/train",
+        },
+        unrun={
+            "codegen-jax prepare pile/train --output data/pile/train --tokenizer gpt2 \\\n": "needs Slurm and Ray",
+        },
+    ),
+    "docs/finetuning.md": Document(
+        replaced={
+            "~/src/my_project": "my_project",
+            "train configs/finetune_350m.yaml": f"train configs/finetune_350m.yaml {SMALL} --model.vocab_size 300",
+        },
+    ),
+    "docs/training.md": Document(
+        replaced={
+            "host0:1234": f"localhost:{free_port()}",
+            "--distributed.num_processes 2": "--distributed.num_processes 1 --training.steps 2",
+            "CONFIG.yaml": "run.yaml",  # six steps
+            "--step 4990": "--step 3",
+            "[[4985,4990]]": "[[3,4]]",
+        },
+    ),
+}
+
+
+LANGUAGES = {".c": "C", ".cpp": "C++", ".go": "Go", ".java": "Java", ".js": "JavaScript", ".py": "Python"}
+
+
+class Block(NamedTuple):
+    """What stands between ```.
+
+    Attributes:
+        place: file and line.
+        above: the document's text up to it.
+    """
+
+    place: str
+    language: str
+    text: str
+    above: str
+
+    def begins(self, beginnings) -> bool:
+        return self.text.removeprefix("$ ").startswith(tuple(beginnings))
+
+
+def blocks(document: str) -> list[Block]:
+    text = (ROOT / document).read_text()
+    lines = text.splitlines()
+    return [
+        Block(f"{document}:{token.map[0] + 1}", token.info, token.content, "\n".join(lines[: token.map[0]]))
+        for token in MarkdownIt().parse(text)
+        if token.type == "fence"
+    ]
+
+
+def commands(block: Block) -> list[tuple[str, str]]:
+    """Each command of a console with what is shown below it."""
+    return re.findall(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", block.text, re.MULTILINE)
+
+
+class Reader:
+    """Someone who does in a folder what a document says."""
+
+    def __init__(self, folder: Path, replaced: dict[str, str], xla_flags: str):
+        self.folder = folder
+        self.replaced = replaced
+        self.xla_flags = xla_flags
+        self.printed = ""  # by the block before
+
+    def do(self, block: Block) -> None:
+        text = block.text
+        for written, run in self.replaced.items():
+            text = text.replace(written, run)
+        ways = {"bash": self.bash, "console": self.console, "text": self.text, "python": self.python, "yaml": self.yaml}
+        assert block.language in ways, f"{block.place}: which of {', '.join(ways)} is this?"
+        ways[block.language](block._replace(text=text))
+
+    def bash(self, block: Block) -> None:
+        code, self.printed = self.shell(block.text)
+        assert code == 0, f"{block.place}: {self.printed}"
+
+    def console(self, block: Block) -> None:
+        assert block.text.startswith("$ "), f"{block.place}: no command to run"
+        for command, shown in commands(block):
+            code, self.printed = self.shell(command)
+            assert code == (2 if "codegen-jax: error:" in shown else 0), f"{block.place}: {self.printed}"
+            assert_like(self.printed, shown, self.folder, block.place)
+
+    def text(self, block: Block) -> None:
+        assert_like(self.printed, f"...\n{block.text}...\n", self.folder, block.place)
+
+    def python(self, block: Block) -> None:
+        with contextlib.chdir(self.folder):
+            exec(compile(block.text, block.place, "exec"), {"__name__": "__main__"})
+
+    def yaml(self, block: Block) -> None:
+        config, copy = re.findall(r"`([\w/]+\.yaml)`", block.above)[-2:]
+        sections = yaml.safe_load((self.folder / config).read_text()) | yaml.safe_load(block.text)
+        (self.folder / copy).write_text(yaml.safe_dump(sections))
+
+    def shell(self, script: str) -> tuple[int, str]:
+        """Exit code, and what comes on a terminal."""
+        environment = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "XLA_FLAGS": self.xla_flags,
+        }
+        words = ["bash", "-euo", "pipefail", "-c", script]
+        done = subprocess.run(
+            words, cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        return done.returncode, done.stdout
+
+
+def assert_like(printed: str, shown: str, folder: Path, place: str) -> None:
+    """A line ... stands for any lines."""
+    printed, shown = shape(printed.replace(str(folder), "/home/me/codegen_jax")), shape(shown)
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    assert doctest.OutputChecker().check_output(shown, printed, flags), f"{place} shows\n{shown}\nbut it is\n{printed}"
+
+
+def shape(text: str) -> str:
+    """Output without what differs between machines, models and data: numbers are N."""
+    text = re.sub(r"^codegen-jax: compiled .*\n", "", text, flags=re.MULTILINE)  # said where it takes over a second
+    text = re.sub(r'"completion": .*', '"completion": ...', text)
+    text = re.sub(r"(-- document \d+\n).*", r"\1", text, flags=re.DOTALL)
+    text = re.sub(r"sentencepiece-\w+", "sentencepiece-N", text)
+    text = re.sub(r"^.*(, \d+ cores, )", r"CPU\1", text, flags=re.MULTILINE)
+    return re.sub(r"\d[\d,.]*(e[+-]\d+)?", "N", text)
+
+
+@pytest.fixture
+def folder(tmp_path, texts) -> Path:
+    """A checkout's root with what a reader has at hand, but small: source files, raw shards, GPT-2's tokenizer."""
+    for name in ("configs", "scripts"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    (tmp_path / ".venv").symlink_to(Path(sys.executable).parents[1])
+    for project in ("python3.11", "my_project"):
+        for number, text in enumerate(texts):
+            package = tmp_path / project / f"package{number}"
+            package.mkdir(parents=True)
+            (package / "module.py").write_text(text)
+            (package / "__init__.py").touch()
+    for split in ("train", "validation"):
+        for corpus in ("pile", "bigpython"):
+            write_shard(tmp_path / corpus / split / "00.jsonl.zst", texts)
+        write_code(tmp_path / "bigquery" / split / "00.jsonl", texts)
+    (tmp_path / "gpt2").mkdir()
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(texts, vocab_size=400, special_tokens=["<|endoftext|>"])
+    tokenizer.save_model(str(tmp_path / "gpt2"))
+    return tmp_path
+
+
+def write_code(shard: Path, texts: list[str]) -> None:
+    """A shard of six languages with a document for each reason to drop one."""
+    shard.parent.mkdir(parents=True)
+    documents = [(f"{number}{list(LANGUAGES)[number % 6]}", text) for number, text in enumerate(texts)]
+    documents += [("wide.go", "x = 1;" * 40), ("long.js", "x\n" * 20 + "y" * 1001), ("again.py", texts[5])]
+    metas = [{"pile_set_name": LANGUAGES[Path(path).suffix], "path": path} for path, _ in documents]
+    lines = [json.dumps({"text": text, "meta": meta}) + "\n" for meta, (_, text) in zip(metas, documents)]
+    shard.write_text("".join(lines))
+
+
+def follow(document: str, folder: Path) -> None:
+    """Do all of a document that takes less than a minute."""
+    how = DOCUMENTS[document]
+    text = "".join(block.text for block in blocks(document))
+    assert all(row in text for row in (*how.replaced, *how.slow, *how.unrun)), "a row of the table is about nothing"
+    one_device = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"  # the last one counts
+    reader = Reader(folder, how.replaced, one_device)
+    for block in blocks(document):
+        if block.begins((*how.slow, *how.unrun)):
+            check_words(block, folder)
+        else:
+            reader.do(block)
+
+
+def check_words(block: Block, folder: Path) -> None:
+    """Of a block that is not run: its programs exist, and take its words."""
+    scripts = [command for command, _ in commands(block)] if block.language == "console" else [block.text]
+    for line in "\n".join(scripts).replace("\\\n", " ").splitlines() if block.language != "text" else ():
+        program, *words = shlex.split(line, comments=True)
+        if program != "codegen-jax":
+            assert all((folder / word).exists() for word in (program, *words)), f"{block.place}: {line}"
+            continue
+        arguments, overrides = make_parser().parse_known_args(words)
+        refuse_unknown(overrides, arguments.parser, arguments.takes_fields)
+        if arguments.takes_fields:
+            load_config(folder / arguments.config, overrides)
+
+
+def test_the_readme_can_be_followed(folder):
+    follow("README.md", folder)
+
+
+def test_the_page_on_data_can_be_followed(folder):
+    follow("docs/data.md", folder)
+
+
+def test_the_page_on_training_can_be_followed(folder, token_folder):
+    (folder / "run.yaml").write_text(dump_config(tiny_run("run", token_folder, mesh=MeshConfig())))
+    follow("docs/training.md", folder)
+    assert [line["step"] for line in read_metrics(folder / "run") if "loss" in line] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_page_on_finetuning_starts_from_released_weights_and_ends_in_a_folder_for_transformers(folder, texts):
+    released = peer(n_positions=2048)
+    hub_id, tokenizer = "Salesforce/codegen-350M-mono", tiny_bpe(texts, vocab_size=290)
+    save(released, folder / hub_id, "bin", tokenizer, buffers=True)
+    follow("docs/finetuning.md", folder)
+    losses = [line["loss"] for line in read_metrics(folder / "runs/finetune_350m") if "loss" in line]
+    assert losses[0] == pytest.approx(peer_loss(released, folder), rel=1e-5)
+    finetuned = folder / "my-codegen"
+    prompt = AutoTokenizer.from_pretrained(finetuned)("def f(", return_tensors="pt")
+    model = AutoModelForCausalLM.from_pretrained(finetuned, dtype=torch.float32)
+    theirs = model.generate(**prompt, max_new_tokens=8, do_sample=False, suppress_tokens=list(range(290, 300)))
+    ours = codegen_jax.load(str(finetuned), dtype="float32")
+    (completion,) = ours.complete(["def f("], max_new_tokens=8, temperature=0)
+    assert len(completion.token_ids) > 2
+    assert completion.token_ids == theirs[0, prompt["input_ids"].shape[1] :].tolist()[: len(completion.token_ids)]
+
+
+def peer_loss(model, folder: Path) -> float:
+    """transformers' loss on the first batch of the run."""
+    config = load_config(folder / "configs/finetune_350m.yaml", SMALL.split())
+    data = dataclasses.replace(config.data, train=str(folder / "data/finetune/train"), validation="")
+    sources, _ = open_sources(data)
+    order = make_order(dataclasses.replace(config, data=data), sources)
+    batch = np.asarray(Batches([sources[0].windows], order, batch_sharding(make_mesh(config.mesh)))(0))
+    scores = torch.tensor(logits(model, batch[:, :-1]))
+    return torch.nn.functional.cross_entropy(scores.flatten(0, 1), torch.tensor(batch[:, 1:]).flatten().long()).item()
+
+
+SLOW = [
+    block for document, how in DOCUMENTS.items() for block in blocks(document) if how.slow and block.begins(how.slow)
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [pytest.param(block, id=block.place) for block in SLOW])
+def test_a_block_that_takes_long_prints_what_is_shown(folder, block):
+    Reader(folder, {}, xla_flags="").do(block)
+
+
+@pytest.mark.slow
+def test_the_demo_ends_in_completions_of_its_prompts(folder):
+    """All but the installation."""
+    (folder / ".venv").unlink()
+    (folder / ".venv/bin").mkdir(parents=True)
+    for name, line in (("python", '[ "$2" = pip ] || exec python "$@"'), ("codegen-jax", 'exec codegen-jax "$@"')):
+        (folder / ".venv/bin" / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / ".venv/bin" / name).chmod(0o755)
+    code, printed = Reader(folder, {}, xla_flags="").shell("scripts/demo")
+    assert code == 0 and "def __init__(self, name" in printed.partition("== completions")[2], printed
