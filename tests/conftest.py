@@ -13,6 +13,7 @@ if os.environ["JAX_PLATFORMS"] == "cpu" and "optimization_level" not in os.envir
     if version("jax").startswith("0.10."):  # XLA aborts on a flag that it does not know, and later ones do not
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 # XLA's collectives on CPUs block a thread of its pool each, and eight devices that have two under way used up its eight
+# (not of the processes that tests start: the more such threads, the likelier one aborts as the interpreter ends)
 os.environ.setdefault("PJRT_NPROC", "32")
 # many tests, and the processes that they start, compile the same few programs
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache/xla")

@@ -48,7 +48,8 @@ def start(config, file: Path, *, count=1, devices=8, pause=0.0, fails_at=(), ref
     """
     file.write_text(yaml.safe_dump(config.to_dict()))
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"  # the last one counts
-    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"} | environment
+    inherited = {name: value for name, value in os.environ.items() if name != "PJRT_NPROC"}  # conftest's, see there
+    environment = inherited | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"} | environment
     words = ["train", str(file)]
     if count > 1:
         address = f"127.0.0.1:{free_port()}"
