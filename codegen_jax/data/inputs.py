@@ -128,7 +128,7 @@ def _walk(root: str) -> Iterator[Found]:
             path = os.path.join(folder, name)
             found = _file(path, SHARD)
             if not found.reason and os.path.realpath(path) in files_seen:
-                found = Found(path, 0, "link(s) to files that are read")
+                found = Found(path, 0, "file(s) that are read by another name")
             files_seen.add(os.path.realpath(path))
             yield found
 

@@ -100,7 +100,7 @@ def test_a_file_that_a_folder_holds_by_two_names_is_read_once(folder):
     (root / "a-latest.jsonl").symlink_to(root / "part.jsonl")
     found = list_shards([str(root)])
     assert sorted(map(os.path.basename, found.shards)) == ["other.jsonl", "part.jsonl"]
-    assert found.left == {"link(s) to files that are read": [f"{root}/a-latest.jsonl"]}
+    assert found.left == {"file(s) that are read by another name": [f"{root}/a-latest.jsonl"]}
 
 
 @pytest.mark.parametrize("second", ["a.jsonl", "../in/a.jsonl", "*.jsonl", "link.jsonl"])
