@@ -79,11 +79,11 @@ def _train(config: RunConfig, clock: Clock) -> None:
         mesh = make_mesh(config.mesh)
         run = resolve(config, mesh)
     with clock.on("state"):
-        initial_weights = find_initial_weights(config)
-        if initial_weights is not None:
-            check_tokenizer(initial_weights, tokenizer, sources[0].files)
+        initial_weights, generation_config = find_initial_weights(config), {}
+        if initial_weights is not None and has_its_ids(initial_weights, tokenizer, sources[0].files):
+            generation_config = initial_weights.generation_config
         data = {source.name: source.files.manifest.identity for source in sources}
-        checkpoints = Checkpoints(config, tokenizer, data)
+        checkpoints = Checkpoints(config, tokenizer, data, generation_config)
 
     with jax.set_mesh(mesh), watch_preemption() as preemption, closing(checkpoints):
         with clock.on("state"):
@@ -144,14 +144,17 @@ def find_initial_weights(config: RunConfig) -> Weights | None:
     return weights
 
 
-def check_tokenizer(weights: Weights, tokenizer: Tokenizer, files: TokenFiles) -> None:
-    """Warn if the ids of a run's token files stand for other text than the weights have learned."""
+def has_its_ids(weights: Weights, tokenizer: Tokenizer, files: TokenFiles) -> bool:
+    """Whether the ids of a run's token files stand for the text that the weights have learned; else it warns."""
     theirs = weights.tokenizer
-    if is_first() and theirs is not None and not tokenizer.extends(theirs):
+    if theirs is None or tokenizer.extends(theirs):
+        return True
+    if is_first():
         log.warning(
             f"init_from: {weights.source} has tokenizer {theirs.fingerprint}, but {files.folder} was made with "
             f"{tokenizer.fingerprint}, whose ids stand for other text; prepare the data with the model's tokenizer"
         )
+    return False
 
 
 def start(run: ResolvedRun, checkpoints: Checkpoints, initial_weights: Weights | None) -> TrainState:

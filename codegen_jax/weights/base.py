@@ -18,6 +18,7 @@ from codegen_jax.config import CodeGenConfig
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.model.codegen import Params, abstract_params, param_axes
 from codegen_jax.weights.fingerprint import fingerprints
+from codegen_jax.weights.generation_config import GenerationConfig
 
 Index = tuple[slice, ...]
 
@@ -30,11 +31,13 @@ class Weights(ABC):
         config: of the network; where the folder does not say what to compute in, dtype is float32 for float32 weights
             and bfloat16 for others.
         tokenizer: None if the folder has none.
+        generation_config: where completions end and how they are padded, if the folder says it; else empty.
         fingerprints: of the parameters by name, where the format has them; else empty.
     """
 
     def __init__(self, source: str, config: CodeGenConfig, tokenizer: Tokenizer | None):
         self.source, self.config, self.tokenizer = source, config, tokenizer
+        self.generation_config: GenerationConfig = {}
         self.fingerprints: dict[str, int] = {}
 
     @abstractmethod
@@ -54,7 +57,7 @@ class FoldedWeights(Weights):
 
     def __init__(self, weights: Weights):
         super().__init__(weights.source, dataclasses.replace(weights.config, embedding_bias=False), weights.tokenizer)
-        self.weights = weights
+        self.weights, self.generation_config = weights, weights.generation_config
 
     def dtype(self, name: str) -> np.dtype:
         return self.weights.dtype(name)

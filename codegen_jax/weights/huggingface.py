@@ -16,13 +16,19 @@ from codegen_jax.data.tokenizer import has_tokenizer, load_tokenizer
 from codegen_jax.errors import UserError, require
 from codegen_jax.mistaken_paths import refuse_stand_in
 from codegen_jax.weights.base import Weights, fold_embedding_bias
+from codegen_jax.weights.generation_config import (
+    CONFIG,
+    GENERATION_CONFIG,
+    default_generation_config,
+    fitted,
+    read_generation_config,
+)
 from codegen_jax.weights.huggingface_layout import MP_NUM, TOP, HuggingFaceWeights, tensor_streams
 from codegen_jax.weights.tensors import Tensor, open_tensors, write_tensors
 from codegen_jax.weights.tokenizer_files import tokenizer_files
 
 log = logging.getLogger(__name__)
 
-EOS_ID = 50256  # of GPT-2's vocabulary
 DEFAULTS: dict[str, Any] = {  # of transformers' CodeGenConfig, for fields that a config.json leaves out
     "n_layer": 28,
     "n_embd": 4096,
@@ -59,11 +65,12 @@ def open_huggingface(folder: Path, mp_num: int | None = None) -> HuggingFaceWeig
     is_table = embedding is not None and len(embedding.shape) == 2
     config = parse_config(folder / "config.json", written, embedding if is_table else None)
     tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
-    eos_id = written.get("eos_token_id")
-    if tokenizer is not None and eos_id != tokenizer.eos_id:
-        log.warning(f"{folder}: config.json says eos_token_id {eos_id}; the tokenizer's {tokenizer.eos_id} is used")
     groups = written.get("mp_num", MP_NUM) if mp_num is None else mp_num
-    return HuggingFaceWeights(tensors, config, groups, tokenizer, str(folder))
+    weights = HuggingFaceWeights(tensors, config, groups, tokenizer, str(folder))
+    weights.generation_config = read_generation_config(folder, written)
+    if tokenizer is not None:
+        weights.generation_config = fitted(weights.generation_config, tokenizer, str(folder))
+    return weights
 
 
 def parse_config(path: Path, written: Mapping[str, Any], embedding: Tensor | None) -> CodeGenConfig:
@@ -130,14 +137,13 @@ def write_huggingface(
     folder.mkdir()
     write_tensors(folder, dict(tensor_streams(weights, None if gptj else mp_num)), progress)
     files = {} if weights.tokenizer is None else tokenizer_files(weights.tokenizer, config.n_positions)
-    eos_id = EOS_ID if weights.tokenizer is None else weights.tokenizer.eos_id
+    said = weights.generation_config or default_generation_config(weights.tokenizer)
     model = {
         "architectures": ["GPTJForCausalLM" if gptj else "CodeGenForCausalLM"],
         "model_type": "gptj" if gptj else "codegen",
         "torch_dtype": weights.dtype("embedding").name,
         "n_ctx": config.n_positions,
-        "bos_token_id": eos_id,
-        "eos_token_id": eos_id,
+        **said[CONFIG],
         **DEFAULTS,
         **{name: getattr(config, name) for name in DEFAULTS.keys() & vars(config).keys()},
     }
@@ -147,7 +153,7 @@ def write_huggingface(
         )
         model["mp_num"] = mp_num
     files["config.json"] = _json(model)
-    files["generation_config.json"] = _json({"bos_token_id": eos_id, "eos_token_id": eos_id})
+    files["generation_config.json"] = _json(said.get(GENERATION_CONFIG, said[CONFIG]))
     for name, content in files.items():
         (folder / name).write_bytes(content)
 

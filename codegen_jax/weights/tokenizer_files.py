@@ -1,17 +1,25 @@
 """Our tokenizers as the files that transformers' AutoTokenizer reads."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from codegen_jax.data.tokenizer import END_OF_TEXT, SentencePieceTokenizer, Tokenizer
+from codegen_jax.data.tokenizer_metadata import parse
+
+CONFIG = "tokenizer_config.json"
+INPUTS = ["input_ids", "attention_mask"]
 
 
 def tokenizer_files(tokenizer: Tokenizer, n_positions: int) -> dict[str, bytes]:
     """Content by file name: tokenizer.json and tokenizer_config.json.
 
     They encode as ours do, but for one habit of transformers: the text of the special token <|endoftext|> becomes its
-    id. A sentencepiece tokenizer's U+2581, which ours keeps as bytes, comes back as a space.
+    id. A sentencepiece tokenizer's U+2581, which ours keeps as bytes, comes back as a space. Those of a Hugging Face
+    folder are that folder's.
     """
+    if CONFIG in tokenizer.metadata:
+        return tokenizer.files() | {CONFIG: _without_token_types(tokenizer.metadata)}
     is_sentencepiece = isinstance(tokenizer, SentencePieceTokenizer)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast" if is_sentencepiece else "CodeGenTokenizer",
@@ -21,7 +29,16 @@ def tokenizer_files(tokenizer: Tokenizer, n_positions: int) -> dict[str, bytes]:
         "model_max_length": n_positions,
     }
     model = _from_sentencepiece(tokenizer) if is_sentencepiece else tokenizer.files()["tokenizer.json"]
-    return {"tokenizer.json": model, "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode()}
+    return {"tokenizer.json": model, CONFIG: (json.dumps(config, indent=2) + "\n").encode()}
+
+
+def _without_token_types(metadata: Mapping[str, bytes]) -> bytes:
+    """The source's file; where it leaves open what the tokenizer returns, it says so, since transformers 4 would give
+    token_type_ids, too, which CodeGen adds to the embedding."""
+    config = parse(metadata, CONFIG)
+    if config.get("tokenizer_class", "").startswith("CodeGenTokenizer") or "model_input_names" in config:
+        return metadata[CONFIG]
+    return (json.dumps(config | {"model_input_names": INPUTS}, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _from_sentencepiece(tokenizer: SentencePieceTokenizer) -> bytes:
@@ -31,19 +48,11 @@ def _from_sentencepiece(tokenizer: SentencePieceTokenizer) -> bytes:
     from tokenizers import Tokenizer as FastTokenizer
     from tokenizers.models import BPE
 
-    (content,) = tokenizer.files().values()
+    content = tokenizer.files()["tokenizer.model"]
     processor: Any = SentencePieceProcessor(model_proto=content)
-    pieces = [processor.id_to_piece(id) for id in range(processor.vocab_size())]
+    pieces = tokenizer.pieces
     vocab = {piece: id for id, piece in enumerate(pieces)}
-    merges: list[tuple[float, int, int, tuple[str, str]]] = []
-    for id, piece in enumerate(pieces):
-        if processor.is_control(id) or processor.is_unknown(id) or processor.is_byte(id):
-            continue
-        for left, right in ((piece[:cut], piece[cut:]) for cut in range(1, len(piece))):
-            if left in vocab and right in vocab:
-                merges.append((-processor.get_score(id), vocab[left], vocab[right], (left, right)))
-    ranked = [pair for *_, pair in sorted(merges)]
-    fast = FastTokenizer(BPE(vocab, ranked, unk_token=pieces[processor.unk_id()], byte_fallback=True))
+    fast = FastTokenizer(BPE(vocab, tokenizer.merges, unk_token=pieces[processor.unk_id()], byte_fallback=True))
     space = SentencePieceTokenizer.SPACE
     fast.normalizer = normalizers.Replace(" ", space)
     fast.decoder = decoders.Sequence([decoders.Replace(space, " "), decoders.ByteFallback(), decoders.Fuse()])
