@@ -126,9 +126,10 @@ class BpeTokenizer(Tokenizer):
         ends = [id for token in (END_OF_TEXT, special.get("eos_token", "")) if (id := to_id(token)) is not None]
         if not ends:
             raise UserError(f"tokenizer.json has no token {END_OF_TEXT}, which ends documents; use a GPT-2 vocabulary")
-        # as transformers has it for those that tokenizer_config.json names
+        # those that tokenizer_config.json names are special, as transformers has it, with the habits of their file
+        added = {token.content: token for token in self._tokenizer.get_added_tokens_decoder().values()}
         known = [token for token in special.values() if to_id(token) is not None]
-        self._tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in known])
+        self._tokenizer.add_special_tokens([added.get(token, AddedToken(token, normalized=False)) for token in known])
         self.eos_id, self.end_ids = ends[0], tuple(dict.fromkeys(ends))
         self.vocab_size = self._tokenizer.get_vocab_size()
 

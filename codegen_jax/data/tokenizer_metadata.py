@@ -9,25 +9,32 @@ from codegen_jax.errors import UserError, require
 
 VOCABULARY = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")  # of slow tokenizers
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
-NAMES = ("tokenizer_config.json", "special_tokens_map.json", *TEMPLATES, *VOCABULARY)
+SAID = ("special_tokens_map.json", "tokenizer_config.json")  # the latter is the newer, and has the last word
+NAMES = (*SAID, *TEMPLATES, *VOCABULARY)
 ROLES = ("eos_token", "pad_token", "bos_token", "unk_token", "sep_token", "cls_token", "mask_token")
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
 def read_metadata(folder: Path) -> dict[str, bytes]:
-    """The files by name; those of `NAMES` that are there."""
-    return {name: (folder / name).read_bytes() for name in NAMES if (folder / name).is_file()}
+    """The files by name; those of `NAMES` that are there.
+
+    Raises:
+        UserError: for one that does not parse.
+    """
+    files = {name: (folder / name).read_bytes() for name in NAMES if (folder / name).is_file()}
+    for name in SAID:
+        try:
+            said = parse(files, name)
+        except ValueError as error:
+            raise UserError(f"{folder / name}: not JSON ({error}); fetch it again") from error
+        require(isinstance(said, dict), f"{folder / name}: a {type(said).__name__}, not an object; fetch it again")
+    return files
 
 
 def special_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
-    """The text of each special token by its role ("eos_token"); of further ones by itself.
-
-    Raises:
-        UserError: for a file that does not parse.
-    """
+    """The text of each special token by its role ("eos_token"); of further ones by itself."""
     found: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):  # the latter is the newer, and has the last word
-        said = parse(files, name)
+    for said in (parse(files, name) for name in SAID):
         for role in ROLES:
             if token := _text(said.get(role)):
                 found[role] = token
@@ -39,14 +46,9 @@ def special_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
     return found
 
 
-def parse(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+def parse(files: Mapping[str, bytes], name: str) -> Any:
     """What a file of these says; nothing if it is not among them."""
-    try:
-        said = json.loads(files.get(name, b"{}"))
-    except ValueError as error:
-        raise UserError(f"{name}: not JSON ({error}); fetch it again") from error
-    require(isinstance(said, dict), f"{name}: a {type(said).__name__}, not an object; fetch it again")
-    return said
+    return json.loads(files.get(name, b"{}"))
 
 
 def _text(token: Any) -> str | None:
