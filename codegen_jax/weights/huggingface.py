@@ -127,17 +127,17 @@ def write_huggingface(
         config.head_dim * config.n_head == config.n_embd,
         f"model.head_dim: {config.head_dim} x {config.n_head} heads is not n_embd, which transformers cannot load",
     )
+    files = {} if weights.tokenizer is None else tokenizer_files(weights.tokenizer, config.n_positions)
     folder.mkdir()
     write_tensors(folder, dict(tensor_streams(weights, None if gptj else mp_num)), progress)
-    files = {} if weights.tokenizer is None else tokenizer_files(weights.tokenizer, config.n_positions)
     eos_id = EOS_ID if weights.tokenizer is None else weights.tokenizer.eos_id
+    special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), eos_id if eos_id >= 0 else None)
     model = {
         "architectures": ["GPTJForCausalLM" if gptj else "CodeGenForCausalLM"],
         "model_type": "gptj" if gptj else "codegen",
         "torch_dtype": weights.dtype("embedding").name,
         "n_ctx": config.n_positions,
-        "bos_token_id": eos_id,
-        "eos_token_id": eos_id,
+        **special,
         **DEFAULTS,
         **{name: getattr(config, name) for name in DEFAULTS.keys() & vars(config).keys()},
     }
@@ -147,7 +147,7 @@ def write_huggingface(
         )
         model["mp_num"] = mp_num
     files["config.json"] = _json(model)
-    files["generation_config.json"] = _json({"bos_token_id": eos_id, "eos_token_id": eos_id})
+    files["generation_config.json"] = _json(special)
     for name, content in files.items():
         (folder / name).write_bytes(content)
 
