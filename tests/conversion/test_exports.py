@@ -89,7 +89,7 @@ class Export:
 
 
 def save_model(folder: Path, tokenizer: Tokenizer) -> None:
-    """A model that writes no ids without tokens, nor bytes that are no text, which each program shows in its own way."""
+    """A model that writes no id without a token, and no bytes that are no text, which programs show in several ways."""
     model = peer(seed=3, vocab_size=ROWS, n_positions=POSITIONS)
     with torch.no_grad():
         model.lm_head.bias[tokenizer.vocab_size :] = -1e4
