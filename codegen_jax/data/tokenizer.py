@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
-from codegen_jax.data.tokenizer_identity import bpe_merges, identity
+from codegen_jax.data.tokenizer_identity import identity
 from codegen_jax.data.tokenizer_metadata import NAMES, VOCABULARY, read_metadata, special_tokens
 from codegen_jax.errors import UserError
 from codegen_jax.hub import hub_files
@@ -203,27 +203,32 @@ class SentencePieceTokenizer(Tokenizer):
         return self._processor.decode([int(id) for id in ids])
 
     def _vocabulary(self) -> tuple[list[str], Sequence[Sequence[str | float]]]:
-        return self.pieces, self.merges or list(zip(self.pieces, self._scores))
+        return self.pieces, self.merges or [(made.piece, made.score) for made in self.proto.pieces]
 
     @cached_property
+    def proto(self) -> Any:
+        """The model as sentencepiece's file format has it."""
+        from sentencepiece import sentencepiece_model_pb2
+
+        return sentencepiece_model_pb2.ModelProto.FromString(self._model)  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
     def pieces(self) -> list[str]:
-        return [self._processor.id_to_piece(id) for id in range(self.vocab_size)]
+        return [piece.piece for piece in self.proto.pieces]
 
     @cached_property
     def merges(self) -> list[tuple[str, str]]:
-        """Of a BPE model, which the file does not list; none of a unigram model."""
-        from sentencepiece import sentencepiece_model_pb2
-
-        protocol: Any = sentencepiece_model_pb2
-        if protocol.ModelProto.FromString(self._model).trainer_spec.model_type != protocol.TrainerSpec.BPE:
+        """Of a BPE model, whose file does not list them: all splits of a piece into two, likeliest piece first; none of
+        a unigram model."""
+        if self.proto.trainer_spec.model_type != self.proto.trainer_spec.BPE:
             return []
-        processor, ids = self._processor, range(self.vocab_size)
-        is_text = [not (processor.is_control(id) or processor.is_unknown(id) or processor.is_byte(id)) for id in ids]
-        return bpe_merges(self.pieces, self._scores, is_text)
-
-    @property
-    def _scores(self) -> list[float]:
-        return [self._processor.get_score(id) for id in range(self.vocab_size)]
+        ids = {piece: id for id, piece in enumerate(self.pieces)}
+        merges: list[tuple[float, int, int, tuple[str, str]]] = []
+        for made in (made for made in self.proto.pieces if made.type == made.NORMAL):
+            for left, right in ((made.piece[:cut], made.piece[cut:]) for cut in range(1, len(made.piece))):
+                if left in ids and right in ids:
+                    merges.append((-made.score, ids[left], ids[right], (left, right)))
+        return [pair for *_, pair in sorted(merges)]
 
     def stands_for_text(self, id: int) -> bool:
         return id < self.vocab_size and not self._processor.is_control(id)

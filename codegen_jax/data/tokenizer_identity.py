@@ -6,10 +6,9 @@ Files don't tell: one vocabulary is a tokenizer.json, or vocab.json and merges.t
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-SPACE = "\u2581"  # as sentencepiece writes it; in a text, transformers' copy of such a model takes it for a space
-# what pre-tokenizers, normalizers and added tokens of many kinds would treat apart; none has a SPACE
+# what pre-tokenizers, normalizers and added tokens of many kinds would treat apart
 PROBES = (
     "def f(x):\n    return x + 1\n\n\n\tif y:\n\t\tpass\n",
     "    indented\n  twice  \n" + " " * 40 + "\n",
@@ -39,24 +38,13 @@ def identity(
         eos_id: that ends documents.
         encode: the ids of documents.
     """
+    plain = lambda piece: piece.replace("\u2581", " ") if isinstance(piece, str) else piece  # as sentencepiece has it
+    pieces, rules = [plain(piece) for piece in pieces], [[plain(part) for part in rule] for rule in rules]
     derived = {"".join(part for part in rule if isinstance(part, str)) for rule in rules}
     # an added token is found before words are made, maybe with the spaces around it: nothing but its use shows how
-    others = [piece for piece in pieces if piece not in derived and SPACE not in piece]
+    others = [piece for piece in pieces if piece not in derived]
     probes = [*PROBES, *(f"a{piece}b {piece} c\n{piece}" for piece in others)]
     digest = hashlib.sha256()
     for part in (pieces, rules, eos_id, encode(probes)):
         digest.update(json.dumps(part).encode())
     return digest.hexdigest()[:16]
-
-
-def bpe_merges(pieces: Sequence[str], scores: Sequence[float], is_text: Iterable[bool]) -> list[tuple[str, str]]:
-    """The merges of a sentencepiece BPE: all splits of a piece into two, likeliest piece first."""
-    ids = {piece: id for id, piece in enumerate(pieces)}
-    merges: list[tuple[float, int, int, tuple[str, str]]] = []
-    for piece, score, text in zip(pieces, scores, is_text, strict=True):
-        if not text:
-            continue
-        for left, right in ((piece[:cut], piece[cut:]) for cut in range(1, len(piece))):
-            if left in ids and right in ids:
-                merges.append((-score, ids[left], ids[right], (left, right)))
-    return [pair for *_, pair in sorted(merges)]

@@ -69,10 +69,17 @@ def end_ids(said: GenerationConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
     return tuple(sorted({*ids_of(values), *tokenizer.end_ids}))
 
 
-def default_generation_config(tokenizer: Tokenizer | None) -> GenerationConfig:
-    """For a model that brings none."""
+def complete(said: GenerationConfig, tokenizer: Tokenizer | None) -> GenerationConfig:
+    """What is written in both files.
+
+    Where a model brings none, or its tokenizer no metadata, bos, eos and padding are the end of a document, so that
+    batches work.
+    """
     eos_id = GPT2_EOS_ID if tokenizer is None else tokenizer.eos_id
-    return {CONFIG: dict.fromkeys(IDS, eos_id), GENERATION_CONFIG: dict.fromkeys(IDS, eos_id)}
+    brings_metadata = bool(said) and (tokenizer is None or bool(tokenizer.metadata))
+    default = {} if brings_metadata else dict.fromkeys(IDS, eos_id if eos_id >= 0 else None)
+    config = said.get(CONFIG, {})
+    return {CONFIG: default | config, GENERATION_CONFIG: default | said.get(GENERATION_CONFIG, config)}
 
 
 GPT2_EOS_ID = 50256

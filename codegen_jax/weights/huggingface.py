@@ -19,7 +19,7 @@ from codegen_jax.weights.base import Weights, fold_embedding_bias
 from codegen_jax.weights.generation_config import (
     CONFIG,
     GENERATION_CONFIG,
-    default_generation_config,
+    complete,
     fitted,
     read_generation_config,
 )
@@ -134,10 +134,10 @@ def write_huggingface(
         config.head_dim * config.n_head == config.n_embd,
         f"model.head_dim: {config.head_dim} x {config.n_head} heads is not n_embd, which transformers cannot load",
     )
+    files = {} if weights.tokenizer is None else tokenizer_files(weights.tokenizer, config.n_positions)
     folder.mkdir()
     write_tensors(folder, dict(tensor_streams(weights, None if gptj else mp_num)), progress)
-    files = {} if weights.tokenizer is None else tokenizer_files(weights.tokenizer, config.n_positions)
-    said = weights.generation_config or default_generation_config(weights.tokenizer)
+    said = complete(weights.generation_config, weights.tokenizer)
     model = {
         "architectures": ["GPTJForCausalLM" if gptj else "CodeGenForCausalLM"],
         "model_type": "gptj" if gptj else "codegen",
@@ -153,7 +153,7 @@ def write_huggingface(
         )
         model["mp_num"] = mp_num
     files["config.json"] = _json(model)
-    files["generation_config.json"] = _json(said.get(GENERATION_CONFIG, said[CONFIG]))
+    files["generation_config.json"] = _json(said[GENERATION_CONFIG])
     for name, content in files.items():
         (folder / name).write_bytes(content)
 
