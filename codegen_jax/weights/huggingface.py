@@ -20,6 +20,8 @@ from codegen_jax.fields import check_type, documentation, in_words
 from codegen_jax.mistaken_paths import refuse_stand_in
 from codegen_jax.weights.base import Weights, fold_embedding_bias
 from codegen_jax.weights.huggingface_layout import LAYER, MP_NUM, TOP, HuggingFaceWeights, tensor_streams
+from codegen_jax.weights.other_programs import QUANTIZED
+from codegen_jax.weights.tensor_names import plain_tensors
 from codegen_jax.weights.tensors import Tensor, open_tensors, write_tensors
 from codegen_jax.weights.tokenizer_files import tokenizer_files
 
@@ -63,7 +65,8 @@ def open_huggingface(folder: Path, mp_num: int | None = None) -> HuggingFaceWeig
     except ValueError as error:
         raise UserError(f"{folder / 'config.json'}: not JSON ({error}); fetch it again") from error
     require(isinstance(written, dict), f"{folder / 'config.json'}: a {type(written).__name__}, not an object")
-    tensors = open_tensors(folder)
+    refuse_other_model(folder / "config.json", written)
+    tensors = plain_tensors(str(folder), open_tensors(folder))
     config = parse_config(folder / "config.json", written, tensors)
     tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
     eos_id = written.get("eos_token_id")
@@ -71,6 +74,16 @@ def open_huggingface(folder: Path, mp_num: int | None = None) -> HuggingFaceWeig
         log.warning(f"{folder}: config.json says eos_token_id {eos_id}; the tokenizer's {tokenizer.eos_id} is used")
     groups = written.get("mp_num", MP_NUM) if mp_num is None else mp_num
     return HuggingFaceWeights(tensors, config, groups, tokenizer, str(folder))
+
+
+def refuse_other_model(path: Path, written: Mapping[str, Any]) -> None:
+    """Raise `UserError` for a config.json that is not of a CodeGen whose weights are floats."""
+    model_type = written.get("model_type")
+    hint = "; of what convert --to gptj made, give the source" if model_type == "gptj" else ""
+    require("model_type" in written, f'{path}: no model_type; of a CodeGen, write "model_type": "codegen" into it')
+    message = f"{path}: model_type is {model_type}, not codegen, and only CodeGen models are read{hint}"
+    require(model_type == "codegen", message)
+    require(not written.get("quantization_config"), f"{path}: {QUANTIZED}")
 
 
 def parse_config(path: Path, written: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CodeGenConfig:
@@ -86,13 +99,6 @@ def parse_config(path: Path, written: Mapping[str, Any], tensors: Mapping[str, T
     Raises:
         UserError: naming the field, for a value that transformers does not take, does not heed, or that is not ours.
     """
-    model_type = written.get("model_type")
-    hint = "; of what convert --to gptj made, give the source" if model_type == "gptj" else ""
-    require("model_type" in written, f'{path}: no model_type; of a CodeGen, write "model_type": "codegen" into it')
-    message = f"{path}: model_type is {model_type}, not codegen, and only CodeGen models are read{hint}"
-    require(model_type == "codegen", message)
-    quantized = written.get("quantization_config")
-    require(not quantized, f"{path}: quantized weights, which are not read; give the model that they were made of")
     names, values = dict[str, str](), dict[str, Any]()
     for name, default in DEFAULTS.items():
         names[name], values[name] = _read_field(path, written, name, default)

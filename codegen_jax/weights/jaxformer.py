@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from codegen_jax.config import CodeGenConfig
-from codegen_jax.errors import UserError, require
+from codegen_jax.errors import UserError, listed, require
 from codegen_jax.mistaken_paths import refuse_stand_in
 from codegen_jax.weights.base import Index, Weights, matrix_shapes
 from codegen_jax.weights.huggingface_layout import MP_NUM, PROJECTIONS, head_groups, rotary_order
@@ -125,7 +125,7 @@ class JaxformerWeights(Weights):
             for name, leaf in self.leaves.items()
             if leaf.shape != shapes[name] or leaf.dtype not in DTYPES.values()
         ]
-        require(not problems, f"{path}: not jaxformer's arrays in their order: {'; '.join(problems)}")
+        require(not problems, f"{path}: not jaxformer's arrays in their order: {listed(problems)}")
 
 
 def _read_heads(path: Path) -> tuple[int, int, int]:

@@ -1,5 +1,7 @@
-"""Weights of other programs, known by their files' names: what they are, and what to do with them."""
+"""Weights of other programs, known by the names of files or tensors: what they are, and what to do with them."""
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 FILES = {
@@ -13,6 +15,24 @@ FILES = {
     "*.onnx": "weights for ONNX, which are not read; give the Hugging Face folder that they were made of",
     "model_index.json": "a diffusers pipeline, which is no CodeGen",
 }
+
+QUANTIZED = "quantized weights, which are not read; give the model that they were made of"
+TENSORS = {  # by a part of their names, between dots
+    r"lora_.*|vera_.*|hada_.*|lokr_.*|b?oft_.*|ia3_l|base_layer|modules_to_save|original_module": "of a PEFT adapter; "
+    "merge it into its model (merge_and_unload) and save that",
+    r"qweight|qzeros|scales|g_idx|SCB|weight_format|absmax|nested_absmax|quant_map|quant_state|W_q|weight_packed|"
+    r"weight_scale": QUANTIZED,
+    r"_?flat_param(_\d+)?": "of FSDP's flattened shards; save the model with StateDictType.FULL_STATE_DICT",
+}
+
+
+def other_tensor(names: Iterable[str]) -> str | None:
+    """The first tensor that is known to be no plain weight, and what it is; None if there is none."""
+    for name in names:
+        for pattern, what in TENSORS.items():
+            if any(re.fullmatch(pattern, part) for part in name.split(".")):
+                return f"{name}: {what}"
+    return None
 
 
 def other_program(path: Path) -> str | None:

@@ -24,7 +24,13 @@ DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F32": np.dtype(np.float32),
 }
-
+UNREAD = {  # only named in messages
+    "F64": np.dtype(np.float64),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "BOOL": np.dtype(np.bool_),
+    **{f"{kind.upper()}{bits}": np.dtype(f"{kind}{bits // 8}") for kind in "iu" for bits in (8, 16, 32, 64)},
+}
 
 STATE_DICT = "; save the model's weights alone: torch.save(model.state_dict(), FILE)"
 
@@ -111,24 +117,29 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, "numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return {
-                name: SafetensorsTensor(path, name, tuple(s.get_shape()), DTYPES.get(s.get_dtype(), np.dtype("V")))
+                name: SafetensorsTensor(path, name, tuple(s.get_shape()), _dtype(s.get_dtype()))
                 for name, s in slices.items()
             }
     except SafetensorError as error:
         raise UserError(f"{path}: truncated or corrupt ({error}); fetch it again") from error
 
 
+def _dtype(code: str | None) -> np.dtype:
+    """By safetensors' code; void for what is not known."""
+    return (DTYPES | UNREAD).get(code or "", np.dtype("V"))
+
+
 def _open_torch(path: Path) -> dict[str, Tensor]:
     import torch
 
-    dtypes = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+    codes = {dtype.name: code for code, dtype in (DTYPES | UNREAD).items()}  # PyTorch's names are NumPy's
     tensors = _load_torch(path)
     for name, value in tensors.items():
         require(
             isinstance(value, torch.Tensor), f"{path}: {name} is a {type(value).__name__}, not a tensor{STATE_DICT}"
         )
     return {
-        name: TorchTensor(path, name, tuple(t.shape), DTYPES.get(dtypes.get(t.dtype, ""), np.dtype("V")))
+        name: TorchTensor(path, name, tuple(t.shape), _dtype(codes.get(str(t.dtype).removeprefix("torch."))))
         for name, t in tensors.items()
     }
 
