@@ -15,7 +15,7 @@ import numpy as np
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 
-from codegen_jax.errors import UserError, require
+from codegen_jax.errors import UserError, listed, require
 from codegen_jax.mistaken_paths import refuse_stand_in
 from codegen_jax.weights.other_programs import other_program
 
@@ -90,26 +90,31 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
             return open_file(folder / name)
         index = folder / f"{name}.index.json"
         if index.exists():
-            return {name: tensor for file in _shards(index) for name, tensor in open_file(file).items()}
+            return _open_shards(index, open_file)
     other = other_program(folder)
     nothing = "no model.safetensors or pytorch_model.bin here, whole or sharded with an index"
     raise UserError(f"{folder}: {other or nothing}")
 
 
-def _shards(index: Path) -> list[Path]:
+def _open_shards(index: Path, open_file: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors that an index names, each from the file that it names; shards may hold others, or stale copies."""
     refuse_stand_in(index)
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        weight_map = {str(name): str(file) for name, file in json.loads(index.read_text())["weight_map"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index}: not an index of shards ({error}); fetch it again") from error
-    for name in names:
+    shards = sorted(set(weight_map.values()))
+    for name in shards:
         require(Path(name).name == name, f"{index}: names {name}, which is not a file beside it")
         require(
             (index.parent / name).is_file(),
             f"{index.parent / name}: this shard of {index.name} is missing; fetch it, too",
         )
         refuse_stand_in(index.parent / name)
-    return [index.parent / name for name in names]
+    opened = {name: open_file(index.parent / name) for name in shards}
+    lacking = [f"{file} has no {name}" for name, file in weight_map.items() if name not in opened[file]]
+    require(not lacking, f"{index}: not the index of these shards: {listed(lacking)}; fetch index and shards again")
+    return {name: opened[file][name] for name, file in weight_map.items()}
 
 
 def _open_safetensors(path: Path) -> dict[str, Tensor]:
