@@ -20,7 +20,7 @@ from codegen_jax.fields import check_type, documentation, in_words
 from codegen_jax.mistaken_paths import refuse_stand_in
 from codegen_jax.weights.base import Weights, fold_embedding_bias
 from codegen_jax.weights.huggingface_layout import LAYER, MP_NUM, TOP, HuggingFaceWeights, tensor_streams
-from codegen_jax.weights.other_programs import QUANTIZED
+from codegen_jax.weights.other_programs import QUANTIZED, other_model, other_program
 from codegen_jax.weights.tensor_names import plain_tensors
 from codegen_jax.weights.tensors import Tensor, open_tensors, write_tensors
 from codegen_jax.weights.tokenizer_files import tokenizer_files
@@ -78,11 +78,10 @@ def open_huggingface(folder: Path, mp_num: int | None = None) -> HuggingFaceWeig
 
 def refuse_other_model(path: Path, written: Mapping[str, Any]) -> None:
     """Raise `UserError` for a config.json that is not of a CodeGen whose weights are floats."""
-    model_type = written.get("model_type")
-    hint = "; of what convert --to gptj made, give the source" if model_type == "gptj" else ""
-    require("model_type" in written, f'{path}: no model_type; of a CodeGen, write "model_type": "codegen" into it')
-    message = f"{path}: model_type is {model_type}, not codegen, and only CodeGen models are read{hint}"
-    require(model_type == "codegen", message)
+    if "model_type" not in written:
+        no_codegen = 'no model_type; of a CodeGen, write "model_type": "codegen" into it'
+        raise UserError(f"{path}: {other_program(path.parent) or no_codegen}")
+    require(written["model_type"] == "codegen", f"{path}: {other_model(written['model_type'])}")
     require(not written.get("quantization_config"), f"{path}: {QUANTIZED}")
 
 
