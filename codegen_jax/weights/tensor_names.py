@@ -14,7 +14,6 @@ WRAPPERS = {  # parts of names, none of which CodeGen's own have: at any depth
     "module",  # DataParallel, DeepSpeed
     "_orig_mod",  # torch.compile
     "_fsdp_wrapped_module",
-    "_fpw_module",  # FSDP of PyTorch 1
     "_checkpoint_wrapped_module",
     "_forward_module",  # Lightning Fabric
 }
