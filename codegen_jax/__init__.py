@@ -20,6 +20,7 @@ def load(
     quantize: Literal["int8"] | None = None,
     mesh: MeshConfig | None = None,
     draft: str | Path | None = None,
+    allow_nonfinite: bool = False,
 ) -> "Generator":
     """Load a model for generation.
 
@@ -32,16 +33,18 @@ def load(
         mesh: devices to spread rows (data) and heads (tensor) over; None: the first device.
         draft: speculate with guesses of "lookup" (in prompt and output), or of another model with the same tokenizer,
             which is loaded in the same way. It changes no token.
+        allow_nonfinite: take weights that hold NaN or infinity, with a warning; their completions mean nothing.
 
     Returns:
         A generator: `load("runs/tiny_cpu").generate("def add(a, b):", max_new_tokens=64)` is the completion as text.
 
     Raises:
-        UserError: if there is no such model, its files are damaged, or an argument is of another type.
+        UserError: if there is no such model, its files are damaged, its weights hold NaN or infinity, or an argument is
+            of another type.
     """
     from codegen_jax.inference.generate import Generator  # importing jax takes a second; the tokenizing workers skip it
 
-    return Generator.load(model, dtype, quantize, mesh, draft)
+    return Generator.load(model, dtype, quantize, mesh, draft, allow_nonfinite)
 
 
 def __getattr__(name: str) -> Any:

@@ -127,7 +127,7 @@ class DataConfig:
         for name, source in self.sources.items():
             check_fields(source, f"data.sources.{name}.")
             check_source_name(name)
-            require(0 < source.weight < float("inf"), f"data.sources.{name}.weight: {source.weight} must be positive")
+            require(source.weight > 0, f"data.sources.{name}.weight: {source.weight} must be positive")
         require(self.sequence_length > 0, f"data.sequence_length: {self.sequence_length} must be positive")
         for pair in self.skip_steps:
             require(

@@ -3,25 +3,30 @@
 import collections.abc
 import dataclasses
 import difflib
+import math
 import types
 from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from codegen_jax.errors import UserError
+from codegen_jax.errors import UserError, require
 
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
 def check_fields(instance: Any, prefix: str = "") -> None:
-    """Raise `UserError` for the first field whose value is not of its type; to be called in `__post_init__`.
+    """Raise `UserError` for the first field whose value is not of its type, or NaN or infinite; to be called in
+    `__post_init__`.
 
     >>> check_fields(OptimizerConfig(learning_rate="fast"), "optimizer.")
     UserError: optimizer.learning_rate: 'fast' must be a number
     """
     hints = get_type_hints(type(instance))
     for field in dataclasses.fields(instance):
-        check_type(prefix + field.name, getattr(instance, field.name), hints[field.name])
+        name, value = prefix + field.name, getattr(instance, field.name)
+        check_type(name, value, hints[field.name])
+        is_fraction = isinstance(value, Real) and not isinstance(value, Integral)
+        require(not is_fraction or math.isfinite(value), f"{name}: {value} must be finite")
 
 
 def check_type(name: str, value: Any, hint: Any) -> None:

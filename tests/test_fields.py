@@ -1,12 +1,14 @@
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import pytest
 
-from codegen_jax.config import CodeGenConfig, MeshConfig
+from codegen_jax.config import CodeGenConfig, MeshConfig, OptimizerConfig
 from codegen_jax.errors import UserError
 from codegen_jax.fields import check_type, did_you_mean, in_words
+from codegen_jax.inference.options import Options
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,16 @@ def test_values_of_another_type_are_refused_in_words(hint, right, wrong, words):
         with pytest.raises(UserError) as error:
             check_type("x", value, hint)
         assert str(error.value) == f"x: {value!r} must be {words}"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float32("nan")])
+def test_a_field_that_is_not_finite_is_refused_by_name(value):
+    with pytest.raises(UserError, match=rf"^optimizer.clip_norm: {value} must be finite$"):
+        OptimizerConfig(1e-3, 1e-4, 2, 4, clip_norm=value)
+    with pytest.raises(UserError, match=rf"^model.layer_norm_epsilon: {value} must be finite$"):
+        CodeGenConfig(2, 32, 4, 4, layer_norm_epsilon=value)
+    with pytest.raises(UserError, match=rf"^temperature: {value} must be finite$"):
+        Options(temperature=value)
 
 
 def test_configs_made_in_python_are_checked_by_field():

@@ -101,6 +101,13 @@ def add_loading(parser: Parser) -> None:
     parser.add_argument(
         "--tensor", type=whole_number, default=1, metavar="N", help="and the heads (default: %(default)s)"
     )
+    add_allow_nonfinite(parser)
+
+
+def add_allow_nonfinite(parser: Parser) -> None:
+    parser.add_argument(
+        "--allow-nonfinite", action="store_true", help="take weights that hold NaN or infinity, with a warning"
+    )
 
 
 def load(arguments: argparse.Namespace, **changes: Any) -> "Generator":
@@ -114,4 +121,5 @@ def load(arguments: argparse.Namespace, **changes: Any) -> "Generator":
         require(value > 0, f"{name}: {value} must be positive")
     use_compilation_cache()
     mesh = None if arguments.data == arguments.tensor == 1 else MeshConfig(arguments.data, 1, arguments.tensor)
-    return Generator.load(**{"model": arguments.model, "dtype": arguments.dtype, "mesh": mesh} | changes)
+    given: dict[str, Any] = {name: getattr(arguments, name) for name in ("model", "dtype", "allow_nonfinite")}
+    return Generator.load(**given, mesh=mesh, **changes)

@@ -2,10 +2,10 @@
 
 import argparse
 import dataclasses
-import json
 from typing import Any
 
 from codegen_jax.cli.arguments import MODEL, add_loading, load, whole_number
+from codegen_jax.strict_json import dumps
 
 
 def add_verbs(verbs: Any) -> None:
@@ -35,7 +35,7 @@ def perplexity(arguments: argparse.Namespace) -> None:
     }
     for name, result in results.items():
         if arguments.json:
-            print(json.dumps({"weights": name} | dataclasses.asdict(result)))
+            print(dumps({"weights": name} | dataclasses.asdict(result)))
         else:
             print(f"{name}: {result}" if quantize else result)
     if quantize and not arguments.json:

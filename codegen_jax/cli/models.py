@@ -2,15 +2,15 @@
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
-from codegen_jax.cli.arguments import MODEL, Parser, add_loading, load, number, whole_number
+from codegen_jax.cli.arguments import MODEL, Parser, add_allow_nonfinite, add_loading, load, number, whole_number
 from codegen_jax.cli.prompts import add_prompts, read_prompts
 from codegen_jax.errors import require
 from codegen_jax.fields import documentation
+from codegen_jax.strict_json import dumps
 
 
 def add_verbs(verbs: Any) -> None:
@@ -37,6 +37,7 @@ def add_verbs(verbs: Any) -> None:
         choices=("numpy", "torch"),
         help="compare with an independent implementation, or with transformers, before the destination appears",
     )
+    add_allow_nonfinite(verb)
     verb.calls(convert)
 
     verb = verbs.add_parser("generate", help="complete prompts")
@@ -94,6 +95,7 @@ def convert(arguments: argparse.Namespace) -> None:
         mp_num=arguments.mp_num,
         tokenizer=tokenizer,
         proof=arguments.proof,
+        allow_nonfinite=arguments.allow_nonfinite,
     )
     print(
         f"{arguments.destination}: {summary.parameters:,} parameters, {summary.nbytes / 1e9:,.2f} GB of "
@@ -129,7 +131,7 @@ def generate(arguments: argparse.Namespace) -> None:
             given = {name: value for name, value in dataclasses.asdict(completion).items() if value is not None}
             if arguments.draft is None:
                 del given["proposed"], given["accepted"]
-            print(json.dumps(given))
+            print(dumps(given))
         else:
             print(completion.prompt + completion.completion)
     if proposed := sum(completion.proposed for completion in completions):

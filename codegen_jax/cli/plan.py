@@ -1,7 +1,6 @@
 """plan: whether a run fits TPUs that are not here, and how fast."""
 
 import argparse
-import json
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -9,6 +8,7 @@ from typing import Any
 
 from codegen_jax.cli.arguments import add_config, read_config, whole_number
 from codegen_jax.errors import report, require
+from codegen_jax.strict_json import dumps
 
 
 def add_verbs(verbs: Any) -> None:
@@ -74,12 +74,12 @@ def make(arguments: argparse.Namespace) -> None:
             max_new_tokens=arguments.max_new_tokens,
             quantize=arguments.quantize,
         )
-        print(json.dumps(decoding.to_dict()) if arguments.json else decoding)
+        print(dumps(decoding.to_dict()) if arguments.json else decoding)
         return
     if arguments.fit:
         config, _ = fit(config, tpu, arguments.slices, lambda line: print(line, file=sys.stderr))
         print(settings(config), file=sys.stderr)
     plan = make_plan(config, tpu, arguments.slices, dump_hlo=arguments.dump_hlo)
-    print(json.dumps(plan.to_dict()) if arguments.json else describe(plan))
+    print(dumps(plan.to_dict()) if arguments.json else describe(plan))
     if arguments.plot:
         plot(plan, arguments.plot)

@@ -23,6 +23,7 @@ from codegen_jax.storage import require_local
 from codegen_jax.weights.base import Index, Weights, fold_embedding_bias, shapes
 from codegen_jax.weights.checkpoint_format import CheckpointWeights
 from codegen_jax.weights.checkpoint_writer import write_checkpoint
+from codegen_jax.weights.finite import is_finite
 from codegen_jax.weights.generation_config import fitted
 from codegen_jax.weights.huggingface import write_huggingface
 from codegen_jax.weights.huggingface_layout import MP_NUM
@@ -55,7 +56,7 @@ class Summary:
 
 
 class CastWeights(Weights):
-    """Weights in another dtype; a value that float16 cannot hold is an error, not inf."""
+    """Weights in another dtype; a value that it cannot hold is an error, not inf."""
 
     def __init__(self, weights: Weights, dtype: np.dtype):
         super().__init__(weights.source, weights.config, weights.tokenizer)
@@ -68,11 +69,14 @@ class CastWeights(Weights):
         region = self.weights.read(name, index)
         with np.errstate(over="ignore"):
             cast = region.astype(self.target, copy=False)
-        if self.target == np.float16 and np.isinf(cast).sum() > np.isinf(region).sum():
+        if not is_finite(cast) and np.isinf(cast).sum() > np.isinf(region).sum():
             layer = f" of layer {index[0].start}" if name.startswith("blocks.") else ""
-            largest = np.abs(region.astype(np.float32)).max()
+            values, limit = np.abs(region.astype(np.float32)), float(ml_dtypes.finfo(self.target).max)
+            largest = values[np.isfinite(values)].max()
+            wider = "bfloat16" if self.target == np.float16 else "float32"
             raise UserError(
-                f"dtype: float16: {name}{layer} in {self.source} reaches {largest:.6g}, beyond 65504; take bfloat16"
+                f"dtype: {self.target.name}: {name}{layer} in {self.source} reaches {largest:.6g}, beyond {limit:.6g}; "
+                f"take {wider}"
             )
         return cast
 
@@ -86,6 +90,7 @@ def convert(
     mp_num: int | None = None,
     tokenizer: Tokenizer | None = None,
     proof: Proof | None = None,
+    allow_nonfinite: bool = False,
 ) -> Summary:
     """Convert a model. The destination appears when all is written and proven; until then there is none.
 
@@ -97,18 +102,24 @@ def convert(
         mp_num: groups in the qkv_proj of a source that is not ours, or else of the destination.
         tokenizer: in place of the source's.
         proof: compare with an independent implementation in NumPy, or with transformers.
+        allow_nonfinite: convert NaN and infinities as they are, with a warning, where they are refused else.
 
     Raises:
-        UserError: for a model or destination that cannot be used, a value beyond float16, or a failed proof.
+        UserError: for a model or destination that cannot be used, weights that are not finite, a value beyond the
+            dtype's range, or a failed proof.
     """
     require(mp_num is None or mp_num > 0, f"mp_num: {mp_num} must be positive")
+    require(
+        proof is None or not allow_nonfinite,
+        "allow_nonfinite: nothing is proven of scores that are not finite; leave it or the proof out",
+    )
     require_local("destination", destination)
     target = Path(destination).absolute()
     require(
         not target.exists() or (target.is_dir() and not any(target.iterdir())),
         f"{destination}: exists and is not an empty folder; choose another destination",
     )
-    opened = open_model(source, mp_num)
+    opened = open_model(source, mp_num, allow_nonfinite=allow_nonfinite)
     if proof is not None:
         check_proof(proof, opened, to)
     weights = fold_embedding_bias(opened)

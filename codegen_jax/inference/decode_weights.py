@@ -56,7 +56,9 @@ def load_weights(weights: Weights, config: CodeGenConfig, mesh: Mesh, quantize: 
         return weights.read(name, (slice(layer, layer + 1), *bounds[1:]))[0]
 
     def place(value: Any, axes: Any, dtype: Any) -> Any:
-        return jax.device_put(np.ascontiguousarray(value).astype(dtype), NamedSharding(mesh, spec(*axes)))
+        with np.errstate(invalid="ignore"):  # of NaN as int8, where it is allowed: the row's scale is NaN, too
+            stored = np.ascontiguousarray(value).astype(dtype)
+        return jax.device_put(stored, NamedSharding(mesh, spec(*axes)))
 
     return _arrange(read, place, config, mesh.shape["tensor"], quantize, np)
 

@@ -140,6 +140,7 @@ class Generator:
         quantize: Quantize = None,
         mesh: MeshConfig | None = None,
         draft: str | Path | None = None,
+        allow_nonfinite: bool = False,
     ) -> "Generator":
         """Read a model, named as in `open_model`; arguments as in `codegen_jax.load`."""
         for name, value, hint in (
@@ -148,9 +149,10 @@ class Generator:
             ("quantize", quantize, Quantize),
             ("mesh", mesh, MeshConfig | None),
             ("draft", draft, str | Path | None),
+            ("allow_nonfinite", allow_nonfinite, bool),
         ):
             check_type(name, value, hint)
-        weights = open_model(str(model))
+        weights = open_model(str(model), allow_nonfinite=allow_nonfinite)
         config = _of_decoding(weights.config, dtype)
         tokenizer = weights.tokenizer
         if tokenizer is None:
@@ -161,7 +163,11 @@ class Generator:
             f"tokenizer that it was trained with: codegen-jax convert {model} NEW --tokenizer T",
         )
         devices = make_mesh(mesh) if mesh else make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-        guesser = None if draft is None or draft == "lookup" else cls.load(draft, dtype, quantize, mesh)
+        guesser = (
+            None
+            if draft is None or draft == "lookup"
+            else cls.load(draft, dtype, quantize, mesh, allow_nonfinite=allow_nonfinite)
+        )
         arranged = load_weights(weights, config, devices, quantize)
         ends = end_ids(weights.generation_config, tokenizer)
         return cls(config, arranged, tokenizer, devices, draft=guesser or ("lookup" if draft else None), end_ids=ends)

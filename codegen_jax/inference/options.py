@@ -1,7 +1,6 @@
 """The options of completions, declared once: checked here, and turned into flags, signatures and traced scalars."""
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -70,16 +69,13 @@ class Options(Sampling):
         check_fields(self)
         require(self.max_new_tokens > 0, f"max_new_tokens: {self.max_new_tokens} must be positive")
         require(
-            self.temperature == 0 or 1e-6 <= self.temperature < math.inf,
-            f"temperature: {self.temperature} must be 0, or from 0.000001 on and finite",
+            self.temperature == 0 or self.temperature >= 1e-6,
+            f"temperature: {self.temperature} must be 0, or from 0.000001 on",
         )
         require(0 < self.top_p <= 1, f"top_p: {self.top_p} must be above 0 and at most 1")
         require(self.top_k >= 0, f"top_k: {self.top_k} must not be negative; 0 keeps all")
         require(0 <= self.min_p <= 1, f"min_p: {self.min_p} must be in [0, 1]")
-        require(
-            0 < self.repetition_penalty < math.inf,
-            f"repetition_penalty: {self.repetition_penalty} must be positive and finite",
-        )
+        require(self.repetition_penalty > 0, f"repetition_penalty: {self.repetition_penalty} must be positive")
         require(self.num_samples > 0, f"num_samples: {self.num_samples} must be positive")
         require(self.logprobs is None or self.logprobs >= 0, f"logprobs: {self.logprobs} must not be negative")
         require(self.num_guesses > 0, f"num_guesses: {self.num_guesses} must be positive")

@@ -60,7 +60,7 @@ def claim(folder: epath.Path, record: dict[str, Any]) -> IO[str] | None:
                 )
     folder.mkdir(parents=True, exist_ok=True)
     lock = _lock(folder)
-    write_whole(path, json.dumps(record, indent=2) + "\n")
+    write_whole(path, json.dumps(record, indent=2, allow_nan=False) + "\n")
     return lock
 
 

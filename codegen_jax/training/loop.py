@@ -78,16 +78,20 @@ def _train(config: RunConfig, clock: Clock) -> None:
             use_compilation_cache()
         mesh = make_mesh(config.mesh)
         run = resolve(config, mesh)
-    with clock.on("state"):
-        initial_weights, generation_config = find_initial_weights(config), {}
-        if initial_weights is not None and has_its_ids(initial_weights, tokenizer, sources[0].files):
-            generation_config = initial_weights.generation_config
-        data = {source.name: source.files.manifest.identity for source in sources}
-        checkpoints = Checkpoints(config, tokenizer, data, generation_config)
-
-    with jax.set_mesh(mesh), watch_preemption() as preemption, closing(checkpoints):
+    with jax.set_mesh(mesh), watch_preemption() as preemption, ExitStack() as opened:
         with clock.on("state"):
-            state = start(run, checkpoints, initial_weights)
+            initial_params, generation_config = None, {}
+            initial_weights = find_initial_weights(config)
+            if initial_weights is not None:
+                if has_its_ids(initial_weights, tokenizer, sources[0].files):
+                    generation_config = initial_weights.generation_config
+                say(f"starting from the weights of {initial_weights.source}")
+                # before the output folder is touched: damage or NaN may come to light
+                initial_params = load_params(initial_weights, abstract_state(run).params)
+            data = {source.name: source.files.manifest.identity for source in sources}
+            checkpoints = opened.enter_context(closing(Checkpoints(config, tokenizer, data, generation_config)))
+            state = start(run, checkpoints, initial_params)
+            del initial_params  # the state has its own
         first = int(state.step)
         announce(run, sources, first)
         records = Records(config.output) if is_first() else None
@@ -157,16 +161,10 @@ def has_its_ids(weights: Weights, tokenizer: Tokenizer, files: TokenFiles) -> bo
     return False
 
 
-def start(run: ResolvedRun, checkpoints: Checkpoints, initial_weights: Weights | None) -> TrainState:
-    """The first state: 1. the run's own newest checkpoint, 2. the weights of init_from, 3. random."""
-    abstract = abstract_state(run)
-    state = checkpoints.restore(abstract)
-    if state is not None:
-        return state
-    if initial_weights is not None:
-        say(f"starting from the weights of {initial_weights.source}")
-        return init_state(run, load_params(initial_weights, abstract.params))
-    return init_state(run)
+def start(run: ResolvedRun, checkpoints: Checkpoints, initial_params: Params | None) -> TrainState:
+    """The first state: 1. the run's own newest checkpoint, 2. of these parameters, 3. random."""
+    state = checkpoints.restore(abstract_state(run))
+    return init_state(run, initial_params) if state is None else state
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """Where a run's numbers go: metrics.jsonl, samples.jsonl, TensorBoard and Weights & Biases."""
 
-import json
 import math
 import time
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from tensorboardX.summary import scalar, text
 from codegen_jax.config import RunConfig
 from codegen_jax.errors import require
 from codegen_jax.storage import write_whole
+from codegen_jax.strict_json import dumps, loads
 from codegen_jax.training.records import METRICS, SAMPLES, forgiven
 
 
@@ -36,12 +36,11 @@ class MetricsLog:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Numbers of a step; one that is not finite is null in JSON and is not given to TensorBoard."""
-        plain = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with forgiven(self.path):
-            self.file.write(json.dumps({"step": step, **plain}) + "\n")
+            self.file.write(dumps({"step": step, **values}) + "\n")
         with forgiven(self.path.with_name("tensorboard")):
-            for name, value in plain.items():
-                if value is not None:  # of one that is not finite tensorboardX warns, at each step
+            for name, value in values.items():
+                if math.isfinite(value):  # of one that is not finite tensorboardX warns, at each step
                     self._event(step, summary=scalar(name, value))
             self.tensorboard.flush()
         if self.wandb:
@@ -51,7 +50,7 @@ class MetricsLog:
         """Completions by prompt."""
         with forgiven(self.path.with_name(SAMPLES)):
             for prompt, completion in samples.items():
-                self.samples.write(json.dumps({"step": step, "prompt": prompt, "completion": completion}) + "\n")
+                self.samples.write(dumps({"step": step, "prompt": prompt, "completion": completion}) + "\n")
                 self._event(step, summary=text(prompt, f"```\n{prompt}{completion}\n```"))
 
     def close(self) -> None:
@@ -84,14 +83,14 @@ def start_wandb(config: RunConfig, folder: str | Path) -> Any:
 def go_on_with(path: Path, first_step: int) -> TextIO:
     """Open a file of JSON lines to append to, without its lines of later steps."""
     kept = [line for line in read_lines(path) if line["step"] <= first_step]
-    write_whole(epath.Path(path), "".join(json.dumps(line) + "\n" for line in kept))
+    write_whole(epath.Path(path), "".join(dumps(line) + "\n" for line in kept))
     return path.open("a", buffering=1)  # what could not be written stays in a buffer and is tried with the next line
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a file of JSON lines, if there is one; a last line that a kill cut short does not count."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
+    return [loads(line) for line in lines if line.endswith("}\n")]
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ so a host reads just what its devices hold, and a conversion never holds more th
 
 import dataclasses
 import itertools
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cache
@@ -16,9 +17,13 @@ from jax.sharding import SingleDeviceSharding
 
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.data.tokenizer import Tokenizer
+from codegen_jax.errors import UserError
 from codegen_jax.model.codegen import Params, abstract_params, param_axes
 from codegen_jax.weights.fingerprint import fingerprints
+from codegen_jax.weights.finite import is_finite, what_is_not_finite
 from codegen_jax.weights.generation_config import GenerationConfig
+
+log = logging.getLogger(__name__)
 
 Index = tuple[slice, ...]
 
@@ -50,6 +55,50 @@ class Weights(ABC):
 
     def check(self, found: dict[str, int]) -> None:  # noqa: B027
         """Raise `UserError` if these fingerprints of parameters are not those that were written."""
+
+
+class StoredWeights(Weights):
+    """Weights in files. A region that holds NaN or infinity is refused as it is read: one such weight makes scores NaN.
+
+    Attributes:
+        allow_nonfinite: give it all the same; the first such region is warned of.
+    """
+
+    allow_nonfinite = False
+    has_warned = False
+
+    @abstractmethod
+    def read_stored(self, name: str, index: Index) -> np.ndarray:
+        """As `read`, unchecked."""
+
+    def stored_name(self, name: str, layer: int | None) -> str:
+        """What the files call a parameter, or one of its layers."""
+        return name if layer is None else f"{name} of layer {layer}"
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        """As the base class says.
+
+        Raises:
+            UserError: for NaN or infinity.
+        """
+        region = self.read_stored(name, index)
+        if not self.has_warned and not is_finite(region):
+            self._tell_not_finite(name, index, region)
+        return region
+
+    def _tell_not_finite(self, name: str, index: Index, region: np.ndarray) -> None:
+        layer = None
+        if name.startswith("blocks."):
+            place = next(place for place, values in enumerate(region) if not is_finite(values))
+            layer, region = index[0].start + place, region[place]
+        found = f"{self.source}: {self.stored_name(name, layer)} holds {what_is_not_finite(region)}"
+        if not self.allow_nonfinite:
+            raise UserError(
+                f"{found}: the run that made it diverged, or the file is damaged; take an earlier checkpoint or fetch "
+                "it again (to look at it as it is: --allow-nonfinite of generate, convert and evaluate)"
+            )
+        self.has_warned = True
+        log.warning(f"{found}; it is taken as it is, and what is made with it means nothing")
 
 
 class FoldedWeights(Weights):

@@ -29,7 +29,7 @@ from codegen_jax.data.tokenizer import Tokenizer, load_tokenizer
 from codegen_jax.errors import UserError
 from codegen_jax.model.codegen import Params
 from codegen_jax.storage import is_remote
-from codegen_jax.weights.base import Index, Weights, dotted, shapes
+from codegen_jax.weights.base import Index, StoredWeights, dotted, shapes
 from codegen_jax.weights.fingerprint import Regions
 from codegen_jax.weights.generation_config import GenerationConfig
 
@@ -180,7 +180,7 @@ def _line(reason: object) -> str:
     return (str(reason) or type(reason).__name__).splitlines()[0][:200]
 
 
-class CheckpointWeights(Weights):
+class CheckpointWeights(StoredWeights):
     """One checkpoint's parameters; each is checked as soon as all of its regions have been read.
 
     Raises:
@@ -214,7 +214,7 @@ class CheckpointWeights(Weights):
     def dtype(self, name: str) -> np.dtype:
         return self.arrays[name].dtype.numpy_dtype
 
-    def read(self, name: str, index: Index) -> np.ndarray:
+    def read_stored(self, name: str, index: Index) -> np.ndarray:
         try:
             region = self.arrays[name][index].read().result()
         except ValueError as error:

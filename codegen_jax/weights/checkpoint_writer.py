@@ -59,7 +59,7 @@ def write_checkpoint(weights: Weights, folder: Path, progress: Callable[[int], o
     if handler.failure is not None:
         shutil.rmtree(folder)
         raise handler.failure
-    (folder / RUN / RUN_RECORD).write_text(json.dumps(record))  # again: the fingerprints are known now
+    (folder / RUN / RUN_RECORD).write_text(json.dumps(record, allow_nan=False))  # again: the fingerprints are known now
 
 
 @dataclasses.dataclass(frozen=True)

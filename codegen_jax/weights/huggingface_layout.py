@@ -14,7 +14,7 @@ import numpy as np
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import listed, require
-from codegen_jax.weights.base import Index, Weights, matrix_shapes, shapes
+from codegen_jax.weights.base import Index, StoredWeights, Weights, matrix_shapes, shapes
 from codegen_jax.weights.other_programs import QUANTIZED
 from codegen_jax.weights.tensors import DTYPES, Tensor, TensorStream
 
@@ -75,7 +75,7 @@ def transpose_into(target: np.ndarray, source: np.ndarray) -> None:
         target[:, start : start + 64] = source[start : start + 64].T
 
 
-class HuggingFaceWeights(Weights):
+class HuggingFaceWeights(StoredWeights):
     """The state dict of a CodeGenForCausalLM.
 
     Args:
@@ -110,7 +110,7 @@ class HuggingFaceWeights(Weights):
         found = {self._layer(i, name).dtype for i in range(self.config.n_layer)}
         return found.pop() if len(found) == 1 else np.dtype(np.float32)
 
-    def read(self, name: str, index: Index) -> np.ndarray:
+    def read_stored(self, name: str, index: Index) -> np.ndarray:
         region = np.empty([s.stop - s.start for s in index], self.dtype(name))
         if name == "head":
             transpose_into(region, self.tensors[TOP[name]][index[::-1]])
@@ -121,8 +121,11 @@ class HuggingFaceWeights(Weights):
                 self._read_layer(name, self._layer(layer, name), index[1:], region[place])
         return region
 
+    def stored_name(self, name: str, layer: int | None) -> str:
+        return TOP[name] if layer is None else f"transformer.h.{layer}.{LAYER[name]}"
+
     def _layer(self, layer: int, name: str) -> Tensor:
-        return self.tensors[f"transformer.h.{layer}.{LAYER[name]}"]
+        return self.tensors[self.stored_name(name, layer)]
 
     def _read_layer(self, name: str, tensor: Tensor, index: Index, region: np.ndarray) -> None:
         K = self.config.head_dim

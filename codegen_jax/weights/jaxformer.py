@@ -19,7 +19,7 @@ from codegen_jax.config import CodeGenConfig
 from codegen_jax.errors import UserError, listed, require
 from codegen_jax.fields import check_type
 from codegen_jax.mistaken_paths import refuse_stand_in
-from codegen_jax.weights.base import Index, Weights, matrix_shapes
+from codegen_jax.weights.base import Index, StoredWeights, matrix_shapes
 from codegen_jax.weights.huggingface_layout import MP_NUM, PROJECTIONS, head_groups, rotary_order
 from codegen_jax.weights.tensors import DTYPES
 
@@ -37,7 +37,7 @@ def is_jaxformer(folder: Path) -> bool:
     return (folder / WEIGHTS).exists()
 
 
-class JaxformerWeights(Weights):
+class JaxformerWeights(StoredWeights):
     """One checkpoint of jaxformer.
 
     Args:
@@ -66,7 +66,7 @@ class JaxformerWeights(Weights):
     def dtype(self, name: str) -> np.dtype:
         return self._leaf(name).dtype
 
-    def read(self, name: str, index: Index) -> np.ndarray:
+    def read_stored(self, name: str, index: Index) -> np.ndarray:
         leaf, config = self._leaf(name), self.config
         if name in PROJECTIONS:
             L, D, H, K = index
@@ -83,6 +83,10 @@ class JaxformerWeights(Weights):
             region_LHKD = leaf[L, channels, D].reshape(L.stop - L.start, -1, config.head_dim, D.stop - D.start)
             return region_LHKD[:, :, K]
         return leaf[index]
+
+    def stored_name(self, name: str, layer: int | None) -> str:
+        described = f"{self._leaf(name).name} ({'qkv' if name in PROJECTIONS else name})"
+        return described if layer is None else f"{described} of layer {layer}"
 
     def _leaf(self, name: str) -> "NpzArray":
         return self.leaves["qkv" if name in PROJECTIONS else name]

@@ -4,7 +4,7 @@ from codegen_jax.config import CodeGenConfig
 from codegen_jax.errors import UserError
 from codegen_jax.hub import hub_files
 from codegen_jax.storage import local_copy
-from codegen_jax.weights.base import Weights
+from codegen_jax.weights.base import StoredWeights
 from codegen_jax.weights.checkpoint_format import CheckpointWeights
 from codegen_jax.weights.huggingface import open_huggingface
 from codegen_jax.weights.jaxformer import JaxformerWeights, is_jaxformer
@@ -12,7 +12,9 @@ from codegen_jax.weights.not_a_model import what_it_is
 from codegen_jax.weights.run_folder import find_checkpoint
 
 
-def open_model(model: str, mp_num: int | None = None, config: CodeGenConfig | None = None) -> Weights:
+def open_model(
+    model: str, mp_num: int | None = None, config: CodeGenConfig | None = None, allow_nonfinite: bool = False
+) -> StoredWeights:
     """Find a model; nothing but headers is read yet.
 
     Args:
@@ -22,10 +24,17 @@ def open_model(model: str, mp_num: int | None = None, config: CodeGenConfig | No
         mp_num: groups of query, value and key in Hugging Face and jaxformer weights; None takes config.json's mp_num,
             or 4.
         config: of the network, for jaxformer weights, which do not tell their heads.
+        allow_nonfinite: read NaN and infinities, with a warning, where they are refused else.
 
     Raises:
         UserError: if there is no such model, or its files are damaged.
     """
+    weights = _open(model, mp_num, config)
+    weights.allow_nonfinite = allow_nonfinite
+    return weights
+
+
+def _open(model: str, mp_num: int | None, config: CodeGenConfig | None) -> StoredWeights:
     checkpoint = find_checkpoint(model)
     if checkpoint is not None:
         return CheckpointWeights(checkpoint)

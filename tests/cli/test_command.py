@@ -16,11 +16,13 @@ import yaml
 from codegen_jax.cli import make_parser
 from codegen_jax.cli.arguments import PATHS
 from codegen_jax.config_file import load_config
+from codegen_jax.data.tokenizer import load_tokenizer
 from codegen_jax.training.metrics import read_metrics
 from codegen_jax.weights.run_folder import find_checkpoint
 from tests.conftest import write_shard
 from tests.peers import peer, save
 from tests.runs import tiny_run
+from tests.test_strict_json import strictly
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,6 +118,23 @@ def test_generate_streams_guesses_and_keeps_logprobs(project):
     row = json.loads(command(*words, "--logprobs", 2, "--json", cwd=project).stdout)
     assert len(row["logprobs"]) == len(row["top_logprobs"]) == len(row["token_ids"])
     assert all(len(top) == 2 for top in row["top_logprobs"])
+
+
+def test_what_is_made_with_weights_that_are_not_finite_is_json_all_the_same(project, tmp_path):
+    model = peer(vocab_size=512)
+    model.lm_head.bias.data[7] = float("nan")
+    folder = save(model, tmp_path / "model", tokenizer=load_tokenizer(project / "tokenizer"))
+    words = ["--json", "--allow-nonfinite"]
+    options = ["--prompt", "def f(", "--max-new-tokens", 2, "--logprobs", 1]
+    generated = command("generate", folder, *options, *words, cwd=project)
+    assert strictly(generated.stdout)["logprobs"] == [None, None]
+    evaluated = command("evaluate", folder, "perplexity", "tokens", "--max-windows", 1, *words, cwd=project)
+    assert strictly(evaluated.stdout) | {"tokens": 0} == {
+        "weights": "whole", "tokens": 0, "loss": None, "perplexity": None, "bits_per_byte": None,
+    }  # fmt: skip
+    assert all("lm_head.bias holds nan; it is taken as it is" in result.stderr for result in (generated, evaluated))
+    refused = command("generate", folder, *options, "--json", cwd=project)
+    assert refused.returncode == 2 and "lm_head.bias holds nan: " in refused.stderr and not refused.stdout
 
 
 def test_evaluate_prints_the_perplexity_and_what_int8_adds(project):

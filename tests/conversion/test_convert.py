@@ -44,6 +44,13 @@ def test_a_value_beyond_float16_is_named_and_nothing_is_written(tmp_path):
     convert(str(tmp_path / "hf"), str(tmp_path / "out"), dtype="bfloat16")
 
 
+def test_a_value_beyond_bfloat16_is_named_too(tmp_path):
+    model = peer()
+    model.lm_head.weight.data[2, 3] = -3.4e38  # float32 goes up to 3.403e38, bfloat16 to 3.390e38
+    with pytest.raises(UserError, match=r"^dtype: bfloat16: head in .* 3.4e\+38, beyond 3.38953e\+38; take float32$"):
+        convert(str(save(model, tmp_path / "hf")), str(tmp_path / "out"), dtype="bfloat16")
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_cast_rounds_once_to_the_nearest(tmp_path, dtype):
     model = peer()

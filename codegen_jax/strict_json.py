@@ -1,0 +1,23 @@
+"""JSON that every parser reads, where Python's own writes and reads NaN and Infinity: here these are null."""
+
+import json
+import math
+from typing import Any
+
+
+def dumps(value: Any, indent: int | None = None) -> str:
+    """A value of dicts, lists, tuples and plain values as JSON; null for each number that is not finite."""
+    return json.dumps(_with_null(value), indent=indent, allow_nan=False)
+
+
+def loads(text: str | bytes) -> Any:
+    """What JSON says; NaN and Infinity, which older versions wrote, are None like null."""
+    return json.loads(text, parse_constant=lambda _: None)
+
+
+def _with_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
