@@ -117,3 +117,11 @@ def test_a_preparation_of_before_goes_on(tmp_path, texts, tokenizer):
     with pytest.raises(UserError, match="unfinished preparation with other tokenizer"):
         prepare([shard], str(tmp_path / "other"), tokenizer)
     assert prepare([shard], str(tmp_path / "former"), tokenizer).tokens > 0
+
+
+@pytest.mark.parametrize("name", ["Llama's sentencepiece"])
+def test_models_of_others_end_documents_in_their_exports_as_they_do(tmp_path, texts, name):
+    tokenizer = FOREIGN[name](texts[::4])
+    again = exported(tokenizer, tmp_path / "hf")
+    assert again.fingerprint == tokenizer.fingerprint
+    assert (again.eos_id, again.end_ids) == (tokenizer.eos_id, tokenizer.end_ids)

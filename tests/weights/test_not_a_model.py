@@ -111,6 +111,12 @@ def test_a_whole_model_is_read_whatever_else_lies_beside_it(tmp_path, saved):
     assert open_model(str(model)).config.n_layer == 2
 
 
+def test_an_adapter_beside_a_whole_model_is_not_passed_over(tmp_path, saved):
+    model = shutil.copytree(saved, tmp_path / "model")
+    (model / "adapter_config.json").write_text("{}")
+    assert "a PEFT adapter beside it, which transformers would apply; merge the two" in refused(model)
+
+
 def test_a_clone_without_files_is_named(tmp_path):
     (tmp_path / ".git").mkdir()
     assert "git checkout" in refused(tmp_path)
