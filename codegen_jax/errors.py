@@ -6,6 +6,7 @@ package handles them as it likes.
 
 import logging
 import signal
+from collections.abc import Sequence
 
 log = logging.getLogger("codegen_jax")
 
@@ -61,6 +62,11 @@ def require(condition: bool, message: str) -> None:
     """Raise `UserError(message)` unless the condition holds."""
     if not condition:
         raise UserError(message)
+
+
+def listed(items: Sequence[str], most: int = 5) -> str:
+    """Items for a message, such as problems: the first few, and how many more there are."""
+    return "; ".join(items[:most]) + (f"; and {len(items) - most} more" if len(items) > most else "")
 
 
 def require_seed(name: str, seed: int) -> None:

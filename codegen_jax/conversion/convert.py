@@ -24,6 +24,7 @@ from codegen_jax.weights.base import Index, Weights, fold_embedding_bias, shapes
 from codegen_jax.weights.checkpoint_format import CheckpointWeights
 from codegen_jax.weights.checkpoint_writer import write_checkpoint
 from codegen_jax.weights.finite import is_finite
+from codegen_jax.weights.generation_config import fitted
 from codegen_jax.weights.huggingface import write_huggingface
 from codegen_jax.weights.huggingface_layout import MP_NUM
 from codegen_jax.weights.open import open_model
@@ -59,7 +60,7 @@ class CastWeights(Weights):
 
     def __init__(self, weights: Weights, dtype: np.dtype):
         super().__init__(weights.source, weights.config, weights.tokenizer)
-        self.weights, self.target = weights, dtype
+        self.weights, self.target, self.generation_config = weights, dtype, weights.generation_config
 
     def dtype(self, name: str) -> np.dtype:
         return self.target
@@ -128,7 +129,9 @@ def convert(
         if weights.tokenizer is not None and not tokenizer.extends(weights.tokenizer):
             ours, theirs = tokenizer.fingerprint, weights.tokenizer.fingerprint
             log.warning(f"tokenizer: {ours}: its ids stand for other text than those of {source}'s own, {theirs}")
+            weights.generation_config = {}
         weights.tokenizer = tokenizer
+        weights.generation_config = fitted(weights.generation_config, tokenizer, source)
     if weights.tokenizer is None:
         log.warning(f"{source} has no tokenizer; give it one, or {destination} cannot generate from text")
     elif weights.tokenizer.vocab_size > weights.config.vocab_size:

@@ -1,26 +1,88 @@
 """A second implementation of the forward pass, in NumPy on a format's own tensors, to prove conversions with.
 
 It shares no code with model/ or weights/ and keeps the original layout: q, v, k in mp_num groups of channels, rotary
-pairs interleaved. Written from the authors' modules.py and modeling_codegen.py. float32, one layer in memory.
+pairs interleaved. Written from the authors' modules.py and modeling_codegen.py. float32, one layer in memory. Sizes are
+read here a second time, too, since not all of them show in scores: n_positions never does.
 
 Axes: B batch, T time, D width, V vocabulary.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from codegen_jax.config import CodeGenConfig
-
 Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The sizes of a network by our config's names, each from shapes where they tell it, else from config.json."""
+
+    n_layer: int
+    n_embd: int
+    n_head: int
+    head_dim: int
+    n_inner: int
+    rotary_dim: int
+    n_positions: int
+    layer_norm_epsilon: float
+    vocab_size: int
+
+
+def transformers_architecture(folder: Path, tensors: Mapping[str, Any]) -> Architecture:
+    """Of a folder of CodeGenForCausalLM or GPTJForCausalLM, whose configs have the same names and defaults."""
+    written = json.loads((folder / "config.json").read_text())
+
+    def field(default: Any, *names: str) -> Any:
+        return next((written[name] for name in names if name in written), default)
+
+    n_head = field(16, "n_head", "num_attention_heads")
+    vocab_size, n_embd = tensors["transformer.wte.weight"].shape
+    return Architecture(
+        n_layer=len({name.split(".")[2] for name in tensors if name.startswith("transformer.h.")}),
+        n_embd=n_embd,
+        n_head=n_head,
+        head_dim=tensors["transformer.h.0.attn.out_proj.weight"].shape[1] // n_head,
+        n_inner=tensors["transformer.h.0.mlp.fc_in.weight"].shape[0],
+        rotary_dim=field(64, "rotary_dim"),
+        n_positions=field(2048, "n_positions", "max_position_embeddings"),
+        layer_norm_epsilon=field(1e-5, "layer_norm_epsilon"),
+        vocab_size=vocab_size,
+    )
+
+
+def jaxformer_architecture(folder: Path, arrays: Sequence[Any]) -> Architecture:
+    """Of a jaxformer checkpoint: heads from config.json, in it or beside it, or else as the authors published them."""
+    files = [path for path in (folder / "config.json", folder.parent / "config.json") if path.exists()]
+    vocab_size, n_embd = arrays[1].shape
+    n_layer, attended, _ = arrays[6].shape
+    if files:
+        written = json.loads(files[0].read_text())
+        n_head, rotary_dim = written["model_heads"], written["model_pe_rotary_dims"]
+    else:  # 350M has 64 channels per head and rotates half of them; 2B has 80; 6B and 16B have 256
+        n_head = attended // {1024: 64, 2048: 128, 2560: 80, 4096: 256, 6144: 256}[n_embd]
+        rotary_dim = 32 if n_embd == 1024 else 64
+    return Architecture(
+        n_layer=n_layer,
+        n_embd=n_embd,
+        n_head=n_head,
+        head_dim=attended // n_head,
+        n_inner=arrays[9].shape[2],
+        rotary_dim=rotary_dim,
+        n_positions=2048,  # of every model that the authors trained; their configs do not limit it
+        layer_norm_epsilon=1e-5,  # Haiku's
+        vocab_size=vocab_size,
+    )
 
 
 class Original(Protocol):
     """A model in its own layout; kernels come out as [in, out], float32."""
 
-    config: CodeGenConfig
+    config: Architecture
     mp_num: int
 
     @property
@@ -48,7 +110,7 @@ def logits(model: Original, tokens_BT: np.ndarray) -> np.ndarray:
     return np.concatenate(blocks, axis=-1) + w["head_bias"]
 
 
-def block(x: np.ndarray, w: Arrays, config: CodeGenConfig, mp_num: int) -> np.ndarray:
+def block(x: np.ndarray, w: Arrays, config: Architecture, mp_num: int) -> np.ndarray:
     h = layer_norm(x, w["ln_scale"], w["ln_bias"], config.layer_norm_epsilon)
     x = x + attention(h, w["qkv"], config, mp_num) @ w["out"]
     return x + gelu_new(h @ w["fc_in"] + w["fc_in_bias"]) @ w["fc_out"] + w["fc_out_bias"]
@@ -64,7 +126,7 @@ def gelu_new(x: np.ndarray) -> np.ndarray:
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-def attention(h: np.ndarray, qkv: np.ndarray, config: CodeGenConfig, mp_num: int) -> np.ndarray:
+def attention(h: np.ndarray, qkv: np.ndarray, config: Architecture, mp_num: int) -> np.ndarray:
     """Heads' outputs [B, T, heads * head_dim], before the output projection."""
     B, T, _ = h.shape
     channels = config.n_head // mp_num * config.head_dim
@@ -100,7 +162,7 @@ class TransformersOriginal:
     """The tensors of CodeGenForCausalLM or GPTJForCausalLM."""
 
     tensors: Mapping[str, Any]
-    config: CodeGenConfig
+    config: Architecture
     mp_num: int
 
     @property
@@ -143,7 +205,7 @@ class JaxformerOriginal:
     """The 14 arrays of a jaxformer checkpoint, in their order."""
 
     arrays: list[Any]
-    config: CodeGenConfig
+    config: Architecture
     mp_num: int
 
     @property

@@ -18,7 +18,7 @@ from scipy.special import log_softmax
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.conversion import reference
 from codegen_jax.data.tokenizer import Tokenizer
-from codegen_jax.errors import UserError, require
+from codegen_jax.errors import UserError, listed, require
 from codegen_jax.model.codegen import CodeGen, Params, abstract_params, module
 from codegen_jax.weights.base import Index, Weights, load_params
 from codegen_jax.weights.checkpoint_format import CheckpointWeights
@@ -90,19 +90,30 @@ def verify(proof: Proof, opened: Weights, written: Path, to: str) -> Agreement:
     GPT-J, which our code does not read. Our network runs on the other of the two.
 
     Raises:
-        UserError: above tolerance.
+        UserError: above tolerance, or for a size in config.json that a second reader finds otherwise.
     """
     if to == "gptj":
         ours, folder = opened, str(written)
-        original = reference.TransformersOriginal(open_tensors(written), opened.config, mp_num=1)
+        tensors = open_tensors(written)
+        original = reference.TransformersOriginal(
+            tensors, reference.transformers_architecture(written, tensors), mp_num=1
+        )
     elif isinstance(opened, CheckpointWeights):
         ours, folder = opened, str(written)
         original = original_of(open_model(folder))
     else:
         ours, folder = open_model(str(written)), opened.source
         original = original_of(opened)
+    if not isinstance(opened, CheckpointWeights):
+        check_reading(opened.source, opened.config, original_of(opened).config)
+    check_reading(folder, ours.config, original.config)
     tokens_BT, n_text = sequences(ours.config, ours.tokenizer)
-    theirs_BTV = transformers_logits(folder, tokens_BT) if proof == "torch" else reference.logits(original, tokens_BT)
+    if proof == "torch":
+        model = load_transformers(folder)
+        check_reading(folder, ours.config, architecture_of(model.config))
+        theirs_BTV = transformers_logits(model, tokens_BT)
+    else:
+        theirs_BTV = reference.logits(original, tokens_BT)
     agreement = compare(our_logits(ours, tokens_BT), theirs_BTV, tokens_BT[0, :n_text])
     is_folded = opened.config.embedding_bias and original.dtype != np.float32
     is_rounded = is_folded or ours.dtype("embedding") != original.dtype
@@ -115,11 +126,21 @@ def verify(proof: Proof, opened: Weights, written: Path, to: str) -> Agreement:
 
 
 def original_of(weights: Weights) -> reference.Original:
-    """The second implementation on the tensors that these weights are read from."""
+    """The second implementation on the tensors that these weights are read from, with sizes that it reads itself."""
+    folder = Path(weights.source)
     if isinstance(weights, JaxformerWeights):
-        return reference.JaxformerOriginal(list(weights.leaves.values()), weights.config, weights.mp_num)
+        arrays = list(weights.leaves.values())
+        return reference.JaxformerOriginal(arrays, reference.jaxformer_architecture(folder, arrays), weights.mp_num)
     assert isinstance(weights, HuggingFaceWeights)
-    return reference.TransformersOriginal(weights.tensors, weights.config, weights.mp_num)
+    architecture = reference.transformers_architecture(folder, weights.tensors)
+    return reference.TransformersOriginal(weights.tensors, architecture, weights.mp_num)
+
+
+def check_reading(folder: str, config: CodeGenConfig, second: reference.Architecture) -> None:
+    """Raise `UserError` for a field that a second reader of a folder finds otherwise than our config of it has it."""
+    for name, found in vars(second).items():
+        ours = getattr(config, name)
+        require(ours == found, f"proof: {name} is {ours} to us, but {found} by a second reading of {folder}")
 
 
 def sequences(config: CodeGenConfig, tokenizer: Tokenizer | None) -> tuple[np.ndarray, int]:
@@ -169,12 +190,36 @@ def our_logits(weights: Weights, tokens_BT: np.ndarray) -> np.ndarray:
     return np.asarray(run(scores, {"ln_f", "head", "head_bias"}, x_BTD))
 
 
-def transformers_logits(folder: str, tokens_BT: np.ndarray) -> np.ndarray:
-    """float32 scores [B, T, V] of the model that transformers makes of a folder."""
+def load_transformers(folder: str) -> Any:
+    """The model that transformers makes of a folder, in float32."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    except Exception as error:  # whatever the checks of its configs, PyTorch or safetensors raise
+        text = " ".join(str(error).split())[:300]
+        raise UserError(f"proof: torch: transformers does not load {folder} ({text}); take numpy") from error
+    model, information = loaded
+    missing = sorted(information["missing_keys"])
+    require(not missing, f"proof: torch: transformers finds no {listed(missing)} in {folder}; take numpy")
+    return model.eval()
+
+
+def architecture_of(config: Any) -> reference.Architecture:
+    """The sizes in transformers' own config of a CodeGen or GPT-J."""
+    derived = {
+        "head_dim": config.n_embd // config.n_head,
+        "n_inner": 4 * config.n_embd if config.n_inner is None else config.n_inner,
+    }
+    names = [field.name for field in dataclasses.fields(reference.Architecture) if field.name not in derived]
+    return reference.Architecture(**{name: getattr(config, name) for name in names}, **derived)
+
+
+def transformers_logits(model: Any, tokens_BT: np.ndarray) -> np.ndarray:
+    """float32 scores [B, T, V] of a model of transformers."""
+    import torch
+
     with torch.no_grad():
         return model(torch.tensor(tokens_BT)).logits.numpy()
 

@@ -124,7 +124,7 @@ def prepare(
         "text_field": text_field,
         "special_tokens": special_tokens,
     }
-    shards = _claim(folder, {"tokenizer": tokenizer.fingerprint, "seed": seed, **rules}, found.shards)
+    shards = _claim(folder, tokenizer, {"seed": seed, **rules}, found.shards)
     log.info(f"{output}: {found}")
     tokenizer.save(folder / "tokenizer")
 
@@ -156,21 +156,21 @@ def prepare(
     return Manifest.load(folder) if done else None
 
 
-def _claim(folder: Path, arguments: dict[str, Any], shards: list[str]) -> list[str]:
+def _claim(folder: Path, tokenizer: Tokenizer, arguments: dict[str, Any], shards: list[str]) -> list[str]:
     """Take a folder for a preparation with these arguments; refuse one that holds anything else.
 
     Returns:
         The shards by the number of their task: of a preparation that goes on, those that it began with, and "" for each
         that is gone since.
     """
-    record = folder / "logs" / "arguments.json"
+    record, arguments = folder / "logs" / "arguments.json", {"tokenizer": tokenizer.fingerprint, **arguments}
     removed: list[int] = []
     if (folder / MANIFEST).exists():
         raise UserError(f"output: {folder}: already holds token files; remove it or choose another folder")
     if record.exists():
         held = json.loads(record.read_text())
         for name, value in arguments.items():
-            if held.get(name) != value:
+            if held.get(name) != value and not (name == "tokenizer" and tokenizer.is_named(held[name])):
                 raise UserError(f"output: {folder}: an unfinished preparation with other {name}; remove it")
         began: list[str] = held["sources"]
         removed = [rank for rank, shard in enumerate(began) if shard not in shards]

@@ -3,7 +3,7 @@
 import logging
 
 from codegen_jax.data.tokenizer import END_OF_TEXT, Tokenizer
-from codegen_jax.errors import UserError, require
+from codegen_jax.errors import UserError, listed, require
 
 log = logging.getLogger(__name__)
 
@@ -54,4 +54,4 @@ def check_tokenizer(tokenizer: Tokenizer) -> None:
             )
         changed.append(f"{text!r} comes back as {back!r}")
     if changed:
-        log.warning(f"the tokenizer changes text, and the model will learn it so: {'; '.join(changed)}")
+        log.warning(f"the tokenizer changes text, and the model will learn it so: {listed(changed)}")

@@ -46,13 +46,14 @@ def open_sources(config: DataConfig) -> tuple[list[Source], Tokenizer]:
         if validation is not None:
             Windows(validation, config.sequence_length)
     first = sources[0].files
+    tokenizer = first.tokenizer()
     for files in (files for source in sources for files in (source.files, source.validation) if files is not None):
         require(
-            files.manifest.tokenizer == first.manifest.tokenizer,
+            files.are_of(tokenizer),
             f"{files.folder} was made with tokenizer {files.manifest.tokenizer}, {first.folder} with "
             f"{first.manifest.tokenizer}; prepare all of a run's data with one tokenizer",
         )
-    return sources, first.tokenizer()
+    return sources, tokenizer
 
 
 def make_order(config: RunConfig, sources: list[Source]) -> Order:

@@ -4,13 +4,15 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
+from codegen_jax.data.tokenizer_identity import identity
+from codegen_jax.data.tokenizer_metadata import NAMES, VOCABULARY, read_metadata, special_tokens
 from codegen_jax.errors import UserError
 from codegen_jax.hub import hub_files
 from codegen_jax.mistaken_paths import holds, instead, refuse_stand_in
@@ -33,12 +35,29 @@ class Tokenizer(ABC):
     Attributes:
         vocab_size: number of ids; a model may have more rows, which are never sampled.
         eos_id: the id that ends a document; -1 of a sentencepiece model without one, which can't prepare data.
-        fingerprint: equal for tokenizers that encode alike; travels with token files and checkpoints.
+        end_ids: ids that end a completion: eos_id, and that of the eos_token which the metadata name.
+        metadata: files beside it that say more than the ids, such as a chat template; see tokenizer_metadata.py.
+        former_fingerprint: a hash of its file, which was the fingerprint until November 2026.
     """
 
     vocab_size: int
     eos_id: int
-    fingerprint: str
+    end_ids: tuple[int, ...]
+    metadata: Mapping[str, bytes]
+    former_fingerprint: str
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal for tokenizers that encode alike; travels with token files and checkpoints."""
+        return identity(*self._vocabulary(), self.eos_id, lambda texts: self.encode_batch(texts, special_tokens=False))
+
+    @abstractmethod
+    def _vocabulary(self) -> tuple[list[str], Sequence[Sequence[str | float]]]:
+        """The piece of each id, and the rules by which pieces come to be, see `identity`."""
+
+    def is_named(self, fingerprint: str) -> bool:
+        """Whether a manifest or checkpoint that names this fingerprint means this tokenizer."""
+        return fingerprint in (self.fingerprint, self.former_fingerprint)
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
@@ -61,11 +80,17 @@ class Tokenizer(ABC):
     def _decode(self, ids: Sequence[int]) -> str: ...
 
     @abstractmethod
+    def stands_for_text(self, id: int) -> bool:
+        """Whether an id is of the vocabulary and no token apart, such as one that ends a turn."""
+
+    @abstractmethod
     def files(self) -> dict[str, bytes]:
-        """The tokenizer as files by name, for a folder that `load_tokenizer` reads."""
+        """The tokenizer and its metadata as files by name, for a folder that `load_tokenizer` reads."""
 
     def extends(self, other: "Tokenizer") -> bool:
         """Whether each id that another tokenizer writes for a text means it here, too, as NL's do in Multi's."""
+        if other.fingerprint == self.fingerprint:
+            return True
         if other.vocab_size > self.vocab_size or other.eos_id != self.eos_id:
             return False
         texts = {id: other._decode([id]) for id in range(other.vocab_size) if id != self.eos_id}
@@ -82,7 +107,7 @@ class Tokenizer(ABC):
 class BpeTokenizer(Tokenizer):
     """A model of the `tokenizers` library: GPT-2's vocabulary, with or without the whitespace tokens."""
 
-    def __init__(self, tokenizer_json: str, whitespace_tokens: bool = False):
+    def __init__(self, tokenizer_json: str, whitespace_tokens: bool = False, metadata: Mapping[str, bytes] = {}):
         from tokenizers import AddedToken
         from tokenizers import Tokenizer as FastTokenizer
 
@@ -91,14 +116,28 @@ class BpeTokenizer(Tokenizer):
         self._tokenizer.no_truncation()
         if getattr(self._tokenizer.model, "dropout", None):
             self._tokenizer.model.dropout = None  # of merges, by chance: the same text would get other ids
+        self._json, self.metadata = tokenizer_json, metadata
         if whitespace_tokens:
             self._tokenizer.add_tokens([AddedToken(token, normalized=False) for token in WHITESPACE_TOKENS])
-        eos_id = self._tokenizer.token_to_id(END_OF_TEXT)
-        if eos_id is None:
+            self._json = self._tokenizer.to_str()
+            self.metadata = {name: content for name, content in metadata.items() if name not in VOCABULARY}
+        self.former_fingerprint = "bpe-" + hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()[:16]
+        special, to_id = special_tokens(metadata), self._tokenizer.token_to_id
+        ends = [id for token in (END_OF_TEXT, special.get("eos_token", "")) if (id := to_id(token)) is not None]
+        if not ends:
             raise UserError(f"tokenizer.json has no token {END_OF_TEXT}, which ends documents; use a GPT-2 vocabulary")
-        self.eos_id = eos_id
+        # those that tokenizer_config.json names are special, as transformers has it, with the habits of their file
+        added = {token.content: token for token in self._tokenizer.get_added_tokens_decoder().values()}
+        known = [token for token in special.values() if to_id(token) is not None]
+        self._tokenizer.add_special_tokens([added.get(token, AddedToken(token, normalized=False)) for token in known])
+        self.eos_id, self.end_ids = ends[0], tuple(dict.fromkeys(ends))
         self.vocab_size = self._tokenizer.get_vocab_size()
-        self.fingerprint = "bpe-" + hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()[:16]
+
+    def _vocabulary(self) -> tuple[list[str], Sequence[Sequence[str | float]]]:
+        model = json.loads(self._tokenizer.to_str())["model"]
+        pieces = [self._tokenizer.id_to_token(id) or "" for id in range(self.vocab_size)]
+        scored = model["vocab"] if isinstance(model["vocab"], list) else []
+        return pieces, model.get("merges") or scored
 
     def encode_batch(self, texts: Sequence[str], special_tokens: bool = True) -> list[list[int]]:
         tokenizer = self._tokenizer if special_tokens else self._text_only
@@ -118,8 +157,11 @@ class BpeTokenizer(Tokenizer):
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
+    def stands_for_text(self, id: int) -> bool:
+        return id < self.vocab_size and id not in self._tokenizer.get_added_tokens_decoder()
+
     def files(self) -> dict[str, bytes]:
-        return {"tokenizer.json": self._tokenizer.to_str().encode()}
+        return {**self.metadata, "tokenizer.json": self._json.encode()}
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -128,14 +170,17 @@ class SentencePieceTokenizer(Tokenizer):
     # sentencepiece writes a space as U+2581, so a U+2581 of the text itself goes in as its bytes, ids after <0x00>.
     SPACE = "\u2581"
 
-    def __init__(self, model: bytes):
+    def __init__(self, model: bytes, metadata: Mapping[str, bytes] = {}):
         from sentencepiece import SentencePieceProcessor
 
-        self._model = model
+        self._model, self.metadata = model, metadata
         self._processor = SentencePieceProcessor(model_proto=model)
         self.eos_id = self._processor.eos_id()
         self.vocab_size = self._processor.vocab_size()
-        self.fingerprint = "sentencepiece-" + hashlib.sha256(model).hexdigest()[:16]
+        end = self._processor.piece_to_id(special_tokens(metadata).get("eos_token", END_OF_TEXT))
+        ends = [id for id in (self.eos_id, end) if id >= 0 and id != self._processor.unk_id()]
+        self.end_ids = tuple(dict.fromkeys(ends))
+        self.former_fingerprint = "sentencepiece-" + hashlib.sha256(model).hexdigest()[:16]
         first_byte = self._processor.piece_to_id("<0x00>")
         self._has_bytes = self._processor.is_byte(first_byte)
         self._space_ids = [first_byte + byte for byte in self.SPACE.encode()]
@@ -157,8 +202,39 @@ class SentencePieceTokenizer(Tokenizer):
     def _decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode([int(id) for id in ids])
 
+    def _vocabulary(self) -> tuple[list[str], Sequence[Sequence[str | float]]]:
+        return self.pieces, self.merges or [(made.piece, made.score) for made in self.proto.pieces]
+
+    @cached_property
+    def proto(self) -> Any:
+        """The model as sentencepiece's file format has it."""
+        from sentencepiece import sentencepiece_model_pb2
+
+        return sentencepiece_model_pb2.ModelProto.FromString(self._model)  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def pieces(self) -> list[str]:
+        return [piece.piece for piece in self.proto.pieces]
+
+    @cached_property
+    def merges(self) -> list[tuple[str, str]]:
+        """Of a BPE model, whose file does not list them: all splits of a piece into two, likeliest piece first; none of
+        a unigram model."""
+        if self.proto.trainer_spec.model_type != self.proto.trainer_spec.BPE:
+            return []
+        ids = {piece: id for id, piece in enumerate(self.pieces)}
+        merges: list[tuple[float, int, int, tuple[str, str]]] = []
+        for made in (made for made in self.proto.pieces if made.type == made.NORMAL):
+            for left, right in ((made.piece[:cut], made.piece[cut:]) for cut in range(1, len(made.piece))):
+                if left in ids and right in ids:
+                    merges.append((-made.score, ids[left], ids[right], (left, right)))
+        return [pair for *_, pair in sorted(merges)]
+
+    def stands_for_text(self, id: int) -> bool:
+        return id < self.vocab_size and not self._processor.is_control(id)
+
     def files(self) -> dict[str, bytes]:
-        return {"tokenizer.model": self._model}
+        return {**self.metadata, "tokenizer.model": self._model}
 
 
 def truncate(completion: str, truncate_before: Sequence[str]) -> str:
@@ -196,13 +272,15 @@ def load_tokenizer(source: epath.PathLike, whitespace_tokens: bool = False) -> T
     """
     path = local_copy(source)
     if not path.exists():
-        path = hub_files(str(source), [*FILES, *BESIDES], needs=[FILES])
+        path = hub_files(str(source), [*FILES, *NAMES], needs=[FILES])
+    metadata = {}
     if path.is_dir():
         names = sorted(file.name for file in path.iterdir())
-        path = next((path / name for name in FILES if (path / name).exists()), path)
-        if path.is_dir():
+        found = next((path / name for name in FILES if (path / name).exists()), None)
+        if found is None:
             here = f"it {holds(names)}{instead(path, has_tokenizer)}"
             raise UserError(f"{source}: no tokenizer.json, tokenizer.model or vocab.json here; {here}")
+        metadata, path = read_metadata(path), found
     for file in (path, *(path.parent / name for name in BESIDES if path.name == "vocab.json")):
         if file.exists():
             refuse_stand_in(file)
@@ -210,12 +288,12 @@ def load_tokenizer(source: epath.PathLike, whitespace_tokens: bool = False) -> T
         raise UserError(f"{source}: vocab.json without {BESIDES[0]}, which belongs to it; fetch that, too")
     try:
         if path.name == "vocab.json":
-            return BpeTokenizer(_gpt2_json(path.parent), whitespace_tokens)
+            return BpeTokenizer(_gpt2_json(path.parent), whitespace_tokens, metadata)
         if path.suffix == ".json":
-            return BpeTokenizer(path.read_text(encoding="utf-8"), whitespace_tokens)
+            return BpeTokenizer(path.read_text(encoding="utf-8"), whitespace_tokens, metadata)
         if whitespace_tokens:
             raise UserError(f"{source}: whitespace tokens belong to GPT-2's vocabulary, not to sentencepiece")
-        return SentencePieceTokenizer(path.read_bytes())
+        return SentencePieceTokenizer(path.read_bytes(), metadata)
     except UserError:
         raise
     except Exception as error:  # the two libraries raise bare Exception and RuntimeError for a damaged file

@@ -28,7 +28,7 @@ class Manifest:
     """What the token files of a folder are.
 
     Attributes:
-        tokenizer: fingerprint of the tokenizer that made them.
+        tokenizer: fingerprint of the tokenizer that made them, maybe its former one; see `Tokenizer.is_named`.
         vocab_size: its number of ids.
         eos_id: the id at the end of each document.
         token_bytes: 2 for uint16, 4 for uint32.
@@ -126,12 +126,17 @@ class TokenFiles:
             UserError: if the copy in the folder is not the one that the manifest names.
         """
         tokenizer = load_tokenizer(self.folder / "tokenizer")
-        if tokenizer.fingerprint != self.manifest.tokenizer:
+        if not tokenizer.is_named(self.manifest.tokenizer):
             raise UserError(
                 f"{self.folder}: made with tokenizer {self.manifest.tokenizer}, but its tokenizer/ holds "
                 f"{tokenizer.fingerprint}; run codegen-jax prepare again"
             )
         return tokenizer
+
+    def are_of(self, tokenizer: Tokenizer) -> bool:
+        """Whether a tokenizer encodes as the one that made the files."""
+        # the copy in the folder is asked only where the names differ, which they do for folders of before
+        return tokenizer.is_named(self.manifest.tokenizer) or self.tokenizer().fingerprint == tokenizer.fingerprint
 
     def name(self, file: int) -> str:
         return list(self.manifest.files)[file]

@@ -56,7 +56,7 @@ def measure_perplexity(
     require(max_windows is None or max_windows > 0, f"max_windows: {max_windows} must be positive")
     files = TokenFiles(tokens)
     require(
-        files.manifest.tokenizer == model.tokenizer.fingerprint,
+        files.are_of(model.tokenizer),
         f"{tokens}: made with tokenizer {files.manifest.tokenizer}, but the model's is {model.tokenizer.fingerprint}; "
         "prepare the text with the model's",
     )

@@ -71,7 +71,7 @@ class Program(NamedTuple):
         penalty: whether there is a repetition penalty.
         logprobs: whether to keep log-probabilities, and of how many likeliest ids besides; None: no.
         vocab_size: ids from here on have no token and are never drawn.
-        eos_id: ends a row.
+        end_ids: each ends a row.
     """
 
     config: CodeGenConfig
@@ -81,7 +81,7 @@ class Program(NamedTuple):
     penalty: bool
     logprobs: int | None
     vocab_size: int
-    eos_id: int
+    end_ids: tuple[int, ...]
 
     @classmethod
     def of(
@@ -90,7 +90,7 @@ class Program(NamedTuple):
         config: CodeGenConfig,
         *,
         vocab_size: int,
-        eos_id: int,
+        end_ids: tuple[int, ...],
         draft: CodeGenConfig | None = None,
         guesses: int = 0,
     ) -> "Program":
@@ -103,7 +103,7 @@ class Program(NamedTuple):
             penalty=options.repetition_penalty != 1,
             logprobs=options.logprobs,
             vocab_size=vocab_size,
-            eos_id=eos_id,
+            end_ids=end_ids,
         )
 
 
@@ -188,11 +188,11 @@ def decode_round(
     drawn_BJ = _draw(logits_BJV, rows, guesses_BJ, 0, sampling, program)
 
     # a place is reached if all guesses before it held and none of them ended the row
-    held_BJ = (drawn_BJ[:, :-1] == guesses_BJ) & (guesses_BJ != program.eos_id)
+    held_BJ = (drawn_BJ[:, :-1] == guesses_BJ) & ~_ends(guesses_BJ, program)
     reached_BJ = jnp.cumprod(jnp.pad(held_BJ, ((0, 0), (1, 0)), constant_values=True), axis=1).astype(bool)
     room_B = rows.limit_B - rows.length_B
     new_B = jnp.where(rows.done_B, 0, jnp.minimum(reached_BJ.sum(1), room_B))
-    ended_B = (drawn_BJ[jnp.arange(len(new_B)), jnp.maximum(new_B - 1, 0)] == program.eos_id) & (new_B > 0)
+    ended_B = _ends(drawn_BJ[jnp.arange(len(new_B)), jnp.maximum(new_B - 1, 0)], program) & (new_B > 0)
     if program.logprobs is not None:
         rows = _keep_logprobs(rows, jax.nn.log_softmax(logits_BJV), drawn_BJ, program.logprobs)
     rows = rows._replace(
@@ -203,6 +203,10 @@ def decode_round(
         accepted_B=rows.accepted_B + jnp.maximum(new_B - 1, 0),
     )
     return rows, recent
+
+
+def _ends(tokens: jax.Array, program: Program) -> jax.Array:
+    return jnp.isin(tokens, jnp.array(program.end_ids, jnp.int32))
 
 
 def _draw(

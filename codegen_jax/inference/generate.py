@@ -26,6 +26,7 @@ from codegen_jax.inference.options import Options, takes_options
 from codegen_jax.inference.stops import Stops
 from codegen_jax.model.codegen import Params
 from codegen_jax.sharding import ROWS, make_mesh
+from codegen_jax.weights.generation_config import end_ids
 from codegen_jax.weights.open import open_model
 
 log = logging.getLogger(__name__)
@@ -98,6 +99,7 @@ class Generator:
         tokenizer: of the model.
         mesh: axes data (rows), and tensor (heads and the MLP).
         max_rows: rows decoded together at most.
+        end_ids: each ends a completion; None: the tokenizer's.
         draft: lookup: guess that what followed the last tokens before follows them again; or a smaller model with the
             same tokenizer on the same mesh. Guesses that hold save time; no token changes.
 
@@ -113,10 +115,12 @@ class Generator:
         mesh: Mesh,
         max_rows: int = 64,
         draft: "Literal['lookup'] | Generator | None" = None,
+        end_ids: tuple[int, ...] | None = None,
     ):
         self.config, self.weights, self.tokenizer, self.mesh, self.max_rows = config, weights, tokenizer, mesh, max_rows
         known = draft in (None, "lookup") or isinstance(draft, Generator)
         require(known, f"draft: {draft!r} is neither lookup nor a loaded model")
+        self.end_ids = tokenizer.end_ids if end_ids is None else end_ids
         self.speculates = draft is not None
         self.draft_model = draft if isinstance(draft, Generator) else None
         if self.draft_model:
@@ -165,7 +169,8 @@ class Generator:
             else cls.load(draft, dtype, quantize, mesh, allow_nonfinite=allow_nonfinite)
         )
         arranged = load_weights(weights, config, devices, quantize)
-        return cls(config, arranged, tokenizer, devices, draft=guesser or ("lookup" if draft else None))
+        ends = end_ids(weights.generation_config, tokenizer)
+        return cls(config, arranged, tokenizer, devices, draft=guesser or ("lookup" if draft else None), end_ids=ends)
 
     @classmethod
     def of_params(cls, config: CodeGenConfig, params: Params, tokenizer: Tokenizer, mesh: Mesh) -> "Generator":
@@ -328,7 +333,7 @@ class Generator:
             options,
             self.config,
             vocab_size=self.tokenizer.vocab_size,
-            eos_id=self.tokenizer.eos_id,
+            end_ids=self.end_ids,
             draft=draft.config if draft else None,
             guesses=guesses,
         )
@@ -410,7 +415,7 @@ class Generator:
                 request.logprobs = found["logprobs_BS"][row, start:stop].tolist()
                 ids, values = (found[name][row, start:stop].tolist() for name in ("top_ids_BSN", "top_logprobs_BSN"))
                 request.top_logprobs = [dict(zip(*pair)) for pair in zip(ids, values)]
-            if request.new[-1:] == [self.tokenizer.eos_id]:
+            if request.new and request.new[-1] in self.end_ids:
                 request.new, request.reason = request.new[:-1], "eos"
             elif found["done_B"][row]:
                 request.reason = "length"

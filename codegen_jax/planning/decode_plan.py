@@ -105,7 +105,7 @@ def plan_decode(
     require(rows % groups == 0, f"rows: {rows} do not divide over {groups} groups of {tensor} chip(s)")
     slots = slots_for(prompt_tokens + max_new_tokens, 0)
     options = Options(temperature=0)
-    program = Program.of(options, config, vocab_size=config.vocab_size, eos_id=0)
+    program = Program.of(options, config, vocab_size=config.vocab_size, end_ids=(0,))
     weights = abstract_weights(config, mesh, quantize)
     cache = _abstract_cache(config, mesh, rows, slots)
     recent = _abstract_cache(config, mesh, rows, recent_slots(0))

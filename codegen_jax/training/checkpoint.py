@@ -32,6 +32,7 @@ from codegen_jax.weights.checkpoint_format import (
     state_items,
 )
 from codegen_jax.weights.fingerprint import fingerprints
+from codegen_jax.weights.generation_config import GenerationConfig
 from codegen_jax.weights.run_folder import CHECKPOINTS, DAMAGED, unfinished_checkpoints, whole_checkpoints
 
 log = logging.getLogger(__name__)
@@ -43,14 +44,25 @@ PAUSES = (1, 5, 25)  # seconds before a checkpoint that could not be read is rea
 class Checkpoints:
     """The checkpoints of one run's output folder: the newest few and the one with the best validation loss.
 
+    Args:
+        config, data: of the run.
+        tokenizer: that made the data.
+        generation_config: of the model that the run starts from; one that is resumed keeps its own.
+
     Raises:
         UserError: if the folder holds another run, or something that is no run.
     """
 
-    def __init__(self, config: RunConfig, tokenizer: Tokenizer, data: dict[str, Any]):
+    def __init__(
+        self,
+        config: RunConfig,
+        tokenizer: Tokenizer,
+        data: dict[str, Any],
+        generation_config: GenerationConfig | None = None,
+    ):
         self.folder = open_path(config.output)
         self.record = {"config": config.to_dict(), "data": data}
-        self.tokenizer = tokenizer
+        self.tokenizer, self.generation_config = tokenizer, generation_config or {}
         require(
             not str(self.folder).startswith("s3://"),
             f"output: {self.folder}: Orbax writes checkpoints to local and mounted folders and to gs://, not to s3://",
@@ -112,7 +124,8 @@ class Checkpoints:
             self._start(state, None)
 
     def _start(self, state: TrainState, validation_loss: float | None) -> None:
-        record = run_record(**self.record, tokenizer=self.tokenizer, fingerprints=fingerprints(state))
+        said = (self.tokenizer, self.generation_config)
+        record = run_record(self.record["config"], self.record["data"], *said, fingerprints(state))
         items = state_items(state.params, _optimizer(state), record)
         metrics = None
         if validation_loss is not None:
@@ -157,6 +170,7 @@ class Checkpoints:
             path = self.folder / CHECKPOINTS / str(step)
             state = _read_twice(path, abstract)
             if not isinstance(state, Damaged):
+                self.generation_config = load_run(path).generation_config
                 say(f"resuming {self.record['config']['output']} after step {step}")
                 return state
             if step == steps[0]:

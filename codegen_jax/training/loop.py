@@ -80,15 +80,16 @@ def _train(config: RunConfig, clock: Clock) -> None:
         run = resolve(config, mesh)
     with jax.set_mesh(mesh), watch_preemption() as preemption, ExitStack() as opened:
         with clock.on("state"):
-            initial_params = None
+            initial_params, generation_config = None, {}
             initial_weights = find_initial_weights(config)
             if initial_weights is not None:
-                check_tokenizer(initial_weights, tokenizer, sources[0].files)
+                if has_its_ids(initial_weights, tokenizer, sources[0].files):
+                    generation_config = initial_weights.generation_config
                 say(f"starting from the weights of {initial_weights.source}")
                 # before the output folder is touched: damage or NaN may come to light
                 initial_params = load_params(initial_weights, abstract_state(run).params)
             data = {source.name: source.files.manifest.identity for source in sources}
-            checkpoints = opened.enter_context(closing(Checkpoints(config, tokenizer, data)))
+            checkpoints = opened.enter_context(closing(Checkpoints(config, tokenizer, data, generation_config)))
             state = start(run, checkpoints, initial_params)
             del initial_params  # the state has its own
         first = int(state.step)
@@ -147,14 +148,17 @@ def find_initial_weights(config: RunConfig) -> Weights | None:
     return weights
 
 
-def check_tokenizer(weights: Weights, tokenizer: Tokenizer, files: TokenFiles) -> None:
-    """Warn if the ids of a run's token files stand for other text than the weights have learned."""
+def has_its_ids(weights: Weights, tokenizer: Tokenizer, files: TokenFiles) -> bool:
+    """Whether the ids of a run's token files stand for the text that the weights have learned; else it warns."""
     theirs = weights.tokenizer
-    if is_first() and theirs is not None and not tokenizer.extends(theirs):
+    if theirs is None or tokenizer.extends(theirs):
+        return True
+    if is_first():
         log.warning(
             f"init_from: {weights.source} has tokenizer {theirs.fingerprint}, but {files.folder} was made with "
             f"{tokenizer.fingerprint}, whose ids stand for other text; prepare the data with the model's tokenizer"
         )
+    return False
 
 
 def start(run: ResolvedRun, checkpoints: Checkpoints, initial_params: Params | None) -> TrainState:

@@ -21,6 +21,7 @@ from codegen_jax.errors import UserError
 from codegen_jax.model.codegen import Params, abstract_params, param_axes
 from codegen_jax.weights.fingerprint import fingerprints
 from codegen_jax.weights.finite import is_finite, what_is_not_finite
+from codegen_jax.weights.generation_config import GenerationConfig
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +36,13 @@ class Weights(ABC):
         config: of the network; where the folder does not say what to compute in, dtype is float32 for float32 weights
             and bfloat16 for others.
         tokenizer: None if the folder has none.
+        generation_config: where completions end and how they are padded, if the folder says it; else empty.
         fingerprints: of the parameters by name, where the format has them; else empty.
     """
 
     def __init__(self, source: str, config: CodeGenConfig, tokenizer: Tokenizer | None):
         self.source, self.config, self.tokenizer = source, config, tokenizer
+        self.generation_config: GenerationConfig = {}
         self.fingerprints: dict[str, int] = {}
 
     @abstractmethod
@@ -103,7 +106,7 @@ class FoldedWeights(Weights):
 
     def __init__(self, weights: Weights):
         super().__init__(weights.source, dataclasses.replace(weights.config, embedding_bias=False), weights.tokenizer)
-        self.weights = weights
+        self.weights, self.generation_config = weights, weights.generation_config
 
     def dtype(self, name: str) -> np.dtype:
         return self.weights.dtype(name)

@@ -31,6 +31,7 @@ from codegen_jax.model.codegen import Params
 from codegen_jax.storage import is_remote
 from codegen_jax.weights.base import Index, StoredWeights, dotted, shapes
 from codegen_jax.weights.fingerprint import Regions
+from codegen_jax.weights.generation_config import GenerationConfig
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Run(NamedTuple):
         config: the run's config as nested dicts; of a converted model, its section "model".
         data: of a trained model, tokenizer, number of tokens and content of each source by name.
         tokenizer: that made the data; None if a model was converted without.
+        generation_config: of the model that was converted, or that training started from; empty if it had none.
         fingerprints: of the arrays that were saved, by path in the training state ("params.head"); of a converted
             model, of its parameters; None in checkpoints of before they were written.
     """
@@ -56,6 +58,7 @@ class Run(NamedTuple):
     config: dict[str, Any]
     data: dict[str, Any]
     tokenizer: Tokenizer | None
+    generation_config: GenerationConfig
     fingerprints: dict[str, int] | None
 
     @property
@@ -64,12 +67,22 @@ class Run(NamedTuple):
 
 
 def run_record(
-    config: dict[str, Any], data: dict[str, Any], tokenizer: Tokenizer | None, fingerprints: dict[str, int]
+    config: dict[str, Any],
+    data: dict[str, Any],
+    tokenizer: Tokenizer | None,
+    generation_config: GenerationConfig,
+    fingerprints: dict[str, int],
 ) -> dict[str, Any]:
     """What the item "run" holds."""
     files = {} if tokenizer is None else tokenizer.files()
     encoded = {name: base64.b64encode(content).decode() for name, content in files.items()}
-    return {"config": config, "data": data, "tokenizer": encoded, "fingerprints": fingerprints}
+    return {
+        "config": config,
+        "data": data,
+        "tokenizer": encoded,
+        "generation_config": generation_config,
+        "fingerprints": fingerprints,
+    }
 
 
 def load_run(checkpoint: epath.Path) -> Run:
@@ -87,7 +100,8 @@ def load_run(checkpoint: epath.Path) -> Run:
                 for name, content in record["tokenizer"].items():
                     (Path(folder) / name).write_bytes(base64.b64decode(content))
                 tokenizer = load_tokenizer(folder)
-        return Run(record["config"], record["data"], tokenizer, record.get("fingerprints"))
+        said = record.get("generation_config", {})
+        return Run(record["config"], record["data"], tokenizer, said, record.get("fingerprints"))
     except (ValueError, KeyError, UserError) as error:  # the last of the tokenizer's files
         raise damaged(checkpoint, error) from error
     except OSError as error:
@@ -177,7 +191,7 @@ class CheckpointWeights(StoredWeights):
     def __init__(self, checkpoint: epath.Path):
         run = load_run(checkpoint)
         super().__init__(str(checkpoint), run.model, run.tokenizer)
-        self.folder = checkpoint / PARAMS
+        self.folder, self.generation_config = checkpoint / PARAMS, run.generation_config
         self.arrays = {name: self._open(name, shape) for name, shape in shapes(run.model).items()}
         self.unchecked: dict[str, Regions] = {}
         if run.fingerprints is None:

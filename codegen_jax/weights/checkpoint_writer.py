@@ -34,7 +34,8 @@ def write_checkpoint(weights: Weights, folder: Path, progress: Callable[[int], o
         lambda path, leaf: _Stream(dotted(path), leaf.shape, weights.dtype(dotted(path))),
         abstract_params(weights.config),
     )
-    record = run_record({"model": dataclasses.asdict(weights.config)}, {}, weights.tokenizer, handler.fingerprints)
+    model = {"model": dataclasses.asdict(weights.config)}
+    record = run_record(model, {}, weights.tokenizer, weights.generation_config, handler.fingerprints)
     registry = type_handlers.create_type_handler_registry((_Stream, handler))
     items = ocp.CompositeCheckpointHandler(
         **{

@@ -13,8 +13,9 @@ import numpy as np
 
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.data.tokenizer import Tokenizer
-from codegen_jax.errors import require
+from codegen_jax.errors import listed, require
 from codegen_jax.weights.base import Index, StoredWeights, Weights, matrix_shapes, shapes
+from codegen_jax.weights.other_programs import QUANTIZED
 from codegen_jax.weights.tensors import DTYPES, Tensor, TensorStream
 
 MP_NUM = 4  # groups in qkv_proj: the authors' TPU cores; of every CodeGen 1 release
@@ -83,7 +84,7 @@ class HuggingFaceWeights(StoredWeights):
         mp_num: groups in qkv_proj; 8 for CodeGen2-1B and 3.7B and what was trained on TPU v3. Shapes cannot tell it.
 
     Raises:
-        UserError: for missing, unexpected or misshapen tensors, all of them listed.
+        UserError: for missing, unexpected or misshapen tensors.
     """
 
     def __init__(
@@ -121,10 +122,11 @@ class HuggingFaceWeights(StoredWeights):
         return region
 
     def stored_name(self, name: str, layer: int | None) -> str:
-        return TOP[name] if layer is None else f"transformer.h.{layer}.{LAYER[name]}"
+        theirs = TOP[name] if layer is None else _in_layer(layer, name)
+        return getattr(self.tensors[theirs], "name", theirs)  # in a file it may begin with a wrapper's name
 
     def _layer(self, layer: int, name: str) -> Tensor:
-        return self.tensors[self.stored_name(name, layer)]
+        return self.tensors[_in_layer(layer, name)]
 
     def _read_layer(self, name: str, tensor: Tensor, index: Index, region: np.ndarray) -> None:
         K = self.config.head_dim
@@ -146,6 +148,10 @@ class HuggingFaceWeights(StoredWeights):
             region[:] = tensor[index]
 
 
+def _in_layer(layer: int, name: str) -> str:
+    return f"transformer.h.{layer}.{LAYER[name]}"
+
+
 def tensor_shapes(config: CodeGenConfig) -> dict[str, tuple[int, ...]]:
     """Every parameter of CodeGenForCausalLM, by name."""
     ours = matrix_shapes(config)
@@ -163,17 +169,20 @@ def tensor_shapes(config: CodeGenConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_tensors(source: str, tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise `UserError` with all that is missing, unexpected, of another shape, or not of floats."""
+    """Raise `UserError` with what is missing, unexpected, of another shape, or not of floats."""
     present = {name for name in tensors if not name.endswith(BUFFERS)}
     problems = [f"missing {name}" for name in expected if name not in present]
     problems += [f"unexpected {name}" for name in sorted(present - expected.keys())]
-    for name in expected.keys() & present:
+    shared = [name for name in expected if name in present]
+    for name in shared:
         shape, dtype = tuple(tensors[name].shape), tensors[name].dtype
         if shape != expected[name]:
             problems.append(f"{name} is {list(shape)}, not {list(expected[name])}")
         elif dtype not in DTYPES.values():
-            problems.append(f"{name} is not float16, bfloat16 or float32")
-    require(not problems, f"{source}: not the weights of its config.json: {'; '.join(problems)}")
+            problems.append(f"{name} is {dtype.name}, not float16, bfloat16 or float32")
+    unread = {tensors[name].dtype for name in shared} - set(DTYPES.values())
+    hint = f": {QUANTIZED}" if unread - {np.dtype(np.float64)} else ""
+    require(not problems, f"{source}: not the weights of its config.json: {listed(problems)}{hint}")
 
 
 def tensor_streams(weights: Weights, mp_num: int | None) -> Iterator[tuple[str, TensorStream]]:

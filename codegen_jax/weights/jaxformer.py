@@ -16,7 +16,8 @@ import ml_dtypes
 import numpy as np
 
 from codegen_jax.config import CodeGenConfig
-from codegen_jax.errors import UserError, require
+from codegen_jax.errors import UserError, listed, require
+from codegen_jax.fields import check_type
 from codegen_jax.mistaken_paths import refuse_stand_in
 from codegen_jax.weights.base import Index, StoredWeights, matrix_shapes
 from codegen_jax.weights.huggingface_layout import MP_NUM, PROJECTIONS, head_groups, rotary_order
@@ -129,16 +130,19 @@ class JaxformerWeights(StoredWeights):
             for name, leaf in self.leaves.items()
             if leaf.shape != shapes[name] or leaf.dtype not in DTYPES.values()
         ]
-        require(not problems, f"{path}: not jaxformer's arrays in their order: {'; '.join(problems)}")
+        require(not problems, f"{path}: not jaxformer's arrays in their order: {listed(problems)}")
 
 
 def _read_heads(path: Path) -> tuple[int, int, int]:
     """n_head, rotary_dim and head_dim from a jaxformer config."""
     try:
         written = json.loads(path.read_text())
-        return written["model_heads"], written["model_pe_rotary_dims"], written.get("model_head_dim", 0)
-    except (ValueError, KeyError) as error:
+        heads = written["model_heads"], written["model_pe_rotary_dims"], written.get("model_head_dim", 0)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a jaxformer config (no {error})") from error
+    for name, value in zip(("model_heads", "model_pe_rotary_dims", "model_head_dim"), heads, strict=True):
+        check_type(f"{path}: {name}", value, int)
+    return heads
 
 
 @dataclass(frozen=True)

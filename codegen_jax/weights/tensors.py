@@ -15,7 +15,7 @@ import numpy as np
 from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 
-from codegen_jax.errors import UserError, require
+from codegen_jax.errors import UserError, listed, require
 from codegen_jax.mistaken_paths import refuse_stand_in
 from codegen_jax.weights.other_programs import other_program
 
@@ -24,7 +24,13 @@ DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F32": np.dtype(np.float32),
 }
-
+UNREAD = {  # only named in messages
+    "F64": np.dtype(np.float64),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "BOOL": np.dtype(np.bool_),
+    **{f"{kind.upper()}{bits}": np.dtype(f"{kind}{bits // 8}") for kind in "iu" for bits in (8, 16, 32, 64)},
+}
 
 STATE_DICT = "; save the model's weights alone: torch.save(model.state_dict(), FILE)"
 
@@ -84,26 +90,31 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
             return open_file(folder / name)
         index = folder / f"{name}.index.json"
         if index.exists():
-            return {name: tensor for file in _shards(index) for name, tensor in open_file(file).items()}
+            return _open_shards(index, open_file)
     other = other_program(folder)
     nothing = "no model.safetensors or pytorch_model.bin here, whole or sharded with an index"
     raise UserError(f"{folder}: {other or nothing}")
 
 
-def _shards(index: Path) -> list[Path]:
+def _open_shards(index: Path, open_file: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors that an index names, each from the file that it names; shards may hold others, or stale copies."""
     refuse_stand_in(index)
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        weight_map = {str(name): str(file) for name, file in json.loads(index.read_text())["weight_map"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index}: not an index of shards ({error}); fetch it again") from error
-    for name in names:
+    shards = sorted(set(weight_map.values()))
+    for name in shards:
         require(Path(name).name == name, f"{index}: names {name}, which is not a file beside it")
         require(
             (index.parent / name).is_file(),
             f"{index.parent / name}: this shard of {index.name} is missing; fetch it, too",
         )
         refuse_stand_in(index.parent / name)
-    return [index.parent / name for name in names]
+    opened = {name: open_file(index.parent / name) for name in shards}
+    lacking = [f"{file} has no {name}" for name, file in weight_map.items() if name not in opened[file]]
+    require(not lacking, f"{index}: not the index of these shards: {listed(lacking)}; fetch index and shards again")
+    return {name: opened[file][name] for name, file in weight_map.items()}
 
 
 def _open_safetensors(path: Path) -> dict[str, Tensor]:
@@ -111,24 +122,29 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, "numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return {
-                name: SafetensorsTensor(path, name, tuple(s.get_shape()), DTYPES.get(s.get_dtype(), np.dtype("V")))
+                name: SafetensorsTensor(path, name, tuple(s.get_shape()), _dtype(s.get_dtype()))
                 for name, s in slices.items()
             }
     except SafetensorError as error:
         raise UserError(f"{path}: truncated or corrupt ({error}); fetch it again") from error
 
 
+def _dtype(code: str | None) -> np.dtype:
+    """By safetensors' code; void for what is not known."""
+    return (DTYPES | UNREAD).get(code or "", np.dtype("V"))
+
+
 def _open_torch(path: Path) -> dict[str, Tensor]:
     import torch
 
-    dtypes = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+    codes = {dtype.name: code for code, dtype in (DTYPES | UNREAD).items()}  # PyTorch's names are NumPy's
     tensors = _load_torch(path)
     for name, value in tensors.items():
         require(
             isinstance(value, torch.Tensor), f"{path}: {name} is a {type(value).__name__}, not a tensor{STATE_DICT}"
         )
     return {
-        name: TorchTensor(path, name, tuple(t.shape), DTYPES.get(dtypes.get(t.dtype, ""), np.dtype("V")))
+        name: TorchTensor(path, name, tuple(t.shape), _dtype(codes.get(str(t.dtype).removeprefix("torch."))))
         for name, t in tensors.items()
     }
 

@@ -1,52 +1,157 @@
-"""Our tokenizers as the files that transformers' AutoTokenizer reads."""
+"""Our tokenizers as the files that transformers' AutoTokenizer reads: its versions 4 and 5, fast and slow."""
 
 import json
+import logging
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from codegen_jax.data.tokenizer import END_OF_TEXT, SentencePieceTokenizer, Tokenizer
+from codegen_jax.data.probe import CODE, RARE
+from codegen_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer
+from codegen_jax.data.tokenizer_metadata import parse
+
+log = logging.getLogger(__name__)
+
+CONFIG = "tokenizer_config.json"
+# transformers 4 gives token_type_ids unless told, and its CodeGen adds their embeddings to the tokens'
+INPUTS = {"model_input_names": ["input_ids", "attention_mask"]}
 
 
 def tokenizer_files(tokenizer: Tokenizer, n_positions: int) -> dict[str, bytes]:
-    """Content by file name: tokenizer.json and tokenizer_config.json.
+    """Content by file name: tokenizer.json, tokenizer_config.json and, for CodeGen's slow tokenizer, vocab.json and
+    merges.txt.
 
     They encode as ours do, but for one habit of transformers: the text of the special token <|endoftext|> becomes its
-    id. A sentencepiece tokenizer's U+2581, which ours keeps as bytes, comes back as a space.
+    id, with sentencepiece, too. A sentencepiece model of which no right tokenizer.json can be made is warned of, and
+    written under a name that transformers does not read. The files of a Hugging Face folder stay what they are.
     """
-    is_sentencepiece = isinstance(tokenizer, SentencePieceTokenizer)
+    if CONFIG in tokenizer.metadata:
+        return tokenizer.files() | {CONFIG: _without_token_types(tokenizer.metadata)}
+    if not isinstance(tokenizer, SentencePieceTokenizer):
+        return _bpe_files(tokenizer, n_positions)
+    made = _from_sentencepiece(tokenizer)
+    difference = _difference(tokenizer, made)
+    if difference:
+        log.warning(
+            f"tokenizer: no tokenizer.json says what this sentencepiece model does: {difference}; transformers gets "
+            "none, and sentencepiece.model is written for encoding with the library sentencepiece"
+        )
+        return {"sentencepiece.model": tokenizer.files()["tokenizer.model"]}
+    return {"tokenizer.json": made, CONFIG: _config(made, tokenizer.eos_id, n_positions)}
+
+
+def _without_token_types(metadata: Mapping[str, bytes]) -> bytes:
+    """The source's tokenizer_config.json; where it leaves open what the tokenizer returns, that is added."""
+    config = parse(metadata, CONFIG)
+    if config.get("tokenizer_class", "").startswith("CodeGenTokenizer") or config.keys() >= INPUTS.keys():
+        return metadata[CONFIG]
+    return (json.dumps(config | INPUTS, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _config(made: bytes, eos_id: int, n_positions: int, **more: Any) -> bytes:
+    """tokenizer_config.json of a tokenizer.json, `more` of which is not as here."""
+    from tokenizers import Tokenizer as FastTokenizer
+
+    eos = None if eos_id < 0 else FastTokenizer.from_str(made.decode()).id_to_token(eos_id)
     config = {
-        "tokenizer_class": "PreTrainedTokenizerFast" if is_sentencepiece else "CodeGenTokenizer",
-        **dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT),
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), eos),
+        "padding_side": "left",  # a model goes on from the right end
+        **INPUTS,
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
         "model_max_length": n_positions,
     }
-    model = _from_sentencepiece(tokenizer) if is_sentencepiece else tokenizer.files()["tokenizer.json"]
-    return {"tokenizer.json": model, "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode()}
+    return (json.dumps(config | more, indent=2) + "\n").encode()
+
+
+def _bpe_files(tokenizer: Tokenizer, n_positions: int) -> dict[str, bytes]:
+    written = json.loads(tokenizer.files()["tokenizer.json"])
+    words, after = written["pre_tokenizer"] or {}, written["post_processor"] or {}
+    if after.get("type") != "ByteLevel":
+        written["post_processor"] = None  # it adds tokens, and our encoding adds nothing
+    made = json.dumps(written, ensure_ascii=False).encode()
+    config = partial(_config, made, tokenizer.eos_id, n_positions)
+    if not _is_codegens(written):
+        before = words.get("add_prefix_space", False)
+        return {"tokenizer.json": made, CONFIG: config(add_prefix_space=before)}
+    added = {token.pop("id"): token for token in written["added_tokens"]}
+    merges = "".join(f"{left} {right}\n" for left, right in written["model"]["merges"])
+    return {
+        "tokenizer.json": made,
+        "vocab.json": json.dumps(written["model"]["vocab"], ensure_ascii=False).encode(),
+        "merges.txt": f"#version: 0.2\n{merges}".encode(),
+        CONFIG: config(tokenizer_class="CodeGenTokenizer", added_tokens_decoder=added),
+    }
+
+
+def _is_codegens(written: dict[str, Any]) -> bool:
+    """Whether a tokenizer.json has the rules of transformers' CodeGenTokenizer, which takes no others from the file."""
+    from tokenizers import pre_tokenizers
+
+    model, words, decoder = written["model"], written["pre_tokenizer"] or {}, written["decoder"] or {}
+    others = ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
+    return (
+        model["type"] == "BPE"
+        and not any(model.get(other) for other in others)
+        and set(pre_tokenizers.ByteLevel.alphabet()) <= model["vocab"].keys()
+        and written["normalizer"] is None
+        and (words.get("type"), decoder.get("type")) == ("ByteLevel", "ByteLevel")
+        and words["use_regex"]
+        and not words["add_prefix_space"]
+        and not any(token[flag] for token in written["added_tokens"] for flag in ("lstrip", "rstrip", "single_word"))
+    )
 
 
 def _from_sentencepiece(tokenizer: SentencePieceTokenizer) -> bytes:
-    """A sentencepiece BPE as a tokenizer.json: its merges are all splits of a piece into two, likeliest piece first."""
-    from sentencepiece import SentencePieceProcessor
-    from tokenizers import AddedToken, decoders, normalizers
+    """A sentencepiece BPE as a tokenizer.json.
+
+    Spaces are spaces here, so a U+2581 of the text is no piece and becomes bytes, where there are bytes, as in ours.
+    """
+    from tokenizers import AddedToken, Regex, decoders, normalizers
     from tokenizers import Tokenizer as FastTokenizer
     from tokenizers.models import BPE
 
-    (content,) = tokenizer.files().values()
-    processor: Any = SentencePieceProcessor(model_proto=content)
-    pieces = [processor.id_to_piece(id) for id in range(processor.vocab_size())]
-    vocab = {piece: id for id, piece in enumerate(pieces)}
-    merges: list[tuple[float, int, int, tuple[str, str]]] = []
-    for id, piece in enumerate(pieces):
-        if processor.is_control(id) or processor.is_unknown(id) or processor.is_byte(id):
-            continue
-        for left, right in ((piece[:cut], piece[cut:]) for cut in range(1, len(piece))):
-            if left in vocab and right in vocab:
-                merges.append((-processor.get_score(id), vocab[left], vocab[right], (left, right)))
-    ranked = [pair for *_, pair in sorted(merges)]
-    fast = FastTokenizer(BPE(vocab, ranked, unk_token=pieces[processor.unk_id()], byte_fallback=True))
     space = SentencePieceTokenizer.SPACE
-    fast.normalizer = normalizers.Replace(" ", space)
-    fast.decoder = decoders.Sequence([decoders.Replace(space, " "), decoders.ByteFallback(), decoders.Fuse()])
-    fast.add_tokens([AddedToken("\n", normalized=False)])
-    fast.add_special_tokens([AddedToken(pieces[tokenizer.eos_id], normalized=False)])
+    # a piece that has spaces of its own never occurs in sentencepiece's text
+    theirs = lambda piece: piece.translate(str.maketrans({space: " ", " ": space}))
+    proto, pieces = tokenizer.proto, [theirs(piece) for piece in tokenizer.pieces]
+    kinds, merges = proto.SentencePiece, [(theirs(left), theirs(right)) for left, right in tokenizer.merges]
+    vocab = {piece: id for id, piece in enumerate(pieces)}
+    unknown = next(piece for piece, made in zip(pieces, proto.pieces) if made.type == kinds.UNKNOWN)
+    has_bytes = proto.trainer_spec.byte_fallback
+    fast = FastTokenizer(BPE(vocab, merges, unk_token=unknown, fuse_unk=not has_bytes, byte_fallback=has_bytes))
+    before = [] if has_bytes else [normalizers.Replace(space, " ")]
+    after = [decoders.ByteFallback(), decoders.Fuse()]
+    if proto.normalizer_spec.add_dummy_prefix:  # ours puts one behind each U+2581, too
+        before.append(normalizers.Replace(Regex(f"(?<![^{space}])(?=[^{space}])"), " "))
+        after.append(decoders.Strip(" ", 1, 0))
+    fast.normalizer, fast.decoder = normalizers.Sequence(before), decoders.Sequence(after)
+    symbols = [piece for piece, made in zip(pieces, proto.pieces) if made.type == kinds.USER_DEFINED]
+    fast.add_tokens([AddedToken(symbol, normalized=False) for symbol in symbols if space not in symbol])
+    if tokenizer.eos_id >= 0:
+        fast.add_special_tokens([AddedToken(pieces[tokenizer.eos_id], normalized=False)])
     return fast.to_str().encode()
+
+
+def _difference(tokenizer: SentencePieceTokenizer, made: bytes) -> str | None:
+    """A text that the tokenizer.json encodes or decodes in another way, in words; the shortest of those tried.
+
+    What is unknown to both may come back in two ways.
+    """
+    from tokenizers import Tokenizer as FastTokenizer
+
+    fast: Any = FastTokenizer.from_str(made.decode())
+    fast.encode_special_tokens = True
+    unknown = fast.token_to_id(fast.model.unk_token)
+    pieces = [tokenizer.decode([id]) for id in range(tokenizer.vocab_size)]
+    texts = sorted((*CODE, *RARE, *pieces), key=len)
+    ours = tokenizer.encode_batch(texts, special_tokens=False)
+    theirs = [e.ids for e in fast.encode_batch_fast(texts, add_special_tokens=False)]
+    for text, ids, others in zip(texts, ours, theirs):
+        if ids != others:
+            return f"{text!r} is {ids}, and {others} there"
+        back = fast.decode(ids, skip_special_tokens=False)
+        if unknown not in ids and back != tokenizer.decode(ids):
+            return f"{text!r} comes back as {back!r} there"
+    return None

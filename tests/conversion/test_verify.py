@@ -1,32 +1,34 @@
 """The second implementation is right, and a proof fails when it should."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from codegen_jax.config import CodeGenConfig
 from codegen_jax.conversion import reference
 from codegen_jax.conversion.convert import convert
 from codegen_jax.conversion.verify import compare, original_of, our_logits, verify
 from codegen_jax.errors import UserError
+from codegen_jax.weights import huggingface
 from codegen_jax.weights.open import open_model
 from tests.peers import logits, peer, save, state
 
 
 @pytest.mark.parametrize("sizes", [{}, {"n_embd": 96, "n_head": 12, "rotary_dim": 8, "n_layer": 3}])
-def test_the_reference_computes_what_transformers_does(sizes):
+def test_the_reference_computes_what_transformers_does(tmp_path, sizes):
     model = peer(**sizes)
-    sizes = {name: getattr(model.config, name) for name in ("n_layer", "n_embd", "n_head", "rotary_dim", "vocab_size")}
+    model.config.save_pretrained(tmp_path)
+    architecture = reference.transformers_architecture(tmp_path, state(model))
     tokens = np.random.default_rng(0).integers(0, 300, (2, 33))
-    ours = reference.logits(reference.TransformersOriginal(state(model), CodeGenConfig(**sizes), 4), tokens)
+    ours = reference.logits(reference.TransformersOriginal(state(model), architecture, 4), tokens)
     theirs = logits(model, tokens)
     assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
 
 
 def test_scores_of_any_size_give_the_reference_a_softmax():
-    config = CodeGenConfig(1, 32, 4, 4, vocab_size=40)
+    config = reference.Architecture(1, 32, 4, 8, 128, 4, 64, 1e-5, vocab_size=40)
     rng = np.random.default_rng(0)
     h, qkv = (rng.normal(size=shape).astype(np.float32) for shape in ((1, 10, 32), (32, 96)))
     found = reference.attention(h, 100 * qkv, config, 4)
@@ -64,6 +66,77 @@ def test_weights_that_changed_on_the_way_fail_the_proof(tmp_path, damage, proof)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match="disagree"):
         verify(proof, open_model(str(folder)), tmp_path / "ours", "jax")
+
+
+WRONG_READINGS = {
+    "n_positions": {"n_positions": 32},
+    "rotary_dim": {"rotary_dim": 2},
+    "layer_norm_epsilon": {"layer_norm_epsilon": 1e-6},
+    "n_head": {"n_head": 8, "head_dim": 4},
+}
+
+
+@pytest.mark.parametrize("field", WRONG_READINGS)
+@pytest.mark.parametrize("to", ["jax", "hf", "gptj"])
+def test_a_config_that_our_code_reads_wrongly_fails_the_proof_by_the_fields_name(tmp_path, monkeypatch, field, to):
+    folder = save(peer(), tmp_path / "hf")
+    parse = huggingface.parse_config
+    wrong = lambda *arguments: dataclasses.replace(parse(*arguments), **WRONG_READINGS[field])
+    monkeypatch.setattr(huggingface, "parse_config", wrong)
+    ours, found = WRONG_READINGS[field][field], getattr(peer().config, field)
+    with pytest.raises(
+        UserError, match=f"^proof: {field} is {ours} to us, but {found} by a second reading of {folder}"
+    ):
+        convert(str(folder), str(tmp_path / "out"), to=to, proof="numpy")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("proof", ["numpy", "torch"])
+@pytest.mark.parametrize("field", WRONG_READINGS)
+def test_a_config_that_our_code_writes_wrongly_fails_the_proof_by_the_fields_name(tmp_path, field, proof):
+    folder = save(peer(), tmp_path / "hf")
+    convert(str(folder), str(tmp_path / "ours"))
+    written = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(written | {field: WRONG_READINGS[field][field]}))
+    with pytest.raises(UserError, match=f"^proof: {field} is "):
+        verify(proof, open_model(str(tmp_path / "ours")), folder, "hf")
+
+
+def test_what_transformers_reads_is_compared_too(tmp_path, monkeypatch):
+    folder = save(peer(), tmp_path / "hf")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_positions": 32}))
+    read = reference.transformers_architecture
+    both = lambda *arguments: dataclasses.replace(read(*arguments), n_positions=64)
+    monkeypatch.setattr(reference, "transformers_architecture", both)
+    parse = huggingface.parse_config
+    monkeypatch.setattr(
+        huggingface, "parse_config", lambda *arguments: dataclasses.replace(parse(*arguments), n_positions=64)
+    )
+    with pytest.raises(UserError, match=r"^proof: n_positions is 64 to us, but 32 by a second reading"):
+        convert(str(folder), str(tmp_path / "out"), proof="torch")
+    convert(str(folder), str(tmp_path / "out"), proof="numpy")  # both wrong
+
+
+@pytest.mark.parametrize(
+    "fields", [{"use_cache": "yes"}, {"resid_pdrop": None}, {"initializer_range": 1}, {"vocab_size": 400}]
+)
+def test_what_transformers_does_not_load_is_said_in_a_line(tmp_path, fields):
+    folder = save(peer(), tmp_path / "hf")
+    written = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(written | fields))
+    with pytest.raises(UserError, match=rf"^proof: torch: transformers does not load {folder} \(.*take numpy$"):
+        convert(str(folder), str(tmp_path / "out"), proof="torch")
+    convert(str(folder), str(tmp_path / "out"), proof="numpy")
+
+
+def test_names_that_transformers_does_not_know_are_no_disagreement(tmp_path):
+    folder = save(peer(), tmp_path / "hf")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({f"_orig_mod.{n}": t for n, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"^proof: torch: transformers finds no .*; and 16 more in .*; take numpy"):
+        convert(str(folder), str(tmp_path / "out"), proof="torch")
+    convert(str(folder), str(tmp_path / "out"), proof="numpy")
 
 
 def test_a_cast_is_tolerated_and_an_exact_copy_is_not_treated_as_one(tmp_path):

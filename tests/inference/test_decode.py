@@ -72,14 +72,14 @@ class Model:
 
     def decode(self, rows, rounds=CHUNK, options=GREEDY, guesses=0, draft=None, eos=EOS):
         of_draft = draft.config if draft else None
-        program = Program.of(options, self.config, vocab_size=VOCAB, eos_id=eos, draft=of_draft, guesses=guesses)
+        program = Program.of(options, self.config, vocab_size=VOCAB, end_ids=(eos,), draft=of_draft, guesses=guesses)
         weights = draft.weights if draft else None
         return decode(self.weights, weights, rows, options.scalars(), np.int32(rounds), program=program)
 
     def round(self, rows, guesses, options=GREEDY, eos=EOS):
         """One round in which these are the guesses of every row."""
         guesses_BJ = jnp.array([guesses] * len(rows.done_B), jnp.int32)
-        program = Program.of(options, self.config, vocab_size=VOCAB, eos_id=eos, guesses=len(guesses))
+        program = Program.of(options, self.config, vocab_size=VOCAB, end_ids=(eos,), guesses=len(guesses))
         recent = empty_cache(self.config, len(rows.done_B), len(guesses) + 2)
         past = Past(rows.cache, recent, rows.length_B - 1)
         one_round = jax.jit(decode_round, static_argnames="program")

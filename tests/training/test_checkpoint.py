@@ -255,6 +255,15 @@ def test_other_data_is_another_run(saved, tokenizer):
         Checkpoints(config, tokenizer, {"": DATA[""] | {"windows": "file"}})
 
 
+def test_data_whose_tokenizer_had_another_name_before_are_the_same(saved, tokenizer):
+    config, _ = saved(1.0)
+    record = find_checkpoint(config.output).parents[1] / "run.json"
+    record.write_text(record.read_text().replace('"tokenizer": "none"', '"tokenizer": "bpe-0123456789abcdef"'))
+    Checkpoints(config, tokenizer, {"": DATA[""] | {"tokenizer": "0123456789abcdef"}})
+    with pytest.raises(UserError, match=r"data.train: not the token files"):
+        Checkpoints(config, tokenizer, {"": DATA[""] | {"content": "y"}})
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path, tokenizer):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="not a run"):

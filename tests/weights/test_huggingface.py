@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import CodeGenConfig as HuggingFaceConfig
 
 import codegen_jax
 from codegen_jax.conversion.convert import convert
@@ -169,9 +170,10 @@ def test_eight_groups_are_read_as_such_and_only_when_asked_for(tmp_path):
         assert_same_bytes(tmp_path / "wrong_hf", model)
 
 
-def edit_config(folder, **fields):
+def edit_config(folder, without=(), **fields):
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    written = json.loads(path.read_text()) | fields
+    path.write_text(json.dumps({name: value for name, value in written.items() if name not in without}))
 
 
 def test_what_configs_in_the_wild_get_wrong_is_read_from_the_weights_with_a_warning_each(tmp_path, bpe, caplog):
@@ -214,18 +216,42 @@ def test_head_dim_of_codegen2_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"model_type": "gptj"}, ["config.json", "gptj", "codegen"]),
+        ({"model_type": "gptj"}, ["gptj", "codegen"]),
+        ({"model_type": None}, ["model_type", "not codegen"]),
         ({"activation_function": "relu"}, ["activation_function", "relu", "gelu_new"]),
+        ({"activation_function": None}, ["activation_function is null", "gelu_new"]),
         ({"n_inner": 77}, ["n_inner", "77", "128"]),
-        ({"n_layer": "two"}, ["n_layer", "two", "int"]),
+        ({"n_inner": True}, ["n_inner", "whole number"]),
+        ({"n_layer": "two"}, ["n_layer", "two", "whole number"]),
+        ({"n_layer": True}, ["n_layer", "True", "whole number"]),
+        ({"n_embd": 32.0}, ["n_embd", "32.0", "whole number"]),
         ({"vocab_size": "many"}, ["vocab_size", "many"]),
-        ({"layer_norm_epsilon": "small"}, ["layer_norm_epsilon", "small", "float"]),
+        ({"vocab_size": -1}, ["vocab_size", "-1", "positive"]),
+        ({"layer_norm_epsilon": "small"}, ["layer_norm_epsilon", "small", "a number"]),
+        ({"layer_norm_epsilon": True}, ["layer_norm_epsilon", "True", "a number"]),
+        ({"layer_norm_epsilon": float("nan")}, ["layer_norm_epsilon", "nan"]),
+        ({"layer_norm_epsilon": -1.0}, ["layer_norm_epsilon", "-1.0"]),
         ({"head_dim": 8.5}, ["head_dim", "8.5"]),
+        ({"head_dim": 16}, ["head_dim is 16", "transformers", "n_embd / n_head = 8", "leave it out"]),
         ({"mp_num": "4"}, ["mp_num", "'4'"]),
-        ({"rotary_dim": 9}, ["rotary_dim", "9"]),
+        ({"mp_num": None}, ["mp_num is null; write 4"]),
+        ({"rotary_dim": None}, ["rotary_dim is null; write a whole number: leading channels of each head"]),
+        ({"rotary_dim": 9}, ["rotary_dim: 9", "even"]),
+        ({"rotary_dim": 10}, ["rotary_dim: 10", "at most head_dim = 8"]),
+        ({"rotary_dim": 0}, ["rotary_dim: 0"]),
+        ({"n_head": 5}, ["n_head: 5 does not divide n_embd = 32"]),
+        ({"n_positions": 0}, ["n_positions: 0", "positive"]),
+        ({"n_positions": None}, ["n_positions is null; write a whole number: longest context"]),
+        ({"vocab_size": None}, ["vocab_size is null"]),
+        ({"layer_norm_epsilon": None}, ["layer_norm_epsilon is null; write a number"]),
+        ({"hidden_size": None}, ["hidden_size is null"]),
+        ({"hidden_size": 48}, ["n_embd is 32 and hidden_size is 48"]),
+        ({"max_position_embeddings": 128}, ["n_positions is 64 and max_position_embeddings is 128"]),
+        ({"num_hidden_layers": "2"}, ["num_hidden_layers", "whole number"]),
         ({"n_layer": 3}, ["missing transformer.h.2.ln_1.weight"]),
         ({"n_layer": 1}, ["unexpected transformer.h.1.ln_1.weight"]),
         ({"tie_word_embeddings": True}, ["tie_word_embeddings"]),
+        ({"tie_word_embeddings": 0}, ["tie_word_embeddings", "true or false"]),
     ],
 )
 def test_a_config_that_we_cannot_follow_is_refused(tmp_path, fields, words):
@@ -233,7 +259,55 @@ def test_a_config_that_we_cannot_follow_is_refused(tmp_path, fields, words):
     edit_config(folder, **fields)
     with pytest.raises(UserError) as error:
         open_huggingface(folder)
-    assert all(word in str(error.value) for word in words), error.value
+    assert all(word in str(error.value) for word in [*words, "config.json"]), error.value
+    assert "model." not in str(error.value).split("config.json", 1)[1]  # no name of ours
+
+
+def test_a_config_of_no_model_type_is_refused(tmp_path):
+    folder = save(peer(), tmp_path / "hf")
+    edit_config(folder, without=["model_type"])
+    with pytest.raises(UserError, match=r'config.json: no model_type; .* write "model_type": "codegen"'):
+        open_huggingface(folder)
+
+
+ALIASES = HuggingFaceConfig.attribute_map.items()
+
+
+@pytest.mark.parametrize(
+    ("fields", "without"),
+    [
+        *[({alias: None}, [name]) for alias, name in ALIASES],
+        *[({alias: None}, []) for alias, _ in ALIASES],
+        ({alias: None for alias, _ in ALIASES}, [name for _, name in ALIASES]),
+        ({"n_ctx": 32}, []),
+        ({"n_ctx": 32}, ["n_positions"]),
+        ({"max_position_embeddings": 40}, ["n_positions"]),
+        ({"n_inner": None}, []),
+        ({"n_inner": 128}, []),
+        ({"bos_token_id": None, "eos_token_id": None, "torch_dtype": None, "dtype": None}, []),
+        ({"rope_theta": 7.0, "intermediate_size": 7, "head_dim": 8}, []),
+        ({"head_dim": None}, []),
+        ({}, ["layer_norm_epsilon", "n_ctx", "activation_function", "tie_word_embeddings"]),
+    ],
+)
+def test_each_field_is_read_as_transformers_reads_it(tmp_path, fields, without):
+    folder = save(peer(), tmp_path / "hf")
+    written = json.loads((folder / "config.json").read_text())
+    names = dict(ALIASES)
+    fields = {
+        name: written[names[name]] if value is None and name in names else value for name, value in fields.items()
+    }
+    edit_config(folder, **fields, without=without)
+    theirs, ours = AutoConfig.from_pretrained(folder), open_huggingface(folder).config
+    for name in ("n_layer", "n_embd", "n_head", "rotary_dim", "n_positions", "vocab_size", "layer_norm_epsilon"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+
+
+def test_an_error_names_a_field_as_the_file_does(tmp_path):
+    folder = save(peer(), tmp_path / "hf")
+    edit_config(folder, num_attention_heads=5, without=["n_head"])
+    with pytest.raises(UserError, match=r"config.json: num_attention_heads: 5 does not divide n_embd = 32"):
+        open_huggingface(folder)
 
 
 def test_a_tokenizer_that_the_embedding_cannot_serve_does_not_generate(tmp_path, bpe):

@@ -101,7 +101,25 @@ def test_on_a_mesh_each_byte_is_read_once_and_no_device_waits_for_more(axes):
         np.testing.assert_array_equal(leaf, read(name, whole(shape)))
 
 
-def test_all_that_is_wrong_is_listed():
+def test_of_many_problems_five_are_listed():
+    config = CONFIGS["one head a group"]
+    with pytest.raises(UserError) as error:
+        HuggingFaceWeights({}, config)
+    assert str(error.value).count("missing") == 5 and str(error.value).endswith("; and 16 more")
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.int8, np.uint8, np.int32, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2, np.float64]
+)
+def test_other_dtypes_are_named_and_taken_for_quantized_if_they_are_narrow(dtype):
+    tensors = random_tensors(CONFIGS["one head a group"])
+    tensors["lm_head.weight"] = np.zeros((40, 32), dtype)
+    with pytest.raises(UserError, match=f"lm_head.weight is {np.dtype(dtype).name}, not float16") as error:
+        HuggingFaceWeights(tensors, CONFIGS["one head a group"])
+    assert ("give the model that they were made of" in str(error.value)) == (dtype != np.float64)
+
+
+def test_what_is_wrong_is_listed():
     config = CONFIGS["one head a group"]
     tensors = random_tensors(config)
     del tensors["lm_head.bias"]
@@ -115,7 +133,7 @@ def test_all_that_is_wrong_is_listed():
         "missing lm_head.bias",
         "unexpected transformer.h.1.mlp.gate.weight",
         "transformer.ln_f.bias is [33], not [32]",
-        "transformer.ln_f.weight is not float16",
+        "transformer.ln_f.weight is int64, not float16",
     ):
         assert words in str(error.value)
     assert "masked_bias" not in str(error.value)

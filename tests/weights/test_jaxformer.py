@@ -1,5 +1,6 @@
 """jaxformer's npz, written here from the facts of its checkpoint.py and modules.py, against transformers."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -90,6 +91,33 @@ def test_they_verify_against_transformers_through_our_checkpoint(checkpoint, tmp
     assert not open_model(str(tmp_path / "ours")).config.embedding_bias  # folded
     convert(str(tmp_path / "ours"), str(tmp_path / "hf"), to="hf", proof="torch")
     convert(str(folder), str(tmp_path / "gptj"), to="gptj", proof="torch")
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("n_head", {"n_head": 8, "head_dim": 4}),
+        ("rotary_dim", {"rotary_dim": 2}),
+        ("n_positions", {"n_positions": 64}),
+    ],
+)
+def test_sizes_that_are_read_wrongly_fail_the_proof(checkpoint, tmp_path, monkeypatch, field, fields):
+    _, folder = checkpoint
+    find = JaxformerWeights._find_config
+    monkeypatch.setattr(
+        JaxformerWeights, "_find_config", lambda *arguments: dataclasses.replace(find(*arguments), **fields)
+    )
+    with pytest.raises(UserError, match=f"^proof: {field} is {fields[field]} to us"):
+        convert(str(folder), str(tmp_path / "out"), proof="numpy")
+
+
+@pytest.mark.parametrize(
+    "config", [[], {"model_heads": 4}, HEADS | {"model_heads": None}, HEADS | {"model_heads": True}]
+)
+def test_a_config_without_heads_is_named(checkpoint, config):
+    (checkpoint[1] / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config.json: (not a jaxformer config|model_heads: .* whole number)"):
+        open_model(str(checkpoint[1]))
 
 
 def test_compressed_arrays_are_read(checkpoint, tmp_path):

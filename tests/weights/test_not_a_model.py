@@ -61,7 +61,20 @@ def test_of_a_folder_within_a_model_the_model_is_named(tmp_path, saved):
     ("files", "words"),
     [
         (["adapter_config.json", "adapter_model.safetensors"], "a PEFT adapter"),
+        (["config.json", "adapter_config.json", "adapter_model.safetensors"], "a PEFT adapter"),
+        (["adapter_model.bin"], "a PEFT adapter"),
         (["codegen.Q4_K_M.gguf"], "GGUF"),
+        (["config.json", "codegen.Q4_K_M.gguf"], "GGUF"),
+        (["config.json", "quantize_config.json", "gptq_model-4bit-128g.safetensors"], "quantized weights"),
+        (["quant_config.json", "model.safetensors"], "quantized weights"),
+        (["config.json", "gptq_model-4bit-128g.safetensors"], "quantized weights"),
+        (["config.json", "zero_to_fp32.py", "latest"], "python zero_to_fp32.py CHECKPOINT OUT"),
+        (["mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"], "a checkpoint of DeepSpeed"),
+        (["config.json", "__0_0.distcp", "__1_0.distcp", ".metadata"], "dcp_to_torch SHARDS FILE"),
+        (["config.json", "pytorch_model_fsdp_0"], "a checkpoint of torch.distributed"),
+        (["latest_checkpointed_iteration.txt"], "a checkpoint of Megatron"),
+        (["mp_rank_00"], "a checkpoint of Megatron"),
+        (["last.ckpt"], "a checkpoint of Lightning"),
         (["flax_model.msgpack"], "Flax weights"),
         (["flax_model-00001-of-00002.msgpack"], "Flax weights"),
         (["tf_model.h5"], "TensorFlow weights"),
@@ -79,6 +92,29 @@ def test_a_folder_of_something_else_is_named(tmp_path, saved, files, words):
     for name in files:
         (tmp_path / name).write_text((saved / name).read_text() if name == "config.json" else "{}")
     assert words in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("adapter_config.json", "a PEFT adapter"), ("zero_to_fp32.py", "DeepSpeed"), ("last.ckpt", "Lightning")],
+)
+def test_a_config_of_no_model_type_is_told_by_what_lies_beside_it(tmp_path, name, words):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / name).write_text("{}")
+    assert words in refused(tmp_path)
+
+
+def test_a_whole_model_is_read_whatever_else_lies_beside_it(tmp_path, saved):
+    model = shutil.copytree(saved, tmp_path / "model")
+    for name in ("zero_to_fp32.py", "last.ckpt", "quantize_config.json", "model.gguf", "latest"):
+        (model / name).write_text("{}")
+    assert open_model(str(model)).config.n_layer == 2
+
+
+def test_an_adapter_beside_a_whole_model_is_not_passed_over(tmp_path, saved):
+    model = shutil.copytree(saved, tmp_path / "model")
+    (model / "adapter_config.json").write_text("{}")
+    assert "a PEFT adapter beside it, which transformers would apply; merge the two" in refused(model)
 
 
 def test_a_clone_without_files_is_named(tmp_path):

@@ -212,16 +212,23 @@ def test_a_bin_file_may_hold_parameters_in_place_of_tensors(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "gpt_neox"}, "gpt_neox, not codegen, and only CodeGen models are read$"),
+        *[
+            ({"model_type": name}, f"config.json: model_type is {name}, not codegen, .*; load it with transformers$")
+            for name in ("gpt_bigcode", "gpt_neox", "starcoder2", "gpt2", "qwen2", None, ["codegen"])
+        ],
+        ({"model_type": "llama"}, "; load it with transformers; CodeGen2.5 is one"),
         ({"model_type": "gptj"}, "of what convert --to gptj made, give the source"),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantized weights, which are not read; give"),
+        *[
+            ({"quantization_config": {"quant_method": name, "bits": 4}}, "quantized weights, which are not read; give")
+            for name in ("gptq", "awq", "bitsandbytes")
+        ],
     ],
 )
 def test_a_model_that_is_not_read_is_named_with_what_to_give(tmp_path, changes, words):
     save(peer(), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | changes))
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=words.replace("[", r"\[")):
         open_model(str(tmp_path))
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch
+from safetensors.torch import save_file as save_torch
 
 from codegen_jax.errors import UserError
 from codegen_jax.weights.tensors import TensorStream, open_tensors, write_tensors
@@ -47,7 +49,7 @@ def test_a_missing_shard_is_named(tmp_path, form):
         open_tensors(tmp_path)
 
 
-@pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": []}'])
+@pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": null}'])
 def test_a_damaged_index_is_named(tmp_path, index):
     (tmp_path / "model.safetensors.index.json").write_text(index)
     with pytest.raises(UserError, match=r"model.safetensors.index.json: not an index of shards"):
@@ -65,6 +67,58 @@ def test_a_shard_elsewhere_than_beside_its_index_is_not_read(tmp_path, form, pla
     index.write_text(index.read_text().replace(shard.name, name))
     with pytest.raises(UserError, match=re.escape(f"{index}: names {name}, which is not a file beside it")):
         open_tensors(folder)
+
+
+def sharded(folder, form):
+    """A peer in shards: its tensors, the index's path and content, and how shards are read and written."""
+    model = peer()
+    save(model, folder, form)
+    (index,) = folder.glob("*.index.json")
+    load, dump = (torch.load, torch.save) if form == "sharded bin" else (load_torch, save_torch)
+    return state(model), index, json.loads(index.read_text()), load, dump
+
+
+SHARDED = ["sharded safetensors", "sharded bin"]
+
+
+@pytest.mark.parametrize("form", SHARDED)
+def test_of_a_tensor_in_two_shards_the_index_says_which_is_read(tmp_path, form):
+    arrays, index, written, load, dump = sharded(tmp_path, form)
+    files = sorted(set(written["weight_map"].values()))
+    for name, file in written["weight_map"].items():  # a stale copy before and behind the right one
+        for other in {files[0], files[-1]} - {file}:
+            stale = {name: torch.full(arrays[name].shape, 7.0), "stale.weight": torch.zeros(3)}
+            dump(load(tmp_path / other) | stale, tmp_path / other)
+    tensors = open_tensors(tmp_path)
+    assert tensors.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(tensors[name][:], array)
+    wanted = written["weight_map"] | {"lm_head.bias": files[0]}
+    assert files[0] != written["weight_map"]["lm_head.bias"]
+    index.write_text(json.dumps({"weight_map": wanted}))
+    np.testing.assert_array_equal(open_tensors(tmp_path)["lm_head.bias"][:], 7)
+
+
+@pytest.mark.parametrize("form", SHARDED)
+def test_a_tensor_that_a_shard_lacks_is_named_with_index_and_shard(tmp_path, form):
+    arrays, index, written, load, dump = sharded(tmp_path, form)
+    file = written["weight_map"]["lm_head.bias"]
+    dump({name: tensor for name, tensor in load(tmp_path / file).items() if name != "lm_head.bias"}, tmp_path / file)
+    with pytest.raises(UserError, match=f"{index}: not the index of these shards: {file} has no lm_head.bias; fetch"):
+        open_tensors(tmp_path)
+    index.write_text(json.dumps({"weight_map": dict.fromkeys([*arrays, "more"], file)}))
+    with pytest.raises(
+        UserError, match=rf"has no .*; and {len(arrays) + 1 - len(load(tmp_path / file)) - 5} more; fet"
+    ):
+        open_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("form", SHARDED)
+def test_a_tensor_that_the_index_does_not_name_is_not_read(tmp_path, form):
+    arrays, index, written, *_ = sharded(tmp_path, form)
+    del written["weight_map"]["transformer.ln_f.bias"]
+    index.write_text(json.dumps(written))
+    assert open_tensors(tmp_path).keys() == arrays.keys() - {"transformer.ln_f.bias"}
 
 
 class Hostile:

@@ -1,0 +1,57 @@
+"""What lies beside a tokenizer in a Hugging Face folder and says more of it than its ids; carried wherever it goes."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from codegen_jax.errors import UserError, require
+from codegen_jax.strict_json import loads
+
+VOCABULARY = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")  # of slow tokenizers
+TEMPLATES = ("chat_template.jinja", "chat_template.json")
+SAID = ("special_tokens_map.json", "tokenizer_config.json")  # the latter is the newer, and has the last word
+NAMES = (*SAID, *TEMPLATES, *VOCABULARY)
+ROLES = ("eos_token", "pad_token", "bos_token", "unk_token", "sep_token", "cls_token", "mask_token")
+LISTS = ("additional_special_tokens", "extra_special_tokens")
+
+
+def read_metadata(folder: Path) -> dict[str, bytes]:
+    """The files by name; those of `NAMES` that are there.
+
+    Raises:
+        UserError: for one that does not parse.
+    """
+    files = {name: (folder / name).read_bytes() for name in NAMES if (folder / name).is_file()}
+    for name in SAID:
+        try:
+            said = parse(files, name)
+        except ValueError as error:
+            raise UserError(f"{folder / name}: not JSON ({error}); fetch it again") from error
+        require(isinstance(said, dict), f"{folder / name}: a {type(said).__name__}, not an object; fetch it again")
+    return files
+
+
+def special_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
+    """The text of each special token by its role ("eos_token"); of further ones by itself."""
+    found: dict[str, str] = {}
+    for said in (parse(files, name) for name in SAID):
+        for role in ROLES:
+            if token := _text(said.get(role)):
+                found[role] = token
+        for role in LISTS:
+            tokens = said.get(role) or []
+            for token in map(_text, tokens.values() if isinstance(tokens, dict) else tokens):
+                if token:
+                    found[token] = token
+    return found
+
+
+def parse(files: Mapping[str, bytes], name: str) -> Any:
+    """What a file of these says; nothing if it is not among them."""
+    return loads(files.get(name, b"{}"))
+
+
+def _text(token: Any) -> str | None:
+    """A token as transformers writes it: its text, or an object with that and its habits."""
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) and token else None

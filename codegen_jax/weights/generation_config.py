@@ -1,0 +1,85 @@
+"""What a Hugging Face folder says of where completions end and how they are padded; carried wherever a model goes."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from codegen_jax.data.tokenizer import Tokenizer
+from codegen_jax.errors import UserError, require
+from codegen_jax.strict_json import loads
+
+log = logging.getLogger(__name__)
+
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+# by file: of config.json the IDS that it has, of generation_config.json all that it says
+GenerationConfig = dict[str, dict[str, Any]]
+
+
+def read_generation_config(folder: Path, config: Mapping[str, Any]) -> GenerationConfig:
+    """What the two files of a folder say; `config` is the content of config.json.
+
+    Raises:
+        UserError: for a generation_config.json that does not parse, or an id that is none.
+    """
+    said = {CONFIG: {name: config[name] for name in IDS if config.get(name) is not None}}
+    path = folder / GENERATION_CONFIG
+    if path.is_file():
+        try:
+            said[GENERATION_CONFIG] = loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path}: not JSON ({error}); fetch it again") from error
+        require(isinstance(said[GENERATION_CONFIG], dict), f"{path}: not an object; fetch it again")
+    for file, values in said.items():
+        for name in IDS:
+            are_ids = all(isinstance(id, int) and not isinstance(id, bool) for id in ids_of(values.get(name)))
+            require(are_ids, f"{folder / file}: {name} is {values.get(name)!r}, not an id or a list of ids")
+    return said
+
+
+def fitted(said: GenerationConfig, tokenizer: Tokenizer, source: str) -> GenerationConfig:
+    """The same with ids that the tokenizer can mean.
+
+    The first releases of CodeGen have eos_token_id 2, which is "#". An id that a tokenizer has for ordinary text, or
+    not at all, gives way to the tokenizer's own, with a warning where it is eos: the others change no completion.
+    """
+    files: GenerationConfig = {}
+    for file, values in said.items():
+        files[file] = dict(values)
+        for name in IDS:
+            ids = ids_of(values.get(name))
+            meant = [id for id in ids if 0 <= id < tokenizer.vocab_size and not tokenizer.stands_for_text(id)]
+            if meant != ids:
+                files[file][name] = used = meant or tokenizer.eos_id
+                if name == "eos_token_id":
+                    log.warning(f"{source}: {file} says {name} {values[name]}; the tokenizer's {used} is used")
+    return files
+
+
+def ids_of(value: Any) -> list[int]:
+    """An id, a list of ids, or null, as a list."""
+    return [] if value is None else list(value) if isinstance(value, list) else [value]
+
+
+def end_ids(said: GenerationConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids that end a completion: generation_config.json's or else config.json's, and the tokenizer's own."""
+    values = said.get(GENERATION_CONFIG, {}).get("eos_token_id", said.get(CONFIG, {}).get("eos_token_id"))
+    return tuple(sorted({*ids_of(values), *tokenizer.end_ids}))
+
+
+def complete(said: GenerationConfig, tokenizer: Tokenizer | None) -> GenerationConfig:
+    """What is written in both files.
+
+    Where a model brings none, or its tokenizer no metadata, bos, eos and padding are the end of a document, so that
+    batches work.
+    """
+    eos_id = GPT2_EOS_ID if tokenizer is None else tokenizer.eos_id
+    brings_metadata = bool(said) and (tokenizer is None or bool(tokenizer.metadata))
+    default = {} if brings_metadata else dict.fromkeys(IDS, eos_id if eos_id >= 0 else None)
+    config = said.get(CONFIG, {})
+    return {CONFIG: default | config, GENERATION_CONFIG: default | said.get(GENERATION_CONFIG, config)}
+
+
+GPT2_EOS_ID = 50256

@@ -1,0 +1,133 @@
+"""config.json of a Hugging Face folder -> our config, each field as transformers reads it, or refused by name."""
+
+import dataclasses
+import json
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codegen_jax.config import CodeGenConfig
+from codegen_jax.errors import UserError, require
+from codegen_jax.fields import check_type, documentation, in_words
+from codegen_jax.weights.huggingface_layout import LAYER, MP_NUM, TOP
+from codegen_jax.weights.other_programs import QUANTIZED, other_model, other_program
+from codegen_jax.weights.tensors import Tensor
+
+log = logging.getLogger(__name__)
+
+DEFAULTS: dict[str, Any] = {  # of transformers' CodeGenConfig, for fields that a config.json leaves out
+    "n_layer": 28,
+    "n_embd": 4096,
+    "n_head": 16,
+    "rotary_dim": 64,
+    "vocab_size": 50400,
+    "n_positions": 2048,
+    "layer_norm_epsilon": 1e-5,
+    "activation_function": "gelu_new",
+    "tie_word_embeddings": False,
+}
+ALIASES = {  # transformers' attribute_map of CodeGenConfig
+    "n_layer": "num_hidden_layers",
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_positions": "max_position_embeddings",
+}
+SUPPORTED = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of one function
+    "tie_word_embeddings": (False,),
+}
+
+
+def refuse_other_model(path: Path, written: Mapping[str, Any]) -> None:
+    """Raise `UserError` for a config.json that is not of a CodeGen whose weights are floats."""
+    if "model_type" not in written:
+        no_codegen = 'no model_type; of a CodeGen, write "model_type": "codegen" into it'
+        raise UserError(f"{path}: {other_program(path.parent) or no_codegen}")
+    require(written["model_type"] == "codegen", f"{path}: {other_model(written['model_type'])}")
+    require(not written.get("quantization_config"), f"{path}: {QUANTIZED}")
+
+
+def parse_config(path: Path, written: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CodeGenConfig:
+    """Our config from a config.json, each field as transformers reads it.
+
+    Vocabulary and dtype are the embedding's, since files in the wild err there.
+
+    Args:
+        path: of the file, for messages.
+        written: its content.
+        tensors: of the model, by transformers' names.
+
+    Raises:
+        UserError: naming the field, for a value that transformers does not take, does not heed, or that is not ours.
+    """
+    names, values = dict[str, str](), dict[str, Any]()
+    for name, default in DEFAULTS.items():
+        names[name], values[name] = _read_field(path, written, name, default)
+    for name, supported in SUPPORTED.items():
+        require(values[name] in supported, f"{path}: {name} {values[name]} is not supported; {supported[0]} is")
+    epsilon = float(values["layer_norm_epsilon"])
+    require(0 <= epsilon < float("inf"), f"{path}: layer_norm_epsilon: {epsilon} must be a number from 0 on")
+    _, head_dim = _read_field(path, written, "head_dim", 0, nullable=True)
+    _read_field(path, written, "mp_num", MP_NUM)
+    try:
+        config = CodeGenConfig(
+            **{name: values[name] for name in ("n_layer", "n_embd", "n_head", "rotary_dim", "n_positions")},
+            layer_norm_epsilon=epsilon,
+            vocab_size=values["vocab_size"],
+            head_dim=head_dim or 0,
+        )
+    except UserError as error:  # "model.n_head: 5 does not divide model.n_embd = 32"
+        text = re.sub(r"model\.(\w+)", lambda found: names.get(found[1], found[1]), str(error))
+        raise UserError(f"{path}: {text}") from error
+    _, n_inner = _read_field(path, written, "n_inner", config.n_inner, nullable=True)
+    require(
+        n_inner in (None, config.n_inner),
+        f"{path}: n_inner {n_inner} is not supported; 4 x n_embd = {config.n_inner} is",
+    )
+    heads, projection = config.n_head * config.head_dim, tensors.get(f"transformer.h.0.{LAYER['blocks.attention_out']}")
+    require(
+        heads == config.n_embd or (projection is not None and projection.shape[-1:] == (heads,)),
+        f"{path}: head_dim is {config.head_dim}, which transformers does not heed: its heads, and the weights', "
+        f"have n_embd / n_head = {config.n_embd / config.n_head:g} channels; leave it out",
+    )
+    return _with_what_the_embedding_says(path, written, config, tensors.get(TOP["embedding"]))
+
+
+def _read_field(
+    path: Path, written: Mapping[str, Any], name: str, default: Any, *, nullable: bool = False
+) -> tuple[str, Any]:
+    """The name that a field has in a config.json, and its value; transformers reads some by either of two names."""
+    given = [key for key in dict.fromkeys((name, ALIASES.get(name, name))) if key in written]
+    for key in given:
+        if written[key] is None and not nullable:
+            meaning = documentation(CodeGenConfig).get(name)
+            what = f"{in_words(type(default))}: {meaning}" if meaning else json.dumps(default)
+            raise UserError(f"{path}: {key} is null; write {what.removesuffix('.')}")
+        if written[key] is not None:
+            check_type(f"{path}: {key}", written[key], type(default))
+    key, *others = given or [name]
+    for other in others:
+        require(
+            written[key] == written[other],
+            f"{path}: {key} is {written[key]} and {other} is {written[other]}, two names of one field; leave one out",
+        )
+    return key, written.get(key, default)
+
+
+def _with_what_the_embedding_says(
+    path: Path, written: Mapping[str, Any], config: CodeGenConfig, embedding: Tensor | None
+) -> CodeGenConfig:
+    if embedding is None or len(embedding.shape) != 2:
+        return dataclasses.replace(config, dtype="float32")
+    rows = embedding.shape[0]
+    if rows != config.vocab_size:
+        log.warning(f"{path}: vocab_size is {config.vocab_size}, but the embedding has {rows} rows, which are kept")
+    said = written.get("dtype", written.get("torch_dtype"))
+    if said not in (None, "auto", embedding.dtype.name):
+        log.warning(f"{path}: says {said}, but the weights are {embedding.dtype.name}, which is kept")
+    dtype = "float32" if embedding.dtype == np.float32 else "bfloat16"
+    return dataclasses.replace(config, vocab_size=rows, dtype=dtype)

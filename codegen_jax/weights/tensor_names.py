@@ -1,0 +1,67 @@
+"""The names that tensors were saved by: what training programs put around a model's own names is taken off."""
+
+import logging
+from collections.abc import Mapping
+from itertools import dropwhile
+
+from codegen_jax.errors import listed, require
+from codegen_jax.weights.other_programs import other_tensor
+from codegen_jax.weights.tensors import Tensor
+
+log = logging.getLogger(__name__)
+
+WRAPPERS = {  # parts of names, none of which CodeGen's own have: at any depth
+    "module",  # DataParallel, DeepSpeed
+    "_orig_mod",  # torch.compile
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "_forward_module",  # Lightning Fabric
+}
+OWNERS = {
+    "model",
+    "base_model",
+}  # in front: Lightning's attribute; PEFT's base_model.model, which a merge leaves behind
+
+
+def plain_tensors(source: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by their model's own names: `module.transformer.wte.weight` is transformer.wte.weight.
+
+    Args:
+        source: for messages.
+        tensors: by the names in their files.
+
+    Raises:
+        UserError: if two become one, or the names or shapes show that this is not the whole of a plain CodeGen.
+    """
+    other = other_tensor(tensors)
+    require(other is None, f"{source}: {other}")
+    empty = [name for name, tensor in tensors.items() if tuple(tensor.shape) == (0,)]
+    require(
+        not empty,
+        f"{source}: tensors without elements, as DeepSpeed ZeRO-3 saves them if it does not gather: {listed(empty)}; "
+        "zero_to_fp32.py beside its checkpoint makes whole ones",
+    )
+    saved_as: dict[str, list[str]] = {}
+    for name in tensors:
+        saved_as.setdefault(_plain(name), []).append(name)
+    doubles = [" and ".join(names) for names in saved_as.values() if len(names) > 1]
+    require(not doubles, f"{source}: two names of one tensor: {listed(doubles)}; keep one of each")
+    require(
+        "wte.weight" not in saved_as or "lm_head.weight" in saved_as,
+        f"{source}: a CodeGenModel, which is the network without its head; save the CodeGenForCausalLM that it is of",
+    )
+    first, *others = {name.split(".")[0] for name in saved_as} or {"transformer"}
+    require(
+        bool(others) or first in ("transformer", "lm_head"),
+        f"{source}: each name begins with {first}., which no name of CodeGen's does; save the model within alone",
+    )
+    off = {part for plain, (name,) in saved_as.items() for part in name.split(".") if part not in plain.split(".")}
+    if off:
+        parts = ", ".join(f"{part}." for part in sorted(off))
+        log.info(f"{source}: the tensors' names are read without the prefix {parts}")
+    return {plain: tensors[name] for plain, (name,) in saved_as.items()}
+
+
+def _plain(name: str) -> str:
+    parts = [part for part in name.split(".") if part not in WRAPPERS]
+    return ".".join(dropwhile(OWNERS.__contains__, parts))
