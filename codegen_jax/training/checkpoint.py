@@ -81,8 +81,8 @@ class Checkpoints:
             n=1,
             keep_checkpoints_without_metrics=False,
         )
-        # The policy says what is kept; best_fn + max_to_keep would delete the newest when they are not the best. best_fn
-        # is what makes Orbax write the loss beside the arrays, for a resumed run to know.
+        # The policy says what is kept: best_fn with max_to_keep would delete the newest when they are not the best.
+        # best_fn makes Orbax write the loss beside the arrays, where a resumed run finds it.
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([keep_latest, keep_best]),
             best_fn=loss_of,
