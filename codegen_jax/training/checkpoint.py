@@ -19,7 +19,7 @@ from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.distributed import first_alone, first_said, is_first, largest, say
 from codegen_jax.errors import UserError, require
 from codegen_jax.storage import open_path
-from codegen_jax.training.claim import claim
+from codegen_jax.training.claim import claim, require_free
 from codegen_jax.training.step import TrainState
 from codegen_jax.weights.checkpoint_format import (
     OPTIMIZER,
@@ -39,6 +39,20 @@ log = logging.getLogger(__name__)
 
 RETRIES = 3  # of a save that failed, each after one step more
 PAUSES = (1, 5, 25)  # seconds before a checkpoint that could not be read is read again
+
+
+def check_output(config: RunConfig, data: dict[str, Any]) -> None:
+    """Raise `UserError` for an output folder that `Checkpoints` would not take; nothing is written."""
+    folder = open_path(config.output)
+    require(
+        not str(folder).startswith("s3://"),
+        f"output: {folder}: Orbax writes checkpoints to local and mounted folders and to gs://, not to s3://",
+    )
+    require(
+        config.resume == "auto" or not whole_checkpoints(config.output),
+        f"resume: never, but {folder} holds checkpoints; choose another output folder, or resume auto",
+    )
+    first_alone(lambda: require_free(folder, {"config": config.to_dict(), "data": data}))
 
 
 class Checkpoints:
@@ -63,14 +77,7 @@ class Checkpoints:
         self.folder = open_path(config.output)
         self.record = {"config": config.to_dict(), "data": data}
         self.tokenizer, self.generation_config = tokenizer, generation_config or {}
-        require(
-            not str(self.folder).startswith("s3://"),
-            f"output: {self.folder}: Orbax writes checkpoints to local and mounted folders and to gs://, not to s3://",
-        )
-        require(
-            config.resume == "auto" or not whole_checkpoints(config.output),
-            f"resume: never, but {self.folder} holds checkpoints; choose another output folder, or resume auto",
-        )
+        check_output(config, data)
         self.lock = None
         first_alone(self._claim)
         keep_latest = policies.LatestN(config.checkpoint.keep_latest)
