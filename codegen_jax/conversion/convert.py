@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from codegen_jax.conversion.verify import Agreement, Proof, check_proof, verify
 from codegen_jax.data.tokenizer import Tokenizer
-from codegen_jax.errors import UserError, require
+from codegen_jax.errors import require
 from codegen_jax.storage import require_local
 from codegen_jax.weights.base import Index, Weights, fold_embedding_bias, shapes
 from codegen_jax.weights.checkpoint_format import CheckpointWeights
 from codegen_jax.weights.checkpoint_writer import write_checkpoint
-from codegen_jax.weights.finite import is_finite
+from codegen_jax.weights.finite import cast
 from codegen_jax.weights.generation_config import fitted
 from codegen_jax.weights.huggingface import write_huggingface
 from codegen_jax.weights.huggingface_layout import MP_NUM
@@ -66,19 +66,10 @@ class CastWeights(Weights):
         return self.target
 
     def read(self, name: str, index: Index) -> np.ndarray:
-        region = self.weights.read(name, index)
-        with np.errstate(over="ignore"):
-            cast = region.astype(self.target, copy=False)
-        if not is_finite(cast) and np.isinf(cast).sum() > np.isinf(region).sum():
-            layer = f" of layer {index[0].start}" if name.startswith("blocks.") else ""
-            values, limit = np.abs(region.astype(np.float32)), float(ml_dtypes.finfo(self.target).max)
-            largest = values[np.isfinite(values)].max()
-            wider = "bfloat16" if self.target == np.float16 else "float32"
-            raise UserError(
-                f"dtype: {self.target.name}: {name}{layer} in {self.source} reaches {largest:.6g}, beyond {limit:.6g}; "
-                f"take {wider}"
-            )
-        return cast
+        layer = f" of layer {index[0].start}" if name.startswith("blocks.") else ""
+        wider = "bfloat16" if self.target == np.float16 else "float32"
+        what = f"dtype: {self.target.name}: {name}{layer} in {self.source}"
+        return cast(self.weights.read(name, index), self.target, what, f"take {wider}")
 
 
 def convert(

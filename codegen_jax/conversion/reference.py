@@ -35,7 +35,7 @@ class Architecture:
 
 def transformers_architecture(folder: Path, tensors: Mapping[str, Any]) -> Architecture:
     """Of a folder of CodeGenForCausalLM or GPTJForCausalLM, whose configs have the same names and defaults."""
-    written = json.loads((folder / "config.json").read_text())
+    written = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
 
     def field(default: Any, *names: str) -> Any:
         return next((written[name] for name in names if name in written), default)
@@ -61,7 +61,7 @@ def jaxformer_architecture(folder: Path, arrays: Sequence[Any]) -> Architecture:
     vocab_size, n_embd = arrays[1].shape
     n_layer, attended, _ = arrays[6].shape
     if files:
-        written = json.loads(files[0].read_text())
+        written = json.loads(files[0].read_text(encoding="utf-8-sig"))
         n_head, rotary_dim = written["model_heads"], written["model_pe_rotary_dims"]
     else:  # 350M has 64 channels per head and rotates half of them; 2B has 80; 6B and 16B have 256
         n_head = attended // {1024: 64, 2048: 128, 2560: 80, 4096: 256, 6144: 256}[n_embd]

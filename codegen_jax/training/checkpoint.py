@@ -8,7 +8,7 @@ import math
 import re
 import time
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import orbax.checkpoint as ocp
 from etils import epath
@@ -19,7 +19,7 @@ from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.distributed import first_alone, first_said, is_first, largest, say
 from codegen_jax.errors import UserError, require
 from codegen_jax.storage import open_path
-from codegen_jax.training.claim import claim
+from codegen_jax.training.claim import claim, require_free
 from codegen_jax.training.step import TrainState
 from codegen_jax.weights.checkpoint_format import (
     OPTIMIZER,
@@ -39,6 +39,20 @@ log = logging.getLogger(__name__)
 
 RETRIES = 3  # of a save that failed, each after one step more
 PAUSES = (1, 5, 25)  # seconds before a checkpoint that could not be read is read again
+
+
+def check_output(config: RunConfig, data: dict[str, Any]) -> None:
+    """Raise `UserError` for an output folder that `Checkpoints` would not take; nothing is written."""
+    folder = open_path(config.output)
+    require(
+        not str(folder).startswith("s3://"),
+        f"output: {folder}: Orbax writes checkpoints to local and mounted folders and to gs://, not to s3://",
+    )
+    require(
+        config.resume == "auto" or not whole_checkpoints(config.output),
+        f"resume: never, but {folder} holds checkpoints; choose another output folder, or resume auto",
+    )
+    first_alone(lambda: require_free(folder, {"config": config.to_dict(), "data": data}))
 
 
 class Checkpoints:
@@ -63,14 +77,7 @@ class Checkpoints:
         self.folder = open_path(config.output)
         self.record = {"config": config.to_dict(), "data": data}
         self.tokenizer, self.generation_config = tokenizer, generation_config or {}
-        require(
-            not str(self.folder).startswith("s3://"),
-            f"output: {self.folder}: Orbax writes checkpoints to local and mounted folders and to gs://, not to s3://",
-        )
-        require(
-            config.resume == "auto" or not whole_checkpoints(config.output),
-            f"resume: never, but {self.folder} holds checkpoints; choose another output folder, or resume auto",
-        )
+        check_output(config, data)
         self.lock = None
         first_alone(self._claim)
         keep_latest = policies.LatestN(config.checkpoint.keep_latest)
@@ -172,15 +179,15 @@ class Checkpoints:
         steps = [int(path.name) for path in whole_checkpoints(self.folder)]
         for step in reversed(steps):
             path = self.folder / CHECKPOINTS / str(step)
-            state = _read_twice(path, abstract)
-            if not isinstance(state, Damaged):
-                self.generation_config = load_run(path).generation_config
+            found = _read_twice(path, abstract)
+            if not isinstance(found, Damaged):
+                state, self.generation_config = found
                 say(f"resuming {self.record['config']['output']} after step {step}")
                 return state
             if step == steps[0]:
-                raise state
+                raise found
             log.warning(
-                f"{state}; it is moved to {self.folder / DAMAGED}, and step {steps[steps.index(step) - 1]} used"
+                f"{found}; it is moved to {self.folder / DAMAGED}, and step {steps[steps.index(step) - 1]} used"
             )
             first_alone(lambda path=path: self._set_aside(path))
             self.manager.reload()
@@ -197,24 +204,31 @@ class Checkpoints:
             self.lock.close()
 
 
+class Restored(NamedTuple):
+    """What a run goes on from."""
+
+    state: TrainState
+    generation_config: GenerationConfig
+
+
 def _optimizer(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "opt_state": state.opt_state, "guard": state.guard}
 
 
-def _read_twice(checkpoint: epath.Path, abstract: TrainState) -> TrainState | Damaged:
-    """The state; or what is damaged, if a second read after a pause finds damage again, in any of the processes.
+def _read_twice(checkpoint: epath.Path, abstract: TrainState) -> Restored | Damaged:
+    """What it holds; or what is damaged, if a second read after a pause finds damage again, in any of the processes.
 
     Raises:
         UserError: if it can't be read for another reason, and that does not pass.
     """
     found_damage = False
     for pause in (*PAUSES, None):
-        state, failure = _read(checkpoint, abstract)
+        found, failure = _read(checkpoint, abstract)
         again = isinstance(failure, Damaged) and found_damage
         worst = largest(0 if failure is None else 1 if again else 2)
         if worst == 0:
-            assert state is not None
-            return state
+            assert found is not None
+            return found
         text = first_said(str(failure or ""))
         if worst == 1:
             return Damaged(text)
@@ -227,19 +241,20 @@ def _read_twice(checkpoint: epath.Path, abstract: TrainState) -> TrainState | Da
     raise AssertionError("the last pause is None")
 
 
-def _read(checkpoint: epath.Path, abstract: TrainState) -> tuple[TrainState | None, UserError | None]:
-    """The state, or why this process or its fingerprints say no; a process that fails to read does so alone."""
-    state, expected, failure = None, None, None
+def _read(checkpoint: epath.Path, abstract: TrainState) -> tuple[Restored | None, UserError | None]:
+    """What it holds, or why this process or its fingerprints say no; a process that fails to read does so alone."""
+    state, run, failure = None, None, None
     try:
-        expected = load_run(checkpoint).fingerprints
+        run = load_run(checkpoint)
         optimizer = read_item(checkpoint, OPTIMIZER, _optimizer(abstract))
         state = TrainState(params=read_item(checkpoint, PARAMS, abstract.params), **optimizer)
     except UserError as error:
         failure = error
-    if largest(failure is not None) or state is None:
+    if largest(failure is not None) or state is None or run is None:
         return None, failure
-    if expected is None:
+    found = Restored(state, run.generation_config)
+    if run.fingerprints is None:
         log.warning(f"{checkpoint}: written by an older version, without fingerprints; its bits are not checked")
-        return state, None
-    changed = [name for name, value in fingerprints(state).items() if value != expected.get(name)]
-    return (None, damaged(checkpoint, f"{changed[0]} is not what was saved")) if changed else (state, None)
+        return found, None
+    changed = [name for name, value in fingerprints(state).items() if value != run.fingerprints.get(name)]
+    return (None, damaged(checkpoint, f"{changed[0]} is not what was saved")) if changed else (found, None)

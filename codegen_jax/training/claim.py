@@ -44,6 +44,15 @@ def claim(folder: epath.Path, record: dict[str, Any]) -> IO[str] | None:
     Raises:
         UserError: if the folder holds another run, something that is no run, or if a run is at work in it.
     """
+    require_free(folder, record)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _lock(folder)
+    write_whole(folder / RUN_FILE, json.dumps(record, indent=2, allow_nan=False) + "\n")
+    return lock
+
+
+def require_free(folder: epath.Path, record: dict[str, Any]) -> None:
+    """Raise `UserError` where `claim` would, and leave the folder as it is."""
     path = folder / RUN_FILE
     if not path.exists() and folder.exists() and (not folder.is_dir() or any(p.name != LOCK for p in folder.iterdir())):
         raise UserError(f"output: {folder} exists and is not a run of codegen-jax; choose another folder")
@@ -58,10 +67,8 @@ def claim(folder: epath.Path, record: dict[str, Any]) -> IO[str] | None:
                     f"output: {folder} holds another run ({name} is {theirs.get(name)} there, {ours.get(name)} here); "
                     "choose another output folder or remove it"
                 )
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = _lock(folder)
-    write_whole(path, json.dumps(record, indent=2, allow_nan=False) + "\n")
-    return lock
+    if (folder / LOCK).exists() and (lock := _hold(folder)):
+        lock.close()
 
 
 def read_record(folder: epath.Path) -> dict[str, Any]:
@@ -93,6 +100,16 @@ def _has_begun(folder: epath.Path) -> bool:
 
 
 def _lock(folder: epath.Path) -> IO[str] | None:
+    """Hold a folder, and say in its lock by whom it is held."""
+    file = _hold(folder)
+    if file is not None:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        file.flush()
+    return file
+
+
+def _hold(folder: epath.Path) -> IO[str] | None:
     """POSIX locks, which end with their process and which NFS keeps for all its hosts; object stores have none."""
     if is_remote(folder):
         return None
@@ -109,9 +126,6 @@ def _lock(folder: epath.Path) -> IO[str] | None:
         raise UserError(
             f"output: {folder} is in use by another run ({holder}); wait for it, or choose another folder"
         ) from error
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-    file.flush()
     return file
 
 

@@ -20,7 +20,7 @@ from codegen_jax.distributed import is_first, joined, say
 from codegen_jax.errors import Preempted, require
 from codegen_jax.model.codegen import Params
 from codegen_jax.sharding import make_mesh
-from codegen_jax.training.checkpoint import Checkpoints
+from codegen_jax.training.checkpoint import Checkpoints, check_output
 from codegen_jax.training.clock import Clock
 from codegen_jax.training.metrics import MetricsLog, check_wandb
 from codegen_jax.training.preemption import Preemption, watch_preemption
@@ -80,6 +80,8 @@ def _train(config: RunConfig, clock: Clock) -> None:
         run = resolve(config, mesh)
     with jax.set_mesh(mesh), watch_preemption() as preemption, ExitStack() as opened:
         with clock.on("state"):
+            data = {source.name: source.files.manifest.identity for source in sources}
+            check_output(config, data)  # before all weights of init_from are read
             initial_params, generation_config = None, {}
             initial_weights = find_initial_weights(config)
             if initial_weights is not None:
@@ -88,7 +90,6 @@ def _train(config: RunConfig, clock: Clock) -> None:
                 say(f"starting from the weights of {initial_weights.source}")
                 # before the output folder is touched: damage or NaN may come to light
                 initial_params = load_params(initial_weights, abstract_state(run).params)
-            data = {source.name: source.files.manifest.identity for source in sources}
             checkpoints = opened.enter_context(closing(Checkpoints(config, tokenizer, data, generation_config)))
             state = start(run, checkpoints, initial_params)
             del initial_params  # the state has its own

@@ -20,7 +20,7 @@ from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import UserError
 from codegen_jax.model.codegen import Params, abstract_params, param_axes
 from codegen_jax.weights.fingerprint import fingerprints
-from codegen_jax.weights.finite import is_finite, what_is_not_finite
+from codegen_jax.weights.finite import cast, is_finite, what_is_not_finite
 from codegen_jax.weights.generation_config import GenerationConfig
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,8 @@ class Weights(ABC):
         config: of the network; where the folder does not say what to compute in, dtype is float32 for float32 weights
             and bfloat16 for others.
         tokenizer: None if the folder has none.
-        generation_config: where completions end and how they are padded, if the folder says it; else empty.
+        generation_config: what the folder says of completions: the ids of config.json that end and pad them, and all of
+            generation_config.json; else empty.
         fingerprints: of the parameters by name, where the format has them; else empty.
     """
 
@@ -115,7 +116,9 @@ class FoldedWeights(Weights):
         region = self.weights.read(name, index)
         if name == "embedding":
             bias_D = self.weights.read("embedding_bias", index[1:])
-            region = (region.astype(np.float32) + bias_D.astype(np.float32)).astype(region.dtype)
+            folded = region.astype(np.float32) + bias_D.astype(np.float32)
+            what = f"{self.source}: the {region.dtype.name} embedding with its bias added"
+            region = cast(folded, region.dtype, what, "save its arrays in a wider dtype")
         return region
 
 

@@ -1,6 +1,9 @@
 """Weights that are no numbers, as a run that diverged leaves them: found at the speed of memory."""
 
+import ml_dtypes
 import numpy as np
+
+from codegen_jax.errors import UserError
 
 
 def is_finite(region: np.ndarray) -> bool:
@@ -15,6 +18,24 @@ def is_finite(region: np.ndarray) -> bool:
         if bits.max(initial=0) >= np.array(infinity, region.dtype).view(bits.dtype):
             return False
     return True
+
+
+def cast(region: np.ndarray, dtype: np.dtype, what: str, remedy: str) -> np.ndarray:
+    """Values in another dtype of floats.
+
+    Args:
+        what, remedy: of the message, before and behind the numbers.
+
+    Raises:
+        UserError: for a finite value that the dtype cannot hold, rather than inf.
+    """
+    with np.errstate(over="ignore"):
+        values = region.astype(dtype, copy=False)
+    if not is_finite(values) and np.isinf(values).sum() > np.isinf(region).sum():
+        sizes, limit = np.abs(region.astype(np.float32)), float(ml_dtypes.finfo(dtype).max)
+        largest = sizes[np.isfinite(sizes)].max()
+        raise UserError(f"{what} reaches {largest:.6g}, beyond {limit:.6g}; {remedy}")
+    return values
 
 
 def what_is_not_finite(region: np.ndarray) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from codegen_jax.data.tokenizer import has_tokenizer, load_tokenizer
 from codegen_jax.errors import UserError, require
-from codegen_jax.mistaken_paths import refuse_stand_in
+from codegen_jax.mistaken_paths import read_text, refuse_stand_in
 from codegen_jax.weights.base import Weights, fold_embedding_bias
 from codegen_jax.weights.generation_config import (
     CONFIG,
@@ -34,23 +34,29 @@ def open_huggingface(folder: Path, mp_num: int | None = None) -> HuggingFaceWeig
     Raises:
         UserError: if it is no CodeGen, or its files are damaged.
     """
-    refuse_stand_in(folder / "config.json")
+    path = folder / "config.json"
+    refuse_stand_in(path)
     try:
-        written = json.loads((folder / "config.json").read_text())
+        written = json.loads(read_text(path))
     except ValueError as error:
-        raise UserError(f"{folder / 'config.json'}: not JSON ({error}); fetch it again") from error
-    require(isinstance(written, dict), f"{folder / 'config.json'}: a {type(written).__name__}, not an object")
-    refuse_other_model(folder / "config.json", written)
+        raise UserError(f"{path}: not JSON ({error}); fetch it again") from error
+    require(isinstance(written, dict), f"{path}: a {type(written).__name__}, not an object")
+    refuse_other_model(path, written)
     require(
         not (folder / "adapter_config.json").exists(),
         f"{folder}: a model with a PEFT adapter beside it, which transformers would apply; merge the two "
         "(merge_and_unload, then save_pretrained), or remove adapter_config.json to go without it",
     )
     tensors = plain_tensors(str(folder), open_tensors(folder))
-    config = parse_config(folder / "config.json", written, tensors)
+    config = parse_config(path, written, tensors)
     tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
-    groups = written.get("mp_num", MP_NUM) if mp_num is None else mp_num
-    weights = HuggingFaceWeights(tensors, config, groups, tokenizer, str(folder))
+    if mp_num is None and "mp_num" in written:
+        mp_num = int(written["mp_num"])
+        require(
+            mp_num > 0 and config.n_head % mp_num == 0,
+            f"{path}: mp_num: {mp_num} does not divide the {config.n_head} heads; write how many groups qkv_proj has",
+        )
+    weights = HuggingFaceWeights(tensors, config, MP_NUM if mp_num is None else mp_num, tokenizer, str(folder))
     weights.generation_config = read_generation_config(folder, written)
     if tokenizer is not None:
         weights.generation_config = fitted(weights.generation_config, tokenizer, str(folder))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from codegen_jax.errors import UserError, require
 from codegen_jax.fields import check_type, documentation, in_words
 from codegen_jax.weights.huggingface_layout import LAYER, MP_NUM, TOP
 from codegen_jax.weights.other_programs import QUANTIZED, other_model, other_program
-from codegen_jax.weights.tensors import Tensor
+from codegen_jax.weights.tensors import DTYPES, Tensor
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,10 @@ def refuse_other_model(path: Path, written: Mapping[str, Any]) -> None:
         raise UserError(f"{path}: {other_program(path.parent) or no_codegen}")
     require(written["model_type"] == "codegen", f"{path}: {other_model(written['model_type'])}")
     require(not written.get("quantization_config"), f"{path}: {QUANTIZED}")
+    require(
+        not written.get("text_config"),
+        f"{path}: has its fields in text_config, where transformers' CodeGen does not read them; move them out of it",
+    )
 
 
 def parse_config(path: Path, written: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CodeGenConfig:
@@ -69,20 +74,24 @@ def parse_config(path: Path, written: Mapping[str, Any], tensors: Mapping[str, T
         names[name], values[name] = _read_field(path, written, name, default)
     for name, supported in SUPPORTED.items():
         require(values[name] in supported, f"{path}: {name} {values[name]} is not supported; {supported[0]} is")
-    epsilon = float(values["layer_norm_epsilon"])
-    require(0 <= epsilon < float("inf"), f"{path}: layer_norm_epsilon: {epsilon} must be a number from 0 on")
+    epsilon = values["layer_norm_epsilon"]
+    require(
+        0 <= epsilon <= sys.float_info.max,  # JSON's whole numbers know no end
+        f"{path}: layer_norm_epsilon: {str(epsilon)[:20]} must be a number from 0 on, in the range of floats",
+    )
     _, head_dim = _read_field(path, written, "head_dim", 0, nullable=True)
     _read_field(path, written, "mp_num", MP_NUM)
     try:
         config = CodeGenConfig(
             **{name: values[name] for name in ("n_layer", "n_embd", "n_head", "rotary_dim", "n_positions")},
-            layer_norm_epsilon=epsilon,
+            layer_norm_epsilon=float(epsilon),
             vocab_size=values["vocab_size"],
             head_dim=head_dim or 0,
         )
     except UserError as error:  # "model.n_head: 5 does not divide model.n_embd = 32"
         text = re.sub(r"model\.(\w+)", lambda found: names.get(found[1], found[1]), str(error))
         raise UserError(f"{path}: {text}") from error
+    _check_sizes(path, names, config, tensors)
     _, n_inner = _read_field(path, written, "n_inner", config.n_inner, nullable=True)
     require(
         n_inner in (None, config.n_inner),
@@ -118,6 +127,19 @@ def _read_field(
     return key, written.get(key, default)
 
 
+def _check_sizes(path: Path, names: Mapping[str, str], config: CodeGenConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a depth or width that the weights do not have, before anything of that size is made."""
+    sizes = {"n_layer": len({name.split(".")[2] for name in tensors if name.startswith("transformer.h.")})}
+    embedding = tensors.get(TOP["embedding"])
+    if embedding is not None and len(embedding.shape) == 2:
+        sizes["n_embd"] = embedding.shape[1]
+    for name, size in sizes.items():
+        said = getattr(config, name)
+        require(
+            said == size, f"{path}: {names[name]} is {said}, but the weights' is {size}; give the config.json of these"
+        )
+
+
 def _with_what_the_embedding_says(
     path: Path, written: Mapping[str, Any], config: CodeGenConfig, embedding: Tensor | None
 ) -> CodeGenConfig:
@@ -126,8 +148,8 @@ def _with_what_the_embedding_says(
     rows = embedding.shape[0]
     if rows != config.vocab_size:
         log.warning(f"{path}: vocab_size is {config.vocab_size}, but the embedding has {rows} rows, which are kept")
-    said = written.get("dtype", written.get("torch_dtype"))
-    if said not in (None, "auto", embedding.dtype.name):
+    said = str(written.get("dtype", written.get("torch_dtype")) or "auto").removeprefix("torch.")
+    if said not in ("auto", embedding.dtype.name) and embedding.dtype in DTYPES.values():
         log.warning(f"{path}: says {said}, but the weights are {embedding.dtype.name}, which is kept")
     dtype = "float32" if embedding.dtype == np.float32 else "bfloat16"
     return dataclasses.replace(config, vocab_size=rows, dtype=dtype)

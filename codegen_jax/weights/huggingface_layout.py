@@ -181,7 +181,11 @@ def check_tensors(source: str, tensors: Mapping[str, Tensor], expected: Mapping[
         elif dtype not in DTYPES.values():
             problems.append(f"{name} is {dtype.name}, not float16, bfloat16 or float32")
     unread = {tensors[name].dtype for name in shared} - set(DTYPES.values())
-    hint = f": {QUANTIZED}" if unread - {np.dtype(np.float64)} else ""
+    hint = ""
+    if np.dtype(np.float64) in unread:
+        hint = "; load it in transformers and save it as float32 (model.float(), then save_pretrained)"
+    if any(dtype.kind != "c" and dtype != np.float64 for dtype in unread):
+        hint = f": {QUANTIZED}"
     require(not problems, f"{source}: not the weights of its config.json: {listed(problems)}{hint}")
 
 

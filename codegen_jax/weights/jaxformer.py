@@ -18,7 +18,7 @@ import numpy as np
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.errors import UserError, listed, require
 from codegen_jax.fields import check_type
-from codegen_jax.mistaken_paths import refuse_stand_in
+from codegen_jax.mistaken_paths import read_text, refuse_stand_in
 from codegen_jax.weights.base import Index, StoredWeights, matrix_shapes
 from codegen_jax.weights.huggingface_layout import MP_NUM, PROJECTIONS, head_groups, rotary_order
 from codegen_jax.weights.tensors import DTYPES
@@ -136,7 +136,7 @@ class JaxformerWeights(StoredWeights):
 def _read_heads(path: Path) -> tuple[int, int, int]:
     """n_head, rotary_dim and head_dim from a jaxformer config."""
     try:
-        written = json.loads(path.read_text())
+        written = json.loads(read_text(path))
         heads = written["model_heads"], written["model_pe_rotary_dims"], written.get("model_head_dim", 0)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not a jaxformer config (no {error})") from error

@@ -14,7 +14,7 @@ FILES = {
     "save_pretrained writes safetensors",
     "tf_model*.h5": "TensorFlow weights, which are not read; load them in transformers 4 (from_tf=True), whose "
     "save_pretrained writes safetensors",
-    "*.onnx": "weights for ONNX, which are not read; give the Hugging Face folder that they were made of",
+    "*.onnx onnx": "weights for ONNX, which are not read; give the Hugging Face folder that they were made of",
     "model_index.json": "a diffusers pipeline, which is no CodeGen",
     "zero_to_fp32.py *_model_states.pt *_optim_states.pt": "a checkpoint of DeepSpeed; its zero_to_fp32.py makes "
     "weights of it: python zero_to_fp32.py CHECKPOINT OUT; add config.json and the tokenizer's files",
@@ -24,6 +24,14 @@ FILES = {
     "latest_checkpointed_iteration.txt mp_rank_*": "a checkpoint of Megatron, which is not read; give the Hugging Face "
     "folder that its converter makes",
     "*.ckpt": "a checkpoint of Lightning, which is not read; load it there and save its model (save_pretrained)",
+    "vocabulary.json vocabulary.txt": "weights for CTranslate2, which are not read; give the Hugging Face folder that "
+    "they were made of",
+    "consolidated*.pth consolidated*.safetensors": "weights in the layout of Meta's or Mistral's own programs, which "
+    "is not read; give the Hugging Face folder that a converter makes of them",
+    "model.*.safetensors pytorch_model.*.bin": "weights under a variant's name, which are not read; load them in "
+    "transformers (from_pretrained with variant=...) and save them (save_pretrained)",
+    "optimizer.pt": "what a Trainer keeps beside a model (optimizer.pt); give a folder with config.json and the "
+    "model's weights",
 }
 MODELS = {  # by config.json's model_type; of others there is no more to say
     "gptj": "; of what convert --to gptj made, give the source",

@@ -17,10 +17,10 @@ WRAPPERS = {  # parts of names, none of which CodeGen's own have: at any depth
     "_checkpoint_wrapped_module",
     "_forward_module",  # Lightning Fabric
 }
-OWNERS = {
-    "model",
-    "base_model",
-}  # in front: Lightning's attribute; PEFT's base_model.model, which a merge leaves behind
+OWNERS = {  # the same, but only in front
+    "model",  # Lightning's attribute
+    "base_model",  # PEFT's base_model.model, which a merge leaves behind
+}
 
 
 def plain_tensors(source: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -35,7 +35,7 @@ def plain_tensors(source: str, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
     """
     other = other_tensor(tensors)
     require(other is None, f"{source}: {other}")
-    empty = [name for name, tensor in tensors.items() if tuple(tensor.shape) == (0,)]
+    empty = [name for name, tensor in tensors.items() if 0 in tensor.shape]
     require(
         not empty,
         f"{source}: tensors without elements, as DeepSpeed ZeRO-3 saves them if it does not gather: {listed(empty)}; "
@@ -49,6 +49,11 @@ def plain_tensors(source: str, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
     require(
         "wte.weight" not in saved_as or "lm_head.weight" in saved_as,
         f"{source}: a CodeGenModel, which is the network without its head; save the CodeGenForCausalLM that it is of",
+    )
+    require(
+        "transformer.wte.weight" not in saved_as or "lm_head.weight" in saved_as,
+        f"{source}: no lm_head.weight, as if the head were the embedding, which CodeGen's is not; save the "
+        "CodeGenForCausalLM with tie_word_embeddings false",
     )
     first, *others = {name.split(".")[0] for name in saved_as} or {"transformer"}
     require(

@@ -16,7 +16,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 
 from codegen_jax.errors import UserError, listed, require
-from codegen_jax.mistaken_paths import refuse_stand_in
+from codegen_jax.mistaken_paths import read_text, refuse_stand_in
 from codegen_jax.weights.other_programs import other_program
 
 DTYPES = {
@@ -29,6 +29,8 @@ UNREAD = {  # only named in messages
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
     "BOOL": np.dtype(np.bool_),
+    "C64": np.dtype(np.complex64),
+    "C128": np.dtype(np.complex128),
     **{f"{kind.upper()}{bits}": np.dtype(f"{kind}{bits // 8}") for kind in "iu" for bits in (8, 16, 32, 64)},
 }
 
@@ -100,7 +102,7 @@ def _open_shards(index: Path, open_file: Callable[[Path], dict[str, Tensor]]) ->
     """The tensors that an index names, each from the file that it names; shards may hold others, or stale copies."""
     refuse_stand_in(index)
     try:
-        weight_map = {str(name): str(file) for name, file in json.loads(index.read_text())["weight_map"].items()}
+        weight_map = {str(name): str(file) for name, file in json.loads(read_text(index))["weight_map"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{index}: not an index of shards ({error}); fetch it again") from error
     shards = sorted(set(weight_map.values()))
@@ -142,6 +144,11 @@ def _open_torch(path: Path) -> dict[str, Tensor]:
     for name, value in tensors.items():
         require(
             isinstance(value, torch.Tensor), f"{path}: {name} is a {type(value).__name__}, not a tensor{STATE_DICT}"
+        )
+        require(not value.is_meta, f"{path}: {name} is a tensor of PyTorch's device meta, which holds no values")
+        require(
+            value.layout is torch.strided,
+            f"{path}: {name} is a tensor of layout {value.layout}, which is not read; save it plain (to_dense)",
         )
     return {
         name: TorchTensor(path, name, tuple(t.shape), _dtype(codes.get(str(t.dtype).removeprefix("torch."))))

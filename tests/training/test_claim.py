@@ -82,6 +82,28 @@ def test_a_folder_is_free_again_when_a_run_is_closed(tmp_path, tokenizer):
     assert held() == b""
 
 
+def test_a_folder_in_use_is_refused_before_the_weights_to_start_from_are_looked_at(tmp_path, token_folder):
+    holder = (
+        "import fcntl, sys, time\nfile = open(sys.argv[1], 'a+')\nfcntl.lockf(file, fcntl.LOCK_EX)\n"
+        "print('held', flush=True)\ntime.sleep(600)\n"
+    )
+    config = tiny_run(tmp_path / "run", token_folder, mesh=MeshConfig(1, 8, 1), init_from=str(tmp_path / "none"))
+    (tmp_path / "run").mkdir()
+    lock = tmp_path / "run/lock"
+    lock.write_text("process 7 on a\n")
+    process = subprocess.Popen([sys.executable, "-c", holder, lock], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match=r"^output: .* is in use by another run \(process 7 on a\)"):
+            train(config)
+    finally:
+        process.kill()
+        process.communicate()
+    with pytest.raises(UserError, match=r"none: there is no such file"):
+        train(config)
+    assert lock.read_text() == "process 7 on a\n" and [path.name for path in lock.parent.iterdir()] == ["lock"]
+
+
 @pytest.mark.parametrize("record", ["", "{", "[]", "{}"])
 def test_a_record_that_is_none_is_named(tmp_path, record):
     (tmp_path / "run.json").write_text(record)

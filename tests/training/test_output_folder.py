@@ -7,9 +7,12 @@ import pytest
 
 from codegen_jax.errors import UserError
 from codegen_jax.sharding import make_mesh
+from codegen_jax.training import checkpoint
 from codegen_jax.training.checkpoint import Checkpoints
 from codegen_jax.training.resolve import resolve
 from codegen_jax.training.step import init_state
+from codegen_jax.weights import checkpoint_format
+from codegen_jax.weights.checkpoint_format import unreadable
 from tests.processes import wait_until
 from tests.runs import tiny_run
 
@@ -52,6 +55,25 @@ def test_a_damaged_record_of_a_run_is_named_and_nothing_is_written(config, check
     with pytest.raises(UserError, match=r"^output: \S+/run\.json is damaged \(.*\); choose another folder$"):
         Checkpoints(config, tokenizer, DATA)
     assert files() == before
+
+
+def test_all_of_a_restore_is_read_where_a_fault_is_tried_again(config, checkpoints, state, monkeypatch):
+    checkpoints.generation_config = said = {"generation_config.json": {"temperature": 0.5}}
+    checkpoints.save(state(1), None)
+    checkpoints.finish(state(1))
+    checkpoints.generation_config = {}
+    reads, faults = [], [OSError("the network is down"), None]
+
+    def load_run(path):
+        reads.append(path)
+        if fault := faults.pop(0):
+            raise unreadable(path, fault)
+        return checkpoint_format.load_run(path)
+
+    monkeypatch.setattr(checkpoint, "PAUSES", (0,))
+    monkeypatch.setattr(checkpoint, "load_run", load_run)
+    assert int(checkpoints.restore(state(0)).step) == 1
+    assert checkpoints.generation_config == said and len(reads) == 2
 
 
 def test_what_a_killed_save_left_is_removed_when_the_run_goes_on(config, checkpoints, state, tokenizer):

@@ -1,7 +1,10 @@
 """Folders that transformers wrote, in each form of storage, to ours and back; and folders of ours that it loads."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -248,8 +251,18 @@ def test_head_dim_of_codegen2_is_read(tmp_path):
         ({"hidden_size": 48}, ["n_embd is 32 and hidden_size is 48"]),
         ({"max_position_embeddings": 128}, ["n_positions is 64 and max_position_embeddings is 128"]),
         ({"num_hidden_layers": "2"}, ["num_hidden_layers", "whole number"]),
-        ({"n_layer": 3}, ["missing transformer.h.2.ln_1.weight"]),
-        ({"n_layer": 1}, ["unexpected transformer.h.1.ln_1.weight"]),
+        ({"layer_norm_epsilon": 10**400}, ["layer_norm_epsilon: 100000", "in the range of floats"]),
+        ({"n_layer": 3}, ["n_layer is 3, but the weights' is 2"]),
+        ({"n_layer": 1}, ["n_layer is 1, but the weights' is 2"]),
+        (
+            {"n_layer": 10**18},
+            ["n_layer is 1000000000000000000, but the weights' is 2"],
+        ),  # no list of them is made
+        ({"n_embd": 64}, ["n_embd is 64, but the weights' is 32"]),
+        ({"n_embd": 10**400}, ["but the weights' is 32"]),
+        ({"text_config": {"n_layer": 2}}, ["text_config, where transformers' CodeGen does not read them"]),
+        ({"mp_num": 0}, ["config.json: mp_num: 0 does not divide the 4 heads"]),
+        ({"mp_num": 3}, ["config.json: mp_num: 3 does not divide the 4 heads"]),
         ({"tie_word_embeddings": True}, ["tie_word_embeddings"]),
         ({"tie_word_embeddings": 0}, ["tie_word_embeddings", "true or false"]),
     ],
@@ -261,6 +274,43 @@ def test_a_config_that_we_cannot_follow_is_refused(tmp_path, fields, words):
         open_huggingface(folder)
     assert all(word in str(error.value) for word in [*words, "config.json"]), error.value
     assert "model." not in str(error.value).split("config.json", 1)[1]  # no name of ours
+
+
+def test_a_config_is_read_as_utf_8_with_or_without_a_bom_whatever_the_locale(tmp_path):
+    folder = save(peer(), tmp_path / "hf", "sharded safetensors")
+    edit_config(folder, _name_or_path="modèle")
+    for path in (folder / "config.json", *folder.glob("*.index.json")):
+        path.write_text(json.dumps(json.loads(path.read_text()), ensure_ascii=False), encoding="utf-8-sig")
+    script = "import sys; from codegen_jax.conversion.convert import convert; convert(*sys.argv[1:], proof='numpy')"
+    posix = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run(
+        [sys.executable, "-c", script, str(folder), str(tmp_path / "ours")], env=os.environ | posix, check=True
+    )
+
+
+def test_a_config_in_another_encoding_is_named(tmp_path):
+    folder = save(peer(), tmp_path / "hf")
+    path = folder / "config.json"
+    path.write_text(path.read_text(), encoding="utf-16")
+    with pytest.raises(UserError, match=f"^{path}: not text in UTF-8"):
+        open_huggingface(folder)
+
+
+@pytest.mark.parametrize("said", ["float16", "torch.float16", "auto", None])
+def test_a_dtype_that_is_the_weights_is_read_without_a_word(tmp_path, said, caplog):
+    folder = save(peer(dtype=torch.float16), tmp_path / "hf")
+    edit_config(folder, dtype=said)
+    caplog.clear()
+    open_huggingface(folder)
+    assert not caplog.records
+
+
+def test_groups_that_a_config_gets_wrong_can_be_given(tmp_path):
+    folder = save(peer(), tmp_path / "hf")
+    edit_config(folder, mp_num=3)
+    assert open_huggingface(folder, mp_num=4).mp_num == 4
+    with pytest.raises(UserError, match=r"^mp_num: 3 does not divide"):
+        open_huggingface(folder, mp_num=3)
 
 
 def test_a_config_of_no_model_type_is_refused(tmp_path):

@@ -12,7 +12,9 @@ from codegen_jax.config import CodeGenConfig
 from codegen_jax.config_file import load_config
 from codegen_jax.conversion.convert import convert
 from codegen_jax.errors import UserError
+from codegen_jax.model.codegen import abstract_params
 from codegen_jax.weights import jaxformer
+from codegen_jax.weights.base import load_params
 from codegen_jax.weights.jaxformer import JaxformerWeights
 from codegen_jax.weights.open import open_model
 from tests.peers import peer, state
@@ -124,6 +126,20 @@ def test_compressed_arrays_are_read(checkpoint, tmp_path):
     model, folder = checkpoint
     leaves = list(np.load(folder / "model" / "0.npz").values())
     assert_converts_to(write(tmp_path / "compressed", leaves, np.savez_compressed), model, tmp_path / "hf")
+
+
+def test_an_embedding_that_its_bias_takes_beyond_float16_is_named(checkpoint, tmp_path):
+    leaves = [leaf.astype(np.float16) for leaf in np.load(checkpoint[1] / "model" / "0.npz").values()]
+    leaves[0][3] = leaves[1][7, 3] = 6e4
+    folder = write(tmp_path / "narrow", leaves)
+    weights = open_model(str(folder))
+    for read in (
+        lambda: convert(str(folder), str(tmp_path / "out")),
+        lambda: load_params(weights, abstract_params(dataclasses.replace(weights.config, embedding_bias=False))),
+    ):
+        with pytest.raises(UserError, match=f"^{folder}: the float16 embedding with its bias .* 120000, beyond 65504"):
+            read()
+    assert not (tmp_path / "out").exists()
 
 
 def test_bfloat16_arrays_come_back_as_raw_bytes_and_are_read(checkpoint, tmp_path):

@@ -80,6 +80,12 @@ def test_of_a_folder_within_a_model_the_model_is_named(tmp_path, saved):
         (["tf_model.h5"], "TensorFlow weights"),
         (["config.json", "flax_model.msgpack"], "Flax weights"),
         (["config.json", "tf_model.h5"], "TensorFlow weights"),
+        (["config.json", "onnx"], "weights for ONNX"),
+        (["model.bin", "vocabulary.json"], "weights for CTranslate2"),
+        (["config.json", "model.fp16.safetensors"], "from_pretrained with variant"),
+        (["config.json", "pytorch_model.fp16-00001-of-00002.bin"], "from_pretrained with variant"),
+        (["config.json", "consolidated.00.pth"], "the layout of Meta's"),
+        (["config.json", "optimizer.pt", "scheduler.pt"], "what a Trainer keeps"),
         (["model.safetensors"], "without their config.json"),
         (["run.json"], "no whole checkpoint yet; codegen-jax train"),
         (["manifest.json"], "token files, not a model"),
@@ -96,7 +102,12 @@ def test_a_folder_of_something_else_is_named(tmp_path, saved, files, words):
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("adapter_config.json", "a PEFT adapter"), ("zero_to_fp32.py", "DeepSpeed"), ("last.ckpt", "Lightning")],
+    [
+        ("adapter_config.json", "a PEFT adapter"),
+        ("zero_to_fp32.py", "DeepSpeed"),
+        ("last.ckpt", "Lightning"),
+        ("vocabulary.txt", "CTranslate2"),
+    ],
 )
 def test_a_config_of_no_model_type_is_told_by_what_lies_beside_it(tmp_path, name, words):
     (tmp_path / "config.json").write_text("{}")

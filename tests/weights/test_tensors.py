@@ -154,6 +154,16 @@ def test_a_bin_of_something_else_is_refused(tmp_path):
         open_tensors(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [(torch.eye(3).to_sparse(), "layout torch.sparse_coo"), (torch.zeros(3, device="meta"), "device meta")],
+)
+def test_a_tensor_of_a_bin_that_is_no_plain_array_is_refused(tmp_path, tensor, words):
+    torch.save({"lm_head.bias": tensor}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=f"pytorch_model.bin: lm_head.bias is a tensor of .*{words}"):
+        open_tensors(tmp_path)
+
+
 def test_a_folder_without_weights_is_named(tmp_path):
     with pytest.raises(UserError, match=r"no model.safetensors or pytorch_model.bin"):
         open_tensors(tmp_path)
