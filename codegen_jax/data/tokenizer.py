@@ -94,6 +94,12 @@ class Tokenizer(ABC):
     @abstractmethod
     def _decode(self, ids: Sequence[int]) -> str: ...
 
+    def with_metadata_of(self, other: "Tokenizer | None") -> "Tokenizer":
+        """The other, if it has metadata where this one has none, and the same ids."""
+        if other is None or not other.metadata or self.metadata or other.vocab_size != self.vocab_size:
+            return self
+        return other if self.extends(other) else self
+
     @abstractmethod
     def stands_for_text(self, id: int) -> bool:
         """Whether an id is of the vocabulary and no token apart, such as one that ends a turn."""

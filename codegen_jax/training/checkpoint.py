@@ -181,7 +181,8 @@ class Checkpoints:
             path = self.folder / CHECKPOINTS / str(step)
             found = _read_twice(path, abstract)
             if not isinstance(found, Damaged):
-                state, self.generation_config = found
+                state, self.generation_config = found.state, found.generation_config
+                self.tokenizer = self.tokenizer.with_metadata_of(found.tokenizer)
                 say(f"resuming {self.record['config']['output']} after step {step}")
                 return state
             if step == steps[0]:
@@ -208,6 +209,7 @@ class Restored(NamedTuple):
     """What a run goes on from."""
 
     state: TrainState
+    tokenizer: Tokenizer | None
     generation_config: GenerationConfig
 
 
@@ -252,7 +254,7 @@ def _read(checkpoint: epath.Path, abstract: TrainState) -> tuple[Restored | None
         failure = error
     if largest(failure is not None) or state is None or run is None:
         return None, failure
-    found = Restored(state, run.generation_config)
+    found = Restored(state, run.tokenizer, run.generation_config)
     if run.fingerprints is None:
         log.warning(f"{checkpoint}: written by an older version, without fingerprints; its bits are not checked")
         return found, None

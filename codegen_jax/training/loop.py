@@ -87,6 +87,7 @@ def _train(config: RunConfig, clock: Clock) -> None:
             if initial_weights is not None:
                 if has_its_ids(initial_weights, tokenizer, sources[0].files):
                     generation_config = initial_weights.generation_config
+                    tokenizer = tokenizer.with_metadata_of(initial_weights.tokenizer)
                 say(f"starting from the weights of {initial_weights.source}")
                 # before the output folder is touched: damage or NaN may come to light
                 initial_params = load_params(initial_weights, abstract_state(run).params)
