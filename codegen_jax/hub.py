@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from codegen_jax.errors import UserError, require
 from codegen_jax.fields import did_you_mean
-from codegen_jax.mistaken_paths import missing
+from codegen_jax.mistaken_paths import holds, missing
 
 ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(@.*)?")
 
@@ -21,7 +21,9 @@ def hub_id(name: str) -> tuple[str, str | None]:
     return repository, revision or None
 
 
-def hub_files(name: str, patterns: Sequence[str], either: Sequence[str] = ()) -> Path:
+def hub_files(
+    name: str, patterns: Sequence[str], either: Sequence[str] = (), needs: Sequence[Sequence[str]] = ()
+) -> Path:
     """The folder in the hub's cache that holds files of a repository, which are downloaded if need be.
 
     A name that is a path by its looks is not looked for in the network, and a hub that does not answer within
@@ -31,6 +33,7 @@ def hub_files(name: str, patterns: Sequence[str], either: Sequence[str] = ()) ->
         name: of what is no path on this machine, perhaps OWNER/NAME[@REVISION].
         patterns: of the files.
         either: of more files; the first of these that the repository has.
+        needs: of each of these sequences of patterns one file must be there, or what the cache has is of no use.
 
     Raises:
         UserError: if the files are neither in the cache nor to be had.
@@ -39,21 +42,67 @@ def hub_files(name: str, patterns: Sequence[str], either: Sequence[str] = ()) ->
 
     require(ID.fullmatch(name) is not None, missing(name))
     repository, revision = hub_id(name)
-    refused = f"{missing(name)}; the hub's is {name}@main" if _is_meant_here(name) else refusal(name)
+    meant_here = _is_meant_here(name)
+    reason = f"the hub's is {name}@main" if meant_here else refusal(name)
+    if reason is None:
 
-    def folder(pattern: list[str]) -> Path:
-        only_cached = refused is not None
-        found = snapshot_download(repository, revision=revision, allow_patterns=pattern, local_files_only=only_cached)
-        return Path(found)
+        def fetched(pattern: list[str]) -> Path:
+            return Path(snapshot_download(repository, revision=revision, allow_patterns=pattern))
 
-    try:
-        found = folder([*patterns])
-        for pattern in either:
-            if any(folder([pattern]).glob(pattern)):
-                break
-    except Exception as error:  # of huggingface_hub, the network or the disk
-        raise UserError(refused or f"{name}: can't be fetched from the hub ({_line(error)})") from error
+        try:
+            found = fetched([*patterns])
+            for pattern in either:
+                if any(fetched([pattern]).glob(pattern)):
+                    break
+            return found
+        except Exception as error:  # of huggingface_hub, the network or the disk, such as a cache that is read-only
+            reason = f"the hub's files can't be fetched ({_line(error.__cause__ or error)})"
+    found = _cached(name, reason)
+    if found is None:
+        raise UserError(f"{missing(name)}; {reason}" if meant_here else nowhere(name, reason))
+    is_there = lambda pattern: any(file.exists() for file in found.glob(pattern))  # a link may lead nowhere
+    lacks = [" or ".join(one_of) for one_of in needs if not any(map(is_there, one_of))]
+    require(not lacks, f"{name}: the hub's cache {_what_is_of_use(found)}, and lacks {' and '.join(lacks)}; {reason}")
     return found
+
+
+def _cached(name: str, reason: str) -> Path | None:
+    """The folder of a revision in the hub's cache; None if the cache has nothing of the repository.
+
+    Raises:
+        UserError: if it has other revisions only; `reason` says why the hub gives no more.
+    """
+    from huggingface_hub import constants
+
+    repository, revision = hub_id(name)
+    cache = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    refs = {str(ref.relative_to(cache / "refs")): ref.read_text().strip() for ref in _files(cache / "refs")}
+    commits = sorted(folder.name for folder in (cache / "snapshots").glob("*") if folder.is_dir())
+    if not commits:
+        return None
+    wanted = refs.get(revision or "main", revision)
+    if wanted is None and len(commits) == 1:  # whoever fetched it named a commit
+        wanted = commits[0]
+    if wanted not in commits:
+        has = [ref for ref, commit in refs.items() if commit in commits]
+        has += [commit for commit in commits if commit not in refs.values()]
+        names = ", ".join(f"{repository}@{known}" for known in has[:5])
+        raise UserError(f"{name}: of this repository the hub's cache has {names} only; {reason}")
+    return cache / "snapshots" / wanted
+
+
+def _what_is_of_use(folder: Path) -> str:
+    """What a revision's folder in the cache holds, in words, and what came to nothing."""
+    files = {str(file.relative_to(folder)): file.exists() for file in _files(folder)}
+    gone = [file for file, exists in files.items() if not exists]
+    dangling = f" ({', '.join(gone)}: a link whose file is gone)" if gone else ""
+    cut = " (a download was cut short)" if any(folder.glob("../../blobs/*.incomplete")) else ""
+    return f"{holds([file for file, exists in files.items() if exists])} of it{dangling}{cut}"
+
+
+def _files(folder: Path) -> list[Path]:
+    """Files at any depth, and links that lead nowhere."""
+    return sorted(path for path in folder.rglob("*") if not path.is_dir())
 
 
 def _is_meant_here(name: str) -> bool:
@@ -68,8 +117,14 @@ def _nearest(name: str) -> str:
     return did_you_mean(name, [file.name for file in Path().iterdir()])
 
 
+def nowhere(name: str, reason: str) -> str:
+    """The message for what neither this machine has nor the hub gives, with the clause that `refusal` gave."""
+    near = _nearest(name.partition("/")[0]).removeprefix("; ")
+    return f"{name}: neither on this machine{f' ({near})' if near else ''} nor in the hub's cache, and {reason}"
+
+
 def refusal(name: str, kind: Literal["model", "dataset"] = "model") -> str | None:
-    """Why the hub has nothing for us by this name; None if it has."""
+    """Why the hub has nothing for us by this name, as a clause; None if it has."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -81,24 +136,22 @@ def refusal(name: str, kind: Literal["model", "dataset"] = "model") -> str | Non
 
     repository, revision = hub_id(name)
     seconds = constants.HF_HUB_ETAG_TIMEOUT
-    near = _nearest(name.partition("/")[0]).removeprefix("; ")
-    nowhere = f"{name}: neither on this machine{f' ({near})' if near else ''} nor in the hub's cache, and the hub"
     try:
         _within(seconds, lambda: HfApi().repo_info(repository, revision=revision, repo_type=kind))
     except GatedRepoError:
-        return f"{nowhere} gives it to those whom its owner admits; ask on its page, then run hf auth login"
+        return "the hub gives it to those whom its owner admits; ask on its page, then run hf auth login"
     except RepositoryNotFoundError:
-        return f"{nowhere} has no such repository, or a private one: check the name, or run hf auth login"
+        return "the hub has no such repository, or a private one: check the name, or run hf auth login"
     except RevisionNotFoundError:
-        return f"{nowhere} has no revision {revision} of it"
+        return f"the hub has no revision {revision} of it"
     except HfHubHTTPError as error:
-        return f"{nowhere} refuses ({_line(error)})"
+        return f"the hub refuses ({_line(error)})"
     except OfflineModeIsEnabled:
-        return f"{nowhere} is not asked where HF_HUB_OFFLINE is set"
+        return "the hub is not asked where HF_HUB_OFFLINE is set"
     except TimeoutError:
-        return f"{nowhere} can't be reached (no answer in {seconds} s)"
+        return f"the hub can't be reached (no answer in {seconds} s)"
     except Exception as error:  # of DNS, proxies, certificates: OSError, and what httpx raises
-        return f"{nowhere} can't be reached ({_line(error)})"
+        return f"the hub can't be reached ({_line(error)})"
     return None
 
 
@@ -117,5 +170,5 @@ def _within(seconds: float, question: Callable[[], Any]) -> None:
     answer.result(seconds)
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -19,7 +19,8 @@ COMMIT = "0" * 40
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as a download asks for: one repository, someone/tiny, whose files are the server's."""
+    """As much of the hub as a download asks for: one repository, someone/tiny, whose files are the server's; one
+    without content is listed and refused."""
 
     def log_message(self, *_):
         pass
@@ -36,10 +37,12 @@ class Hub(BaseHTTPRequestHandler):
             self.answer(b"", server.status, **server.headers)
         elif "someone/tiny" not in self.path:
             self.answer(b"", 404, **{"X-Error-Code": "RepoNotFound"})
+        elif file and server.files[file] is None:
+            self.answer(b"", 403)
         elif file:
             self.answer(server.files[file], **{"ETag": f'"{file}"', "X-Repo-Commit": COMMIT})
         elif "/tree/" in api:
-            entries = [{"type": "file", "path": n, "size": len(c), "oid": n} for n, c in server.files.items()]
+            entries = [{"type": "file", "path": n, "size": len(c or ""), "oid": n} for n, c in server.files.items()]
             self.answer(json.dumps(entries).encode())
         else:
             self.answer(json.dumps({"id": "someone/tiny", "sha": COMMIT, "siblings": []}).encode())
@@ -141,6 +144,16 @@ def test_the_first_of_the_files_that_a_repository_has_is_fetched(online):
         online(hub.server_port)
         folder = hub_files("someone/tiny", ["*.json"], either=["a*.bin", "b*.bin", "c*.bin"])
     assert sorted(file.name for file in folder.iterdir()) == ["b.bin", "config.json"]
+
+
+def test_what_the_cache_has_serves_where_a_download_fails(online, tmp_path, tokenizer):
+    tokenizer.save(tmp_path / "cache/models--someone--tiny/snapshots" / COMMIT)
+    with served(tokenizer.files() | {"added_tokens.json": None}) as hub:
+        online(hub.server_port)
+        assert load_tokenizer("someone/tiny").fingerprint == tokenizer.fingerprint
+        message = refused("someone/tiny", open_model)
+    assert message.startswith("someone/tiny: the hub's cache holds tokenizer.model of it, and lacks config.json and ")
+    assert "; the hub's files can't be fetched (" in message and "403" in message
 
 
 @pytest.mark.parametrize("load", [load_tokenizer, open_model])

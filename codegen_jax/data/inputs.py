@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import fsspec
 
 from codegen_jax.errors import UserError, require
-from codegen_jax.hub import refusal
+from codegen_jax.hub import nowhere, refusal
 from codegen_jax.storage import is_remote
 
 HUB = "hub:"
@@ -74,8 +74,9 @@ def list_shards(inputs: list[str]) -> Inputs:
     for source in inputs:
         if source.startswith(HUB):
             name = source.removeprefix(HUB).partition("@")[0]
-            refused = None if Path(name).exists() else refusal(name, "dataset")
-            require(refused is None, f"{HUB}{refused}")
+            reason = None if Path(name).exists() else refusal(name, "dataset")
+            if reason is not None:
+                raise UserError(f"{HUB}{nowhere(name, reason)}")
             found = [Found(source, 0)]
         else:
             try:

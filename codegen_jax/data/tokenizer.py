@@ -272,7 +272,7 @@ def load_tokenizer(source: epath.PathLike, whitespace_tokens: bool = False) -> T
     """
     path = local_copy(source)
     if not path.exists():
-        path = hub_files(str(source), [*FILES, *NAMES])
+        path = hub_files(str(source), [*FILES, *NAMES], needs=[FILES])
     metadata = {}
     if path.is_dir():
         names = sorted(file.name for file in path.iterdir())
@@ -284,6 +284,8 @@ def load_tokenizer(source: epath.PathLike, whitespace_tokens: bool = False) -> T
     for file in (path, *(path.parent / name for name in BESIDES if path.name == "vocab.json")):
         if file.exists():
             refuse_stand_in(file)
+    if path.name == "vocab.json" and not (path.parent / BESIDES[0]).exists():
+        raise UserError(f"{source}: vocab.json without {BESIDES[0]}, which belongs to it; fetch that, too")
     try:
         if path.name == "vocab.json":
             return BpeTokenizer(_gpt2_json(path.parent), whitespace_tokens, metadata)

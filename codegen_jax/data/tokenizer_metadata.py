@@ -1,11 +1,11 @@
 """What lies beside a tokenizer in a Hugging Face folder and says more of it than its ids; carried wherever it goes."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from codegen_jax.errors import UserError, require
+from codegen_jax.strict_json import loads
 
 VOCABULARY = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")  # of slow tokenizers
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
@@ -48,7 +48,7 @@ def special_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
 
 def parse(files: Mapping[str, bytes], name: str) -> Any:
     """What a file of these says; nothing if it is not among them."""
-    return json.loads(files.get(name, b"{}"))
+    return loads(files.get(name, b"{}"))
 
 
 def _text(token: Any) -> str | None:

@@ -1,6 +1,5 @@
 """What a Hugging Face folder says of where completions end and how they are padded; carried wherever a model goes."""
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import UserError, require
+from codegen_jax.strict_json import loads
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def read_generation_config(folder: Path, config: Mapping[str, Any]) -> Generatio
     path = folder / GENERATION_CONFIG
     if path.is_file():
         try:
-            said[GENERATION_CONFIG] = json.loads(path.read_text(encoding="utf-8"))
+            said[GENERATION_CONFIG] = loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{path}: not JSON ({error}); fetch it again") from error
         require(isinstance(said[GENERATION_CONFIG], dict), f"{path}: not an object; fetch it again")

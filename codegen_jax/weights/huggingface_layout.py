@@ -122,10 +122,11 @@ class HuggingFaceWeights(StoredWeights):
         return region
 
     def stored_name(self, name: str, layer: int | None) -> str:
-        return TOP[name] if layer is None else f"transformer.h.{layer}.{LAYER[name]}"
+        theirs = TOP[name] if layer is None else _in_layer(layer, name)
+        return getattr(self.tensors[theirs], "name", theirs)  # in a file it may begin with a wrapper's name
 
     def _layer(self, layer: int, name: str) -> Tensor:
-        return self.tensors[self.stored_name(name, layer)]
+        return self.tensors[_in_layer(layer, name)]
 
     def _read_layer(self, name: str, tensor: Tensor, index: Index, region: np.ndarray) -> None:
         K = self.config.head_dim
@@ -145,6 +146,10 @@ class HuggingFaceWeights(StoredWeights):
             transpose_into(region, tensor[index[::-1]])
         else:
             region[:] = tensor[index]
+
+
+def _in_layer(layer: int, name: str) -> str:
+    return f"transformer.h.{layer}.{LAYER[name]}"
 
 
 def tensor_shapes(config: CodeGenConfig) -> dict[str, tuple[int, ...]]:

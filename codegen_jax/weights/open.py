@@ -41,7 +41,8 @@ def _open(model: str, mp_num: int | None, config: CodeGenConfig | None) -> Store
     folder = local_copy(model)
     if not folder.exists():
         # safetensors first; a repository has .bin files of the same weights besides, or has only those
-        folder = hub_files(model, ["*.json", "merges.txt"], either=["model*.safetensors", "pytorch_model*.bin"])
+        weights = ["model*.safetensors", "pytorch_model*.bin"]
+        folder = hub_files(model, ["*.json", "merges.txt"], either=weights, needs=[["config.json"], weights])
     if is_jaxformer(folder):
         return JaxformerWeights(folder, mp_num, config)
     if (folder / "config.json").exists():

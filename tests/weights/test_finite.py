@@ -4,6 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import codegen_jax
 from codegen_jax.config import MeshConfig
@@ -85,6 +86,16 @@ def test_a_hugging_face_tensor_is_refused_by_its_own_name(tmp_path, form, name, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
 
 
+def test_a_tensors_name_is_the_one_in_its_file(tmp_path):
+    model = peer()
+    model.transformer.h[1].mlp.fc_in.bias.data[3] = torch.nan
+    folder = save(model, tmp_path / "source")
+    tensors = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UserError, match=f"^{folder}: module.transformer.h.1.mlp.fc_in.bias holds nan: "):
+        convert(str(folder), str(tmp_path / "ours"))
+
+
 @pytest.mark.parametrize("savez", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize(
     ("leaf", "place", "name"),
@@ -108,9 +119,10 @@ def test_a_jaxformer_leaf_is_refused_by_its_number_and_layer(tmp_path, savez, le
 
 @pytest.fixture
 def ours(tmp_path):
-    """A checkpoint of ours with NaN and infinity in a layer, whose fingerprints are theirs."""
+    """A checkpoint of ours with NaN and infinity in both layers, whose fingerprints are theirs."""
     model = peer()
-    model.transformer.h[1].mlp.fc_out.weight.data[2, 3:5] = torch.tensor([torch.nan, torch.inf])
+    for layer in model.transformer.h:
+        layer.mlp.fc_out.weight.data[2, 3:5] = torch.tensor([torch.nan, torch.inf])
     weights = open_model(str(save(model, tmp_path / "source", tokenizer=tiny_bpe())), allow_nonfinite=True)
     write_checkpoint(weights, tmp_path / "checkpoint", lambda _: None)
     return str(tmp_path / "checkpoint")
@@ -118,7 +130,7 @@ def ours(tmp_path):
 
 def test_our_own_checkpoint_is_refused_by_parameter_and_layer(ours, tmp_path):
     for read in readers(tmp_path).values():
-        with pytest.raises(UserError, match=f"^{ours}: blocks.fc_out of layer 1 holds nan and inf: "):
+        with pytest.raises(UserError, match=f"^{ours}: blocks.fc_out of layer 0 holds nan and inf: "):
             read(ours)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "source"]
 
@@ -129,7 +141,7 @@ def test_the_curious_are_let_through_with_one_warning(ours, tmp_path, caplog):
             caplog.clear()
             read(ours, allow_nonfinite=True)
             (warning,) = (r.getMessage() for r in caplog.records if r.name.startswith("codegen_jax"))
-            assert warning.startswith(f"{ours}: blocks.fc_out of layer 1 holds nan and inf; it is taken as it is")
+            assert warning.startswith(f"{ours}: blocks.fc_out of layer 0 holds nan and inf; it is taken as it is")
     written = open_model(str(tmp_path / "ours"), allow_nonfinite=True).read("blocks.fc_out", (slice(1, 2),) * 3)
     original = open_model(ours, allow_nonfinite=True).read("blocks.fc_out", (slice(1, 2),) * 3)
     np.testing.assert_array_equal(written, original)
@@ -143,7 +155,7 @@ def test_nothing_is_proven_of_weights_that_are_not_finite(ours, tmp_path):
 
 def test_a_draft_is_checked_too(ours, tmp_path):
     convert(str(save(peer(), tmp_path / "whole", tokenizer=tiny_bpe())), str(tmp_path / "good"))
-    with pytest.raises(UserError, match=f"^{ours}: blocks.fc_out of layer 1 holds"):
+    with pytest.raises(UserError, match=f"^{ours}: blocks.fc_out of layer 0 holds"):
         codegen_jax.load(tmp_path / "good", draft=ours)
     assert codegen_jax.load(tmp_path / "good", draft=ours, allow_nonfinite=True).draft_model is not None
 

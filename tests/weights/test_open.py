@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from tokenizers import pre_tokenizers
 
 from codegen_jax.data.tokenizer import load_tokenizer
 from codegen_jax.errors import UserError
@@ -64,6 +65,117 @@ def test_a_hub_id_may_name_a_revision(tmp_path, monkeypatch, texts, form):
         for read in (open_model, load_tokenizer):
             with pytest.raises(UserError, match=f"^{absent}: "):
                 read(absent)
+
+
+@pytest.fixture
+def half_cached(tmp_path, monkeypatch):
+    """Makes a repository in the hub's cache, as huggingface_hub keeps it: its snapshot holds links to blobs."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    source = save(peer(), tmp_path / "source")
+    vocabulary = {"<|endoftext|>": 256} | {symbol: id for id, symbol in enumerate(pre_tokenizers.ByteLevel.alphabet())}
+    (source / "vocab.json").write_text(json.dumps(vocabulary))
+    (source / "merges.txt").write_text("#version: 0.2\n")
+
+    def make(name, *files, commit=COMMIT, ref="main"):
+        repository = tmp_path / "cache" / f"models--{name.replace('/', '--')}"
+        for folder in ("blobs", "refs", f"snapshots/{commit}"):
+            (repository / folder).mkdir(parents=True, exist_ok=True)
+        for number, file in enumerate(files):
+            (repository / f"blobs/{commit[0]}{number}").write_bytes((source / file).read_bytes())
+            (repository / f"snapshots/{commit}/{file}").symlink_to(f"../../blobs/{commit[0]}{number}")
+        if ref:
+            (repository / "refs" / ref).write_text(commit)
+        return repository
+
+    return make
+
+
+MODEL, BPE = ("config.json", "model.safetensors"), ("vocab.json", "merges.txt")
+OFFLINE = "; the hub is not asked where HF_HUB_OFFLINE is set"
+WEIGHTS = "model*.safetensors or pytorch_model*.bin"
+
+
+def refused(read, name):
+    with pytest.raises(UserError) as error:
+        read(name)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_cache_that_holds_only_a_tokenizer_serves_as_one_and_is_no_model(half_cached):
+    half_cached("a/tokens", *BPE)
+    assert load_tokenizer("a/tokens").vocab_size == 257
+    lacks = (
+        f"a/tokens: the hub's cache holds merges.txt, vocab.json of it, and lacks config.json and {WEIGHTS}{OFFLINE}"
+    )
+    assert refused(open_model, "a/tokens") == lacks
+
+
+@pytest.mark.parametrize(
+    ("files", "holds", "lacks"),
+    [
+        (["config.json"], "config.json", WEIGHTS),
+        (["model.safetensors", *BPE], "merges.txt, model.safetensors, vocab.json", "config.json"),
+    ],
+)
+def test_a_cache_that_lacks_files_of_a_model_is_told_which(half_cached, files, holds, lacks):
+    half_cached("a/tiny", *files)
+    assert refused(open_model, "a/tiny") == f"a/tiny: the hub's cache holds {holds} of it, and lacks {lacks}{OFFLINE}"
+
+
+def test_a_cache_without_a_tokenizers_files_is_told_which(half_cached):
+    half_cached("a/tiny", *MODEL)
+    lacks = "tokenizer.json or tokenizer.model or vocab.json"
+    assert f" and lacks {lacks}{OFFLINE}" in refused(load_tokenizer, "a/tiny")
+    half_cached("a/half", "vocab.json")
+    assert refused(load_tokenizer, "a/half").startswith("a/half: vocab.json without merges.txt")
+
+
+def test_a_download_that_was_cut_short_is_called_so(half_cached):
+    repository = half_cached("a/tiny", "config.json")
+    (repository / "blobs/2f.incomplete").write_bytes(b"x")
+    assert f"holds config.json of it (a download was cut short), and lacks {WEIGHTS}" in refused(open_model, "a/tiny")
+
+
+def test_a_link_that_leads_nowhere_is_no_file(half_cached):
+    repository = half_cached("a/tiny", *MODEL, *BPE)
+    assert open_model("a/tiny").config.n_layer == 2
+    (repository / "snapshots" / COMMIT / "model.safetensors").resolve().unlink()
+    message = refused(open_model, "a/tiny")
+    assert f"of it (model.safetensors: a link whose file is gone), and lacks {WEIGHTS}{OFFLINE}" in message
+    assert load_tokenizer("a/tiny").vocab_size == 257
+
+
+def test_a_shard_that_is_not_cached_is_named(half_cached):
+    repository = half_cached("a/tiny", *MODEL)
+    snapshot = repository / "snapshots" / COMMIT
+    (snapshot / "model.safetensors").rename(snapshot / "model-00001-of-00002.safetensors")
+    names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    assert f"{snapshot}/model-00002-of-00002.safetensors: this shard of" in refused(open_model, "a/tiny")
+
+
+def test_a_revision_that_is_not_cached_is_answered_with_those_that_are(half_cached):
+    half_cached("a/tiny", *MODEL)
+    half_cached("a/tiny", *MODEL, commit=ANOTHER, ref=None)
+    for read in (open_model, load_tokenizer):
+        message = f"a/tiny@new: of this repository the hub's cache has a/tiny@main, a/tiny@{ANOTHER} only{OFFLINE}"
+        assert refused(read, "a/tiny@new") == message
+
+
+def test_a_cache_that_knows_no_branch_gives_its_only_commit_but_never_chooses_one(half_cached):
+    half_cached("a/tiny", *MODEL, ref=None)
+    assert open_model("a/tiny").source.endswith(COMMIT)
+    assert f"a/tiny@{COMMIT} only" in refused(open_model, "a/tiny@main")
+    half_cached("a/tiny", *MODEL, commit=ANOTHER, ref=None)
+    assert f"has a/tiny@{COMMIT}, a/tiny@{ANOTHER} only" in refused(open_model, "a/tiny")
+
+
+def test_a_branch_whose_new_commit_was_not_fetched_is_not_the_old_one(half_cached):
+    repository = half_cached("a/tiny", *MODEL)
+    (repository / "refs/main").write_text(ANOTHER)
+    assert f"has a/tiny@{COMMIT} only" in refused(open_model, "a/tiny")
 
 
 def test_a_folder_that_holds_no_model_says_what_would(tmp_path):
