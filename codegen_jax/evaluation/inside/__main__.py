@@ -45,7 +45,8 @@ def main():
             task = receive(source)
         except EOFError:
             return
-        serve(task, source, end, wakeup)
+        if "role" in task:  # else it is for a task that has ended meanwhile
+            serve(task, source, end, wakeup)
 
 
 def serve(task, source, end, wakeup):
