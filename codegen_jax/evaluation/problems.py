@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from symtable import Symbol, SymbolTable, symtable
 from typing import Any
 
-from codegen_jax.data.shards import read_records
+from codegen_jax.data.shards import read_records, what_it_is
 from codegen_jax.errors import UserError, listed, require
 from codegen_jax.mistaken_paths import missing
 from codegen_jax.storage import open_path
@@ -73,6 +73,8 @@ def mbpp(path: str) -> list[Problem]:
             mistakes.append(f"line {line}: task_id {problem.task_id} was there before")
         else:
             problems[problem.task_id] = problem
+    what = what_it_is(path) if mistakes and not problems else ""
+    require(not what, f"{path}: {what}")
     require(not mistakes, f"{path}: {listed(mistakes, 3)}; give MBPP's mbpp.jsonl")
     require(bool(problems), f"{path}: holds no problems; give MBPP's mbpp.jsonl")
     return list(problems.values())

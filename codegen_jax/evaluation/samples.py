@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from codegen_jax.data.shards import read_records
+from codegen_jax.data.shards import read_records, what_it_is
 from codegen_jax.errors import listed, require
 from codegen_jax.evaluation.problems import Problem
 from codegen_jax.fields import did_you_mean
@@ -47,6 +47,8 @@ def read_samples(path: str, problems: Mapping[str, Problem]) -> list[Sample]:
             mistakes.append(f"line {line}: the last one, without an end: {found}; make it whole or remove it")
         else:
             mistakes.append(f"line {line}: {found}")
+    what = what_it_is(path) if mistakes and not samples else ""
+    require(not what, f"{path}: {what}")
     require(not mistakes, f"{path}: {listed(mistakes, 3)}")
     require(bool(samples), f"{path}: holds no samples")
     both = sum(sample.record.keys() >= {"solution", "completion"} for sample in samples)
