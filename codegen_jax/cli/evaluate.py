@@ -75,6 +75,8 @@ def judge_samples(arguments: argparse.Namespace, benchmark: str, problems: list[
     timeout, output = arguments.timeout, arguments.output
     require(workers > 0, f"workers: {workers} must be positive")
     require(timeout is None or 0 < timeout < float("inf"), f"timeout: {timeout} must be positive and finite")
+    for k in arguments.k:
+        require(k > 0, f"k: {k} must be positive")
     samples = read_samples(arguments.model, {problem.task_id: problem for problem in problems})
 
     from codegen_jax.evaluation.execution import judge

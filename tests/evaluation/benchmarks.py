@@ -5,7 +5,7 @@ from pathlib import Path
 
 from codegen_jax.evaluation.verdicts import Verdict
 
-TREE = '''class Node:
+TREE = """class Node:
     def __init__(self, data):
         self.data = data
         self.left = None
@@ -14,7 +14,7 @@ def get_height(root):
     if root is None:
         return 0
     return max(get_height(root.left), get_height(root.right)) + 1
-'''
+"""
 
 # task_id, code, test_setup_code, test_list
 PROBLEMS = (
