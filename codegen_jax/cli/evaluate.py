@@ -40,7 +40,7 @@ def add_running(verb: Parser) -> None:
     """How programs are run and judged."""
     verb.add_argument("--output", required=True, metavar="DIR", help="where results and report go")
     verb.add_argument(
-        "--k", type=whole_number, nargs="+", default=[1, 10, 100], metavar="K", help="of pass@k (default: 1 10 100)"
+        "--k", type=whole_number, nargs="+", default=[1, 10, 100], metavar="N", help="of pass@k (default: 1 10 100)"
     )
     verb.add_argument("--workers", type=whole_number, metavar="N", help="programs at a time (default: one per CPU)")
     verb.add_argument(

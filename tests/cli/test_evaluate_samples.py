@@ -23,7 +23,7 @@ def files(tmp_path, monkeypatch):
         ("samples.jsonl mbpp --problems none.jsonl", "none.jsonl: there is no such file or folder"),
         (
             "samples.jsonl mbpp --problems samples.jsonl",
-            "samples.jsonl: line 1: task_id is 'Mbpp/601', which is no int",
+            "samples.jsonl: line 1: task_id is 'Mbpp/601', which",
         ),
         ("samples.jsonl mbpp", "the following arguments are required: --problems"),
         ("samples.jsonl mbpp --problems mbpp.jsonl --workers 0", "--workers: 0 must be positive"),

@@ -96,7 +96,8 @@ PROBLEMS = (
     ),
     (
         503,
-        "def describe(x):\n  return {True: 'b', 1.5: b'f', None: frozenset({1}), ('t',): 10**30, 'c': 1j}.get(x, '\\u00e9')",
+        "def describe(x):\n  values = {True: 'b', 1.5: b'f', None: frozenset({1}), ('t',): 10**30, 'c': 1j}\n"
+        "  return values.get(x, '\\u00e9')",
         "",
         ["assert [describe(x) for x in (True, 1.5, None, ('t',), 'c', 7)] == "
          "['b', b'f', {1}, 10**30, 1j, '\\u00e9']"],

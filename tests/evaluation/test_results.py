@@ -178,7 +178,7 @@ def test_what_the_sandbox_broke_under_counts_as_not_passed_and_is_run_again(tmp_
     [
         ({"samples": SAMPLES[:39]}, r"\(samples: 40 \(sha256 \w+\) there, 39 \(sha256 \w+\) here\)"),
         ({"samples": [*SAMPLES[:39], SAMPLES[39]._replace(record={})]}, r"\(samples: 40 \(.*, 40 \("),
-        ({"problems": PROBLEMS[:3] + [Problem("Toy/3", "", "", "", "assert 1", ())]}, r"\(problems: 4 \("),
+        ({"problems": [*PROBLEMS[:3], Problem("Toy/3", "", "", "", "assert 1", ())]}, r"\(problems: 4 \("),
         ({"settings": Settings(4.0, SETTINGS.sandbox, False)}, r"\(timeout: 3.0 there, 4.0 here\)"),
         ({"settings": Settings(3.0, ("bubblewrap",), False)}, r"\(sandbox: sandlock, rlimits there, bubblewrap here\)"),
         ({"settings": Settings(3.0, SETTINGS.sandbox, True)}, r"\(unsafe: False there, True here\)"),
