@@ -57,7 +57,7 @@ def run_evaluation(
             for number, verdict in judge(by_id, programs):
                 results.add(number, verdict)
                 bar.update()
-    report = make_report(benchmark, list(by_id), samples, results.verdicts, settings, sorted(set(ks)))
+    report = make_report(benchmark, len(problems), samples, results.verdicts, settings, sorted(set(ks)))
     results.finish(report)
     if report["attempted"] < report["problems"]:
         log.warning(f"{report['problems'] - report['attempted']} of {report['problems']} problems have no sample")
