@@ -40,7 +40,7 @@ def add_running(verb: Parser) -> None:
     """How programs are run and judged."""
     verb.add_argument("--output", required=True, metavar="DIR", help="where results and report go")
     verb.add_argument(
-        "--k", type=whole_number, nargs="+", default=[1, 10, 100], metavar="K", help="of pass@k (default: 1 10 100)"
+        "--k", type=whole_number, nargs="+", default=[1, 10, 100], metavar="N", help="of pass@k (default: 1 10 100)"
     )
     verb.add_argument("--workers", type=whole_number, metavar="N", help="programs at a time (default: one per CPU)")
     verb.add_argument(
@@ -75,6 +75,8 @@ def judge_samples(arguments: argparse.Namespace, benchmark: str, problems: list[
     timeout, output = arguments.timeout, arguments.output
     require(workers > 0, f"workers: {workers} must be positive")
     require(timeout is None or 0 < timeout < float("inf"), f"timeout: {timeout} must be positive and finite")
+    for k in arguments.k:
+        require(k > 0, f"k: {k} must be positive")
     samples = read_samples(arguments.model, {problem.task_id: problem for problem in problems})
 
     from codegen_jax.evaluation.execution import judge

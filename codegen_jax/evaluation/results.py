@@ -12,8 +12,9 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from etils import epath
 
@@ -69,10 +70,8 @@ class Results:
         """Keep a verdict, on disk too."""
         verdict = verdict._replace(error=ADDRESS.sub("0x...", verdict.error))
         self.verdicts[number] = verdict
-        line = self._line(number).encode()
         with _full_disk(self.folder):
-            while line:
-                line = line[self._journal.write(line) :]
+            _write(self._journal, self._line(number))
 
     def finish(self, report: Mapping[str, Any]) -> None:
         """Write the files of an evaluation whose verdicts are all there."""
@@ -127,8 +126,7 @@ class Results:
         self._lock.truncate(0)
         try:
             with _full_disk(self.folder):
-                self._lock.write(dumps(ours, indent=2) + "\n")
-                self._lock.flush()
+                _write(self._lock, dumps(ours, indent=2) + "\n")
         except UserError:
             self._lock.truncate(0)
             raise
@@ -161,9 +159,16 @@ def _said(value: Any) -> str:
     return ", ".join(value) or "none" if isinstance(value, list) else f"{value}"
 
 
-def _lock(path: Path) -> IO[str]:
+def _write(file: FileIO, text: str) -> None:
+    """Write at once, with no buffer that would be written again later, after an error."""
+    content = text.encode()
+    while content:
+        content = content[file.write(content) :]
+
+
+def _lock(path: Path) -> FileIO:
     """A file that this process alone has open to write, until it ends."""
-    file = open(path, "a+")  # noqa: SIM115 - it stays open
+    file = open(path, "a+b", buffering=0)  # noqa: SIM115 - it stays open
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

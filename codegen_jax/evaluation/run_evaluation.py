@@ -7,7 +7,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from codegen_jax.errors import require
 from codegen_jax.evaluation.evaluation_report import Settings, make_report
 from codegen_jax.evaluation.problems import Problem
 from codegen_jax.evaluation.results import Results, fingerprint
@@ -30,16 +29,14 @@ def run_evaluation(
 
     Args:
         problems: all of the benchmark.
-        ks: of pass@k; may be others when the same evaluation is given again.
+        ks: of pass@k, from 1; may be others when the same evaluation is given again.
 
     Returns:
         The content of report.json.
 
     Raises:
-        UserError: for a k below 1, or an output folder that cannot be this evaluation's.
+        UserError: for an output folder that cannot be this evaluation's.
     """
-    for k in ks:
-        require(k > 0, f"k: {k} must be positive")
     identity = {
         "benchmark": benchmark,
         "problems": fingerprint([astuple(problem) for problem in problems]),
@@ -60,7 +57,7 @@ def run_evaluation(
             for number, verdict in judge(by_id, programs):
                 results.add(number, verdict)
                 bar.update()
-    report = make_report(benchmark, list(by_id), samples, results.verdicts, settings, sorted(set(ks)))
+    report = make_report(benchmark, len(problems), samples, results.verdicts, settings, sorted(set(ks)))
     results.finish(report)
     if report["attempted"] < report["problems"]:
         log.warning(f"{report['problems'] - report['attempted']} of {report['problems']} problems have no sample")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from codegen_jax.evaluation.verdicts import Verdict
 
-TREE = '''class Node:
+TREE = """class Node:
     def __init__(self, data):
         self.data = data
         self.left = None
@@ -14,7 +14,7 @@ def get_height(root):
     if root is None:
         return 0
     return max(get_height(root.left), get_height(root.right)) + 1
-'''
+"""
 
 # task_id, code, test_setup_code, test_list
 PROBLEMS = (
@@ -96,7 +96,8 @@ PROBLEMS = (
     ),
     (
         503,
-        "def describe(x):\n  return {True: 'b', 1.5: b'f', None: frozenset({1}), ('t',): 10**30, 'c': 1j}.get(x, '\\u00e9')",
+        "def describe(x):\n  values = {True: 'b', 1.5: b'f', None: frozenset({1}), ('t',): 10**30, 'c': 1j}\n"
+        "  return values.get(x, '\\u00e9')",
         "",
         ["assert [describe(x) for x in (True, 1.5, None, ('t',), 'c', 7)] == "
          "['b', b'f', {1}, 10**30, 1j, '\\u00e9']"],

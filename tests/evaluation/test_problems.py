@@ -39,6 +39,7 @@ def test_tests_of_humaneval_that_use_more_of_the_program_than_its_entry_point_ar
     }
 
 
+@pytest.mark.filterwarnings("ignore:invalid escape")
 def test_reference_solutions_of_mbpp_pass_with_setup_after_the_code(mbpp_file):
     problems = {problem.task_id: problem for problem in mbpp(mbpp_file)}
     assert list(problems) == [str(record["task_id"]) for record in lines()]

@@ -87,7 +87,7 @@ def test_files_that_hold_no_samples_are_named(tmp_path):
         with pytest.raises(UserError, match=said):
             read_samples(str(tmp_path / "samples.jsonl"), HUMANEVAL)
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"task_id": "HumanEval/0", "completion": ""}\n')[:-9])
-    with pytest.raises(UserError, match="cut.jsonl.gz: cannot be read"):
+    with pytest.raises(UserError, match=r"cut.jsonl.gz: cannot be read"):
         read_samples(str(tmp_path / "cut.jsonl.gz"), HUMANEVAL)
     with pytest.raises(UserError, match=r"a folder, where a file of samples is read"):
         read_samples(str(tmp_path), HUMANEVAL)
