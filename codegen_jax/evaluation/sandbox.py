@@ -1,5 +1,6 @@
 """One confined process with all its descendants: started, spoken to through pipes, and ended without remains."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -112,7 +113,8 @@ class Sandbox:
         if self._leash < 0:
             return
         # A byte, since a process forked from this one may hold the leash's end open.
-        os.write(self._leash, b".") if self._keeper.poll() is None else None
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._leash, b".")
         self._keeper.wait()
         os.close(self._leash)
         self._leash = -1
