@@ -147,8 +147,9 @@ def _allowed(program: Path) -> dict[str, list[str]]:
     standard = list(dict.fromkeys(os.path.realpath(paths[name]) for name in ("stdlib", "platstdlib")))
     hidden = [f"{folder}/{name}" for folder in standard for name in ("site-packages", "dist-packages")]
     shared = [os.path.join(sys.base_exec_prefix, "lib", sysconfig.get_config_var("LDLIBRARY") or "")]
-    named = [*_LIBRARIES, "/etc/ld.so.cache", *standard, _python(), str(_CONFINEMENT), str(program), *shared]
+    named = {*_LIBRARIES, "/etc/ld.so.cache", *standard, _python(), str(_CONFINEMENT), str(program), *shared}
+    named = {path for path in named if os.path.exists(path)}
     return {
-        "readable": list(dict.fromkeys(path for path in named if os.path.exists(path))),
+        "readable": sorted(path for path in named if named.isdisjoint(map(str, Path(path).parents))),
         "hidden": [path for path in hidden if os.path.isdir(path)],
     }
