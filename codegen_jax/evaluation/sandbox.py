@@ -1,6 +1,7 @@
 """One confined process with all its descendants: started, spoken to through pipes, and ended without remains."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -64,12 +65,9 @@ class Sandbox:
     def __init__(self, layer: Layer, program: Path, limits: Limits = Limits()) -> None:
         self.layers = list(layer.described)
         self._folder = Path(tempfile.mkdtemp(prefix="codegen-sandbox-")).resolve()
-        for name in ("scratch", "spare"):
-            (self._folder / name).mkdir()
-        if os.getuid() == 0:
-            self._folder.chmod(0o711)
-            for name in ("scratch", "spare"):
-                os.chown(self._folder / name, 65534, 65534)
+        # Others may come to it, since root's programs are not root's.
+        self._folder.chmod(0o711)
+        (self._folder / "scratch").mkdir()
         leash, self._leash = os.pipe()
         settings = {
             "inside": False,
@@ -78,8 +76,7 @@ class Sandbox:
             "python": _python(),
             "program": str(program.resolve()),
             "scratch": str(self._folder / "scratch"),
-            "spare": str(self._folder / "spare"),
-            "packages": sysconfig.get_path("platlib"),
+            "packages": _packages(),
             "bwrap": shutil.which("bwrap"),
             "limits": asdict(limits),
             **_allowed(program.resolve()),
@@ -92,7 +89,7 @@ class Sandbox:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 pass_fds=(leash,),
-                env=None if layer.name == "UNSAFE" else {},
+                env=None if layer.name == "UNSAFE" else {"HOME": "/"},
                 cwd="/",
                 start_new_session=True,
             )
@@ -139,6 +136,12 @@ class Sandbox:
 def _python() -> str:
     # Of a virtual environment's Python, which is a link, the interpreter itself.
     return os.path.realpath(sys.executable)
+
+
+def _packages() -> str:
+    """The folder that sandlock is installed in, for the keeper, which knows of no packages; empty where it is not."""
+    found = importlib.util.find_spec("sandlock")
+    return str(Path(found.origin).parents[1]) if found and found.origin else ""
 
 
 def _allowed(program: Path) -> dict[str, list[str]]:

@@ -101,25 +101,18 @@ def _sandlock(settings: dict) -> int:
     sys.path.append(settings["packages"])
     import sandlock
 
-    whole_disk = {}
     try:
         quarters.enter(settings)
     except OSError:
-        # Without mounts, as in most containers: sandlock itself counts what is written, when a file is opened.
-        quarters.become_nobody(settings)
-        whole_disk = {
-            "workdir": settings["scratch"],
-            "fs_storage": settings["spare"],
-            "max_disk": settings["limits"]["scratch_bytes"],
-            "on_exit": sandlock.BranchAction.ABORT,
-        }
+        # No mounts, as in most containers, so no folder of a capped size: nothing can be written then.
+        quarters.become_nobody()
+        settings["limits"]["scratch_bytes"] = 0
     sandbox = sandlock.Sandbox(
-        fs_readable=[*settings["readable"], *quarters.DEVICES],
-        fs_writable=[settings["scratch"]],
+        fs_readable=[*settings["readable"], *quarters.DEVICES, settings["scratch"]],
+        fs_writable=[settings["scratch"]] if settings["limits"]["scratch_bytes"] else [],
         max_processes=settings["limits"]["processes"],
         clean_env=True,
         cwd=settings["scratch"],
-        **whole_disk,
     )
     # Held by the module, since sandlock kills the program of a forgotten handle.
     global _process

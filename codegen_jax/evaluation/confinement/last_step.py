@@ -30,7 +30,7 @@ def become(settings: dict) -> None:
     os.chdir(settings["scratch"])
     rights = _reading(settings)
     rights |= {path: landlock.DEVICE for path in quarters.DEVICES}
-    rights[settings["scratch"]] = landlock.SCRATCH
+    rights[settings["scratch"]] = landlock.SCRATCH if limits["scratch_bytes"] else landlock.READ
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     landlock.restrict(rights)
     seccomp.restrict()

@@ -47,10 +47,10 @@ def enter(settings: dict) -> None:
     kernel.umount(".")
     os.chdir("/")
     kernel.mount("none", "/", None, kernel.MS_BIND | kernel.MS_REMOUNT | kernel.MS_RDONLY | kernel.MS_NOSUID)
-    become_nobody(settings)
+    become_nobody()
 
 
-def become_nobody(settings: dict) -> None:
+def become_nobody() -> None:
     """Root becomes the user nobody for good; others stay who they are."""
     if os.getuid() == 0:
         os.setgroups([])
