@@ -27,6 +27,8 @@ _REFUSED = {
     "process_mrelease": (448, 448),
     "pidfd_getfd": (438, 438),
     "kcmp": (312, 272),
+    "setpriority": (141, 140),
+    "ioprio_set": (251, 30),
     "migrate_pages": (256, 238),
     "move_pages": (279, 239),
     # Namespaces and mounts.
@@ -87,6 +89,14 @@ _REFUSED = {
     "msgget": (68, 186),
     "mq_open": (240, 180),
 }
+# Their first argument is a process; 0 is the caller.
+_OF_OTHERS_REFUSED = {
+    "prlimit64": (302, 261),
+    "sched_setaffinity": (203, 122),
+    "sched_setscheduler": (144, 119),
+    "sched_setparam": (142, 118),
+    "sched_setattr": (314, 274),
+}
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _CLONE, _CLONE3, _SOCKETPAIR, _IOCTL = (56, 220), (435, 435), (53, 199), (16, 29)
 _NEW_NAMESPACES = 0x7E020080
@@ -143,6 +153,9 @@ def program(machine: str) -> bytes:
         (_RETURN, 0, 0, no),
         (_RETURN, 0, 0, _ALLOW),
     ]
+    for numbers in _OF_OTHERS_REFUSED.values():
+        rest = [(_LOAD, 0, 0, _argument(0)), (_EQUAL, 1, 0, 0), (_RETURN, 0, 0, no), (_RETURN, 0, 0, _ALLOW)]
+        code += [(_EQUAL, 0, len(rest), numbers[column]), *rest]
     for numbers in _REFUSED.values():
         if numbers[column] >= 0:
             code += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, no)]
