@@ -25,7 +25,9 @@ class Limits:
     """What a sandbox may take; CPU time is the program's own to limit."""
 
     memory_bytes: int = 1 << 30
-    """Addresses of each process, and resident bytes of all of them."""
+    """Addresses of each process."""
+    resident_bytes: int = 3 << 29
+    """Memory of all processes together. Beyond it all are ended: a look every 0.1 s, so by about 100 MB too late."""
     processes: int = 32
     """Processes at a time; threads count, too, except under sandlock."""
     descriptors: int = 128
@@ -71,6 +73,7 @@ class Sandbox:
         leash, self._leash = os.pipe()
         settings = {
             "inside": False,
+            "own_quarters": True,
             "layer": layer.name,
             "leash": leash,
             "python": _python(),

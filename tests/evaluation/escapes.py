@@ -11,12 +11,14 @@ import json
 import mmap
 import os
 import resource
+import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
 import threading
+import time
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 ATTEMPTS = {}
@@ -148,7 +150,7 @@ def read_the_repository(outside):
 
 @attempt("anyone")
 def list_installed_packages(outside):
-    return str(os.listdir(outside["packages"]))
+    return ", ".join(os.listdir(outside["packages"]))
 
 
 @attempt("anyone")
@@ -322,7 +324,7 @@ def take_a_descriptor(outside):
     return str(call(438, os.pidfd_open(outside["victim"]), 0, 0))
 
 
-@attempt("anyone")
+@attempt("some")
 def limit_another_process(outside):
     return str(resource.prlimit(outside["victim"], resource.RLIMIT_CORE, (0, 0)))
 
@@ -538,17 +540,28 @@ def segmentation_fault(outside):
 def deep_recursion(outside):
     sys.setrecursionlimit(10**7)
 
-    def deeper(n):
-        return [deeper(n + 1) for _ in (1,)]
+    class Deeper:
+        def __add__(self, other):
+            return self + other
 
-    deeper(0)
+    return Deeper() + 1
+
+
+def fork_when_possible():
+    """sandlock learns a little late that processes have ended."""
+    for _ in range(50):
+        try:
+            return os.fork()
+        except BlockingIOError:
+            time.sleep(0.05)
+    return os.fork()
 
 
 def report(name, outside):
     """Runs an attempt in a process and an empty folder of its own."""
     read, write = os.pipe()
     os.makedirs(name, exist_ok=True)
-    child = os.fork()
+    child = fork_when_possible()
     if child == 0:
         os.chdir(name)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -556,7 +569,7 @@ def report(name, outside):
         try:
             got = ATTEMPTS[name][0](outside)
             said = [bool(got), str(got)[:100]]
-        except (OSError, MemoryError, KeyError) as error:
+        except (OSError, MemoryError, KeyError, ValueError) as error:
             said = [False, f"{type(error).__name__}: {error}"]
         os.write(write, json.dumps(said).encode())
         os._exit(0)
@@ -564,9 +577,7 @@ def report(name, outside):
     with open(read, "rb") as pipe:
         text = pipe.read()
     status = os.waitpid(child, 0)[1]
-    subprocess_free = [os.path.join(folder, file) for folder, _, files in os.walk(name) for file in files]
-    for path in subprocess_free:
-        os.remove(path)
+    shutil.rmtree(name, ignore_errors=True)
     return json.loads(text) if text else [False, f"ended with {os.waitstatus_to_exitcode(status)}"]
 
 
@@ -581,4 +592,9 @@ def is_open(descriptor):
 if __name__ == "__main__":
     given = json.loads(sys.stdin.readline())
     given["open at start"] = [number for number in range(3, 100) if is_open(number)]
-    print(json.dumps({name: report(name, given) for name in ATTEMPTS}), flush=True)
+    reports = {}
+    for name in ATTEMPTS:
+        began = time.monotonic()
+        reports[name] = report(name, given)
+        if time.monotonic() - began > 0.3: print(name, time.monotonic()-began, reports[name], file=sys.stderr)
+    print(json.dumps(reports), flush=True)
