@@ -52,7 +52,7 @@ class Sandbox:
     (/dev/null, zero, full, random, urandom). Its current folder, empty at first, is the only one that it can write to.
     It has no environment, no network, no /proc, and nobody's rights.
 
-    `stdin` and `stdout` are unbuffered pipes (file objects with `fileno`, fit for `select`). `stderr` is a pipe that
+    `folder` is its own outside, gone after `stop`. `stdin` and `stdout` are unbuffered pipes (file objects with `fileno`, fit for `select`). `stderr` is a pipe that
     nobody reads before `messages` does: more than fits in it blocks the writer.
 
     Args:
@@ -66,10 +66,10 @@ class Sandbox:
 
     def __init__(self, layer: Layer, program: Path, limits: Limits = Limits()) -> None:
         self.layers = list(layer.described)
-        self._folder = Path(tempfile.mkdtemp(prefix="codegen-sandbox-")).resolve()
+        self.folder = Path(tempfile.mkdtemp(prefix="codegen-sandbox-")).resolve()
         # Others may come to it, since root's programs are not root's.
-        self._folder.chmod(0o711)
-        (self._folder / "scratch").mkdir()
+        self.folder.chmod(0o711)
+        (self.folder / "scratch").mkdir()
         leash, self._leash = os.pipe()
         settings = {
             "inside": False,
@@ -78,7 +78,7 @@ class Sandbox:
             "leash": leash,
             "python": _python(),
             "program": str(program.resolve()),
-            "scratch": str(self._folder / "scratch"),
+            "scratch": str(self.folder / "scratch"),
             "packages": _packages(),
             "bwrap": shutil.which("bwrap"),
             "limits": asdict(limits),
@@ -98,7 +98,7 @@ class Sandbox:
             )
         except OSError:
             os.close(self._leash)
-            shutil.rmtree(self._folder)
+            shutil.rmtree(self.folder)
             raise
         finally:
             os.close(leash)
@@ -107,6 +107,11 @@ class Sandbox:
         self.stdout: BinaryIO = self._keeper.stdout  # pyright: ignore[reportAttributeAccessIssue]
         self._stderr = self._keeper.stderr
         self._messages = ""
+
+    @property
+    def pid(self) -> int:
+        """The process that keeps the sandbox; its end is the sandbox's."""
+        return self._keeper.pid
 
     def stop(self) -> None:
         """Ends every process of it, at once, and removes its scratch folder. A second call does nothing."""
@@ -122,7 +127,7 @@ class Sandbox:
         self._messages = (self._stderr.read(_MESSAGE_BYTES) or b"").decode(errors="replace")
         for stream in (self.stdin, self.stdout, self._stderr):
             stream.close()
-        shutil.rmtree(self._folder)
+        shutil.rmtree(self.folder)
 
     @property
     def messages(self) -> str:
@@ -132,7 +137,9 @@ class Sandbox:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
 

@@ -19,7 +19,11 @@ _PROBE = Path(__file__).with_name("confinement") / "probe.py"
 _LANDLOCK_OF_SANDLOCK = 6
 _LANDLOCK_CREATE_RULESET = 444
 _NO_USER_NAMESPACES = (
-    ("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "sysctl kernel.apparmor_restrict_unprivileged_userns=0"),
+    (
+        "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+        "1",
+        "sysctl kernel.apparmor_restrict_unprivileged_userns=0",
+    ),
     ("/proc/sys/kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1"),
     ("/proc/sys/user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=10000"),
 )

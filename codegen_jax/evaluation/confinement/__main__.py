@@ -27,7 +27,10 @@ def main() -> None:
     os.set_inheritable(settings["leash"], False)
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     layers = {"sandlock": _sandlock, "bubblewrap": _bubblewrap, "namespaces": _namespaces, "UNSAFE": _unsafe}
+    # Where the machine has no memory left, the program is to end and not its keeper.
+    _offer_to_oom_killer(1000)
     child = layers[settings["layer"]](settings)
+    _offer_to_oom_killer(0)
     _keep(child, settings["leash"], settings["limits"]["resident_bytes"])
 
 
@@ -47,6 +50,11 @@ def _keep(child: int, leash: int, resident_bytes: int) -> None:
         except ChildProcessError:
             # A usual exit would wait for sandlock's threads.
             os._exit(0)
+
+
+def _offer_to_oom_killer(points: int) -> None:
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write(str(points))
 
 
 def _let_go_of_streams() -> None:
