@@ -52,8 +52,9 @@ class Sandbox:
     (/dev/null, zero, full, random, urandom). Its current folder, empty at first, is the only one that it can write to.
     It has no environment, no network, no /proc, and nobody's rights.
 
-    `folder` is its own outside, gone after `stop`. `stdin` and `stdout` are unbuffered pipes (file objects with `fileno`, fit for `select`). `stderr` is a pipe that
-    nobody reads before `messages` does: more than fits in it blocks the writer.
+    `stdin` and `stdout` are unbuffered pipes (file objects with `fileno`, fit for `select`). Standard error is a pipe
+    that is read at the end only, for `messages`: more than the 64 KiB that fit in it block the writer. `folder` is the
+    sandbox's own outside, gone after `stop`.
 
     Args:
         layer: from `choose_layer`.
@@ -159,8 +160,9 @@ def _allowed(program: Path) -> dict[str, list[str]]:
     paths = sysconfig.get_paths(vars={"base": sys.base_prefix, "platbase": sys.base_exec_prefix})
     standard = list(dict.fromkeys(os.path.realpath(paths[name]) for name in ("stdlib", "platstdlib")))
     hidden = [f"{folder}/{name}" for folder in standard for name in ("site-packages", "dist-packages")]
-    shared = [os.path.join(sys.base_exec_prefix, "lib", sysconfig.get_config_var("LDLIBRARY") or "")]
-    named = {*_LIBRARIES, "/etc/ld.so.cache", *standard, _python(), str(_CONFINEMENT), str(program), *shared}
+    # The interpreter as a shared library, where it is one.
+    shared = Path(sysconfig.get_config_var("LIBDIR") or "/", sysconfig.get_config_var("INSTSONAME") or "none")
+    named = {*_LIBRARIES, "/etc/ld.so.cache", *standard, _python(), str(_CONFINEMENT), str(program), str(shared)}
     named = {path for path in named if os.path.exists(path)}
     return {
         "readable": sorted(path for path in named if named.isdisjoint(map(str, Path(path).parents))),

@@ -310,7 +310,8 @@ def trace(outside):
 
 @attempt("some")
 def read_memory(outside):
-    return open(f"/proc/{outside['victim']}/mem", "rb").read(0) and "" or "opened"
+    open(f"/proc/{outside['victim']}/mem", "rb").close()
+    return "opened"
 
 
 @attempt("some")

@@ -4,6 +4,7 @@ SETTINGS is JSON. The keeper stays outside the confinement and is the parent of 
 parents have died, adds up their memory, and leaves when none is left.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -35,7 +36,7 @@ def main() -> None:
 
 
 def _keep(child: int, leash: int, resident_bytes: int) -> None:
-    """Waits for the end of process `child`, or for `leash` to be pulled; then ends all that is left of it, and itself."""
+    """Waits for the end of process `child`, or for `leash` to be pulled; then ends all that is left, and itself."""
     _let_go_of_streams()
     ended = os.pidfd_open(child)
     while not select.select([leash, ended], [], [], _SECONDS_BETWEEN_LOOKS)[0]:
@@ -93,10 +94,8 @@ def _read(path: str) -> str:
 
 
 def _kill(process: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(process, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def _run(settings: dict) -> list[str]:

@@ -14,8 +14,8 @@ _PLACE = "/dev"
 def enter(settings: dict) -> None:
     """Moves this process into a mount and a user namespace of its own; root becomes nobody.
 
-    Root mounts as root, so its Python may lie where nobody could come, such as /root; others do so in the user namespace.
-    In that, the processes of a user that a limit counts are the program's alone.
+    Root mounts as root, so its Python may lie where nobody could come, such as /root; others do so in the user
+    namespace. In that, the processes of a user that a limit counts are the program's alone.
 
     Raises:
         OSError: the kernel, or what guards it, does not allow it.
