@@ -125,14 +125,14 @@ class Sandbox:
         os.close(self._leash)
         self._leash = -1
         os.set_blocking(self._stderr.fileno(), False)
-        self._messages = (self._stderr.read(_MESSAGE_BYTES) or b"").decode(errors="replace")
+        self._messages = (self._stderr.read(1 << 16) or b"")[-_MESSAGE_BYTES:].decode(errors="replace")
         for stream in (self.stdin, self.stdout, self._stderr):
             stream.close()
         shutil.rmtree(self.folder)
 
     @property
     def messages(self) -> str:
-        """The beginning of what came on standard error; empty before `stop`."""
+        """The end of what came on standard error; empty before `stop`."""
         return self._messages
 
     def __enter__(self) -> Self:
