@@ -103,7 +103,9 @@ print(sandbox.stdout.readline().decode(), flush=True)
 sys.stdin.read()
 """
     command = [sys.executable, "-c", text, layer, str(program)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+    # Its empty folder stays where it is killed, so it is made here.
+    temporary = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=temporary) as parent:
         assert parent.stdout and parent.stdout.readline() == b"ready\n"
         parent.kill()
     deadline = time.monotonic() + 20
@@ -204,3 +206,12 @@ def test_a_layer_that_breaks_is_refused_with_the_reason_and_nothing_runs(tmp_pat
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"^sandbox: bubblewrap does not run"):
         choose_layer("bubblewrap")
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_program_may_change_the_modes_of_its_own_files(layers, tmp_path, layer):
+    text = (
+        "import os; open('x', 'w').close(); os.chmod('x', 0o600); os.utime('x', (1, 1)); print(os.stat('x').st_mtime)"
+    )
+    with Sandbox(layers[layer], write(tmp_path, text)) as sandbox:
+        assert output(sandbox) == "1.0\n"

@@ -33,7 +33,8 @@ def become(settings: dict) -> None:
     rights[settings["scratch"]] = landlock.SCRATCH if settings["own_quarters"] else landlock.READ
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     landlock.restrict(rights)
-    seccomp.restrict()
+    # Where the files of others are in sight, Landlock lets a user change their modes.
+    seccomp.restrict(metadata=settings["own_quarters"])
     for limit, value in caps.items():
         resource.setrlimit(limit, (value, value))
     os.execve(settings["python"], [settings["python"], "-I", "-S", settings["program"]], {})
