@@ -48,7 +48,12 @@ class Interpreter:
     def __init__(self, layer: Layer):
         self.sandbox = Sandbox(layer, INSIDE, Limits())
         self.received = bytearray()
-        self._next(time.monotonic() + ANSWER_SECONDS)
+        try:
+            if self._next(time.monotonic() + ANSWER_SECONDS) is None:
+                raise Broken("it does not start")
+        except BaseException:
+            self.sandbox.stop()
+            raise
 
     def start(self, **task: Any) -> None:
         limits = {"memory_bytes": MEMORY_BYTES, "output_bytes": OUTPUT_BYTES}

@@ -25,7 +25,9 @@ class Limits:
     """What a sandbox may take; CPU time is the program's own to limit."""
 
     memory_bytes: int = 1 << 30
-    """Addresses of each process, and resident bytes of all of them."""
+    """Addresses of each process."""
+    resident_bytes: int = 3 << 29
+    """Memory of all processes together. Beyond it all are ended: a look every 0.1 s, so by about 100 MB too late."""
     processes: int = 32
     """Processes at a time; threads count, too, except under sandlock."""
     descriptors: int = 128
@@ -50,8 +52,9 @@ class Sandbox:
     (/dev/null, zero, full, random, urandom). Its current folder, empty at first, is the only one that it can write to.
     It has no environment, no network, no /proc, and nobody's rights.
 
-    `stdin` and `stdout` are unbuffered pipes (file objects with `fileno`, fit for `select`). `stderr` is a pipe that
-    nobody reads before `messages` does: more than fits in it blocks the writer.
+    `stdin` and `stdout` are unbuffered pipes (file objects with `fileno`, fit for `select`). Standard error is a pipe
+    that is read at the end only, for `messages`: more than the 64 KiB that fit in it block the writer. `folder` is the
+    sandbox's own outside, gone after `stop`.
 
     Args:
         layer: from `choose_layer`.
@@ -64,18 +67,19 @@ class Sandbox:
 
     def __init__(self, layer: Layer, program: Path, limits: Limits = Limits()) -> None:
         self.layers = list(layer.described)
-        self._folder = Path(tempfile.mkdtemp(prefix="codegen-sandbox-")).resolve()
+        self.folder = Path(tempfile.mkdtemp(prefix="codegen-sandbox-")).resolve()
         # Others may come to it, since root's programs are not root's.
-        self._folder.chmod(0o711)
-        (self._folder / "scratch").mkdir()
+        self.folder.chmod(0o711)
+        (self.folder / "scratch").mkdir()
         leash, self._leash = os.pipe()
         settings = {
             "inside": False,
+            "own_quarters": True,
             "layer": layer.name,
             "leash": leash,
             "python": _python(),
             "program": str(program.resolve()),
-            "scratch": str(self._folder / "scratch"),
+            "scratch": str(self.folder / "scratch"),
             "packages": _packages(),
             "bwrap": shutil.which("bwrap"),
             "limits": asdict(limits),
@@ -95,7 +99,7 @@ class Sandbox:
             )
         except OSError:
             os.close(self._leash)
-            shutil.rmtree(self._folder)
+            shutil.rmtree(self.folder)
             raise
         finally:
             os.close(leash)
@@ -104,6 +108,11 @@ class Sandbox:
         self.stdout: BinaryIO = self._keeper.stdout  # pyright: ignore[reportAttributeAccessIssue]
         self._stderr = self._keeper.stderr
         self._messages = ""
+
+    @property
+    def pid(self) -> int:
+        """The process that keeps the sandbox; its end is the sandbox's."""
+        return self._keeper.pid
 
     def stop(self) -> None:
         """Ends every process of it, at once, and removes its scratch folder. A second call does nothing."""
@@ -116,14 +125,14 @@ class Sandbox:
         os.close(self._leash)
         self._leash = -1
         os.set_blocking(self._stderr.fileno(), False)
-        self._messages = (self._stderr.read(_MESSAGE_BYTES) or b"").decode(errors="replace")
+        self._messages = (self._stderr.read(1 << 16) or b"")[-_MESSAGE_BYTES:].decode(errors="replace")
         for stream in (self.stdin, self.stdout, self._stderr):
             stream.close()
-        shutil.rmtree(self._folder)
+        shutil.rmtree(self.folder)
 
     @property
     def messages(self) -> str:
-        """The beginning of what came on standard error; empty before `stop`."""
+        """The end of what came on standard error; empty before `stop`."""
         return self._messages
 
     def __enter__(self) -> Self:
@@ -151,8 +160,9 @@ def _allowed(program: Path) -> dict[str, list[str]]:
     paths = sysconfig.get_paths(vars={"base": sys.base_prefix, "platbase": sys.base_exec_prefix})
     standard = list(dict.fromkeys(os.path.realpath(paths[name]) for name in ("stdlib", "platstdlib")))
     hidden = [f"{folder}/{name}" for folder in standard for name in ("site-packages", "dist-packages")]
-    shared = [os.path.join(sys.base_exec_prefix, "lib", sysconfig.get_config_var("LDLIBRARY") or "")]
-    named = {*_LIBRARIES, "/etc/ld.so.cache", *standard, _python(), str(_CONFINEMENT), str(program), *shared}
+    # The interpreter as a shared library, where it is one.
+    shared = Path(sysconfig.get_config_var("LIBDIR") or "/", sysconfig.get_config_var("INSTSONAME") or "none")
+    named = {*_LIBRARIES, "/etc/ld.so.cache", *standard, _python(), str(_CONFINEMENT), str(program), str(shared)}
     named = {path for path in named if os.path.exists(path)}
     return {
         "readable": sorted(path for path in named if named.isdisjoint(map(str, Path(path).parents))),

@@ -57,11 +57,12 @@ def _missing(name: str) -> str:
     if name == "sandlock" and importlib.util.find_spec("sandlock") is None:
         return "pip install 'codegen_jax[evaluate]'"
     if name == "sandlock" and _landlock() < _LANDLOCK_OF_SANDLOCK:
-        return f"it needs Landlock {_LANDLOCK_OF_SANDLOCK}, Linux 6.12 or later; Linux {platform.release()} has {_landlock()}"
+        here = f"Linux {platform.release()} has version {_landlock()}"
+        return f"it needs Landlock of version {_LANDLOCK_OF_SANDLOCK}, Linux 6.12 or later; {here}"
     if name == "bubblewrap" and shutil.which("bwrap") is None:
         return "apt install bubblewrap, or dnf; the package of that name on PyPI is another program"
     if name == "namespaces" and _landlock() < 1:
-        return f"it needs Landlock, Linux 5.13 or later, and Linux {platform.release()} has none"
+        return f"it needs Landlock, Linux 5.13 or later; Linux {platform.release()} has none of it, or it is off"
     return ""
 
 

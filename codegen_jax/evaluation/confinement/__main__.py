@@ -4,11 +4,13 @@ SETTINGS is JSON. The keeper stays outside the confinement and is the parent of 
 parents have died, adds up their memory, and leaves when none is left.
 """
 
+import contextlib
 import json
 import os
 import select
 import signal
 import sys
+import time
 
 import kernel
 import landlock
@@ -17,6 +19,7 @@ import quarters
 
 # A program fills about 1 GB per second, so it passes the cap by about 100 MB.
 _SECONDS_BETWEEN_LOOKS = 0.1
+_THREADS_OF_SANDLOCK = 8
 
 
 def main() -> None:
@@ -26,26 +29,35 @@ def main() -> None:
     os.set_inheritable(settings["leash"], False)
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     layers = {"sandlock": _sandlock, "bubblewrap": _bubblewrap, "namespaces": _namespaces, "UNSAFE": _unsafe}
+    # Where the machine has no memory left, the program is to end and not its keeper.
+    _offer_to_oom_killer(1000)
     child = layers[settings["layer"]](settings)
-    _keep(child, settings["leash"], settings["limits"]["memory_bytes"])
+    _offer_to_oom_killer(0)
+    _keep(child, settings["leash"], settings["limits"]["resident_bytes"])
 
 
-def _keep(child: int, leash: int, memory_bytes: int) -> None:
-    """Waits for the end of process `child`, or for `leash` to be pulled; then ends all that is left of it, and itself."""
+def _keep(child: int, leash: int, resident_bytes: int) -> None:
+    """Waits for the end of process `child`, or for `leash` to be pulled; then ends all that is left, and itself."""
     _let_go_of_streams()
     ended = os.pidfd_open(child)
     while not select.select([leash, ended], [], [], _SECONDS_BETWEEN_LOOKS)[0]:
-        if sum(_resident_bytes(process) for process in _descendants(os.getpid())) > memory_bytes:
+        if sum(_resident_bytes(process) for process in _descendants(os.getpid())) > resident_bytes:
             print("memory: its processes together took more than they may", file=sys.stderr, flush=True)
             break
-    while True:
-        for process in _descendants(os.getpid()):
-            _kill(process)
-        try:
-            os.waitpid(-1, 0)
-        except ChildProcessError:
-            # A usual exit would wait for sandlock's threads.
-            os._exit(0)
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            for process in _descendants(os.getpid()):
+                _kill(process)
+            # The list of children may be incomplete while some of them end, so nothing waits for one of them for long.
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                time.sleep(0.001)
+    # A usual exit would wait for sandlock's threads.
+    os._exit(0)
+
+
+def _offer_to_oom_killer(points: int) -> None:
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write(str(points))
 
 
 def _let_go_of_streams() -> None:
@@ -84,10 +96,8 @@ def _read(path: str) -> str:
 
 
 def _kill(process: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(process, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def _run(settings: dict) -> list[str]:
@@ -104,13 +114,16 @@ def _sandlock(settings: dict) -> int:
     try:
         quarters.enter(settings)
     except OSError:
-        # No mounts, as in most containers, so no folder of a capped size: nothing can be written then.
+        # As in most containers. Without mounts no folder has a capped size, so that nothing can be written. Processes
+        # are sandlock's to count then, and its count never forgets one that was killed.
         quarters.become_nobody()
-        settings["limits"]["scratch_bytes"] = 0
+        settings["own_quarters"] = False
+    # The user's threads count, sandlock's own as well.
+    settings["limits"]["processes"] += _THREADS_OF_SANDLOCK + (os.cpu_count() or 1)
     sandbox = sandlock.Sandbox(
         fs_readable=[*settings["readable"], *quarters.DEVICES, settings["scratch"]],
-        fs_writable=[settings["scratch"]] if settings["limits"]["scratch_bytes"] else [],
-        max_processes=settings["limits"]["processes"],
+        fs_writable=[settings["scratch"]] if settings["own_quarters"] else [],
+        max_processes=None if settings["own_quarters"] else settings["limits"]["processes"],
         clean_env=True,
         cwd=settings["scratch"],
     )
@@ -136,10 +149,7 @@ def _namespaces(settings: dict) -> int:
     if landlock.abi() < 1:
         raise OSError("the kernel has no Landlock")
     quarters.enter(settings)
-    uid, gid = os.getuid(), os.getgid()
-    apart = kernel.CLONE_NEWPID | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
-    kernel.unshare(kernel.CLONE_NEWUSER | apart)
-    quarters.map_user(uid, gid)
+    kernel.unshare(kernel.CLONE_NEWPID | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS)
     first = os.fork()
     if first:
         return first

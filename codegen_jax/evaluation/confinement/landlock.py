@@ -39,7 +39,10 @@ def abi() -> int:
 
 
 def restrict(rights: dict[str, int]) -> None:
-    """Leaves this process `rights` beneath each path and nothing elsewhere: no TCP port, no signal, no abstract socket."""
+    """Leaves this process `rights` beneath each path and nothing elsewhere.
+
+    Nor does it leave TCP ports, abstract sockets and signals to others, where the kernel is new enough.
+    """
     version = abi()
     if version == 0:
         return

@@ -25,15 +25,16 @@ def become(settings: dict) -> None:
         resource.RLIMIT_MSGQUEUE: 0,
     }
     # The count is of the user's processes: only in a user namespace are these the program's.
-    if settings["layer"] != "sandlock":
+    if settings["own_quarters"]:
         caps[resource.RLIMIT_NPROC] = limits["processes"]
     os.chdir(settings["scratch"])
     rights = _reading(settings)
     rights |= {path: landlock.DEVICE for path in quarters.DEVICES}
-    rights[settings["scratch"]] = landlock.SCRATCH if limits["scratch_bytes"] else landlock.READ
+    rights[settings["scratch"]] = landlock.SCRATCH if settings["own_quarters"] else landlock.READ
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     landlock.restrict(rights)
-    seccomp.restrict()
+    # Where the files of others are in sight, Landlock lets a user change their modes.
+    seccomp.restrict(metadata=settings["own_quarters"])
     for limit, value in caps.items():
         resource.setrlimit(limit, (value, value))
     os.execve(settings["python"], [settings["python"], "-I", "-S", settings["program"]], {})

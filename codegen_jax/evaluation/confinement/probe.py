@@ -1,11 +1,12 @@
 """What a layer is tried with: prints `held` where neither a file nor a socket is to be had."""
 
 import socket
+from pathlib import Path
 
 
 def _got() -> list[str]:
     got = []
-    for name, attempt in (("a file", lambda: open("/etc/passwd")), ("a socket", socket.socket)):
+    for name, attempt in (("a file", Path("/etc/passwd").read_bytes), ("a socket", socket.socket)):
         try:
             attempt()
             got.append(name)

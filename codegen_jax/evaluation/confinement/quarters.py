@@ -12,9 +12,10 @@ _PLACE = "/dev"
 
 
 def enter(settings: dict) -> None:
-    """Moves this process into a mount namespace of its own; root becomes nobody there.
+    """Moves this process into a mount and a user namespace of its own; root becomes nobody.
 
-    Root mounts as root, so its Python may lie where nobody could come, such as /root. Others do so in a user namespace.
+    Root mounts as root, so its Python may lie where nobody could come, such as /root; others do so in the user
+    namespace. In that, the processes of a user that a limit counts are the program's alone.
 
     Raises:
         OSError: the kernel, or what guards it, does not allow it.
@@ -47,7 +48,10 @@ def enter(settings: dict) -> None:
     kernel.umount(".")
     os.chdir("/")
     kernel.mount("none", "/", None, kernel.MS_BIND | kernel.MS_REMOUNT | kernel.MS_RDONLY | kernel.MS_NOSUID)
-    become_nobody()
+    if uid == 0:
+        become_nobody()
+        kernel.unshare(kernel.CLONE_NEWUSER)
+        map_user(NOBODY, NOBODY)
 
 
 def become_nobody() -> None:

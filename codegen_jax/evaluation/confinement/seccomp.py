@@ -27,6 +27,8 @@ _REFUSED = {
     "process_mrelease": (448, 448),
     "pidfd_getfd": (438, 438),
     "kcmp": (312, 272),
+    "setpriority": (141, 140),
+    "ioprio_set": (251, 30),
     "migrate_pages": (256, 238),
     "move_pages": (279, 239),
     # Namespaces and mounts.
@@ -87,6 +89,34 @@ _REFUSED = {
     "msgget": (68, 186),
     "mq_open": (240, 180),
 }
+# What Landlock does not guard: owner, mode, times and attributes of files, by their path.
+_METADATA_REFUSED = {
+    "chmod": (90, -1),
+    "fchmodat": (268, 53),
+    "fchmodat2": (452, 452),
+    "chown": (92, -1),
+    "lchown": (94, -1),
+    "fchownat": (260, 54),
+    "utime": (132, -1),
+    "utimes": (235, -1),
+    "futimesat": (261, -1),
+    "utimensat": (280, 88),
+    "setxattr": (188, 5),
+    "lsetxattr": (189, 6),
+    "removexattr": (197, 14),
+    "lremovexattr": (198, 15),
+    "setxattrat": (463, 463),
+    "removexattrat": (466, 466),
+    "file_setattr": (469, 469),
+}
+# Their first argument is a process; 0 is the caller.
+_OF_OTHERS_REFUSED = {
+    "prlimit64": (302, 261),
+    "sched_setaffinity": (203, 122),
+    "sched_setscheduler": (144, 119),
+    "sched_setparam": (142, 118),
+    "sched_setattr": (314, 274),
+}
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _CLONE, _CLONE3, _SOCKETPAIR, _IOCTL = (56, 220), (435, 435), (53, 199), (16, 29)
 _NEW_NAMESPACES = 0x7E020080
@@ -106,8 +136,10 @@ def _argument(index: int) -> int:
     return 16 + 8 * index
 
 
-def program(machine: str) -> bytes:
+def program(machine: str, metadata: bool) -> bytes:
     """The filter's instructions for a machine of this name (`os.uname().machine`).
+
+    With `metadata`, the modes, owners and times of files may be changed.
 
     Raises:
         KeyError: for machines of other architectures.
@@ -143,7 +175,10 @@ def program(machine: str) -> bytes:
         (_RETURN, 0, 0, no),
         (_RETURN, 0, 0, _ALLOW),
     ]
-    for numbers in _REFUSED.values():
+    for numbers in _OF_OTHERS_REFUSED.values():
+        rest = [(_LOAD, 0, 0, _argument(0)), (_EQUAL, 1, 0, 0), (_RETURN, 0, 0, no), (_RETURN, 0, 0, _ALLOW)]
+        code += [(_EQUAL, 0, len(rest), numbers[column]), *rest]
+    for numbers in (_REFUSED if metadata else _REFUSED | _METADATA_REFUSED).values():
         if numbers[column] >= 0:
             code += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, no)]
     code.append((_RETURN, 0, 0, _ALLOW))
@@ -154,7 +189,7 @@ class _Program(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("code", ctypes.c_char_p)]
 
 
-def restrict() -> None:
+def restrict(metadata: bool) -> None:
     """Puts the filter on this process and its descendants, for good."""
-    code = program(os.uname().machine)
+    code = program(os.uname().machine, metadata)
     kernel.prctl(kernel.PR_SET_SECCOMP, 2, ctypes.byref(_Program(len(code) // 8, code)))

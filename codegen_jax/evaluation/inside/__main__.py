@@ -29,7 +29,7 @@ def main():
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what a program leaves behind becomes our child, and is found
     libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # no process of ours may be traced
     source, end = os.dup(0), os.dup(1)
-    nothing = os.open(os.devnull, os.O_RDWR)
+    nothing = os.open(os.devnull, os.O_RDONLY)
     for descriptor in (0, 1):
         os.dup2(nothing, descriptor)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
