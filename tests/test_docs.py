@@ -291,6 +291,11 @@ def test_the_page_on_finetuning_starts_from_released_weights_and_ends_in_a_folde
     released = peer(n_positions=2048)
     hub_id, tokenizer = "Salesforce/codegen-350M-mono", tiny_bpe(texts, vocab_size=290)
     save(released, folder / hub_id, "bin", tokenizer, buffers=True)
+    # as the released ones have it: nothing pads
+    config = {"tokenizer_class": "CodeGenTokenizer"} | dict.fromkeys(
+        ("bos_token", "eos_token", "unk_token"), "<|endoftext|>"
+    )
+    (folder / hub_id / "tokenizer_config.json").write_text(json.dumps(config))
     follow("docs/finetuning.md", folder)
     losses = [line["loss"] for line in read_metrics(folder / "runs/finetune_350m") if "loss" in line]
     assert losses[0] == pytest.approx(peer_loss(released, folder), rel=1e-5)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -12,14 +13,24 @@ from typing import TYPE_CHECKING, Any
 from etils import epath
 
 from codegen_jax.data.tokenizer_identity import identity
-from codegen_jax.data.tokenizer_metadata import NAMES, VOCABULARY, read_metadata, special_tokens
-from codegen_jax.errors import UserError
+from codegen_jax.data.tokenizer_metadata import (
+    CONFIG,
+    NAMED_TEMPLATES,
+    NAMES,
+    VOCABULARY,
+    parse,
+    read_metadata,
+    special_tokens,
+)
+from codegen_jax.errors import UserError, listed, require
 from codegen_jax.hub import hub_files
 from codegen_jax.mistaken_paths import holds, instead, refuse_stand_in
 from codegen_jax.storage import local_copy
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as FastTokenizer
+
+log = logging.getLogger(__name__)
 
 # Runs of 31..2 spaces are ids 50257..50286, runs of 9..2 tabs 50287..50294 (authors' sample.py); NL models have none.
 WHITESPACE_TOKENS = [" " * n for n in range(31, 1, -1)] + ["\t" * n for n in range(9, 1, -1)]
@@ -37,18 +48,21 @@ class Tokenizer(ABC):
         eos_id: the id that ends a document; -1 of a sentencepiece model without one, which can't prepare data.
         end_ids: ids that end a completion: eos_id, and that of the eos_token which the metadata name.
         metadata: files beside it that say more than the ids, such as a chat template; see tokenizer_metadata.py.
-        former_fingerprint: a hash of its file, which was the fingerprint until November 2026.
     """
 
     vocab_size: int
     eos_id: int
     end_ids: tuple[int, ...]
     metadata: Mapping[str, bytes]
-    former_fingerprint: str
+
+    @property
+    @abstractmethod
+    def former_fingerprint(self) -> str:
+        """A hash of its file, which was the fingerprint until November 2026."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """Equal for tokenizers that encode alike; travels with token files and checkpoints."""
+        """Equal for tokenizers that encode alike, as far as hard texts show; travels with token files."""
         return identity(*self._vocabulary(), self.eos_id, lambda texts: self.encode_batch(texts, special_tokens=False))
 
     @abstractmethod
@@ -56,8 +70,9 @@ class Tokenizer(ABC):
         """The piece of each id, and the rules by which pieces come to be, see `identity`."""
 
     def is_named(self, fingerprint: str) -> bool:
-        """Whether a manifest or checkpoint that names this fingerprint means this tokenizer."""
-        return fingerprint in (self.fingerprint, self.former_fingerprint)
+        """Whether a manifest that names this fingerprint means this tokenizer."""
+        is_former = "-" in fingerprint  # "bpe-...", "sentencepiece-..."
+        return fingerprint == (self.former_fingerprint if is_former else self.fingerprint)
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
@@ -101,6 +116,7 @@ class Tokenizer(ABC):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.files().items():
+            (folder / name).parent.mkdir(exist_ok=True)  # additional_chat_templates/
             (folder / name).write_bytes(content)
 
 
@@ -109,32 +125,42 @@ class BpeTokenizer(Tokenizer):
 
     def __init__(self, tokenizer_json: str, whitespace_tokens: bool = False, metadata: Mapping[str, bytes] = {}):
         from tokenizers import AddedToken
-        from tokenizers import Tokenizer as FastTokenizer
 
-        self._tokenizer = FastTokenizer.from_str(tokenizer_json)
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        if getattr(self._tokenizer.model, "dropout", None):
-            self._tokenizer.model.dropout = None  # of merges, by chance: the same text would get other ids
+        self._tokenizer = _plain(tokenizer_json)
         self._json, self.metadata = tokenizer_json, metadata
         if whitespace_tokens:
             self._tokenizer.add_tokens([AddedToken(token, normalized=False) for token in WHITESPACE_TOKENS])
             self._json = self._tokenizer.to_str()
             self.metadata = {name: content for name, content in metadata.items() if name not in VOCABULARY}
-        self.former_fingerprint = "bpe-" + hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()[:16]
         special, to_id = special_tokens(metadata), self._tokenizer.token_to_id
         ends = [id for token in (END_OF_TEXT, special.get("eos_token", "")) if (id := to_id(token)) is not None]
         if not ends:
-            raise UserError(f"tokenizer.json has no token {END_OF_TEXT}, which ends documents; use a GPT-2 vocabulary")
+            raise UserError(
+                f"no token {END_OF_TEXT}, which ends documents, nor an eos_token that tokenizer_config.json names; use "
+                "a GPT-2 vocabulary"
+            )
         # those that tokenizer_config.json names are special, as transformers has it, with the habits of their file
         added = {token.content: token for token in self._tokenizer.get_added_tokens_decoder().values()}
         known = [token for token in special.values() if to_id(token) is not None]
         self._tokenizer.add_special_tokens([added.get(token, AddedToken(token, normalized=False)) for token in known])
         self.eos_id, self.end_ids = ends[0], tuple(dict.fromkeys(ends))
         self.vocab_size = self._tokenizer.get_vocab_size()
+        unknown = [token for token in special.values() if to_id(token) is None]
+        if unknown:
+            log.warning(f"special tokens that the vocabulary does not have are left aside: {listed(unknown)}")
+        if self._tokenizer.encode("").ids:
+            log.warning("what transformers puts around each text is left out here; write it into the prompt")
+
+    @property
+    def former_fingerprint(self) -> str:
+        return "bpe-" + hashlib.sha256(_plain(self._json).to_str().encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of tokenizer.json in the form of the installed `tokenizers`; older files have others."""
+        return json.loads(self._tokenizer.to_str())
 
     def _vocabulary(self) -> tuple[list[str], Sequence[Sequence[str | float]]]:
-        model = json.loads(self._tokenizer.to_str())["model"]
+        model = self.to_json()["model"]
         pieces = [self._tokenizer.id_to_token(id) or "" for id in range(self.vocab_size)]
         scored = model["vocab"] if isinstance(model["vocab"], list) else []
         return pieces, model.get("merges") or scored
@@ -158,7 +184,8 @@ class BpeTokenizer(Tokenizer):
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def stands_for_text(self, id: int) -> bool:
-        return id < self.vocab_size and id not in self._tokenizer.get_added_tokens_decoder()
+        is_apart = id in self.end_ids or id in self._tokenizer.get_added_tokens_decoder()
+        return id < self.vocab_size and not is_apart
 
     def files(self) -> dict[str, bytes]:
         return {**self.metadata, "tokenizer.json": self._json.encode()}
@@ -180,7 +207,6 @@ class SentencePieceTokenizer(Tokenizer):
         end = self._processor.piece_to_id(special_tokens(metadata).get("eos_token", END_OF_TEXT))
         ends = [id for id in (self.eos_id, end) if id >= 0 and id != self._processor.unk_id()]
         self.end_ids = tuple(dict.fromkeys(ends))
-        self.former_fingerprint = "sentencepiece-" + hashlib.sha256(model).hexdigest()[:16]
         first_byte = self._processor.piece_to_id("<0x00>")
         self._has_bytes = self._processor.is_byte(first_byte)
         self._space_ids = [first_byte + byte for byte in self.SPACE.encode()]
@@ -204,6 +230,10 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _vocabulary(self) -> tuple[list[str], Sequence[Sequence[str | float]]]:
         return self.pieces, self.merges or [(made.piece, made.score) for made in self.proto.pieces]
+
+    @property
+    def former_fingerprint(self) -> str:
+        return "sentencepiece-" + hashlib.sha256(self._model).hexdigest()[:16]
 
     @cached_property
     def proto(self) -> Any:
@@ -272,7 +302,7 @@ def load_tokenizer(source: epath.PathLike, whitespace_tokens: bool = False) -> T
     """
     path = local_copy(source)
     if not path.exists():
-        path = hub_files(str(source), [*FILES, *NAMES], needs=[FILES])
+        path = hub_files(str(source), [*FILES, *NAMES, NAMED_TEMPLATES], needs=[FILES])
     metadata = {}
     if path.is_dir():
         names = sorted(file.name for file in path.iterdir())
@@ -288,14 +318,14 @@ def load_tokenizer(source: epath.PathLike, whitespace_tokens: bool = False) -> T
         raise UserError(f"{source}: vocab.json without {BESIDES[0]}, which belongs to it; fetch that, too")
     try:
         if path.name == "vocab.json":
-            return BpeTokenizer(_gpt2_json(path.parent), whitespace_tokens, metadata)
+            return BpeTokenizer(_gpt2_json(path.parent, metadata), whitespace_tokens, metadata)
         if path.suffix == ".json":
             return BpeTokenizer(path.read_text(encoding="utf-8"), whitespace_tokens, metadata)
         if whitespace_tokens:
             raise UserError(f"{source}: whitespace tokens belong to GPT-2's vocabulary, not to sentencepiece")
         return SentencePieceTokenizer(path.read_bytes(), metadata)
-    except UserError:
-        raise
+    except UserError as error:
+        raise error if str(source) in str(error) else UserError(f"{source}: {error}") from error
     except Exception as error:  # the two libraries raise bare Exception and RuntimeError for a damaged file
         raise UserError(f"{source}: not a tokenizer that can be read ({error}); fetch it again") from error
 
@@ -304,8 +334,20 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).exists() for name in FILES)
 
 
-def _gpt2_json(folder: Path) -> str:
-    """vocab.json, merges.txt and, if there is one, added_tokens.json as one tokenizer.json."""
+def _plain(tokenizer_json: str) -> "FastTokenizer":
+    """Without padding, truncation and merges left out by chance, which give the same text other ids."""
+    from tokenizers import Tokenizer as FastTokenizer
+
+    tokenizer = FastTokenizer.from_str(tokenizer_json)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    if getattr(tokenizer.model, "dropout", None):
+        tokenizer.model.dropout = None
+    return tokenizer
+
+
+def _gpt2_json(folder: Path, metadata: Mapping[str, bytes]) -> str:
+    """One tokenizer.json of vocab.json, merges.txt and what added_tokens.json or tokenizer_config.json adds."""
     from tokenizers import AddedToken, decoders, pre_tokenizers
     from tokenizers import Tokenizer as FastTokenizer
     from tokenizers.models import BPE
@@ -314,11 +356,16 @@ def _gpt2_json(folder: Path) -> str:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False)])
-    added = folder / "added_tokens.json"
-    if added.exists():
-        ids = {token: id for token, id in json.loads(added.read_text()).items() if tokenizer.token_to_id(token) is None}
-        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in sorted(ids, key=ids.__getitem__)])
-        for token, id in ids.items():
-            if tokenizer.token_to_id(token) != id:
-                raise UserError(f"{added}: token {token!r} is number {id}, which leaves a gap in the vocabulary")
+    path = folder / "added_tokens.json"
+    if path.exists():
+        added = json.loads(path.read_text(encoding="utf-8"))
+        require(isinstance(added, dict), f"{path}: a {type(added).__name__}, not an object of tokens and their ids")
+    else:
+        path, decoder = folder / CONFIG, parse(metadata, CONFIG).get("added_tokens_decoder", {})
+        added = {token["content"]: int(id) for id, token in decoder.items()}
+    ids = {token: id for token, id in added.items() if tokenizer.token_to_id(token) is None}
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in sorted(ids, key=ids.__getitem__)])
+    for token, id in ids.items():
+        if tokenizer.token_to_id(token) != id:
+            raise UserError(f"{path}: token {token!r} is number {id}, which leaves a gap in the vocabulary")
     return tokenizer.to_str()

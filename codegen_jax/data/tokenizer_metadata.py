@@ -5,29 +5,39 @@ from pathlib import Path
 from typing import Any
 
 from codegen_jax.errors import UserError, require
+from codegen_jax.mistaken_paths import decode, refuse_stand_in
 from codegen_jax.strict_json import loads
 
 VOCABULARY = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")  # of slow tokenizers
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
-SAID = ("special_tokens_map.json", "tokenizer_config.json")  # the latter is the newer, and has the last word
+NAMED_TEMPLATES = "additional_chat_templates/*.jinja"
+CONFIG = "tokenizer_config.json"
+SAID = ("special_tokens_map.json", CONFIG)  # the latter is the newer, and has the last word
 NAMES = (*SAID, *TEMPLATES, *VOCABULARY)
 ROLES = ("eos_token", "pad_token", "bos_token", "unk_token", "sep_token", "cls_token", "mask_token")
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
 def read_metadata(folder: Path) -> dict[str, bytes]:
-    """The files by name; those of `NAMES` that are there.
+    """The files by name; those of `NAMES` and `NAMED_TEMPLATES` that are there.
 
     Raises:
         UserError: for one that does not parse.
     """
-    files = {name: (folder / name).read_bytes() for name in NAMES if (folder / name).is_file()}
-    for name in SAID:
+    paths = [path for path in (folder / name for name in NAMES) if path.is_file()] + [*folder.glob(NAMED_TEMPLATES)]
+    for path in paths:
+        refuse_stand_in(path)
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(paths)}
+    for name in files.keys() & SAID:
+        path = folder / name
         try:
-            said = parse(files, name)
+            said = loads(decode(path, files[name]))
         except ValueError as error:
-            raise UserError(f"{folder / name}: not JSON ({error}); fetch it again") from error
-        require(isinstance(said, dict), f"{folder / name}: a {type(said).__name__}, not an object; fetch it again")
+            raise UserError(f"{path}: not JSON ({error}); fetch it again") from error
+        require(isinstance(said, dict), f"{path}: a {type(said).__name__}, not an object; fetch it again")
+        for role in LISTS:
+            message = f"{path}: {role} is {said.get(role)!r}, not a list of tokens"
+            require(isinstance(said.get(role), list | dict | None), message)
     return files
 
 
@@ -48,7 +58,7 @@ def special_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
 
 def parse(files: Mapping[str, bytes], name: str) -> Any:
     """What a file of these says; nothing if it is not among them."""
-    return loads(files.get(name, b"{}"))
+    return loads(files.get(name, b"{}").decode("utf-8-sig"))
 
 
 def _text(token: Any) -> str | None:

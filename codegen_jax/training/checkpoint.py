@@ -74,15 +74,20 @@ class Checkpoints:
         self.lock = None
         first_alone(self._claim)
         keep_latest = policies.LatestN(config.checkpoint.keep_latest)
+        loss_of = lambda metrics: metrics["validation_loss"]
         keep_best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["validation_loss"],
+            get_metric_fn=loss_of,
             reverse=True,  # BestN keeps the end of the sorted list: the lowest loss
             n=1,
             keep_checkpoints_without_metrics=False,
         )
-        # AnyPreservationPolicy, not best_fn + max_to_keep: the latter deletes the newest when they are not the best
+        # The policy says what is kept: best_fn with max_to_keep would delete the newest when they are not the best.
+        # best_fn makes Orbax write the loss beside the arrays, where a resumed run finds it.
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy([keep_latest, keep_best]), cleanup_tmp_directories=True
+            preservation_policy=policies.AnyPreservationPolicy([keep_latest, keep_best]),
+            best_fn=loss_of,
+            best_mode="min",
+            cleanup_tmp_directories=True,
         )
         self.manager = ocp.CheckpointManager(self.folder / CHECKPOINTS, options=options)
         self.writing = False
@@ -127,9 +132,8 @@ class Checkpoints:
         said = (self.tokenizer, self.generation_config)
         record = run_record(self.record["config"], self.record["data"], *said, fingerprints(state))
         items = state_items(state.params, _optimizer(state), record)
-        metrics = None
-        if validation_loss is not None:
-            metrics = {"validation_loss": validation_loss if math.isfinite(validation_loss) else math.inf}
+        is_known = validation_loss is not None and math.isfinite(validation_loss)
+        metrics = {"validation_loss": validation_loss} if is_known else None
         self.writing = True
         self.failure: Exception | None = None
         try:

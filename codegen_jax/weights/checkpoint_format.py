@@ -98,6 +98,7 @@ def load_run(checkpoint: epath.Path) -> Run:
         if record["tokenizer"]:
             with tempfile.TemporaryDirectory() as folder:
                 for name, content in record["tokenizer"].items():
+                    (Path(folder) / name).parent.mkdir(exist_ok=True)
                     (Path(folder) / name).write_bytes(base64.b64decode(content))
                 tokenizer = load_tokenizer(folder)
         said = record.get("generation_config", {})

@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from codegen_jax.data.tokenizer import Tokenizer
-from codegen_jax.errors import UserError, require
+from codegen_jax.data.tokenizer_metadata import CONFIG as TOKENIZER_CONFIG
+from codegen_jax.errors import UserError, listed, require
+from codegen_jax.mistaken_paths import read_text, refuse_stand_in
 from codegen_jax.strict_json import loads
 
 log = logging.getLogger(__name__)
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+GPT2_EOS_ID = 50256
 
 # by file: of config.json the IDS that it has, of generation_config.json all that it says
 GenerationConfig = dict[str, dict[str, Any]]
@@ -28,7 +31,8 @@ def read_generation_config(folder: Path, config: Mapping[str, Any]) -> Generatio
     path = folder / GENERATION_CONFIG
     if path.is_file():
         try:
-            said[GENERATION_CONFIG] = loads(path.read_text(encoding="utf-8"))
+            refuse_stand_in(path)
+            said[GENERATION_CONFIG] = loads(read_text(path))
         except ValueError as error:
             raise UserError(f"{path}: not JSON ({error}); fetch it again") from error
         require(isinstance(said[GENERATION_CONFIG], dict), f"{path}: not an object; fetch it again")
@@ -52,9 +56,11 @@ def fitted(said: GenerationConfig, tokenizer: Tokenizer, source: str) -> Generat
             ids = ids_of(values.get(name))
             meant = [id for id in ids if 0 <= id < tokenizer.vocab_size and not tokenizer.stands_for_text(id)]
             if meant != ids:
-                files[file][name] = used = meant or tokenizer.eos_id
+                own = tokenizer.eos_id if tokenizer.eos_id >= 0 else None
+                files[file][name] = meant or own
                 if name == "eos_token_id":
-                    log.warning(f"{source}: {file} says {name} {values[name]}; the tokenizer's {used} is used")
+                    wrong, used = (listed([str(id) for id in some]) for some in (ids, meant or [own]))
+                    log.warning(f"{source}: {file} says {name} {wrong}; the tokenizer's {used} is used")
     return files
 
 
@@ -64,22 +70,26 @@ def ids_of(value: Any) -> list[int]:
 
 
 def end_ids(said: GenerationConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The ids that end a completion: generation_config.json's or else config.json's, and the tokenizer's own."""
+    """The ids that end a completion.
+
+    They are generation_config.json's or else config.json's, as in transformers, or else the tokenizer's own.
+    """
     values = said.get(GENERATION_CONFIG, {}).get("eos_token_id", said.get(CONFIG, {}).get("eos_token_id"))
-    return tuple(sorted({*ids_of(values), *tokenizer.end_ids}))
+    return tuple(sorted({*(ids_of(values) or tokenizer.end_ids)}))
 
 
 def complete(said: GenerationConfig, tokenizer: Tokenizer | None) -> GenerationConfig:
     """What is written in both files.
 
-    Where a model brings none, or its tokenizer no metadata, bos, eos and padding are the end of a document, so that
-    batches work.
+    Where a model brings none, or its tokenizer no tokenizer_config.json, bos and padding are the end of a document, so
+    that batches work, and eos is what ends our completions.
     """
-    eos_id = GPT2_EOS_ID if tokenizer is None else tokenizer.eos_id
-    brings_metadata = bool(said) and (tokenizer is None or bool(tokenizer.metadata))
-    default = {} if brings_metadata else dict.fromkeys(IDS, eos_id if eos_id >= 0 else None)
+    default: dict[str, Any] = {}
+    if tokenizer is None:
+        default = {} if said else dict.fromkeys(IDS, GPT2_EOS_ID)
+    elif not said or TOKENIZER_CONFIG not in tokenizer.metadata:
+        default = dict.fromkeys(IDS, tokenizer.eos_id if tokenizer.eos_id >= 0 else None)
+        if len(tokenizer.end_ids) > 1:
+            default["eos_token_id"] = list(tokenizer.end_ids)
     config = said.get(CONFIG, {})
     return {CONFIG: default | config, GENERATION_CONFIG: default | said.get(GENERATION_CONFIG, config)}
-
-
-GPT2_EOS_ID = 50256

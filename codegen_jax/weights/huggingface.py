@@ -100,6 +100,7 @@ def write_huggingface(
     files["config.json"] = _json(model)
     files["generation_config.json"] = _json(said[GENERATION_CONFIG])
     for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)  # additional_chat_templates/
         (folder / name).write_bytes(content)
 
 

@@ -1,6 +1,7 @@
 """Where a model is: a hub id, a Hugging Face folder, a jaxformer checkpoint, or a run or checkpoint of ours."""
 
 from codegen_jax.config import CodeGenConfig
+from codegen_jax.data.tokenizer_metadata import NAMED_TEMPLATES, NAMES
 from codegen_jax.errors import UserError
 from codegen_jax.hub import hub_files
 from codegen_jax.storage import local_copy
@@ -42,7 +43,7 @@ def _open(model: str, mp_num: int | None, config: CodeGenConfig | None) -> Store
     if not folder.exists():
         # safetensors first; a repository has .bin files of the same weights besides, or has only those
         weights = ["model*.safetensors", "pytorch_model*.bin"]
-        folder = hub_files(model, ["*.json", "merges.txt"], either=weights, needs=[["config.json"], weights])
+        folder = hub_files(model, ["*.json", *NAMES, NAMED_TEMPLATES], either=weights, needs=[["config.json"], weights])
     if is_jaxformer(folder):
         return JaxformerWeights(folder, mp_num, config)
     if (folder / "config.json").exists():

@@ -7,12 +7,11 @@ from functools import partial
 from typing import Any
 
 from codegen_jax.data.probe import CODE, RARE
-from codegen_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer
-from codegen_jax.data.tokenizer_metadata import parse
+from codegen_jax.data.tokenizer import BpeTokenizer, SentencePieceTokenizer, Tokenizer
+from codegen_jax.data.tokenizer_metadata import CONFIG, VOCABULARY, parse
 
 log = logging.getLogger(__name__)
 
-CONFIG = "tokenizer_config.json"
 # transformers 4 gives token_type_ids unless told, and its CodeGen adds their embeddings to the tokens'
 INPUTS = {"model_input_names": ["input_ids", "attention_mask"]}
 
@@ -23,12 +22,28 @@ def tokenizer_files(tokenizer: Tokenizer, n_positions: int) -> dict[str, bytes]:
 
     They encode as ours do, but for one habit of transformers: the text of the special token <|endoftext|> becomes its
     id, with sentencepiece, too. A sentencepiece model of which no right tokenizer.json can be made is warned of, and
-    written under a name that transformers does not read. The files of a Hugging Face folder stay what they are.
+    written under a name that transformers does not read. Where the tokenizer brings a tokenizer_config.json, its files
+    stay what they are, but for what both versions of transformers need to know.
     """
     if CONFIG in tokenizer.metadata:
-        return tokenizer.files() | {CONFIG: _without_token_types(tokenizer.metadata)}
-    if not isinstance(tokenizer, SentencePieceTokenizer):
+        if isinstance(tokenizer, SentencePieceTokenizer):
+            log.warning(
+                "tokenizer: the sentencepiece model goes along with its tokenizer_config.json; what transformers' "
+                f"{parse(tokenizer.metadata, CONFIG).get('tokenizer_class')} does with it is not compared with ours"
+            )
+        return tokenizer.files() | {CONFIG: _for_all_versions(tokenizer.metadata)}
+    files = _made(tokenizer, n_positions)
+    roles = parse(tokenizer.metadata, "special_tokens_map.json")
+    if CONFIG in files and roles:
+        files[CONFIG] = _json(json.loads(files[CONFIG]) | roles)
+    return {name: content for name, content in tokenizer.metadata.items() if name not in VOCABULARY} | files
+
+
+def _made(tokenizer: Tokenizer, n_positions: int) -> dict[str, bytes]:
+    """The files of a tokenizer that brings no tokenizer_config.json."""
+    if isinstance(tokenizer, BpeTokenizer):
         return _bpe_files(tokenizer, n_positions)
+    assert isinstance(tokenizer, SentencePieceTokenizer)
     made = _from_sentencepiece(tokenizer)
     difference = _difference(tokenizer, made)
     if difference:
@@ -40,12 +55,18 @@ def tokenizer_files(tokenizer: Tokenizer, n_positions: int) -> dict[str, bytes]:
     return {"tokenizer.json": made, CONFIG: _config(made, tokenizer.eos_id, n_positions)}
 
 
-def _without_token_types(metadata: Mapping[str, bytes]) -> bytes:
-    """The source's tokenizer_config.json; where it leaves open what the tokenizer returns, that is added."""
+def _for_all_versions(metadata: Mapping[str, bytes]) -> bytes:
+    """The source's tokenizer_config.json; what the tokenizer returns is added where it is left open, and a class that
+    transformers 4 does not know has its older name."""
     config = parse(metadata, CONFIG)
-    if config.get("tokenizer_class", "").startswith("CodeGenTokenizer") or config.keys() >= INPUTS.keys():
-        return metadata[CONFIG]
-    return (json.dumps(config | INPUTS, indent=2, ensure_ascii=False) + "\n").encode()
+    needed = {} if str(config.get("tokenizer_class")).startswith("CodeGenTokenizer") else INPUTS | config
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        needed["tokenizer_class"] = "PreTrainedTokenizerFast"
+    return metadata[CONFIG] if config == config | needed else _json(config | needed)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _config(made: bytes, eos_id: int, n_positions: int, **more: Any) -> bytes:
@@ -62,11 +83,11 @@ def _config(made: bytes, eos_id: int, n_positions: int, **more: Any) -> bytes:
         "clean_up_tokenization_spaces": False,
         "model_max_length": n_positions,
     }
-    return (json.dumps(config | more, indent=2) + "\n").encode()
+    return _json(config | more)
 
 
-def _bpe_files(tokenizer: Tokenizer, n_positions: int) -> dict[str, bytes]:
-    written = json.loads(tokenizer.files()["tokenizer.json"])
+def _bpe_files(tokenizer: BpeTokenizer, n_positions: int) -> dict[str, bytes]:
+    written = tokenizer.to_json()
     words, after = written["pre_tokenizer"] or {}, written["post_processor"] or {}
     if after.get("type") != "ByteLevel":
         written["post_processor"] = None  # it adds tokens, and our encoding adds nothing

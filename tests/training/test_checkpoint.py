@@ -56,6 +56,16 @@ def test_the_newest_and_the_best_are_kept(saved):
     assert steps_of(config) == [1, 3, 4]
 
 
+def test_a_resumed_run_keeps_the_best_of_before(saved, tokenizer):
+    config, mesh = saved(1.0, 2.0, checkpoint={"keep_latest": 2})
+    checkpoints = Checkpoints(config, tokenizer, DATA)
+    for step, loss in ((3, 5.0), (4, None), (5, 6.0)):
+        checkpoints.save(state_at(step, config, mesh), loss)
+        checkpoints.finish(state_at(step, config, mesh))
+    checkpoints.close()
+    assert steps_of(config) == [1, 4, 5]
+
+
 def test_a_loss_that_is_not_finite_is_never_the_best(saved):
     config, _ = saved(float("nan"), 2.0, 3.0, checkpoint={"keep_latest": 1})
     assert steps_of(config) == [2, 3]

@@ -80,7 +80,6 @@ def test_metadata_go_there_and_back(tmp_path, chat):
 def test_each_eos_ends_a_completion_as_in_transformers(tmp_path, chat):
     convert(str(chat), str(tmp_path / "ours"))
     theirs, tokenizer = AutoModelForCausalLM.from_pretrained(chat), load_tokenizer(chat)
-    ends = [*ENDS, tokenizer.eos_id]  # the end of a document ends a completion here, whatever the list says
     no_token = list(range(tokenizer.vocab_size, 300))
     reasons = set()
     for name in (chat, tmp_path / "ours"):
@@ -89,19 +88,19 @@ def test_each_eos_ends_a_completion_as_in_transformers(tmp_path, chat):
         for completion in ours.complete(prompts, max_new_tokens=12, temperature=0):
             prompt = torch.tensor([tokenizer.encode(completion.prompt)])
             settings = GenerationConfig(
-                max_new_tokens=12, do_sample=False, eos_token_id=ends, suppress_tokens=no_token, pad_token_id=293
+                max_new_tokens=12, do_sample=False, eos_token_id=ENDS, suppress_tokens=no_token, pad_token_id=293
             )
             new = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
             new = new[0, prompt.shape[1] :].tolist()
-            reason = new[-1] if new[-1] in ends else "length"
-            assert completion.token_ids == [id for id in new if id not in ends]
+            reason = new[-1] if new[-1] in ENDS else "length"
+            assert completion.token_ids == [id for id in new if id not in ENDS]
             assert completion.finish_reason == ("length" if reason == "length" else "eos")
             reasons.add(reason)
         guessed = codegen_jax.load(str(name), draft="lookup").complete(prompts, max_new_tokens=12, temperature=0)
         assert [c.token_ids for c in guessed] == [
             c.token_ids for c in ours.complete(prompts, max_new_tokens=12, temperature=0)
         ]
-    assert reasons >= {tokenizer.eos_id, 292}  # not only the first of the list
+    assert 292 in reasons  # not only the first of the list
 
 
 def test_training_carries_them_on_and_a_resumed_run_too(tmp_path, chat, texts):
@@ -121,7 +120,7 @@ def test_training_carries_them_on_and_a_resumed_run_too(tmp_path, chat, texts):
         assert json.loads((tmp_path / f"out{steps}/generation_config.json").read_text()) == GENERATION
         for file in (chat / file for file in CARRIED if (chat / file).exists()):
             assert (tmp_path / f"out{steps}" / file.name).read_bytes() == file.read_bytes()
-    assert np.all(codegen_jax.load(str(tmp_path / "run")).end_ids == (0, *ENDS))
+    assert np.all(codegen_jax.load(str(tmp_path / "run")).end_ids == tuple(ENDS))
 
 
 @pytest.mark.parametrize(
@@ -130,8 +129,8 @@ def test_training_carries_them_on_and_a_resumed_run_too(tmp_path, chat, texts):
         ({"eos_token_id": 2}, (0,)),  # of the first releases of CodeGen: "#"
         ({"eos_token_id": 50256}, (0,)),  # beyond the vocabulary
         ({"eos_token_id": None}, (0,)),
-        ({"eos_token_id": [2, 290]}, (0, 290)),
-        ({"eos_token_id": 290}, (0, 290)),
+        ({"eos_token_id": [2, 290]}, (290,)),
+        ({"eos_token_id": 290}, (290,)),
     ],
 )
 def test_an_eos_that_stands_for_text_is_not_meant(tmp_path, bpe, said, expected, caplog):
