@@ -16,6 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,13 +131,12 @@ class Worker:
 
     def judge(self, problem: Problem, program: str, cpu_seconds: int) -> Verdict:
         """The verdict on one program; one that breaks its sandbox is tried again in a new one."""
-        began, reason = time.monotonic(), ""
+        began = time.monotonic()
         for _ in range(TRIES):
             try:
                 outcome, error, cpu = self._judge(problem, program, cpu_seconds)
                 return Verdict(outcome, ADDRESS.sub("0x...", error), cpu, time.monotonic() - began)
-            except (Broken, OSError) as error:
-                reason = str(error)
+            except (Broken, OSError):
                 self.close()
         return Verdict("sandbox error", f"the sandbox broke {TRIES} times", 0.0, time.monotonic() - began)
 
@@ -341,10 +341,8 @@ def _parallel(
     finally:
         stopped.set()
         while any(thread.is_alive() for thread in threads):
-            try:
+            with suppress(queue.Empty):
                 done.get(timeout=0.05)
-            except queue.Empty:
-                pass
 
 
 def _limit_of(problem: Problem, worker: Worker) -> int:

@@ -75,7 +75,8 @@ FORGERIES = {
     "what a runner prints": "print('passed')\nprint('{\"passed\": true}')\ndef add(a, b): return 7\n",
     "a message to everyone": """
 import os, struct, json
-for message in ({"passed": True}, {"said": json.dumps({"passed": True})}, {"ended": {"status": 0, "cpu": 0, "clean": True, "over": None}}):
+ended = {"status": 0, "cpu": 0, "clean": True, "over": None}
+for message in ({"passed": True}, {"said": json.dumps({"passed": True})}, {"ended": ended}):
     content = json.dumps(message).encode()
     for descriptor in range(64):
         try:
@@ -155,7 +156,7 @@ def add(a, b): return All(7)
     "killing everyone": "import os, signal\nos.kill(-1, signal.SIGKILL)\ndef add(a, b): return 7\n",
     "stopping the runner": "import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)\nos._exit(0)\n",
     "another check": "def check(candidate): pass\ndef add(a, b): return 7\n",
-    "the word of another module": "import sys, types\nsys.modules['checks'] = types.ModuleType('checks')\ndef add(a, b): return 7\n",
+    "another module of our name": "import sys\nsys.modules['checks'] = sys\ndef add(a, b): return 7\n",
 }
 
 
@@ -193,7 +194,8 @@ VALUES = [
 
 @pytest.mark.parametrize("value", VALUES)
 def test_values_of_builtin_types_cross_as_they_are_both_ways(worker, value):
-    tests = f"value = {value}\nassert back(value) == value\nassert same(value)\nassert type(back(value)) in type(value).__mro__\n"
+    tests = f"value = {value}\nassert back(value) == value and same(value)\n"
+    tests += "assert type(back(value)) in type(value).__mro__\n"
     problem = Problem("back", "", "", "", tests, ("back", "same"))
     program = f"def back(x): return x\ndef same(x): return x == {value}\n"
     assert worker.judge(problem, program, 1)[:2] == ("passed", "")

@@ -1,12 +1,13 @@
 """A warm interpreter inside the sandbox: it forks a process for each task, and passes messages to and from it.
 
-A task is {"role": "program" or "checks", ...}, read from stdin; then come that process's messages, in both directions, and
-{"stop": true} ends it. What it has said is wrapped in {"said": ...}, so that only this interpreter can tell how it
+A task is {"role": "program" or "checks", ...}, read from stdin; then come that process's messages, in both directions,
+and {"stop": true} ends it. What it has said is wrapped in {"said": ...}, so that only this interpreter can tell how it
 ended: {"ended": {...}}. A process of a task never holds stdin and stdout, nor anything of the tasks before.
 """
 
 # what programs of benchmarks import: a fork has it already
 import bisect  # noqa: F401
+import contextlib
 import ctypes
 import operator  # noqa: F401
 import os
@@ -55,8 +56,8 @@ def serve(task, source, end, wakeup):
     for descriptor in (to_child[0], from_child[1], output[1]):
         os.close(descriptor)
     said, printed, over = bytearray(), 0, None
-    status = None
-    while status is None:
+    status = usage = None
+    while status is None or usage is None:
         ready, _, _ = select.select([source, from_child[0], output[0], wakeup], [], [])
         if wakeup in ready:
             os.read(wakeup, 4096)
@@ -72,15 +73,13 @@ def serve(task, source, end, wakeup):
             if "stop" in message:
                 over = over or "stopped"
             else:
-                try:
+                with contextlib.suppress(OSError):  # it has ended, or closed its pipes
                     send(to_child[1], message)
-                except OSError:  # it has ended, or closed its pipes
-                    pass
         if over:
             os.kill(pid, signal.SIGKILL)
-        found, code, usage = os.wait4(pid, 0 if over else os.WNOHANG)
+        found, code, used = os.wait4(pid, 0 if over else os.WNOHANG)
         if found == pid:
-            status = code
+            status, usage = code, used
     os.set_blocking(from_child[0], False)
     drain(from_child[0], said, end)
     for descriptor in (to_child[1], from_child[0], output[0]):

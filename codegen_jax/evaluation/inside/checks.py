@@ -3,6 +3,7 @@
 import builtins
 import random
 import types
+from contextlib import suppress
 
 from frames import receive, send
 from program import describe
@@ -42,14 +43,13 @@ def run(task, pipe):
             namespace.pop(name, None)
         for name in names_of(tests):
             if name not in namespace and not hasattr(builtins, name):
-                try:
+                with suppress(KeyError):
                     namespace[name] = ask("name", args=(name,))
-                except KeyError:
-                    pass
         exec(tests, namespace)
     except BaseException as error:
         # an error of the program, passed on, or one of the tests themselves, such as an assertion's
-        send(end, {"raised": error.raised} if hasattr(error, "raised") else {"failed": describe(error)})
+        raised = getattr(error, "raised", None)
+        send(end, {"raised": raised} if raised else {"failed": describe(error)})
         return
     send(end, {"passed": True})
 
@@ -72,7 +72,7 @@ def made(raised):
             error = Remote(raised["text"])
     else:
         error = Remote(raised["text"])
-    error.raised = raised
+    setattr(error, "raised", raised)  # noqa: B010
     return error
 
 

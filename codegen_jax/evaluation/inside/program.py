@@ -3,6 +3,7 @@
 import builtins
 import random
 import sys
+from typing import Any
 
 from frames import receive, send
 from values import decode, encode
@@ -36,7 +37,8 @@ def run(task, pipe):
 
 def answer(question, namespace, objects, keep):
     find = objects.__getitem__
-    what, args = question["what"], [decode(value, find) for value in question["args"]]
+    args: list[Any] = [decode(value, find) for value in question["args"]]
+    what = question["what"]
     if what == "name":
         if args[0] not in namespace:
             return {"missing": True}

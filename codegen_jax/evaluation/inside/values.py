@@ -8,14 +8,15 @@ import builtins
 import itertools
 import sys
 import types
+from typing import Any
 
 sys.set_int_max_str_digits(0)
 MOST_ITEMS = 1_000_000  # of an iterator that is read to its end to cross
 
 VIEWS = {"keys": type({}.keys()), "values": type({}.values()), "items": type({}.items())}
-ITERATORS = (map, filter, zip, enumerate, reversed, types.GeneratorType) + tuple(
-    type(iter(x)) for x in ([], (), {}, set(), "", b"", range(0), {}.values(), {}.items(), reversed([]))
-)
+SOURCES = ([], (), {}, set(), "", b"", range(0), {}.values(), {}.items(), reversed([]))
+ITERATORS = (map, filter, zip, enumerate, reversed, types.GeneratorType, *(type(iter(source)) for source in SOURCES))
+BASES: tuple[Any, ...] = (list, tuple, set, frozenset)
 
 
 class Handle:
@@ -59,7 +60,7 @@ def encode(value, keep):
         return str.__str__(value)
     if isinstance(value, bytes | bytearray):
         return ["bytes" if isinstance(value, bytes) else "bytearray", bytes(memoryview(value)).hex()]
-    for base in (list, tuple, set, frozenset):
+    for base in BASES:
         if isinstance(value, base):
             return [base.__name__, [encode(item, keep) for item in base.__iter__(value)]]
     if isinstance(value, dict):
