@@ -32,7 +32,7 @@ INSIDE = Path(__file__).parent / "inside"
 CPU_SECONDS = 3  # of a program and of its tests, unless the problem's own solution needs a tenth of that
 OF_SOLUTION = 10  # times what the problem's own solution needs
 WALL = 10  # times the CPU limit: a program that sleeps ends by it, one that waits for a core does not
-ANSWER_SECONDS = 30.0  # in which the interpreter itself answers
+ANSWER_SECONDS = 10.0  # in which the interpreter itself answers
 MEMORY_BYTES, OUTPUT_BYTES, MESSAGE_BYTES = 1 << 30, 1 << 20, 80 << 20
 TRIES = 3  # of a program whose sandbox breaks
 CHECKED = 5  # problems whose solutions are tried before a run
@@ -150,7 +150,7 @@ class Worker:
         if said and said.get("ready"):
             result, ended = self._check(problem, cpu_seconds, deadline)
         else:
-            result = said
+            result = _of_program(said)
         if ended is None:
             ended = self.programs.stop_task()
         if not ended["clean"]:
@@ -182,7 +182,7 @@ class Worker:
             answer = programs.answer(deadline)
             if answer is None or "ended" in answer or "nonsense" in answer:
                 checks.stop_task()
-                return answer, answer["ended"] if answer and "ended" in answer else None
+                return _of_program(answer), answer["ended"] if answer and "ended" in answer else None
             checks.send(answer)
 
     def forget_programs(self) -> None:
@@ -195,6 +195,11 @@ class Worker:
         if self.checks:
             self.checks.close()
             self.checks = None
+
+
+def _of_program(said: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What counts of a program's own word: an error, or its end. That its tests have passed is not its to say."""
+    return said and {name: said[name] for name in ("raised", "ended", "nonsense") if name in said}
 
 
 def _outcome(result: dict[str, Any] | None, ended: dict[str, Any], cpu_seconds: int) -> tuple[Outcome, str]:

@@ -46,11 +46,11 @@ class Layer:
 
 
 class Sandbox:
-    """`python -I -S program`, confined.
+    """`python -P -s -S program`, confined.
 
     The program reads its own file or folder, Python's standard library, the system's shared libraries and five devices
     (/dev/null, zero, full, random, urandom). Its current folder, empty at first, is the only one that it can write to.
-    It has no environment, no network, no /proc, and nobody's rights.
+    It has no environment but a hash seed, no network, no /proc, and nobody's rights.
 
     `stdin` and `stdout` are unbuffered pipes (file objects with `fileno`, fit for `select`). Standard error is a pipe
     that is read at the end only, for `messages`: more than the 64 KiB that fit in it block the writer. `folder` is the

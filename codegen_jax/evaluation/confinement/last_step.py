@@ -8,6 +8,8 @@ import landlock
 import quarters
 import seccomp
 
+ENVIRONMENT = {"PYTHONHASHSEED": "0"}
+
 
 def become(settings: dict) -> None:
     """Confines this process and replaces it by the program.
@@ -37,7 +39,8 @@ def become(settings: dict) -> None:
     seccomp.restrict(metadata=settings["own_quarters"])
     for limit, value in caps.items():
         resource.setrlimit(limit, (value, value))
-    os.execve(settings["python"], [settings["python"], "-I", "-S", settings["program"]], {})
+    # Not -I, which would read no environment, and so no hash seed: sets of text would come in another order each time.
+    os.execve(settings["python"], [settings["python"], "-P", "-s", "-S", settings["program"]], ENVIRONMENT)
 
 
 def _reading(settings: dict) -> dict[str, int]:
