@@ -1,0 +1,182 @@
+"""`python -I -S confinement SETTINGS`: keeps a confined program, and ends with it or when its leash is pulled.
+
+SETTINGS is JSON. The keeper stays outside the confinement and is the parent of all: it adopts processes whose own
+parents have died, adds up their memory, and leaves when none is left.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import sys
+import time
+
+import kernel
+import landlock
+import last_step
+import quarters
+
+# A program fills about 1 GB per second, so it passes the cap by about 100 MB.
+_SECONDS_BETWEEN_LOOKS = 0.1
+_THREADS_OF_SANDLOCK = 8
+
+
+def main() -> None:
+    settings = json.loads(sys.argv[1])
+    if settings["inside"]:
+        last_step.become(settings)
+    os.set_inheritable(settings["leash"], False)
+    kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+    layers = {"sandlock": _sandlock, "bubblewrap": _bubblewrap, "namespaces": _namespaces, "UNSAFE": _unsafe}
+    # Where the machine has no memory left, the program is to end and not its keeper.
+    _offer_to_oom_killer(1000)
+    child = layers[settings["layer"]](settings)
+    _offer_to_oom_killer(0)
+    _keep(child, settings["leash"], settings["limits"]["resident_bytes"])
+
+
+def _keep(child: int, leash: int, resident_bytes: int) -> None:
+    """Waits for the end of process `child`, or for `leash` to be pulled; then ends all that is left, and itself."""
+    _let_go_of_streams()
+    ended = os.pidfd_open(child)
+    while not select.select([leash, ended], [], [], _SECONDS_BETWEEN_LOOKS)[0]:
+        if sum(_resident_bytes(process) for process in _descendants(os.getpid())) > resident_bytes:
+            print("memory: its processes together took more than they may", file=sys.stderr, flush=True)
+            break
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            for process in _descendants(os.getpid()):
+                _kill(process)
+            # The list of children may be incomplete while some of them end, so nothing waits for one of them for long.
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                time.sleep(0.001)
+    # A usual exit would wait for sandlock's threads.
+    os._exit(0)
+
+
+def _offer_to_oom_killer(points: int) -> None:
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write(str(points))
+
+
+def _let_go_of_streams() -> None:
+    """Standard input and output are the program's: while others hold them, too, nobody sees them end."""
+    nothing = os.open("/dev/null", os.O_RDWR)
+    os.dup2(nothing, 0)
+    os.dup2(nothing, 1)
+    os.close(nothing)
+
+
+def _descendants(process: int) -> list[int]:
+    found = []
+    for child in _children(process):
+        found += [child, *_descendants(child)]
+    return found
+
+
+def _children(process: int) -> list[int]:
+    try:
+        threads = os.listdir(f"/proc/{process}/task")
+        return [int(child) for thread in threads for child in _read(f"/proc/{process}/task/{thread}/children").split()]
+    except OSError:
+        return []
+
+
+def _resident_bytes(process: int) -> int:
+    try:
+        return int(_read(f"/proc/{process}/statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def _read(path: str) -> str:
+    with open(path) as file:
+        return file.read()
+
+
+def _kill(process: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
+
+
+def _run(settings: dict) -> list[str]:
+    """The command that takes the last step inside of another layer."""
+    inner = json.dumps(settings | {"inside": True})
+    return [settings["python"], "-I", "-S", os.path.dirname(os.path.abspath(__file__)), inner]
+
+
+def _sandlock(settings: dict) -> int:
+    # Imported before the files of the virtual environment are out of sight.
+    sys.path.append(settings["packages"])
+    import sandlock
+
+    try:
+        quarters.enter(settings)
+    except OSError:
+        # As in most containers. Without mounts no folder has a capped size, so that nothing can be written. Processes
+        # are sandlock's to count then, and its count never forgets one that was killed.
+        quarters.become_nobody()
+        settings["own_quarters"] = False
+    # The user's threads count, sandlock's own as well.
+    settings["limits"]["processes"] += _THREADS_OF_SANDLOCK + (os.cpu_count() or 1)
+    sandbox = sandlock.Sandbox(
+        fs_readable=[*settings["readable"], *quarters.DEVICES, settings["scratch"]],
+        fs_writable=[settings["scratch"]] if settings["own_quarters"] else [],
+        max_processes=None if settings["own_quarters"] else settings["limits"]["processes"],
+        clean_env=True,
+        cwd=settings["scratch"],
+    )
+    # Held by the module, since sandlock kills the program of a forgotten handle.
+    global _process
+    _process = sandbox.popen(_run(settings))
+    assert _process.pid is not None
+    return _process.pid
+
+
+def _bubblewrap(settings: dict) -> int:
+    quarters.enter(settings)
+    binds = [word for path in settings["readable"] for word in ("--ro-bind", path, path)]
+    covers = [word for path in settings["hidden"] for word in ("--tmpfs", path, "--remount-ro", path)]
+    devices = [word for path in quarters.DEVICES for word in ("--dev-bind", path, path)]
+    scratch = ["--bind", settings["scratch"], settings["scratch"]]
+    options = ["--unshare-all", "--die-with-parent", "--new-session", "--clearenv"]
+    command = [settings["bwrap"], *options, *binds, *covers, *devices, *scratch, "--remount-ro", "/", "--"]
+    return os.posix_spawn(settings["bwrap"], command + _run(settings), {})
+
+
+def _namespaces(settings: dict) -> int:
+    if landlock.abi() < 1:
+        raise OSError("the kernel has no Landlock")
+    quarters.enter(settings)
+    kernel.unshare(kernel.CLONE_NEWPID | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS)
+    first = os.fork()
+    if first:
+        return first
+    try:
+        kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        kernel.unshare(kernel.CLONE_NEWNS)
+        kernel.mount("tmpfs", "/proc", "tmpfs", kernel.MS_RDONLY, "size=4k")
+        # The first process of a PID namespace adopts and buries; all of them end with it.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        program = os.fork()
+        if program == 0:
+            last_step.become(settings)
+        _let_go_of_streams()
+        while os.wait()[0] != program:
+            pass
+    except BaseException as error:
+        print(error, file=sys.stderr, flush=True)
+    finally:
+        os._exit(0)
+
+
+def _unsafe(settings: dict) -> int:
+    command = [settings["python"], "-P", "-s", "-S", settings["program"]]
+    os.chdir(settings["scratch"])
+    others = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return os.posix_spawn(settings["python"], command, others | last_step.ENVIRONMENT)
+
+
+if __name__ == "__main__":
+    main()

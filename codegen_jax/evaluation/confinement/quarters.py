@@ -1,0 +1,86 @@
+"""A root folder of its own, in which nothing is but what the program may read and its scratch folder; and no root."""
+
+import os
+import stat
+
+import kernel
+
+NOBODY = 65534
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+# Every machine has this folder, and nothing in it is needed but what is opened before it is covered.
+_PLACE = "/dev"
+
+
+def enter(settings: dict) -> None:
+    """Moves this process into a mount and a user namespace of its own; root becomes nobody.
+
+    Root mounts as root, so its Python may lie where nobody could come, such as /root; others do so in the user
+    namespace. In that, the processes of a user that a limit counts are the program's alone.
+
+    Raises:
+        OSError: the kernel, or what guards it, does not allow it.
+    """
+    uid, gid = os.getuid(), os.getgid()
+    if uid == 0:
+        kernel.unshare(kernel.CLONE_NEWNS)
+        owner = (NOBODY, NOBODY)
+    else:
+        kernel.unshare(kernel.CLONE_NEWUSER | kernel.CLONE_NEWNS)
+        map_user(uid, gid)
+        owner = (uid, gid)
+    kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+    paths = [*settings["readable"], *([settings["bwrap"]] if settings["layer"] == "bubblewrap" else [])]
+    sources = {path: os.open(path, os.O_PATH) for path in [*paths, *DEVICES]}
+    kernel.mount("tmpfs", _PLACE, "tmpfs", kernel.MS_NOSUID, "mode=755,size=1m,nr_inodes=4k")
+    for path, source in sources.items():
+        _bind(source, _PLACE + path, device=path in DEVICES)
+        os.close(source)
+    for path in settings["hidden"]:
+        kernel.mount("tmpfs", _PLACE + path, "tmpfs", kernel.MS_RDONLY | kernel.MS_NOSUID, "mode=755,size=4k")
+    scratch = _PLACE + settings["scratch"]
+    os.makedirs(scratch, exist_ok=True)
+    data = f"mode=700,size={settings['limits']['scratch_bytes']},nr_inodes=2k,uid={owner[0]},gid={owner[1]}"
+    kernel.mount("tmpfs", scratch, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC, data)
+    os.makedirs(_PLACE + "/proc")
+    kernel.mount("/proc", _PLACE + "/proc", None, kernel.MS_BIND | kernel.MS_REC)
+    os.chdir(_PLACE)
+    kernel.pivot_root(".", ".")
+    kernel.umount(".")
+    os.chdir("/")
+    kernel.mount("none", "/", None, kernel.MS_BIND | kernel.MS_REMOUNT | kernel.MS_RDONLY | kernel.MS_NOSUID)
+    if uid == 0:
+        become_nobody()
+        kernel.unshare(kernel.CLONE_NEWUSER)
+        map_user(NOBODY, NOBODY)
+
+
+def become_nobody() -> None:
+    """Root becomes the user nobody for good; others stay who they are."""
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+    # A change of user makes a process undumpable, and its files in /proc root's.
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
+
+
+def map_user(uid: int, gid: int) -> None:
+    """Makes a user and a group, and no others, known in the user namespace that this process has just entered."""
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+
+
+def _bind(source: int, target: str, device: bool) -> None:
+    if stat.S_ISDIR(os.fstat(source).st_mode):
+        os.makedirs(target, exist_ok=True)
+    else:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        open(target, "a").close()
+    kernel.mount(f"/proc/self/fd/{source}", target, None, kernel.MS_BIND | kernel.MS_REC)
+    # A user namespace may add flags to a mount that it was handed, and take none away.
+    kept = os.statvfs(target).f_flag
+    flags = kernel.MS_NOSUID | (kept & (os.ST_NODEV | os.ST_NOEXEC | os.ST_NOATIME | os.ST_NODIRATIME))
+    flags |= kernel.MS_RELATIME if kept & os.ST_RELATIME else 0
+    flags |= 0 if device else kernel.MS_RDONLY | kernel.MS_NODEV
+    kernel.mount("none", target, None, kernel.MS_BIND | kernel.MS_REMOUNT | flags)

