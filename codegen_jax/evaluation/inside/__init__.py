@@ -1,0 +1,1 @@
+"""What runs inside the sandbox: stands alone, on the standard library."""
