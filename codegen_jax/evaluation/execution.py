@@ -166,6 +166,7 @@ class Worker:
         checks.start(
             role="checks",
             prompt=problem.prompt,
+            reference=problem.prompt + problem.solution,
             tests=problem.tests,
             entry_points=problem.entry_points,
             cpu_seconds=cpu_seconds,

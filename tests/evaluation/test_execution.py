@@ -239,6 +239,16 @@ def half(x): return x / 2
     assert worker.judge(problem, program, 1)[:2] == ("passed", "")
 
 
+def test_modules_that_tests_use_are_the_real_ones(worker):
+    solution = "import math\ndef half(x): return x / 2\n"
+    tests = "assert math.isclose(half(3), 1.5)\n"
+    problem = Problem("82", "", "import nowhere\n" + solution, "", tests, ("math", "half"))
+    assert worker.judge(problem, solution, 1).outcome == "passed"
+    assert worker.judge(problem, "def half(x): return x / 2\n", 1).outcome == "passed"
+    forged = "class math:\n    isclose = lambda *args, **kwargs: True\ndef half(x): return 7\n"
+    assert worker.judge(problem, forged, 1).outcome == "failed"
+
+
 def test_functions_that_a_prompt_brings_are_the_prompts(worker):
     prompt = "def twice(x):\n    return 2 * x\n\ndef half(x):\n"
     tests = "def check(candidate):\n    assert twice(candidate(4)) == 4\n\ncheck(half)\n"

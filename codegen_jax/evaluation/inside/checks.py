@@ -1,5 +1,6 @@
 """The process of tests: run them, and ask the program's process for what they call."""
 
+import ast
 import builtins
 import random
 import types
@@ -41,6 +42,8 @@ def run(task, pipe):
             exec(compile(prompt + "\n    pass\n", "<prompt>", "exec"), namespace)
         for name in task["entry_points"]:
             namespace.pop(name, None)
+        # a module that tests use by the reference's import, such as math, is the real one, not what the program calls so
+        exec(compile(imports_of(task["reference"], names_of(tests)), "<reference>", "exec"), namespace)
         for name in names_of(tests):
             if name not in namespace and not hasattr(builtins, name):
                 with suppress(KeyError):
@@ -52,6 +55,16 @@ def run(task, pipe):
         send(end, {"raised": raised} if raised else {"failed": describe(error)})
         return
     send(end, {"passed": True})
+
+
+def imports_of(reference, names):
+    """The imports at the top of a program that bind one of these names."""
+    imports = []
+    for node in ast.parse(reference).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            node.names = [alias for alias in node.names if (alias.asname or alias.name.partition(".")[0]) in names]
+            imports += [node] if node.names else []
+    return ast.Module(imports, [])
 
 
 def names_of(code):
