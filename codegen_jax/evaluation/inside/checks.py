@@ -42,7 +42,7 @@ def run(task, pipe):
             exec(compile(prompt + "\n    pass\n", "<prompt>", "exec"), namespace)
         for name in task["entry_points"]:
             namespace.pop(name, None)
-        # a module that tests use by the reference's import, such as math, is the real one, whatever the program calls so
+        # a module that tests use by the reference's import, such as math, is the real one, not the program's
         exec(compile(imports_of(task["reference"], names_of(tests)), "<reference>", "exec"), namespace)
         for name in names_of(tests):
             if name not in namespace and not hasattr(builtins, name):
