@@ -8,7 +8,8 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 
-# what pre-tokenizers, normalizers and added tokens of many kinds would treat apart
+# What pre-tokenizers, normalizers and added tokens of many kinds would treat apart. A change of it changes every
+# fingerprint, and token files would be refused.
 PROBES = (
     "def f(x):\n    return x + 1\n\n\n\tif y:\n\t\tpass\n",
     "    indented\n  twice  \n" + " " * 40 + "\n",
