@@ -25,6 +25,7 @@ for _ in range(3):
         os.fork()
         time.sleep(1000)
 print('ready', flush=True)
+time.sleep(1000)
 """,
     "daemon": """
 import os, time

@@ -168,9 +168,8 @@ def test_a_save_that_is_refused_is_tried_again_then_reported_and_training_goes_o
     assert (process.returncode, error) == (0, "")
     refusals = re.findall(r"^a checkpoint could not be written: (.*)$", output, re.M)
     assert len(refusals) >= 5
-    assert all(
-        re.fullmatch(r'.* local file "/.*": Failed to write \d+ bytes .*: File too large', line) for line in refusals
-    )
+    others = [line for line in refusals if "File too large" not in line]
+    assert not others
     assert output.count("training goes on to the next") == 1
     assert [int(path.name) for path in whole_checkpoints(refused.output)] in ([13, 16], [14, 16])
     assert losses(refused.output) == losses(whole.output)
