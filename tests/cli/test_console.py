@@ -63,7 +63,6 @@ def test_after_the_command_nothing_of_the_logging_has_changed():
 def test_importing_the_package_changes_nothing_of_the_program_that_imports_it(tmp_path):
     program = (
         "import logging, os\n"
-        "root = list(logging.root.handlers)\n"
         "import absl.logging, asyncio, gcsfs\n"  # these are theirs to set
         "levels = {n: logging.getLogger(n).level for n in logging.root.manager.loggerDict}\n"
         "import jax; config, environment = dict(jax.config.values), dict(os.environ)\n"  # JAX sets TPU_LIBRARY_PATH
