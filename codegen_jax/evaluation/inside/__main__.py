@@ -20,8 +20,8 @@ import program
 from frames import LENGTH, receive, send
 
 # what programs of benchmarks import: a fork has it already
-WARM = """bisect collections copy datetime decimal fractions functools hashlib heapq itertools math operator random re
-statistics string time typing""".split()
+WARM = ("bisect", "collections", "copy", "datetime", "decimal", "fractions", "functools", "hashlib", "heapq")
+WARM += ("itertools", "math", "operator", "random", "re", "statistics", "string", "time", "typing")
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
 MESSAGE_BYTES = 64 << 20  # of a task's process, at most
 
