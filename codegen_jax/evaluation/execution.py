@@ -1,8 +1,8 @@
-"""Programs run and judged: each in a process of the sandbox, its tests in another that it never enters.
+"""Programs run and judged: each in a process of one sandbox, its tests in a process of another.
 
-A worker has two sandboxes, each with a warm interpreter (inside/__main__.py): one for the programs of one problem, and
-one for tests. What a test calls crosses from one to the other as plain data (inside/values.py), through here. So a
-program can end itself, print, or take its own process to pieces, and no test passes by it.
+A worker has two sandboxes, each with a warm interpreter that forks a process per task (inside/__main__.py): one for
+programs, one for tests. What a test calls crosses from one to the other through two pipes, as plain data
+(inside/values.py). So a program can end itself, print, or take its own process to pieces, and no test passes by it.
 """
 
 import json
@@ -13,6 +13,7 @@ import queue
 import re
 import select
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from typing import Any
 from codegen_jax.errors import require
 from codegen_jax.evaluation.inside.frames import LENGTH
 from codegen_jax.evaluation.problems import Problem
-from codegen_jax.evaluation.sandbox import Layer, Limits, Sandbox
+from codegen_jax.evaluation.sandbox import OVER_MEMORY, Layer, Limits, Sandbox
 from codegen_jax.evaluation.verdicts import Outcome, Verdict
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ CPU_SECONDS = 3  # of a program and of its tests, unless the problem's own solut
 OF_SOLUTION = 10  # times what the problem's own solution needs
 WALL = 10  # times the CPU limit: a program that sleeps ends by it, one that waits for a core does not
 ANSWER_SECONDS = 10.0  # in which the interpreter itself answers
-MEMORY_BYTES, OUTPUT_BYTES, MESSAGE_BYTES = 1 << 30, 1 << 20, 80 << 20
+MEMORY_BYTES, OUTPUT_BYTES, ANSWER_BYTES = 1 << 30, 1 << 20, 1 << 20
 TRIES = 3  # of a program whose sandbox breaks
 CHECKED = 5  # problems whose solutions are tried before a run
 ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
@@ -48,77 +49,46 @@ class Interpreter:
 
     def __init__(self, layer: Layer):
         self.sandbox = Sandbox(layer, INSIDE, Limits())
-        self.received = bytearray()
+        self.sandbox.stdin.settimeout(ANSWER_SECONDS)
         try:
-            if self._next(time.monotonic() + ANSWER_SECONDS) is None:
-                raise Broken("it does not start")
+            self.answer()
         except BaseException:
             self.sandbox.stop()
             raise
 
-    def start(self, **task: Any) -> None:
-        limits = {"memory_bytes": MEMORY_BYTES, "output_bytes": OUTPUT_BYTES}
-        self.send(limits | task)
+    def start(self, link: tuple[int, int], **task: Any) -> None:
+        """Begin a task in a process of its own, which reads from and writes to the descriptors of `link`."""
+        self._send({"memory_bytes": MEMORY_BYTES, "output_bytes": OUTPUT_BYTES} | task, link)
 
-    def send(self, message: Any) -> None:
+    def stop_task(self) -> None:
+        self._send({"stop": True})
+
+    def _send(self, message: Any, descriptors: Sequence[int] = ()) -> None:
         content = json.dumps(message).encode()
-        view = memoryview(LENGTH.pack(len(content)) + content)
         try:
-            while view:
-                view = view[self.sandbox.stdin.write(view) :]
+            socket.send_fds(self.sandbox.stdin, [LENGTH.pack(len(content))], descriptors)
+            self.sandbox.stdin.sendall(content)
         except OSError as error:
             raise Broken(str(error)) from error
 
-    def answer(self, deadline: float) -> dict[str, Any] | None:
-        """What the task's process says next, or how it ended, as {"ended": ...}; None after the deadline."""
-        message = self._next(deadline)
-        if message is None or "ended" in message:
-            return message
-        try:
-            said = json.loads(message["said"])
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return {"nonsense": True}
-        return said if isinstance(said, dict) and "ended" not in said else {"nonsense": True}
-
-    def stop_task(self) -> dict[str, Any]:
-        """End the task's process; how it ended."""
-        self.send({"stop": True})
-        return self.ended()
-
-    def ended(self) -> dict[str, Any]:
+    def answer(self) -> dict[str, Any]:
+        """What it says next: that it has started, or how a task has ended (`serve` of inside/__main__.py)."""
         deadline = time.monotonic() + ANSWER_SECONDS
-        while True:
-            message = self._next(deadline)
-            if message is None:
-                raise Broken("no answer")
-            if "ended" in message:
-                return message["ended"]
+        (length,) = LENGTH.unpack(self._read(LENGTH.size, deadline))
+        if length > ANSWER_BYTES:
+            raise Broken("an answer without an end")
+        return json.loads(self._read(length, deadline))
 
-    def _next(self, deadline: float) -> dict[str, Any] | None:
-        while True:
-            if len(self.received) >= LENGTH.size:
-                (length,) = LENGTH.unpack_from(self.received)
-                if length > MESSAGE_BYTES:
-                    raise Broken("a message without an end")
-                if len(self.received) >= LENGTH.size + length:
-                    content = bytes(self.received[LENGTH.size : LENGTH.size + length])
-                    del self.received[: LENGTH.size + length]
-                    try:
-                        message = json.loads(content)
-                    except ValueError as error:
-                        raise Broken("not a message") from error
-                    return message if isinstance(message, dict) else {}
-            descriptor = self.sandbox.stdout.fileno()
-            ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                return None
-            part = os.read(descriptor, 1 << 20)
+    def _read(self, count: int, deadline: float) -> bytes:
+        content = b""
+        while len(content) < count:
+            if not select.select([self.sandbox.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise Broken("no answer")
+            part = self.sandbox.stdout.read(count - len(content))
             if not part:
                 raise Broken("it has ended")
-            self.received += part
-
-    def close(self) -> None:
-        self.sandbox.stop()
+            content += part
+        return content
 
 
 class Worker:
@@ -137,100 +107,118 @@ class Worker:
                 outcome, error, cpu = self._judge(problem, program, cpu_seconds)
                 return Verdict(outcome, ADDRESS.sub("0x...", error), cpu, time.monotonic() - began)
             except (Broken, OSError):
-                self.close()
+                if OVER_MEMORY in self.close():
+                    return Verdict("memory", OVER_MEMORY, 0.0, time.monotonic() - began)
         return Verdict("sandbox error", f"the sandbox broke {TRIES} times", 0.0, time.monotonic() - began)
 
     def _judge(self, problem: Problem, program: str, cpu_seconds: int) -> tuple[Outcome, str, float]:
-        self.programs = self.programs or Interpreter(self.layer)
-        self.checks = self.checks or Interpreter(self.layer)
+        programs = self.programs = self.programs or Interpreter(self.layer)
+        checks = self.checks = self.checks or Interpreter(self.layer)
         deadline = time.monotonic() + WALL * cpu_seconds
-        self.programs.start(role="program", program=program, setup=problem.setup, cpu_seconds=cpu_seconds)
-        said = self.programs.answer(deadline)
-        ended = said["ended"] if said and "ended" in said else None
-        if said and said.get("ready"):
-            result, ended = self._check(problem, cpu_seconds, deadline)
-        else:
-            result = _of_program(said)
-        if ended is None:
-            ended = self.programs.stop_task()
-        if not ended["clean"]:
-            self.forget_programs()  # a process or a file of this program may meet the next
-        return *_outcome(result, ended, cpu_seconds), ended["cpu"]
+        questions, answers = os.pipe(), os.pipe()
+        try:
+            programs.start(
+                (questions[0], answers[1]),
+                role="program",
+                program=program,
+                setup=problem.setup,
+                cpu_seconds=cpu_seconds,
+            )
+            checks.start(
+                (answers[0], questions[1]),
+                role="checks",
+                prompt=problem.prompt,
+                reference=problem.prompt + problem.solution,
+                tests=problem.tests,
+                entry_points=problem.entry_points,
+                cpu_seconds=cpu_seconds,
+            )
+        finally:
+            for descriptor in (*questions, *answers):
+                os.close(descriptor)
+        ends: dict[Interpreter, dict[str, Any]] = {}
+        while checks not in ends:
+            running = {one.sandbox.stdout: one for one in (programs, checks) if one not in ends}
+            ready, _, _ = select.select(running, [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                break
+            for one in map(running.__getitem__, ready):
+                ends[one] = one.answer()
+            if programs in ends and not ends[programs]["clean"]:
+                self.forget_programs()  # what the program has left behind may hold the tests' pipes
+        in_time = checks in ends
+        for one in (programs, checks):
+            if one not in ends:
+                one.stop_task()
+                ends[one] = one.answer()
+        outcome, error = _outcome(ends[programs], ends[checks], cpu_seconds, in_time)
+        if not ends[programs]["clean"] or outcome not in ("passed", "failed", "exception"):
+            self.forget_programs()
+        return outcome, error, ends[programs]["cpu"] + ends[checks]["cpu"]
 
-    def _check(
-        self, problem: Problem, cpu_seconds: int, deadline: float
-    ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-        """What the tests say, or the program's end; and that end, if it came."""
-        programs, checks = self.programs, self.checks
-        assert programs is not None and checks is not None
-        checks.start(
-            role="checks",
-            prompt=problem.prompt,
-            reference=problem.prompt + problem.solution,
-            tests=problem.tests,
-            entry_points=problem.entry_points,
-            cpu_seconds=cpu_seconds,
-        )
-        while True:
-            said = checks.answer(deadline)
-            if said is None or "ask" not in said:
-                if said is None or "ended" not in said:
-                    checks.stop_task()
-                elif said["ended"]["status"] not in (-signal.SIGXCPU, signal.SIGXCPU, signal.SIGKILL):
-                    raise Broken("the tests' process has ended")
-                return said, None
-            programs.send(said["ask"])
-            answer = programs.answer(deadline)
-            if answer is None or "ended" in answer or "nonsense" in answer:
-                checks.stop_task()
-                return _of_program(answer), answer["ended"] if answer and "ended" in answer else None
-            checks.send(answer)
+    def forget_programs(self) -> str:
+        """End the sandbox of programs; what it says at its end."""
+        programs, self.programs = self.programs, None
+        if not programs:
+            return ""
+        programs.sandbox.stop()
+        return programs.sandbox.messages
 
-    def forget_programs(self) -> None:
-        if self.programs:
-            self.programs.close()
-            self.programs = None
-
-    def close(self) -> None:
-        self.forget_programs()
-        if self.checks:
-            self.checks.close()
-            self.checks = None
+    def close(self) -> str:
+        """End both sandboxes; what they say at their end."""
+        said, checks, self.checks = self.forget_programs(), self.checks, None
+        if not checks:
+            return said
+        checks.sandbox.stop()
+        return said + checks.sandbox.messages
 
 
-def _of_program(said: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What counts of a program's own word: an error, or its end. That its tests have passed is not its to say."""
-    return said and {name: said[name] for name in ("raised", "ended", "nonsense") if name in said}
-
-
-def _outcome(result: dict[str, Any] | None, ended: dict[str, Any], cpu_seconds: int) -> tuple[Outcome, str]:
+def _outcome(
+    program: Mapping[str, Any], checks: Mapping[str, Any], cpu_seconds: int, in_time: bool
+) -> tuple[Outcome, str]:
     """The verdict and the last line of the error.
 
     Args:
-        result: what the tests or the program said last; None after the wall limit.
-        ended: how the program's process ended.
+        program: how its process ended.
+        checks: how the tests' process ended, with their word in `said`.
+        in_time: whether that was before the wall limit.
     """
-    if result is None:
+    if not in_time:
         return "timeout", f"not done after {WALL * cpu_seconds} s"
-    if result.get("passed") is True:
+    if not checks["said"]:
+        if _is_over_time(checks, cpu_seconds):
+            return "timeout", f"tests of more than {cpu_seconds} s of CPU time"
+        raise Broken("the tests' process has ended")
+    said = json.loads(checks["said"][LENGTH.size :])
+    if said.get("passed") is True:
         return "passed", ""
     for who in ("raised", "failed"):
-        if isinstance(result.get(who), dict):
-            return _of_error(result[who], by_tests=who == "failed")
-    if ended["over"] in ("output", "message"):
-        return "output", "too much output"
-    if "nonsense" in result:
-        return "exception", "it wrote to the pipe of its tests"
-    number = os.WTERMSIG(ended["status"]) if os.WIFSIGNALED(ended["status"]) else 0
-    if number == signal.SIGXCPU or "ended" not in result or (number == signal.SIGKILL and ended["cpu"] >= cpu_seconds):
+        if who in said:
+            return _of_error(said[who], by_tests=who == "failed")
+    if program["over"] == "output":
+        return "output", f"more than {OUTPUT_BYTES >> 20} MiB of output"
+    if _is_over_time(program, cpu_seconds):
         return "timeout", f"more than {cpu_seconds} s of CPU time"
+    number = _signal(program["status"])
+    if "nonsense" in said or (program["over"] and number == signal.SIGKILL):
+        return "exception", "it wrote to the pipe of its tests, or closed it"
     if number == signal.SIGSYS:
         return "forbidden", "a system call that the sandbox does not allow"
     if number == signal.SIGKILL:
         return "memory", "killed for memory"
     if number:
         return "exception", signal.Signals(number).name
-    return "exception", f"ended with exit code {os.waitstatus_to_exitcode(ended['status'])} before its tests did"
+    return "exception", f"ended with exit code {os.waitstatus_to_exitcode(program['status'])} before its tests did"
+
+
+def _is_over_time(end: Mapping[str, Any], cpu_seconds: int) -> bool:
+    number = _signal(end["status"])
+    return number == signal.SIGXCPU or (number == signal.SIGKILL and end["cpu"] >= cpu_seconds)
+
+
+def _signal(status: int) -> int:
+    """What ended a process, 0 if that was no signal."""
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
 def _of_error(error: dict[str, Any], by_tests: bool) -> tuple[Outcome, str]:
@@ -264,20 +252,21 @@ def judge(
     Raises:
         UserError: if the sandbox does not judge right here.
     """
-    by_task: dict[str, list[tuple[int, str]]] = {}
-    for number, task_id, program in programs:
-        by_task.setdefault(task_id, []).append((number, program))
-    check_sandbox([problems[task_id] for task_id in list(by_task)[:CHECKED]], layer)
-    late: list[tuple[int, str, str, int]] = []
-    for number, task_id, program, verdict, limit in _parallel(problems, by_task, layer, workers, timeout):
+    tried = list(dict.fromkeys(task_id for _, task_id, _ in programs))[:CHECKED]
+    check_sandbox([problems[task_id] for task_id in tried], layer)
+    limit = math.ceil(timeout or CPU_SECONDS)
+    late = list[tuple[int, str, str]]()
+    for program, verdict in _parallel(problems, programs, layer, workers, limit):
         if verdict.outcome == "timeout":
-            late.append((number, task_id, program, limit))
+            late.append(program)
         else:
-            yield number, verdict
-    worker = Worker(layer)
+            yield program[0], verdict
+    worker, limits = Worker(layer), dict[str, int]()
     try:
-        for number, task_id, program, limit in sorted(late):
-            yield number, worker.judge(problems[task_id], program, limit)
+        for number, task_id, program in sorted(late):
+            if not timeout and task_id not in limits:
+                limits[task_id] = _limit_of(problems[task_id], worker)
+            yield number, worker.judge(problems[task_id], program, limits.get(task_id, limit))
     finally:
         worker.close()
 
@@ -303,28 +292,22 @@ def check_sandbox(problems: Sequence[Problem], layer: Layer) -> None:
 
 def _parallel(
     problems: Mapping[str, Problem],
-    by_task: Mapping[str, list[tuple[int, str]]],
+    programs: Sequence[tuple[int, str, str]],
     layer: Layer,
     workers: int,
-    timeout: float | None,
-) -> Iterator[tuple[int, str, str, Verdict, int]]:
-    """Number, task_id, source, verdict and CPU limit of each program; a worker takes a problem after the other."""
-    tasks, done = queue.SimpleQueue[str | None](), queue.Queue[Any](1000)
-    for task_id in (*by_task, *[None] * workers):
-        tasks.put(task_id)
+    cpu_seconds: int,
+) -> Iterator[tuple[tuple[int, str, str], Verdict]]:
+    """Each program with its verdict, as they come."""
+    waiting, done = queue.SimpleQueue[tuple[int, str, str] | None](), queue.Queue[Any](1000)
+    for program in (*programs, *[None] * workers):
+        waiting.put(program)
     stopped = threading.Event()
 
     def work() -> None:
         worker = Worker(layer)
         try:
-            while (task_id := tasks.get()) is not None and not stopped.is_set():
-                problem = problems[task_id]
-                limit = math.ceil(timeout) if timeout else _limit_of(problem, worker)
-                for number, program in by_task[task_id]:
-                    if stopped.is_set():
-                        return
-                    done.put((number, task_id, program, worker.judge(problem, program, limit), limit))
-                worker.forget_programs()  # one sandbox per problem
+            while (program := waiting.get()) is not None and not stopped.is_set():
+                done.put((program, worker.judge(problems[program[1]], program[2], cpu_seconds)))
             done.put(None)
         except BaseException as error:
             done.put(error)

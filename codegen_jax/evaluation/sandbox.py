@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -18,6 +19,8 @@ _CONFINEMENT = Path(__file__).with_name("confinement")
 # The system's shared libraries, which Python's extension modules link against.
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 _MESSAGE_BYTES = 4096
+OVER_MEMORY = "its processes together took more memory than they may"
+"""Among a sandbox's `messages` where that has ended it."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Sandbox:
     (/dev/null, zero, full, random, urandom). Its current folder, empty at first, is the only one that it can write to.
     It has no environment but a hash seed, no network, no /proc, and nobody's rights.
 
-    `stdin` and `stdout` are unbuffered pipes (file objects with `fileno`, fit for `select`). Standard error is a pipe
+    `stdin` is a stream socket, which can bring it descriptors; `stdout` is an unbuffered pipe. Standard error is a pipe
     that is read at the end only, for `messages`: more than the 64 KiB that fit in it block the writer. `folder` is the
     sandbox's own outside, gone after `stop`.
 
@@ -72,6 +75,7 @@ class Sandbox:
         self.folder.chmod(0o711)
         (self.folder / "scratch").mkdir()
         leash, self._leash = os.pipe()
+        self.stdin, stdin = socket.socketpair()
         settings = {
             "inside": False,
             "own_quarters": True,
@@ -81,6 +85,7 @@ class Sandbox:
             "program": str(program.resolve()),
             "scratch": str(self.folder / "scratch"),
             "packages": _packages(),
+            "over_memory": OVER_MEMORY,
             "bwrap": shutil.which("bwrap"),
             "limits": asdict(limits),
             **_allowed(program.resolve()),
@@ -89,7 +94,7 @@ class Sandbox:
             self._keeper = subprocess.Popen(
                 [_python(), "-I", "-S", str(_CONFINEMENT), json.dumps(settings)],
                 bufsize=0,
-                stdin=subprocess.PIPE,
+                stdin=stdin,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 pass_fds=(leash,),
@@ -99,12 +104,13 @@ class Sandbox:
             )
         except OSError:
             os.close(self._leash)
+            self.stdin.close()
             shutil.rmtree(self.folder)
             raise
         finally:
             os.close(leash)
-        assert self._keeper.stdin and self._keeper.stdout and self._keeper.stderr
-        self.stdin: BinaryIO = self._keeper.stdin  # pyright: ignore[reportAttributeAccessIssue]
+            stdin.close()
+        assert self._keeper.stdout and self._keeper.stderr
         self.stdout: BinaryIO = self._keeper.stdout  # pyright: ignore[reportAttributeAccessIssue]
         self._stderr = self._keeper.stderr
         self._messages = ""

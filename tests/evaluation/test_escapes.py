@@ -86,7 +86,7 @@ def reports(outside):
             layer = choose_layer(name, unsafe=name == "UNSAFE")
             os.environ["SECRET_OF_THE_PARENT"] = "secret"
             with Sandbox(layer, Path(outside["program"]), Limits()) as sandbox:
-                sandbox.stdin.write(json.dumps(outside).encode() + b"\n")
+                sandbox.stdin.sendall(json.dumps(outside).encode() + b"\n")
                 text = b"".join(iter(lambda: sandbox.stdout.read(1 << 16), b""))
             del os.environ["SECRET_OF_THE_PARENT"]
             assert text, sandbox.messages

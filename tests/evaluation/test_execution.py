@@ -174,6 +174,27 @@ def test_a_forgery_does_not_pass_and_the_next_program_is_judged_right(worker, na
     assert worker.judge(ADD, "def add(a, b): return 7\n", 1).outcome == "failed"
 
 
+HOARD = """
+import os, time
+for _ in range(4):
+    if os.fork() == 0:
+        hoard = bytearray(b"x") * (600 << 20)
+        time.sleep(60)
+        os._exit(0)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_processes_that_together_take_too_much_memory_are_a_verdict_under_each_layer(name):
+    worker = Worker(choose_layer(name))
+    try:
+        assert worker.judge(ADD, HOARD, 3).outcome == "memory"
+        assert worker.judge(ADD, ADD.prompt + ADD.solution, 3).outcome == "passed"
+    finally:
+        worker.close()
+
+
 def test_what_one_program_leaves_behind_does_not_meet_the_next(worker):
     left = """
 import os, time

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from codegen_jax.errors import UserError
-from codegen_jax.evaluation.sandbox import Limits, Sandbox
+from codegen_jax.evaluation.sandbox import OVER_MEMORY, Limits, Sandbox
 from codegen_jax.evaluation.sandbox_layers import LAYERS, choose_layer
 
 ALL = (*LAYERS, "UNSAFE")
@@ -132,7 +132,7 @@ def test_nothing_is_left_when_the_keeper_is_killed(layers, tmp_path, layer):
 def test_a_program_answers_through_pipes_that_can_be_waited_for(layers, tmp_path, layer):
     with Sandbox(layers[layer], write(tmp_path, "print(input()[::-1], flush=True); input()")) as sandbox:
         assert not select.select([sandbox.stdout], [], [], 0.05)[0]
-        sandbox.stdin.write(b"abc\n")
+        sandbox.stdin.sendall(b"abc\n")
         assert select.select([sandbox.stdout], [], [], 20)[0]
         assert sandbox.stdout.read(100) == b"cba\n"
 
@@ -174,7 +174,7 @@ time.sleep(1000)
 """
     with Sandbox(layers[layer], write(tmp_path, text), Limits(resident_bytes=120 << 20)) as sandbox:
         assert output(sandbox) == ""
-    assert "memory: " in sandbox.messages
+    assert OVER_MEMORY in sandbox.messages
 
 
 @pytest.mark.parametrize("layer", LAYERS)

@@ -33,16 +33,17 @@ def main() -> None:
     _offer_to_oom_killer(1000)
     child = layers[settings["layer"]](settings)
     _offer_to_oom_killer(0)
-    _keep(child, settings["leash"], settings["limits"]["resident_bytes"])
+    _keep(child, settings)
 
 
-def _keep(child: int, leash: int, resident_bytes: int) -> None:
-    """Waits for the end of process `child`, or for `leash` to be pulled; then ends all that is left, and itself."""
+def _keep(child: int, settings: dict) -> None:
+    """Waits for the end of process `child`, or for the leash to be pulled; then ends all that is left, and itself."""
+    leash, resident_bytes = settings["leash"], settings["limits"]["resident_bytes"]
     _let_go_of_streams()
     ended = os.pidfd_open(child)
     while not select.select([leash, ended], [], [], _SECONDS_BETWEEN_LOOKS)[0]:
         if sum(_resident_bytes(process) for process in _descendants(os.getpid())) > resident_bytes:
-            print("memory: its processes together took more than they may", file=sys.stderr, flush=True)
+            print(settings["over_memory"], file=sys.stderr, flush=True)
             break
     with contextlib.suppress(ChildProcessError):
         while True:

@@ -1,36 +1,39 @@
-"""A warm interpreter inside the sandbox: it forks a process for each task, and passes messages to and from it.
+"""A warm interpreter inside the sandbox: it forks a process for each task, and says how that ended.
 
-A task is {"role": "program" or "checks", ...}, read from stdin; then come that process's messages, in both directions,
-and {"stop": true} ends it. What it has said is wrapped in {"said": ...}, so that only this interpreter can tell how it
-ended: {"ended": {...}}. A process of a task never holds stdin and stdout, nor anything of the tasks before.
+A task is {"role": "program" or "checks", ...}, read from stdin, a socket, which brings the two ends of its link: pipes from
+and to the process that it speaks with, in the other sandbox. {"stop": true} ends it. What comes back on stdout is one
+message: {"status": ..., "over": ..., "cpu": ..., "clean": ..., "said": ...}. A process of a task never holds stdin and
+stdout, nor anything of the tasks before.
 """
 
 import contextlib
 import ctypes
+import fcntl
 import importlib
+import json
 import os
 import resource
 import select
 import shutil
 import signal
+import socket
 import sys
 
 import checks
 import program
-from frames import LENGTH, receive, send
+from frames import LENGTH, send
 
 # what programs of benchmarks import: a fork has it already
 WARM = ("bisect", "collections", "copy", "datetime", "decimal", "fractions", "functools", "hashlib", "heapq")
 WARM += ("itertools", "math", "operator", "random", "re", "statistics", "string", "time", "typing")
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
-MESSAGE_BYTES = 64 << 20  # of a task's process, at most
 
 
 def main():
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what a program leaves behind becomes our child, and is found
     libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # no process of ours may be traced
-    source, end = os.dup(0), os.dup(1)
+    source, end = socket.socket(fileno=os.dup(0)), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for descriptor in (0, 1):
         os.dup2(nothing, descriptor)
@@ -42,75 +45,59 @@ def main():
     for name in WARM:
         importlib.import_module(name)
     send(end, {"started": True})
-    while True:
-        try:
-            task = receive(source)
-        except EOFError:
-            return
-        if "role" in task:  # else it is for a task that has ended meanwhile
-            serve(task, source, end, wakeup)
+    with contextlib.suppress(EOFError):
+        while True:
+            task, link = receive(source)
+            if "role" in task:  # else it is for a task that has ended meanwhile
+                send(end, serve(task, link, source, wakeup))
 
 
-def serve(task, source, end, wakeup):
-    to_child, from_child, output = os.pipe(), os.pipe(), os.pipe()
+def receive(source):
+    """The next message, and the descriptors that came with it; EOFError when the other end is closed."""
+    content, descriptors, _, _ = socket.recv_fds(source, LENGTH.size, 2)
+    if not content:
+        raise EOFError
+    (length,) = LENGTH.unpack(content)
+    return json.loads(source.recv(length, socket.MSG_WAITALL)), descriptors
+
+
+def serve(task, link, source, wakeup):
+    """How a task's process ended, and what it said at its end."""
+    saying, output = os.pipe(), os.pipe()
     pid = os.fork()
     if pid == 0:
-        be_the_task(task, to_child, from_child, output)
-    for descriptor in (to_child[0], from_child[1], output[1]):
+        be_the_task(task, link, saying[1], output[1])
+    for descriptor in (*link, saying[1], output[1]):
         os.close(descriptor)
-    said, printed, over = bytearray(), 0, None
+    watched, printed, over = [source, wakeup, output[0]], 0, None
     status = usage = None
     while status is None or usage is None:
-        ready, _, _ = select.select([source, from_child[0], output[0], wakeup], [], [])
+        ready, _, _ = select.select(watched, [], [])
         if wakeup in ready:
             os.read(wakeup, 4096)
-        if from_child[0] in ready:
-            said += os.read(from_child[0], 1 << 20) or b""
-            over = over or pass_on(said, end)
         if output[0] in ready:
-            printed += len(os.read(output[0], 1 << 20))
+            part = len(os.read(output[0], 1 << 20))
+            printed += part
+            if part == 0:
+                watched.remove(output[0])
             if printed > task["output_bytes"]:
-                over = over or "output"
+                over = "output"
         if source in ready:
-            message = receive(source)
-            if "stop" in message:
-                over = over or "stopped"
-            else:
-                with contextlib.suppress(OSError):  # it has ended, or closed its pipes
-                    send(to_child[1], message)
+            receive(source)
+            over = over or "stopped"
         if over:
             os.kill(pid, signal.SIGKILL)
         found, code, used = os.wait4(pid, 0 if over else os.WNOHANG)
         if found == pid:
             status, usage = code, used
-    os.set_blocking(from_child[0], False)
-    drain(from_child[0], said, end)
-    for descriptor in (to_child[1], from_child[0], output[0]):
+    os.set_blocking(saying[0], False)
+    said = b""
+    with contextlib.suppress(BlockingIOError):
+        said = os.read(saying[0], 1 << 16)
+    for descriptor in (saying[0], output[0]):
         os.close(descriptor)
-    send(end, {"ended": {"status": status, "over": over, "cpu": usage.ru_utime + usage.ru_stime, "clean": is_clean()}})
-
-
-def pass_on(said, end):
-    """Send on the whole messages of a task's process, as they are; what is no message ends it."""
-    while len(said) >= LENGTH.size:
-        (length,) = LENGTH.unpack_from(said)
-        if length > MESSAGE_BYTES:
-            return "message"
-        if len(said) < LENGTH.size + length:
-            return None
-        content = bytes(said[LENGTH.size : LENGTH.size + length])
-        del said[: LENGTH.size + length]
-        send(end, {"said": content.decode(errors="replace")})
-    return None
-
-
-def drain(descriptor, said, end):
-    try:
-        while part := os.read(descriptor, 1 << 20):
-            said += part
-    except BlockingIOError:
-        pass
-    pass_on(said, end)
+    cpu = usage.ru_utime + usage.ru_stime
+    return {"status": status, "over": over, "cpu": cpu, "clean": is_clean(), "said": said.decode()}
 
 
 def is_clean():
@@ -129,26 +116,25 @@ def is_clean():
     return True
 
 
-def be_the_task(task, to_child, from_child, output):
+def be_the_task(task, link, saying, output):
     code = 1
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
-        for descriptor in (1, 2):
-            os.dup2(output[1], descriptor)
-        os.dup2(to_child[0], 3)
-        os.dup2(from_child[1], 4)
-        os.closerange(5, 256)
+        kept = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 16) for descriptor in (output, output, *link, saying)]
+        for place, descriptor in enumerate(kept, start=1):
+            os.dup2(descriptor, place)
+        roles = {"program": program.run, "checks": checks.run}
+        os.closerange(5 if task["role"] == "program" else 6, 256)  # a program has nothing to say here
         limit = task["cpu_seconds"]
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
         resource.setrlimit(resource.RLIMIT_AS, (task["memory_bytes"],) * 2)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         sys.setrecursionlimit(1000)
-        roles = {"program": program.run, "checks": checks.run}
         run = roles[task["role"]]
         program.forget_ourselves()
-        run(task, (3, 4))
+        run(task)
         code = 0
     finally:
         os._exit(code)

@@ -1,12 +1,13 @@
-"""The process of tests: run them, and ask the program's process for what they call."""
+"""The process of tests: run them, and ask the program's process, in the other sandbox, for what they call."""
 
 import ast
 import builtins
+import os
 import random
 import types
 from contextlib import suppress
 
-from frames import receive, send
+from frames import LINK, SAYING, receive, send
 from program import describe
 from values import Handle, decode, encode
 
@@ -15,21 +16,39 @@ class Remote(Exception):
     """What a program raised that tests can't catch by a builtin type."""
 
 
-def run(task, pipe):
-    source, end = pipe
+def run(task):
+    """Run `task`'s tests, and say how they went."""
+    source, end = LINK
+
+    def answer_to(question=None, args=()):
+        """What the program answers. Without an answer the tests are over, whatever they catch: they see no error."""
+        try:
+            if question:
+                send(end, question)
+            answer = receive(source)
+            if "raised" in answer:
+                return {"raised": error_in(answer["raised"])}
+            if "ready" in answer or "missing" in answer:
+                return answer
+            value = decode(answer["value"], find_handle)
+            for place, after in answer["changed"].items():
+                overwrite(args[int(place)], decode(after, find_handle))
+            return {"value": value}
+        except (EOFError, BrokenPipeError):
+            say({"gone": True})
+        except BaseException:
+            say({"nonsense": True})
 
     def ask(what, of=None, args=(), kwargs=None):
         find = lambda value: value._number
         kwargs = {name: encode(value, find) for name, value in (kwargs or {}).items()}
-        send(end, {"ask": {"what": what, "of": of, "args": [encode(arg, find) for arg in args], "kwargs": kwargs}})
-        reply = receive(source)
-        if "raised" in reply:
-            raise made(reply["raised"])
-        if "missing" in reply:
+        question = {"what": what, "of": of, "args": [encode(arg, find) for arg in args], "kwargs": kwargs}
+        answer = answer_to(question, args)
+        if "raised" in answer:
+            raise made(answer["raised"])
+        if "missing" in answer:
             raise KeyError
-        for place, after in reply.get("changed", {}).items():
-            overwrite(args[int(place)], decode(after, find_handle))
-        return decode(reply["value"], find_handle)
+        return answer["value"]
 
     def find_handle(number):
         return Handle(ask, number)
@@ -44,6 +63,9 @@ def run(task, pipe):
             namespace.pop(name, None)
         # a module that tests use by the reference's import, such as math, is the real one, not the program's
         exec(compile(imports_of(task["reference"], names_of(tests)), "<reference>", "exec"), namespace)
+        begun = answer_to()
+        if "raised" in begun:
+            say({"raised": begun["raised"]})
         for name in names_of(tests):
             if name not in namespace and not hasattr(builtins, name):
                 with suppress(KeyError):
@@ -52,9 +74,14 @@ def run(task, pipe):
     except BaseException as error:
         # an error of the program, passed on, or one of the tests themselves, such as an assertion's
         raised = getattr(error, "raised", None)
-        send(end, {"raised": raised} if raised else {"failed": describe(error)})
-        return
-    send(end, {"passed": True})
+        say({"raised": raised} if raised else {"failed": describe(error)})
+    say({"passed": True})
+
+
+def say(verdict):
+    """The one word on the tests, and the end of this process."""
+    send(SAYING, verdict)
+    os._exit(0)
 
 
 def imports_of(reference, names):
@@ -76,7 +103,13 @@ def names_of(code):
     return sorted(names)
 
 
+def error_in(raised):
+    texts = {name: str(raised[name])[:500] for name in ("kind", "type", "text")}
+    return texts | {"errno": raised["errno"] if isinstance(raised["errno"], int) else None}
+
+
 def made(raised):
+    """The error to raise among the tests for one of the program."""
     kind = getattr(builtins, raised["kind"], None)
     if isinstance(kind, type) and issubclass(kind, Exception):
         try:

@@ -5,18 +5,26 @@ import os
 import struct
 
 LENGTH = struct.Struct(">I")
+LINK = (3, 4)  # the ends of the pipes from and to the process in the other sandbox
+SAYING = 5  # where the process of tests says how they went
+MOST_BYTES = 16 << 20  # of a message: what it holds must fit in the memory of a process
 
 
 def send(descriptor, message):
+    """Write a message; ValueError for one that is too long."""
     content = json.dumps(message).encode()
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"a value of {len(content)} bytes, more than {MOST_BYTES}")
     view = memoryview(LENGTH.pack(len(content)) + content)
     while view:
         view = view[os.write(descriptor, view) :]
 
 
 def receive(descriptor):
-    """The next message; EOFError at the end of the pipe."""
+    """The next message; EOFError at the end of the pipe, ValueError for what is no message."""
     (length,) = LENGTH.unpack(_exactly(descriptor, LENGTH.size))
+    if length > MOST_BYTES:
+        raise ValueError("a message without an end")
     return json.loads(_exactly(descriptor, length))
 
 

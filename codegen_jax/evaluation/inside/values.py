@@ -100,7 +100,7 @@ def decode(data, find):
         return getattr(builtins, kind).fromhex(content)
     if kind == "module":
         return __import__("importlib").import_module(content)
-    if kind == "builtin":
+    if kind == "builtin" and isinstance(getattr(builtins, content, None), type):
         return getattr(builtins, content)
     if kind == "object":
         return find(content)
