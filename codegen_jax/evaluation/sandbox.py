@@ -94,7 +94,7 @@ class Sandbox:
             self._keeper = subprocess.Popen(
                 [_python(), "-I", "-S", str(_CONFINEMENT), json.dumps(settings)],
                 bufsize=0,
-                stdin=stdin,
+                stdin=stdin.fileno(),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 pass_fds=(leash,),

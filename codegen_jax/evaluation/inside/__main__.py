@@ -1,9 +1,9 @@
 """A warm interpreter inside the sandbox: it forks a process for each task, and says how that ended.
 
-A task is {"role": "program" or "checks", ...}, read from stdin, a socket, which brings the two ends of its link: pipes from
-and to the process that it speaks with, in the other sandbox. {"stop": true} ends it. What comes back on stdout is one
-message: {"status": ..., "over": ..., "cpu": ..., "clean": ..., "said": ...}. A process of a task never holds stdin and
-stdout, nor anything of the tasks before.
+A task is {"role": "program" or "checks", ...}, read from stdin, a socket, which brings the two ends of its link: pipes
+from and to the process that it speaks with, in the other sandbox. {"stop": true} ends it. What comes back on stdout is
+one message: {"status": ..., "over": ..., "cpu": ..., "clean": ..., "said": ...}. A process of a task never holds stdin
+and stdout, nor anything of the tasks before.
 """
 
 import contextlib
