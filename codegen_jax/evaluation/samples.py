@@ -49,7 +49,7 @@ def read_samples(path: str, problems: Mapping[str, Problem]) -> list[Sample]:
             mistakes.append(f"line {line}: {found}")
     what = what_it_is(path) if mistakes and not samples else ""
     require(not what, f"{path}: {what}")
-    require(not mistakes, f"{path}: {listed(mistakes, 3)}")
+    require(not mistakes, f"{path}: {listed(mistakes)}")
     require(bool(samples), f"{path}: holds no samples")
     both = sum(sample.record.keys() >= {"solution", "completion"} for sample in samples)
     if both:

@@ -48,6 +48,8 @@ def humaneval_says(problem, program):
         ("def add(a, b):\n    return a - b\n", "failed", "AssertionError"),
         ("def add(a, b):\n    return str(a + b)\n", "failed", "AssertionError"),
         ("def add(a, b):\n    return 1 / 0\n", "exception", "ZeroDivisionError: division by zero"),
+        ("def add(a, b):\n    raise ValueError('x' * 1000)\n", "exception", "ValueError: " + 500 * "x"),
+        ("def add(a, b):\n    raise ValueError('\u00e9' * 200)\n", "exception", "\u00e9"),
         ("def sub(a, b):\n    return 1\n", "exception", "NameError: name 'add' is not defined"),
         ("def add(a, b:\n", "exception", "SyntaxError"),
         ("def add(a, b):\n    while True: pass\n", "timeout", "CPU"),

@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import json
 import os
 import random
 import types
@@ -80,7 +81,7 @@ def run(task):
 
 def say(verdict):
     """The one word on the tests, and the end of this process."""
-    send(SAYING, verdict)
+    os.write(SAYING, json.dumps(verdict).encode())
     os._exit(0)
 
 
