@@ -25,11 +25,11 @@ def in_words(report: Mapping[str, Any], problems: Sequence[Problem], results: Ma
         results: by temperature, as the report had them.
     """
     judged = [(temperature, one) for temperature, found in results.items() for one in found]
+    is_whole = report["attempted"] == report["problems"]
     paragraphs = [
         *_head(report),
         *_pass_at_k(report),
-        *_beside_the_paper(report),
-        *_beside_evalplus(report),
+        *(_beside_others(report) if report["benchmark"] == "humaneval" and is_whole else ()),
         *_endings(report, judged),
         *_hardest(judged),
         *_examples(judged, {problem.task_id: problem.prompt for problem in problems}),
@@ -88,10 +88,16 @@ def _with_interval(report: Mapping[str, Any], temperature: str, k: str) -> str:
     return f"{report['pass_at_k'][temperature][k]:.2%} [{low:.1%}, {high:.1%}]"
 
 
+def _beside_others(report: Mapping[str, Any]) -> Iterator[str]:
+    """What others have measured on all of HumanEval."""
+    yield from _beside_the_paper(report)
+    yield from _beside_evalplus(report)
+
+
 def _beside_the_paper(report: Mapping[str, Any]) -> Iterator[str]:
     rows = rows_beside(report["settings"]["config"])
     ks = [k for k in rows[0].pass_at_k if str(k) in report["best"]]
-    if report["benchmark"] != "humaneval" or not ks:
+    if not ks:
         return
     figures = [row.pass_at_k[k] for row in rows for k in ks]
     ours = ["**this model**", *(f"**{report['best'][str(k)]['value']:.2%}**" for k in ks)]
@@ -115,7 +121,7 @@ def _beside_evalplus(report: Mapping[str, Any]) -> Iterator[str]:
     size = size_of(report["settings"]["config"])
     rows = {name: figures for name, figures in EVALPLUS.items() if size in (name, None)}
     greedy = report["pass_at_k"].get("0", {})
-    if report["benchmark"] != "humaneval" or "1" not in greedy or not rows:
+    if "1" not in greedy or not rows:
         return
     yield "## Beside EvalPlus, greedy"
     theirs = [[f"CodeGen-Mono {name}", *(f"{percent:.1f}%" for percent in figures)] for name, figures in rows.items()]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from codegen_jax.evaluation.published import Row
 from codegen_jax.evaluation.tally import tally
 
 POINTS = 30  # of a curve at most, at equal distances on its axis
+LINE = 70  # characters of the title that there is room for
 TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
@@ -55,7 +57,7 @@ def draw_pass_at_k(results: Mapping[float, Sequence[Judged]], title: str, paper:
             face = "black" if confirmed else "white"
             handles += axes.plot(*zip(*points.items()), "D", color="black", markerfacecolor=face, label=label)
 
-    axes.set_title(title, wrap=True, parse_math=False)  # the name of a folder, in which a $ may be
+    axes.set_title(fill(title, LINE), parse_math=False)  # it names a folder, in which a $ may be
     axes.set(xlabel="k", ylabel="pass@k", xscale="log", xlim=(left, right), ylim=(0, None))
     axes.xaxis.set_major_locator(FixedLocator(TICKS))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -93,11 +93,12 @@ def test_the_report_is_plain_and_the_same_each_time():
 
 def test_problems_without_samples_and_too_few_of_them_are_said():
     few = drawn(10, 1, PROBLEMS[:5]) + drawn(3, 1, PROBLEMS[5:6])
-    report, page = report_of({0.2: few})
-    assert report["attempted"] == 6 and list(report["pass_at_k"]["0.2"]) == ["1"]
+    report, page = report_of({0.2: few}, ks=(1, 3, 10, 100), **MONO_350M)
+    assert report["attempted"] == 6 and list(report["pass_at_k"]["0.2"]) == ["1", "3"]
     assert report["left_out"] == dict.fromkeys(("10", "100"), "HumanEval/5 has 3 samples")
     assert "**6 of the benchmark's 12 problems have no sample. pass@k is the mean over the other 6" in page
     assert "No pass@10: HumanEval/5 has 3 samples." in page and "| 0.2 | 53 | " in page
+    assert "Beside" not in page  # which would compare them with figures of the whole benchmark
 
 
 def test_a_page_has_all_there_is_to_say():

@@ -3,6 +3,7 @@
 import pytest
 from matplotlib.colors import to_rgba
 
+from codegen_jax.evaluation.judged import Judged
 from codegen_jax.evaluation.pass_at_k_picture import draw_pass_at_k, save_picture
 from codegen_jax.evaluation.published import PAPER
 from codegen_jax.evaluation.tally import tally
@@ -19,7 +20,7 @@ def test_a_curve_goes_from_1_to_the_samples_of_every_problem_in_the_band_of_its_
     results = {0.2: drawn(50, 1), 0.8: drawn(200, 2)}
     figure = draw_pass_at_k(results, "a $model$", None)
     axes = figure.axes[0]
-    assert axes.get_xscale() == "log" and axes.get_title() == "a $model$"
+    assert axes.get_xscale() == "log" and axes.get_title() == "a $model$" and not axes.title.get_parse_math()
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["T = 0.2", "T = 0.8"]
     for (temperature, judged), band in zip(results.items(), axes.collections):
         ks, values = lines(figure)[f"T = {temperature}"].get_data()
@@ -32,13 +33,13 @@ def test_a_curve_goes_from_1_to_the_samples_of_every_problem_in_the_band_of_its_
 
 
 def test_greedy_samples_are_a_point_with_its_interval_beside_the_paper_s_marks():
-    figure = draw_pass_at_k({0.0: drawn(1, 1)}, "", MULTI_2B)
+    judged = [one._replace(outcome="failed") for one in drawn(1, 1)[:-1]] + [Judged("A/0", 0, "", "passed", "")]
+    figure = draw_pass_at_k({0.0: judged}, "", MULTI_2B)
     axes = figure.axes[0]
     (errorbar,) = axes.containers
-    rate = tally(drawn(1, 1)).pass_at_k([1])["1"]
-    assert errorbar.lines[0].get_xydata().tolist() == [[1, rate]]
+    assert errorbar.lines[0].get_xydata().tolist() == [[1, 1 / 12]]
     low, high = errorbar.lines[2][0].get_segments()[0][:, 1]
-    assert [low, high] == pytest.approx(tally(drawn(1, 1)).intervals([1])["1"])
+    assert [low, high] == pytest.approx(tally(judged).intervals([1])["1"])
     confirmed, unconfirmed = lines(figure)["paper's Multi 2B"], lines(figure)["paper's Multi 2B, unconfirmed"]
     assert confirmed.get_xydata().tolist() == [[1, 0.1451], [100, 0.3856]]
     assert unconfirmed.get_xydata().tolist() == [[10, pytest.approx(0.2467)]]
@@ -50,6 +51,13 @@ def test_points_of_several_temperatures_lie_side_by_side():
     axes = draw_pass_at_k({0.0: drawn(1, 1), 0.8: drawn(1, 1)}, "", None).axes[0]
     first, second = (container.lines[0].get_xdata()[0] for container in axes.containers)
     assert first == 1 < second < axes.get_xlim()[1]
+
+
+def test_a_long_title_has_several_lines_that_fit():
+    figure = draw_pass_at_k({0.0: drawn(1, 1)}, "/a/long/path" * 15, None)
+    figure.draw_without_rendering()
+    box = figure.axes[0].title.get_window_extent()
+    assert box.x0 > 0 and box.x1 < figure.bbox.width
 
 
 def test_nothing_solved_is_a_line_at_zero_in_a_file_that_is_the_same_each_time(tmp_path):
