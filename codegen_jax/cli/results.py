@@ -24,7 +24,7 @@ def add_verbs(verbs: Any) -> None:
     verb = what.add_parser("show", help="the samples of a problem, and what became of them")
     verb.add_argument("folder", metavar="DIR", help=DIR)
     verb.add_argument("task_id", metavar="TASK_ID", help="of the problem, such as HumanEval/0")
-    verb.add_argument("--temperature", type=number, metavar="TEMPERATURE", help="default: all")
+    verb.add_argument("--temperature", type=number, metavar="X", help="default: all")
     verb.add_argument("--sample", type=whole_number, metavar="N", help="print this one whole (default: a list of all)")
     verb.calls(show)
 
