@@ -12,6 +12,16 @@ def problem_pass_at_k(samples: int, passed: int, k: int) -> float:
     return float(1.0 - np.prod(1.0 - k / np.arange(samples - passed + 1, samples + 1)))
 
 
+def problems_pass_at_k(samples: Sequence[int], passed: Sequence[int], k: int) -> np.ndarray:
+    """The estimate of each problem, [P].
+
+    Args:
+        samples: of each problem, at least k.
+        passed: how many of these, in the same order.
+    """
+    return np.array([problem_pass_at_k(n, c, k) for n, c in zip(samples, passed)])
+
+
 def pass_at_k(samples: Sequence[int], passed: Sequence[int], k: int) -> float | None:
     """The mean over problems; None where one of them has fewer samples than k.
 
@@ -21,4 +31,4 @@ def pass_at_k(samples: Sequence[int], passed: Sequence[int], k: int) -> float | 
     """
     if min(samples) < k:
         return None
-    return float(np.mean([problem_pass_at_k(n, c, k) for n, c in zip(samples, passed)]))
+    return float(np.mean(problems_pass_at_k(samples, passed, k)))

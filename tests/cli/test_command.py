@@ -220,7 +220,22 @@ def test_every_path_on_the_command_line_may_begin_at_home_and_no_text_does(monke
     assert (arguments.tokenizer, arguments.decontaminate) == ("/data/c", ["/home/me/d"])
     arguments = make_parser().parse_args(["generate", "~/run", "--prompt", "~/$DATA", "--draft", "lookup"])
     assert (arguments.model, arguments.prompt, arguments.draft) == ("/home/me/run", ["~/$DATA"], "lookup")
-    others = {"N", "X", "R", "TEXT", "NAME", "REGEX", "NAME=VALUE", ".EXT", "SLICE", "SECONDS", "VERB", "WHAT", None}
+    others = {
+        "N",
+        "X",
+        "R",
+        "TEXT",
+        "NAME",
+        "TASK_ID",
+        "REGEX",
+        "NAME=VALUE",
+        ".EXT",
+        "SLICE",
+        "SECONDS",
+        "VERB",
+        "WHAT",
+        None,
+    }
     assert {action.metavar for action in every_action(make_parser())} - others == PATHS
 
 

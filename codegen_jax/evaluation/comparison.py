@@ -1,0 +1,107 @@
+"""Evaluations beside one another: pass@k of each, and the problems that another one solves more or less often."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from codegen_jax.errors import require
+from codegen_jax.evaluation.intervals import paired_difference
+from codegen_jax.evaluation.judged import Judged, named
+from codegen_jax.evaluation.tally import Tally, tally
+
+MOST = 10  # problems that are named
+
+Results = Mapping[float | None, Sequence[Judged]]
+
+
+def compare(runs: Mapping[str, Results], ks: Sequence[int]) -> dict[str, Any]:
+    """Plain values: what evaluations come to, and how each differs from the first.
+
+    Args:
+        runs: what `read_results` gives, by the name of the run; two at least.
+        ks: of pass@k, from 1.
+
+    Returns:
+        "runs", by name and temperature: pass_at_k and intervals by k, problems, samples; "differences", a list over the
+        other runs and the temperatures that each shares with the first: run, temperature, the number of problems that
+        both have, the difference of pass@1 over these and its interval, and won and lost, the differences of problems
+        by task_id, largest first.
+
+    Raises:
+        UserError: if a run has no problem in common with the first.
+    """
+    tallies = {run: {named(at): tally(judged) for at, judged in results.items()} for run, results in runs.items()}
+    (first, base), *others = tallies.items()
+    differences = [
+        {"run": run, "temperature": at} | _difference(f"{run} and {first}", base[at], other[at])
+        for run, other in others
+        for at in base
+        if at in other
+    ]
+    measured = {run: {at: _measure(one, ks) for at, one in found.items()} for run, found in tallies.items()}
+    return {"first": first, "runs": measured, "differences": differences}
+
+
+def _measure(counted: Tally, ks: Sequence[int]) -> dict[str, Any]:
+    return {
+        "pass_at_k": counted.pass_at_k(ks),
+        "intervals": counted.intervals(ks),
+        "problems": len(counted.task_ids),
+        "samples": sum(counted.samples),
+    }
+
+
+def _difference(names: str, first: Tally, other: Tally) -> dict[str, Any]:
+    before, after = first.rates, other.rates
+    changes = {task_id: after[task_id] - before[task_id] for task_id in before if task_id in after}
+    require(bool(changes), f"{names}: have no problem in common; give evaluations of one benchmark")
+    difference, interval = paired_difference(before, after)
+    by_size = sorted(changes.items(), key=lambda change: -abs(change[1]))
+    return {
+        "problems": len(changes),
+        "difference": difference,
+        "interval": list(interval),
+        "won": {task_id: change for task_id, change in by_size if change > 0},
+        "lost": {task_id: change for task_id, change in by_size if change < 0},
+    }
+
+
+def in_words(comparison: Mapping[str, Any], ks: Sequence[int]) -> str:
+    """The comparison for a person: a table in columns, and a paragraph for each difference."""
+    head = ["run", "T", "problems", "samples", *(f"pass@{k}" for k in ks)]
+    rows = [
+        [run, at, str(one["problems"]), str(one["samples"]), *(_cell(one, str(k)) for k in ks)]
+        for run, found in comparison["runs"].items()
+        for at, one in found.items()
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *rows)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in (head, *rows)]
+    paragraphs = ["\n".join(lines), "In brackets: 95 % intervals, by drawing problems anew (bootstrap)."]
+    for run in list(comparison["runs"])[1:]:
+        shared = [one for one in comparison["differences"] if one["run"] == run]
+        paragraphs += ["\n".join(_lines(one, comparison["first"])) for one in shared]
+        if not shared:
+            paragraphs.append(f"{run} against {comparison['first']}: no temperature in common.")
+    return "\n\n".join(paragraphs)
+
+
+def _cell(one: Mapping[str, Any], k: str) -> str:
+    if k not in one["pass_at_k"]:
+        return "-"
+    low, high = one["intervals"][k]
+    return f"{one['pass_at_k'][k]:.2%} [{low:.1%}, {high:.1%}]"
+
+
+def _lines(one: Mapping[str, Any], first: str) -> Iterator[str]:
+    low, high = one["interval"]
+    at = "" if one["temperature"] == "-" else f" at temperature {one['temperature']}"
+    yield f"{one['run']} against {first}{at}: pass@1 of the {one['problems']} problems that both have"
+    yield f"  {_points(one['difference'])} points [{_points(low)}, {_points(high)}]"
+    for name in ("won", "lost"):
+        changes = one[name]
+        shown = ", ".join(f"{task_id} {_points(change)}" for task_id, change in list(changes.items())[:MOST])
+        more = f", and {len(changes) - MOST} more" if len(changes) > MOST else ""
+        yield f"  {name} {len(changes)}{': ' if changes else ''}{shown}{more}"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}"

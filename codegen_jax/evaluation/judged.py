@@ -1,0 +1,125 @@
+"""What an evaluation has left in its folder, read again: each sample with its outcome."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from codegen_jax.data.shards import read_records
+from codegen_jax.errors import UserError, require
+from codegen_jax.evaluation.verdicts import OUTCOMES
+from codegen_jax.fields import did_you_mean
+from codegen_jax.mistaken_paths import holds, missing
+
+RESULTS = "results.jsonl"  # of samples that were given
+RESULTS_AT = re.compile(r"results_T(\d+(?:\.\d+)?(?:e[+-]\d+)?)\.jsonl")  # of a model, at a temperature
+
+
+class Judged(NamedTuple):
+    """A sample and what became of it.
+
+    Attributes:
+        task_id: of its problem.
+        sample: its number among the samples of its problem, from 0.
+        completion: what follows the prompt, or the whole program of a sample that was given as one.
+        outcome: passed, or how it ended otherwise (evaluation/verdicts.py).
+        error: the last line of the error; "" of what passed.
+    """
+
+    task_id: str
+    sample: int
+    completion: str
+    outcome: str
+    error: str
+
+
+def named(temperature: float | None) -> str:
+    """A temperature as reports and names of files have it; "-" of samples that were given, whose nobody knows."""
+    return "-" if temperature is None else f"{temperature:g}"
+
+
+def read_results(folder: str) -> dict[float | None, list[Judged]]:
+    """The results in an evaluation's output folder by rising temperature, in the order of its files.
+
+    The samples of `evaluate SAMPLES.jsonl` have no temperature that we know: they are under None, numbered here.
+
+    Raises:
+        UserError: if there is no such folder, no results are in it, or a line of them is damaged.
+
+    >>> read_results("runs/x/humaneval")[0.2][0]
+    Judged(task_id='HumanEval/0', sample=0, completion='    for i, ...', outcome='passed', error='')
+    """
+    path = Path(folder)
+    if not path.exists():
+        raise UserError(missing(folder))
+    require(path.is_dir(), f"{folder}: a file; give the output folder of codegen-jax evaluate")
+    names = sorted(file.name for file in path.iterdir())
+    found = {float(match[1]): match[0] for match in map(RESULTS_AT.fullmatch, names) if match}
+    if not found and RESULTS not in names:
+        raise UserError(
+            f"{folder}: no results of an evaluation; it {holds(names)}; give the output folder of codegen-jax "
+            "evaluate, which must finish first"
+        )
+    if not found:
+        return {None: _read(path / RESULTS, are_given=True)}
+    return {temperature: _read(path / found[temperature], are_given=False) for temperature in sorted(found)}
+
+
+def _read(path: Path, are_given: bool) -> list[Judged]:
+    judged, count = list[Judged](), Counter[str]()
+    for line, _, record in read_records(str(path)):
+        if are_given and isinstance(record, dict):
+            record |= {"sample": 0}  # may be a field of theirs, which means something else
+        one = record if isinstance(record, str) else _judged(record)
+        if isinstance(one, str):
+            raise UserError(f"{path}: line {line} is damaged ({one}); the same evaluate command writes the file again")
+        judged.append(one._replace(sample=count[one.task_id]) if are_given else one)
+        count[one.task_id] += 1
+    require(bool(judged), f"{path}: holds no results; the same evaluate command writes the file again")
+    return judged
+
+
+def _judged(record: Mapping[str, Any]) -> Judged | str:
+    """A line's sample, or what is wrong with it."""
+    task_id, sample = record.get("task_id"), record.get("sample")
+    text = record.get("solution", record.get("completion"))  # where given samples have both, the solution ran
+    outcome, error = record.get("outcome"), record.get("error")
+    if not isinstance(task_id, str | int):
+        return "no task_id"
+    if not isinstance(text, str):
+        return "no completion"
+    if outcome not in OUTCOMES or not isinstance(error, str):
+        return "no outcome and error"
+    if type(sample) is not int:
+        return f"sample is {sample!r:.40}, not a number"
+    spelled = str(task_id).removeprefix("Mbpp/")  # in given samples 601, "601" and "Mbpp/601" are one problem
+    return Judged(spelled, sample, text, outcome, error)
+
+
+def find(
+    results: Mapping[float | None, Sequence[Judged]], task_id: str, temperature: float | None, sample: int | None
+) -> dict[float | None, list[Judged]]:
+    """The samples of a problem by temperature; those of one temperature, or of one number, where these are not None.
+
+    Raises:
+        UserError: if there is no such problem, temperature or sample; the message names those that there are.
+    """
+    if temperature is not None and temperature not in results:
+        there = ", ".join(named(known) for known in results if known is not None)
+        have = f"the results are at {there}" if there else "samples that were given have none"
+        raise UserError(f"temperature: {temperature:g} is not there; {have}")
+    chosen = results if temperature is None else {temperature: results[temperature]}
+    found = {at: [one for one in judged if one.task_id == task_id] for at, judged in chosen.items()}
+    found = {at: judged for at, judged in found.items() if judged}
+    if not found:
+        names = dict.fromkeys(one.task_id for judged in chosen.values() for one in judged)
+        raise UserError(
+            f"{task_id}: no problem of these {len(names)}, such as {next(iter(names))}{did_you_mean(task_id, names)}"
+        )
+    if sample is None:
+        return found
+    numbers = sorted({one.sample for judged in found.values() for one in judged})
+    require(sample in numbers, f"sample: {sample} is not there; {task_id} has {numbers[0]} to {numbers[-1]}")
+    found = {at: [one for one in judged if one.sample == sample] for at, judged in found.items()}
+    return {at: judged for at, judged in found.items() if judged}

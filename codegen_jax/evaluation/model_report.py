@@ -1,0 +1,77 @@
+"""What a model's evaluation comes to: pass@k at each temperature and the best of them, as report.json has it."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from codegen_jax.evaluation.judged import Judged, named
+from codegen_jax.evaluation.problems import Problem
+from codegen_jax.evaluation.tally import Tally, tally
+from codegen_jax.evaluation.verdicts import OUTCOMES
+
+
+def make_report(
+    run: Mapping[str, Any],
+    problems: Sequence[Problem],
+    results: Mapping[float, Sequence[Judged]],
+    ks: Sequence[int],
+    sandbox: Sequence[str],
+) -> dict[str, Any]:
+    """The content of report.json, a function of its arguments alone.
+
+    pass@k is the mean over those problems that have samples, and left out where one of these has fewer than k. As in
+    the paper, the best is taken for each k by itself, so that it may be of another temperature for another k.
+
+    Args:
+        run: the content of run.json.
+        problems: all of the benchmark, in its order.
+        results: by temperature, each in the order of the problems; one temperature and one result at least.
+        ks: of pass@k, from 1.
+        sandbox: the layers around a program.
+
+    Returns:
+        Plain values: benchmark, model, settings (k, temperatures, and what else run.json has), pass_at_k and intervals
+        by temperature and k, best by k, left_out (why there is no pass@k) by k, the numbers of problems and of those
+        attempted at every temperature, samples and outcomes by temperature, sandbox.
+    """
+    tallies = {temperature: tally(judged) for temperature, judged in results.items()}
+    outcomes = {temperature: Counter(one.outcome for one in judged) for temperature, judged in results.items()}
+    own_places = ("benchmark", "model", "problems", "sandbox")
+    others = {name: value for name, value in run.items() if name not in own_places}
+    return {
+        "benchmark": run["benchmark"],
+        "model": run["model"],
+        "settings": {"k": list(ks), "temperatures": list(results), **others},
+        "pass_at_k": {named(at): one.pass_at_k(ks) for at, one in tallies.items()},
+        "best": _best({at: one.pass_at_k(ks) for at, one in tallies.items()}),
+        "intervals": {named(at): one.intervals(ks) for at, one in tallies.items()},
+        "left_out": _left_out(tallies, ks),
+        "problems": len(problems),
+        "attempted": min(len(one.task_ids) for one in tallies.values()),
+        "samples": {named(at): sum(one.samples) for at, one in tallies.items()},
+        "outcomes": {named(at): {outcome: count[outcome] for outcome in OUTCOMES} for at, count in outcomes.items()},
+        "sandbox": list(sandbox),
+    }
+
+
+def _best(estimates: Mapping[float, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """The largest pass@k of all temperatures, by k; of equal ones the lowest temperature's."""
+    best = dict[str, dict[str, float]]()
+    for temperature, found in sorted(estimates.items()):
+        for k, value in found.items():
+            if k not in best or value > best[k]["value"]:
+                best[k] = {"value": value, "temperature": temperature}
+    return best
+
+
+def _left_out(tallies: Mapping[float, Tally], ks: Sequence[int]) -> dict[str, str]:
+    """By k, the first problem that has too few samples, and at which temperature if there is more than one."""
+    left_out = dict[str, str]()
+    for temperature, one in tallies.items():
+        fewest = min(one.samples)
+        where = f" at temperature {named(temperature)}" if len(tallies) > 1 else ""
+        reason = f"{one.task_ids[one.samples.index(fewest)]} has {fewest} samples{where}"
+        for k in ks:
+            if k > fewest:
+                left_out.setdefault(str(k), reason)
+    return left_out

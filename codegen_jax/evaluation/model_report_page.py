@@ -1,0 +1,195 @@
+"""A model's evaluation as a page to read, report.md: figures, what others have measured, and what went wrong where."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from codegen_jax.evaluation.judged import Judged, named
+from codegen_jax.evaluation.problems import Problem
+from codegen_jax.evaluation.published import EVALPLUS, EVALPLUS_SOURCE, Figure, rows_beside, size_of
+from codegen_jax.evaluation.tally import tally
+
+PICTURE = "pass_at_k.png"
+LONGEST = 10  # of a table that could go on
+EXAMPLES = 2  # of passed samples, and of failed ones
+ERROR_TYPE = re.compile(r"[A-Za-z_][\w.]*(?=:|$)")  # how an exception's line begins
+
+
+def in_words(report: Mapping[str, Any], problems: Sequence[Problem], results: Mapping[float, Sequence[Judged]]) -> str:
+    """The content of report.md: Markdown, in ASCII.
+
+    Args:
+        report: as `make_report` gives it.
+        problems: all of the benchmark, whose prompts stand above the examples.
+        results: by temperature, as the report had them.
+    """
+    judged = [(temperature, one) for temperature, found in results.items() for one in found]
+    is_whole = report["attempted"] == report["problems"]
+    paragraphs = [
+        *_head(report),
+        *_pass_at_k(report),
+        *(_beside_others(report) if report["benchmark"] == "humaneval" and is_whole else ()),
+        *_endings(report, judged),
+        *_hardest(judged),
+        *_examples(judged, {problem.task_id: problem.prompt for problem in problems}),
+    ]
+    # what a model writes may hold anything; signs that are not ASCII, or steer a terminal, are written as escapes
+    return re.sub(r"[^\n\t -~]", lambda sign: ascii(sign[0])[1:-1], "\n\n".join(paragraphs)) + "\n"
+
+
+def _head(report: Mapping[str, Any]) -> Iterator[str]:
+    settings, problems, attempted = report["settings"], report["problems"], report["attempted"]
+    unsafe = " (UNSAFE: no sandbox was asked for)" if settings["unsafe"] else ""
+    yield f"# {report['benchmark']}: {report['model']}{unsafe}"
+    scalars = {name: value for name, value in settings.items() if isinstance(value, str | int | float)}
+    said = [f"{name} {value}" for name, value in scalars.items() if name not in ("unsafe", "timeout")]
+    limit = "by the canonical solution's time" if settings["timeout"] is None else f"{settings['timeout']:g} s"
+    yield f"Settings: {', '.join(said)}. Sandbox: {', '.join(report['sandbox']) or 'none'}. Limit of CPU time: {limit}."
+    if attempted < problems:
+        yield (
+            f"**{problems - attempted} of the benchmark's {problems} problems have no sample. pass@k is the mean over "
+            f"the other {attempted} and compares with no figure of the whole benchmark.**"
+        )
+    broke = sum(outcomes["sandbox error"] for outcomes in report["outcomes"].values())
+    if broke:
+        yield (
+            f"**The sandbox broke under {broke} programs. They count as not passed here; the same command runs them "
+            "again.**"
+        )
+
+
+def _pass_at_k(report: Mapping[str, Any]) -> Iterator[str]:
+    best = report["best"]
+    if best:
+        rows = [
+            [
+                temperature,
+                f"{report['samples'][temperature]:,}",
+                *(_with_interval(report, temperature, k) for k in best),
+            ]
+            for temperature in report["pass_at_k"]
+        ]
+        if len(rows) > 1:
+            rows.append(
+                ["best", "", *(f"**{one['value']:.2%}** at {named(one['temperature'])}" for one in best.values())]
+            )
+        yield _table(["temperature", "samples", *(f"pass@{k}" for k in best)], rows)
+        yield "In brackets: the 95 % interval, by drawing problems anew (bootstrap)."
+    for k, why in report["left_out"].items():
+        yield f"No pass@{k}: {why}."
+    yield f"![pass@k against k]({PICTURE})"
+
+
+def _with_interval(report: Mapping[str, Any], temperature: str, k: str) -> str:
+    if k not in report["pass_at_k"][temperature]:
+        return "-"
+    low, high = report["intervals"][temperature][k]
+    return f"{report['pass_at_k'][temperature][k]:.2%} [{low:.1%}, {high:.1%}]"
+
+
+def _beside_others(report: Mapping[str, Any]) -> Iterator[str]:
+    """What others have measured on all of HumanEval."""
+    yield from _beside_the_paper(report)
+    yield from _beside_evalplus(report)
+
+
+def _beside_the_paper(report: Mapping[str, Any]) -> Iterator[str]:
+    rows = rows_beside(report["settings"]["config"])
+    ks = [k for k in rows[0].pass_at_k if str(k) in report["best"]]
+    if not ks:
+        return
+    figures = [row.pass_at_k[k] for row in rows for k in ks]
+    ours = ["**this model**", *(f"**{report['best'][str(k)]['value']:.2%}**" for k in ks)]
+    yield "## Beside the paper"
+    theirs = [[row.name, *(_marked(row.pass_at_k[k]) for k in ks)] for row in rows]
+    yield _table(["best temperature for each k", *(f"pass@{k}" for k in ks)], [ours, *theirs])
+    yield "The paper's figures are of 200 samples per problem with top_p 0.95 at temperatures 0.2, 0.6 and 0.8."
+    sources = dict.fromkeys(source for figure in figures for source in figure.sources)
+    if sources:
+        yield f"Confirmed by {'; '.join(sources)}."
+    if not all(figure.sources for figure in figures):
+        yield "(?): no public text other than the paper confirms this figure."
+
+
+def _marked(figure: Figure) -> str:
+    return f"{figure.percent:.2f}%" if figure.sources else f"{figure.percent:.2f}% (?)"
+
+
+def _beside_evalplus(report: Mapping[str, Any]) -> Iterator[str]:
+    """Greedy figures, which a greedy run of ours can repeat."""
+    size = size_of(report["settings"]["config"])
+    rows = {name: figures for name, figures in EVALPLUS.items() if size in (name, None)}
+    greedy = report["pass_at_k"].get("0", {})
+    if "1" not in greedy or not rows:
+        return
+    yield "## Beside EvalPlus, greedy"
+    theirs = [[f"CodeGen-Mono {name}", *(f"{percent:.1f}%" for percent in figures)] for name, figures in rows.items()]
+    yield _table(["pass@1", "HumanEval", "HumanEval+"], [["**this model**", f"**{greedy['1']:.1%}**", "-"], *theirs])
+    yield f"From {EVALPLUS_SOURCE}. HumanEval+ has more tests, which are not run here."
+
+
+def _endings(report: Mapping[str, Any], judged: Sequence[tuple[float, Judged]]) -> Iterator[str]:
+    yield "## How samples ended"
+    temperatures = list(report["outcomes"])
+    counts = {
+        outcome: [report["outcomes"][at][outcome] for at in temperatures]
+        for outcome in report["outcomes"][temperatures[0]]
+    }
+    rows = [[outcome, *(f"{count:,}" for count in found)] for outcome, found in counts.items() if any(found)]
+    yield _table(["outcome", *(f"at {at}" for at in temperatures)], rows)
+    matches = (ERROR_TYPE.match(one.error) for _, one in judged if one.outcome != "passed")
+    types = Counter(match[0] for match in matches if match)
+    if types:
+        yield f"The commonest errors{' of all temperatures' if len(temperatures) > 1 else ''}:"
+        yield _table(["error", "samples"], [[f"`{name}`", f"{count:,}"] for name, count in _most_common(types)])
+
+
+def _most_common(count: Counter[str]) -> list[tuple[str, int]]:
+    return sorted(count.items(), key=lambda item: (-item[1], item[0]))[:LONGEST]
+
+
+def _hardest(judged: Sequence[tuple[float, Judged]]) -> Iterator[str]:
+    counted = tally([one for _, one in judged])
+    rates = counted.rates
+    never = [task_id for task_id, rate in rates.items() if not rate]
+    hard = sorted((task_id for task_id, rate in rates.items() if 0 < rate < 1), key=rates.__getitem__)[:LONGEST]
+    if never or hard:
+        yield "## The hardest problems"
+    if never:
+        yield f"{len(never)} of {len(rates)} problems were never solved: {', '.join(never)}."
+    if hard:
+        yield f"The lowest shares of samples that passed{', of the others' if never else ''}:"
+        count = {task_id: f"{c:,} of {n:,}" for task_id, n, c in zip(*counted)}
+        yield _table(
+            ["problem", "passed", ""], [[task_id, count[task_id], f"{rates[task_id]:.2%}"] for task_id in hard]
+        )
+
+
+def _examples(judged: Sequence[tuple[float, Judged]], prompts: Mapping[str, str]) -> Iterator[str]:
+    """The first passed and failed samples, of different problems."""
+    for title, passed in (("## Samples that passed", True), ("## Samples that failed", False)):
+        first = dict[str, tuple[float, Judged]]()
+        for temperature, one in judged:
+            if (one.outcome == "passed") == passed:
+                first.setdefault(one.task_id, (temperature, one))
+        if first:
+            yield title
+        for temperature, one in list(first.values())[:EXAMPLES]:
+            yield f"{one.task_id}, sample {one.sample} at temperature {named(temperature)}: {one.outcome}"
+            yield _fenced(prompts[one.task_id] + one.completion, "python")
+            if one.error:
+                yield _fenced(one.error, "text")
+
+
+def _fenced(text: str, language: str) -> str:
+    """A block of code, whose fence is longer than any in it."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Of Markdown; all columns but the first hold numbers."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,42 @@
+"""Intervals by the bootstrap: where theory knows them, they are those; a pair's is of its differences."""
+
+import numpy as np
+import pytest
+
+from codegen_jax.evaluation.intervals import mean_interval, paired_difference
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
+def test_of_problems_that_are_solved_or_not_it_is_the_binomial_distribution_s(share):
+    """The mean of P such draws is binomial, so 1.96 sqrt(p (1 - p) / P) to each side, up to a step of 1 / P."""
+    problems = 1000
+    values = np.arange(problems) < share * problems
+    low, high = mean_interval(values.astype(float))
+    side = 1.96 * np.sqrt(share * (1 - share) / problems)
+    assert low == pytest.approx(share - side, abs=0.002) and high == pytest.approx(share + side, abs=0.002)
+
+
+def test_it_holds_the_true_mean_about_95_times_of_100():
+    random = np.random.default_rng(1)
+    held = 0
+    for _ in range(200):
+        low, high = mean_interval(random.beta(0.4, 1.6, 164))
+        held += low <= 0.2 <= high
+    assert 180 <= held <= 198
+
+
+def test_it_is_the_same_each_time_and_of_equal_values_nothing_but_them():
+    values = np.random.default_rng(0).random(164)
+    assert mean_interval(values) == mean_interval(values)
+    assert mean_interval(np.ones(164)) == (1.0, 1.0) and mean_interval(np.array([0.25])) == (0.25, 0.25)
+    assert mean_interval(np.array([0.0, 1.0] * 82)) == (0.420732, 0.579268)
+
+
+def test_a_pair_is_compared_problem_by_problem_over_those_that_both_have():
+    random = np.random.default_rng(0)
+    first = {f"A/{n}": rate for n, rate in enumerate(random.random(164))}
+    second = {task_id: rate + 0.1 for task_id, rate in reversed(first.items())} | {"B/0": 0.0}
+    difference, interval = paired_difference(first | {"C/0": 1.0}, second)
+    assert difference == pytest.approx(0.1) and interval == pytest.approx((0.1, 0.1))
+    back, (low, high) = paired_difference({"A/0": 1.0, "A/1": 1.0}, {"A/1": 0.0, "A/0": 1.0})
+    assert back == -0.5 and (low, high) == (-1.0, 0.0)

@@ -1,0 +1,53 @@
+"""What others have measured: each figure as it was noted a second time, and which row is a model's."""
+
+import pytest
+
+from codegen_jax.config_file import load_config
+from codegen_jax.evaluation.published import EVALPLUS, PAPER, row_of, rows_beside, size_of
+
+# a second transcription: pass@1 / pass@10 / pass@100, "u" behind what no public text confirms
+TABLE = """
+NL    350M  2.12u  4.10u  7.38u
+NL    2B    6.70u 14.15u 22.84u
+NL    6B   10.43u 18.36u 29.85u
+NL    16B  14.24  23.46u 38.33u
+Multi 350M  6.67u 10.61u 16.84u
+Multi 2B   14.51  24.67u 38.56
+Multi 6B   18.16  28.71u 44.85
+Multi 16B  18.32  32.07u 50.80u
+Mono  350M 12.76  23.11  35.19
+Mono  2B   23.70  36.64  57.01
+Mono  6B   26.13  42.29  65.82
+Mono  16B  29.28  49.86  75.00
+"""
+
+
+def test_every_figure_and_mark_is_that_of_the_second_transcription():
+    said = [
+        [row.family, row.size, *(f"{one.percent:.2f}{'' if one.sources else 'u'}" for one in row.pass_at_k.values())]
+        for row in PAPER
+    ]
+    assert said == [line.split() for line in TABLE.strip().splitlines()]
+    assert all(list(row.pass_at_k) == [1, 10, 100] for row in PAPER)
+    assert EVALPLUS == {"2B": (24.4, 22.6), "6B": (29.3, 25.6), "16B": (32.9, 28.0)}
+
+
+@pytest.mark.parametrize("row", PAPER, ids=lambda row: row.name)
+def test_the_configs_of_the_paper_s_models_find_their_rows(row):
+    name = f"{row.size}_{row.family}".lower()
+    model = load_config(f"configs/{name}.yaml").to_dict()["model"]
+    assert size_of(model) == row.size
+    assert row_of(f"runs/{name}/checkpoints/1000", model) is row
+    assert row_of(f"Salesforce/codegen-{row.size}-{row.family.lower()}@main", model) is row
+    assert row_of("runs/nl/only-finally", model | {"n_layer": 3}) is None
+    assert [one.family for one in rows_beside(model)] == ["NL", "Multi", "Mono"]
+    assert {one.size for one in rows_beside(model)} == {row.size}
+
+
+def test_a_name_s_words_are_whole_and_the_last_one_counts():
+    config = {"n_layer": 20, "n_embd": 1024}
+    assert row_of("data/only/monopoly", config) is None
+    assert row_of("nl/350m_MONO_finetuned", config).name == "CodeGen-Mono 350M"
+    assert [row.name for row in rows_beside(load_config("configs/tiny_cpu.yaml").to_dict()["model"])] == [
+        f"CodeGen-Mono {size}" for size in ("350M", "2B", "6B", "16B")
+    ]
