@@ -67,6 +67,13 @@ def test_outcomes_and_human_evals_word(worker, program, outcome, error):
         assert (verdict.outcome == "passed") == humaneval_says(ADD, program)
 
 
+def test_errors_of_every_length_are_verdicts(worker):
+    """What the tests' process says of them is as long, and its length goes before it."""
+    for length in range(0, 500, 17):
+        program = f"def add(a, b): raise ValueError('x' * {length} + '.')\n"
+        assert worker.judge(ADD, program, 1)[:2] == ("exception", "ValueError: " + "x" * length + ".")
+
+
 FORGERIES = {
     "sys.exit": "import sys\nsys.exit(0)\n",
     "sys.exit in a call": "import sys\ndef add(a, b):\n    sys.exit(0)\n",
