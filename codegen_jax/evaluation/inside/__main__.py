@@ -27,6 +27,7 @@ from frames import LENGTH, send
 WARM = ("bisect", "collections", "copy", "datetime", "decimal", "fractions", "functools", "hashlib", "heapq")
 WARM += ("itertools", "math", "operator", "random", "re", "statistics", "string", "time", "typing")
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
+SCRATCH_MODE = os.stat(".").st_mode
 
 
 def main():
@@ -101,18 +102,20 @@ def serve(task, link, source, wakeup):
 
 
 def is_clean():
-    """Whether a task left no process and no file; files are removed, if that can be."""
+    """Whether a task left no process, no file and no other mode of the folder; files are removed, if that can be."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
         return False  # one that lives
     except ChildProcessError:
         pass
-    for name in os.listdir("."):
-        try:
-            shutil.rmtree(name) if os.path.isdir(name) and not os.path.islink(name) else os.unlink(name)
-        except OSError:
+    try:
+        if os.stat(".").st_mode != SCRATCH_MODE:  # the next program might not write to it, nor we list it
             return False
+        for name in os.listdir("."):
+            shutil.rmtree(name) if os.path.isdir(name) and not os.path.islink(name) else os.unlink(name)
+    except OSError:
+        return False
     return True
 
 
