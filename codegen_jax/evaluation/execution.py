@@ -128,7 +128,7 @@ class Worker:
                 (answers[0], questions[1]),
                 role="checks",
                 prompt=problem.prompt,
-                reference=problem.prompt + problem.solution,
+                reference=f"{problem.prompt}{problem.solution}\n{problem.setup}",
                 tests=problem.tests,
                 entry_points=problem.entry_points,
                 cpu_seconds=cpu_seconds,

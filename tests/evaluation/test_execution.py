@@ -218,6 +218,20 @@ def add(a, b): return a + b
     assert worker.judge(ADD, looks, 1).outcome == "passed"
 
 
+@pytest.mark.parametrize("mode", [0, 0o500])
+def test_a_folder_that_one_program_closes_is_a_new_one_for_the_next(worker, mode):
+    closes = f"import os\nos.chmod('.', {mode})\ndef add(a, b): return a + b\n"
+    assert worker.judge(ADD, closes, 1).outcome == "passed"
+    writes = "open('x', 'w').close()\ndef add(a, b): return a + b\n"
+    assert worker.judge(ADD, writes, 1)[:2] == ("passed", "")
+
+
+def test_an_error_with_a_number_without_an_end_is_a_verdict(worker):
+    """It must fit in the pipe that is read when the process of tests has ended."""
+    program = "class E(Exception): errno = 10 ** 100_000\ndef add(a, b): raise E('no')\n"
+    assert worker.judge(ADD, program, 1)[:2] == ("exception", "E: no")
+
+
 VALUES = [
     "None", "True", "3", "-(10 ** 400)", "1.5", "float('inf')", "1e-320", "2 + 3j", "'\\ud800 \u65e5'", "b'\\x00'",
     "bytearray(b'a')", "[1, [2.0]]", "(1,)", "{1, 2}", "frozenset({1})", "{(1, 'a'): [None]}", "range(3)",
@@ -287,6 +301,23 @@ def test_modules_that_tests_use_are_the_real_ones(worker):
     assert worker.judge(problem, "def half(x): return x / 2\n", 1).outcome == "passed"
     forged = "class math:\n    isclose = lambda *args, **kwargs: True\ndef half(x): return 7\n"
     assert worker.judge(problem, forged, 1).outcome == "failed"
+
+
+def test_a_module_that_the_setup_imports_is_the_real_one_too(worker):
+    tests = "assert math.isclose(half(3), 1.5)\n"
+    problem = Problem("312", "", "def half(x): return x / 2\n", "import math", tests, ())
+    assert worker.judge(problem, problem.solution, 1).outcome == "passed"
+    forged = "import sys\nclass Math:\n    isclose = lambda *args, **kwargs: True\nsys.modules['math'] = Math\n"
+    assert worker.judge(problem, forged + "def half(x): return 7\n", 1).outcome == "failed"
+
+
+def test_a_function_of_a_builtin_s_name_is_the_program_s(worker):
+    """As in MBPP's 126."""
+    tests = "assert sum(10, 15) == 6\nassert len([sum(4, 6)]) == 1\n"
+    problem = Problem("126", "", "def sum(a, b): return (b - a) % 15 + 1\n", "", tests, ("sum",))
+    assert worker.judge(problem, problem.solution + "def len(x): return 7\n", 1)[:2] == ("passed", "")
+    assert worker.judge(problem, "def sum(a, b): return 7\n", 1).outcome == "failed"
+    assert worker.judge(problem, "def total(a, b): return 6\n", 1).outcome == "exception"
 
 
 def test_functions_that_a_prompt_brings_are_the_prompts(worker):

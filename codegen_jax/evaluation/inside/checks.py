@@ -61,13 +61,14 @@ def run(task):
             exec(compile(prompt + "\n    pass\n", "<prompt>", "exec"), namespace)
         for name in task["entry_points"]:
             namespace.pop(name, None)
-        # a module that tests use by the reference's import, such as math, is the real one, not the program's
+        # a module that tests use by an import of the reference or the setup, such as math, is the real one
         exec(compile(imports_of(task["reference"], names_of(tests)), "<reference>", "exec"), namespace)
         begun = answer_to()
         if "raised" in begun:
             say({"raised": begun["raised"]})
         for name in names_of(tests):
-            if name not in namespace and not hasattr(builtins, name):
+            # some problems of MBPP ask for a function of a builtin's name, such as `sum`
+            if name not in namespace and (name in task["entry_points"] or not hasattr(builtins, name)):
                 with suppress(KeyError):
                     namespace[name] = ask("name", args=(name,))
         exec(tests, namespace)
@@ -105,7 +106,9 @@ def names_of(code):
 
 def error_in(raised):
     texts = {name: str(raised[name])[:500] for name in ("kind", "type", "text")}
-    return texts | {"errno": raised["errno"] if isinstance(raised["errno"], int) else None}
+    # of the system's size: what we say is read when we have ended, so it must fit in a pipe
+    errno = raised["errno"]
+    return texts | {"errno": errno if isinstance(errno, int) and errno in range(1 << 12) else None}
 
 
 def made(raised):
