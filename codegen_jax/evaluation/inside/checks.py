@@ -8,7 +8,7 @@ import types
 from contextlib import suppress
 
 from frames import LINK, SAYING, receive, send
-from program import describe
+from program import describe, system_number
 from values import Handle, decode, encode
 
 
@@ -106,9 +106,8 @@ def names_of(code):
 
 def error_in(raised):
     texts = {name: str(raised[name])[:500] for name in ("kind", "type", "text")}
-    # of the system's size: what we say is read when we have ended, so it must fit in a pipe
-    errno = raised["errno"]
-    return texts | {"errno": errno if isinstance(errno, int) and errno in range(1 << 12) else None}
+    # what we say is read when we have ended, so it must fit in a pipe
+    return texts | {"errno": system_number(raised["errno"])}
 
 
 def made(raised):

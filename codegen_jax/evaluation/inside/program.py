@@ -67,7 +67,13 @@ def describe(error):
     except BaseException:
         text = ""
     line = text.strip().splitlines()[-1] if text.strip() else ""
-    return {"kind": kind, "type": type(error).__name__, "text": line[:500], "errno": getattr(error, "errno", None)}
+    errno = system_number(getattr(error, "errno", None))
+    return {"kind": kind, "type": type(error).__name__, "text": line[:500], "errno": errno}
+
+
+def system_number(errno):
+    """An error number of the system; None for another, which may be too long to be passed on."""
+    return errno if isinstance(errno, int) and errno in range(1 << 12) else None
 
 
 def forget_ourselves():
