@@ -11,15 +11,16 @@ import math
 import os
 import queue
 import re
+import resource
 import select
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from codegen_jax.errors import require
 from codegen_jax.evaluation.inside.frames import LENGTH
@@ -36,6 +37,7 @@ WALL = 10  # times the CPU limit: a program that sleeps ends by it, one that wai
 ANSWER_SECONDS = 10.0  # in which the interpreter itself answers
 MEMORY_BYTES, OUTPUT_BYTES, ANSWER_BYTES = 1 << 30, 1 << 20, 1 << 20
 TRIES = 3  # of a program whose sandbox breaks
+DESCRIPTORS = 16  # of a worker, at most
 CHECKED = 5  # problems whose solutions are tried before a run
 ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
 FOLDER = re.compile(r"[^\s'\"]*codegen-sandbox-\w*(/scratch)?")  # another one each time, like addresses
@@ -83,13 +85,22 @@ class Interpreter:
     def _read(self, count: int, deadline: float) -> bytes:
         content = b""
         while len(content) < count:
-            if not select.select([self.sandbox.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            if not _readable([self.sandbox.stdout], deadline):
                 raise Broken("no answer")
             part = self.sandbox.stdout.read(count - len(content))
             if not part:
                 raise Broken("it has ended")
             content += part
         return content
+
+
+def _readable(streams: Iterable[BinaryIO], deadline: float) -> list[BinaryIO]:
+    """Those that can be read from, none after the deadline. `select` knows no descriptor above 1023."""
+    by_number, poll = {stream.fileno(): stream for stream in streams}, select.poll()
+    for number in by_number:
+        poll.register(number, select.POLLIN)
+    ready = poll.poll(1000 * max(0.0, deadline - time.monotonic()))
+    return [by_number[number] for number, _ in ready]
 
 
 class Worker:
@@ -141,7 +152,7 @@ class Worker:
         ends: dict[Interpreter, dict[str, Any]] = {}
         while checks not in ends:
             running = {one.sandbox.stdout: one for one in (programs, checks) if one not in ends}
-            ready, _, _ = select.select(running, [], [], max(0.0, deadline - time.monotonic()))
+            ready = _readable(running, deadline)
             if not ready:
                 break
             for one in map(running.__getitem__, ready):
@@ -254,6 +265,7 @@ def judge(
     Raises:
         UserError: if the sandbox does not judge right here.
     """
+    _allow_descriptors(workers)
     tried = list(dict.fromkeys(task_id for _, task_id, _ in programs))[:CHECKED]
     check_sandbox([problems[task_id] for task_id in tried], layer)
     limit = math.ceil(timeout or CPU_SECONDS)
@@ -271,6 +283,16 @@ def judge(
             yield number, worker.judge(problems[task_id], program, limits.get(task_id, limit))
     finally:
         worker.close()
+
+
+def _allow_descriptors(workers: int) -> None:
+    """Raise the limit of open files, often 1024, to what the workers take, as far as the system lets us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 256 + DESCRIPTORS * workers
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def check_sandbox(problems: Sequence[Problem], layer: Layer) -> None:

