@@ -95,8 +95,8 @@ def _mbpp_mistake(record: dict[str, Any] | str) -> str:
     for name, code in (("code", record["code"]), ("test_list", "\n".join(tests))):
         try:
             _symbols(code)
-        except (SyntaxError, ValueError, RecursionError) as error:
-            return f"{name} is not Python ({error})"
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last of a parser's own stack
+            return f"{name} is not Python ({error or type(error).__name__})"
     return ""
 
 
