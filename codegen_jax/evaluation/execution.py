@@ -37,6 +37,8 @@ WALL = 10  # times the CPU limit: a program that sleeps ends by it, one that wai
 ANSWER_SECONDS = 10.0  # in which the interpreter itself answers
 MEMORY_BYTES, OUTPUT_BYTES, ANSWER_BYTES = 1 << 30, 1 << 20, 1 << 20
 TRIES = 3  # of a program whose sandbox breaks
+END_SECONDS = 1.0  # in which a process ends that has closed its pipes by ending
+KILLED = "killed for memory"
 DESCRIPTORS = 16  # of a worker, at most
 CHECKED = 5  # problems whose solutions are tried before a run
 ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
@@ -114,9 +116,11 @@ class Worker:
     def judge(self, problem: Problem, program: str, cpu_seconds: int) -> Verdict:
         """The verdict on one program; one that breaks its sandbox is tried again in a new one."""
         began = time.monotonic()
-        for _ in range(TRIES):
+        for tries_left in reversed(range(TRIES)):
             try:
                 outcome, error, cpu = self._judge(problem, program, cpu_seconds)
+                if error == KILLED and tries_left:
+                    continue  # by the machine, it may be, for what others took: it counts if it happens each time
                 error = FOLDER.sub(".", ADDRESS.sub("0x...", error))
                 return Verdict(outcome, error, cpu, time.monotonic() - began)
             except (Broken, OSError):
@@ -160,6 +164,10 @@ class Worker:
             if programs in ends and not ends[programs]["clean"]:
                 self.forget_programs()  # what the program has left behind may hold the tests' pipes
         in_time = checks in ends
+        is_gone = in_time and programs not in ends and '"gone"' in ends[checks]["said"]
+        # how it ends by itself is the verdict, so it is not killed amid that
+        if is_gone and _readable([programs.sandbox.stdout], time.monotonic() + END_SECONDS):
+            ends[programs] = programs.answer()
         for one in (programs, checks):
             if one not in ends:
                 one.stop_task()
@@ -218,7 +226,7 @@ def _outcome(
     if number == signal.SIGSYS:
         return "forbidden", "a system call that the sandbox does not allow"
     if number == signal.SIGKILL:
-        return "memory", "killed for memory"
+        return "memory", KILLED
     if number:
         return "exception", signal.Signals(number).name
     return "exception", f"ended with exit code {os.waitstatus_to_exitcode(program['status'])} before its tests did"

