@@ -346,6 +346,22 @@ def half(x): return x / 2
     assert worker.judge(problem, program, 1)[:2] == ("passed", "")
 
 
+@pytest.mark.parametrize(
+    ("tests", "program", "outcome"),
+    [
+        ("assert f()", "from collections import deque\ndef f(): return deque()\n", "failed"),
+        ("assert f()", "from collections import deque\ndef f(): return deque([0])\n", "passed"),
+        ("try:\n    f()\nexcept Exception: pass", "def f(): raise SystemExit\n", "exception"),
+        ("try:\n    f()\nexcept ValueError: pass", "def f(): b'\\xff'.decode()\n", "passed"),
+        ("assert list(f()) == ['\u00e9']", "def f(): return iter('\u00e9')\n", "passed"),
+        ("assert len(list(f())) == 2", "import re\ndef f(): return re.finditer('a', 'aa')\n", "passed"),
+    ],
+)
+def test_objects_errors_and_iterators_are_to_tests_what_they_are(worker, tests, program, outcome):
+    problem = Problem("f", "", "def f(): return 1\n", "", tests + "\n", ("f",))
+    assert worker.judge(problem, program, 1).outcome == outcome
+
+
 def test_the_solutions_of_an_mbpp_file_pass_and_functions_that_return_none_do_not(tmp_path, layer):
     problems = {problem.task_id: problem for problem in mbpp(write_lines(tmp_path / "mbpp.jsonl", lines()))}
     programs = []

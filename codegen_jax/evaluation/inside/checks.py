@@ -12,8 +12,8 @@ from program import describe, system_number
 from values import Handle, decode, encode
 
 
-class Remote(Exception):
-    """What a program raised that tests can't catch by a builtin type."""
+class Remote(BaseException):
+    """What a program raised that is no Exception, such as SystemExit, and that tests do not catch as one."""
 
 
 def run(task):
@@ -114,10 +114,10 @@ def made(raised):
     """The error to raise among the tests for one of the program."""
     kind = getattr(builtins, raised["kind"], None)
     if isinstance(kind, type) and issubclass(kind, Exception):
-        try:
-            error = kind(raised["text"])
-        except Exception:  # a type that wants other arguments
-            error = Remote(raised["text"])
+        for base in kind.__mro__:
+            with suppress(TypeError):  # a type that wants other arguments: its base stands for it
+                error = base(raised["text"])
+                break
     else:
         error = Remote(raised["text"])
     setattr(error, "raised", raised)  # noqa: B010

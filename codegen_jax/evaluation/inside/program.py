@@ -45,6 +45,8 @@ def answer(question, namespace, objects, keep):
             return {"missing": True}
         return {"value": encode(namespace[args[0]], keep), "changed": {}}
     target = objects[question["of"]]
+    if what == "bool":
+        return {"value": bool(target), "changed": {}}
     if what == "getattr":
         return {"value": encode(getattr(target, args[0]), keep), "changed": {}}
     if what == "setattr":

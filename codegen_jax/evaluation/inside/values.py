@@ -16,7 +16,7 @@ from typing import Any
 MOST_ITEMS = 1_000_000  # of an iterator that is read to its end to cross
 
 VIEWS = {"keys": type({}.keys()), "values": type({}.values()), "items": type({}.items())}
-SOURCES = ([], (), {}, set(), "", b"", range(0), {}.values(), {}.items(), reversed([]))
+SOURCES = ([], (), {}, set(), "", "\u00e9", b"", range(0), {}.values(), {}.items(), reversed([]), iter(int, 0))
 ITERATORS = (map, filter, zip, enumerate, reversed, types.GeneratorType, *(type(iter(source)) for source in SOURCES))
 BASES: tuple[Any, ...] = (list, tuple, set, frozenset)
 
@@ -30,6 +30,9 @@ class Handle:
     def __init__(self, ask, number):
         object.__setattr__(self, "_ask", ask)
         object.__setattr__(self, "_number", number)
+
+    def __bool__(self):
+        return self._ask("bool", self._number) is True
 
     def __call__(self, *args, **kwargs):
         return self._ask("call", self._number, args, kwargs)
