@@ -112,14 +112,12 @@ def error_in(raised):
 
 def made(raised):
     """The error to raise among the tests for one of the program."""
-    kind = getattr(builtins, raised["kind"], None)
+    kind, error = getattr(builtins, raised["kind"], None), Remote(raised["text"])
     if isinstance(kind, type) and issubclass(kind, Exception):
         for base in kind.__mro__:
             with suppress(TypeError):  # a type that wants other arguments: its base stands for it
                 error = base(raised["text"])
                 break
-    else:
-        error = Remote(raised["text"])
     setattr(error, "raised", raised)  # noqa: B010
     return error
 

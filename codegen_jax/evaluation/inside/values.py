@@ -108,7 +108,8 @@ def decode(data, find):
     if kind == "Decimal":
         return Decimal(content)
     if kind == "Fraction":
-        return Fraction(*(decode(part, find) for part in content))
+        numerator, denominator = (decode(part, find) for part in content)
+        return Fraction(numerator, denominator)
     if kind in ("bytes", "bytearray"):
         return getattr(builtins, kind).fromhex(content)
     if kind == "module":
