@@ -74,7 +74,7 @@ def judge_samples(arguments: argparse.Namespace, benchmark: str, problems: list[
     workers = len(os.sched_getaffinity(0)) if arguments.workers is None else arguments.workers
     timeout, output = arguments.timeout, arguments.output
     require(workers > 0, f"workers: {workers} must be positive")
-    require(timeout is None or 0 < timeout < float("inf"), f"timeout: {timeout} must be positive and finite")
+    require(timeout is None or 0 < timeout <= 86400, f"timeout: {timeout} must be positive, and a day at most")
     for k in arguments.k:
         require(k > 0, f"k: {k} must be positive")
     samples = read_samples(arguments.model, {problem.task_id: problem for problem in problems})

@@ -227,7 +227,7 @@ def _parse(line: bytes) -> dict[str, Any] | str:
     except orjson.JSONDecodeError:
         try:
             # what orjson refuses: NaN, Infinity, 1e999, numbers of any length, lone surrogates
-            record = json.loads(line.decode(), parse_int=float)
+            record = json.loads(line.decode(), parse_int=_whole)
         except UnicodeDecodeError:
             return "not UTF-8"
         except RecursionError:
@@ -236,6 +236,11 @@ def _parse(line: bytes) -> dict[str, Any] | str:
             is_cut = line.lstrip().startswith(b"{") and not line.rstrip().endswith(b"}")
             return "a JSON object cut short" if is_cut else "not JSON"
     return record if isinstance(record, dict) else f"{_kind(record)}, not a JSON object"
+
+
+def _whole(digits: str) -> int | float:
+    """A whole number; those that need more than 64 bits are rounded, since Python refuses to read very long ones."""
+    return int(digits) if len(digits) < 19 else float(digits)
 
 
 def what_it_is(shard: str) -> str:

@@ -11,14 +11,15 @@ import math
 import os
 import queue
 import re
+import resource
 import select
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from codegen_jax.errors import require
 from codegen_jax.evaluation.inside.frames import LENGTH
@@ -35,8 +36,12 @@ WALL = 10  # times the CPU limit: a program that sleeps ends by it, one that wai
 ANSWER_SECONDS = 10.0  # in which the interpreter itself answers
 MEMORY_BYTES, OUTPUT_BYTES, ANSWER_BYTES = 1 << 30, 1 << 20, 1 << 20
 TRIES = 3  # of a program whose sandbox breaks
+END_SECONDS = 1.0  # in which a process ends that has closed its pipes by ending
+KILLED = "killed for memory"
+DESCRIPTORS = 16  # of a worker, at most
 CHECKED = 5  # problems whose solutions are tried before a run
 ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
+FOLDER = re.compile(r"[^\s'\"]*codegen-sandbox-\w*(/scratch)?")  # another one each time, like addresses
 
 
 class Broken(Exception):
@@ -81,13 +86,22 @@ class Interpreter:
     def _read(self, count: int, deadline: float) -> bytes:
         content = b""
         while len(content) < count:
-            if not select.select([self.sandbox.stdout], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            if not _readable([self.sandbox.stdout], deadline):
                 raise Broken("no answer")
             part = self.sandbox.stdout.read(count - len(content))
             if not part:
                 raise Broken("it has ended")
             content += part
         return content
+
+
+def _readable(streams: Iterable[BinaryIO], deadline: float) -> list[BinaryIO]:
+    """Those that can be read from, none after the deadline. `select` knows no descriptor above 1023."""
+    by_number, poll = {stream.fileno(): stream for stream in streams}, select.poll()
+    for number in by_number:
+        poll.register(number, select.POLLIN)
+    ready = poll.poll(1000 * max(0.0, deadline - time.monotonic()))
+    return [by_number[number] for number, _ in ready]
 
 
 class Worker:
@@ -101,10 +115,13 @@ class Worker:
     def judge(self, problem: Problem, program: str, cpu_seconds: int) -> Verdict:
         """The verdict on one program; one that breaks its sandbox is tried again in a new one."""
         began = time.monotonic()
-        for _ in range(TRIES):
+        for tries_left in reversed(range(TRIES)):
             try:
                 outcome, error, cpu = self._judge(problem, program, cpu_seconds)
-                return Verdict(outcome, ADDRESS.sub("0x...", error), cpu, time.monotonic() - began)
+                if error == KILLED and tries_left:
+                    continue  # by the machine, it may be, for what others took: it counts if it happens each time
+                error = FOLDER.sub(".", ADDRESS.sub("0x...", error))
+                return Verdict(outcome, error, cpu, time.monotonic() - began)
             except (Broken, OSError):
                 if OVER_MEMORY in self.close():
                     return Verdict("memory", OVER_MEMORY, 0.0, time.monotonic() - began)
@@ -127,7 +144,7 @@ class Worker:
                 (answers[0], questions[1]),
                 role="checks",
                 prompt=problem.prompt,
-                reference=problem.prompt + problem.solution,
+                reference=f"{problem.prompt}{problem.solution}\n{problem.setup}",
                 tests=problem.tests,
                 entry_points=problem.entry_points,
                 cpu_seconds=cpu_seconds,
@@ -138,7 +155,7 @@ class Worker:
         ends: dict[Interpreter, dict[str, Any]] = {}
         while checks not in ends:
             running = {one.sandbox.stdout: one for one in (programs, checks) if one not in ends}
-            ready, _, _ = select.select(running, [], [], max(0.0, deadline - time.monotonic()))
+            ready = _readable(running, deadline)
             if not ready:
                 break
             for one in map(running.__getitem__, ready):
@@ -146,6 +163,10 @@ class Worker:
             if programs in ends and not ends[programs]["clean"]:
                 self.forget_programs()  # what the program has left behind may hold the tests' pipes
         in_time = checks in ends
+        is_gone = in_time and programs not in ends and '"gone"' in ends[checks]["said"]
+        # how it ends by itself is the verdict, so it is not killed amid that
+        if is_gone and _readable([programs.sandbox.stdout], time.monotonic() + END_SECONDS):
+            ends[programs] = programs.answer()
         for one in (programs, checks):
             if one not in ends:
                 one.stop_task()
@@ -204,7 +225,7 @@ def _outcome(
     if number == signal.SIGSYS:
         return "forbidden", "a system call that the sandbox does not allow"
     if number == signal.SIGKILL:
-        return "memory", "killed for memory"
+        return "memory", KILLED
     if number:
         return "exception", signal.Signals(number).name
     return "exception", f"ended with exit code {os.waitstatus_to_exitcode(program['status'])} before its tests did"
@@ -244,6 +265,7 @@ class Judges:
     """
 
     def __init__(self, layer: Layer, workers: int, timeout: float | None):
+        _allow_descriptors(workers)
         self.layer, self.timeout = layer, timeout
         self.limit = math.ceil(timeout or CPU_SECONDS)
         self.waiting, self.done = queue.SimpleQueue[Any](), queue.SimpleQueue[Any]()
@@ -330,6 +352,16 @@ def judge(
         for number, task_id, program in programs:
             judges.submit(number, problems[task_id], program)
         yield from judges.finish()
+
+
+def _allow_descriptors(workers: int) -> None:
+    """Raise the limit of open files, often 1024, to what the workers take, as far as the system lets us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 256 + DESCRIPTORS * workers
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def check_sandbox(problems: Sequence[Problem], layer: Layer) -> None:

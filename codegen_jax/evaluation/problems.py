@@ -144,8 +144,8 @@ def _wrong_field(record: dict[str, Any], fields: Mapping[str, type]) -> str:
 def _no_python(name: str, code: str) -> str:
     try:
         _symbols(code)
-    except (SyntaxError, ValueError, RecursionError) as error:
-        return f"{name} is not Python ({error})"
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last of a parser's own stack
+        return f"{name} is not Python ({error or type(error).__name__})"
     return ""
 
 

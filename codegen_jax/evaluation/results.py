@@ -64,6 +64,11 @@ class Results:
         self._lock = _lock(self.folder / IDENTITY)
         self.verdicts = self._read_journal()
         self._identify(dict(identity))
+        require(
+            all(number in range(len(samples)) for number in self.verdicts),
+            f"output: {self.folder / TIMINGS} is damaged, it has verdicts on samples that are not there; "
+            "remove the folder or choose another one",
+        )
         self._journal = open(self.folder / TIMINGS, "ab", buffering=0)  # noqa: SIM115 - it stays open
 
     def add(self, number: int, verdict: Verdict) -> None:
@@ -148,7 +153,7 @@ class Results:
                 if verdict.outcome not in OUTCOMES:
                     raise ValueError
                 verdicts[int(record["sample"])] = verdict
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise UserError(
                     f"output: {path}: line {number} is damaged; remove the folder or choose another one"
                 ) from None

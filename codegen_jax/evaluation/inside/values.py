@@ -1,5 +1,6 @@
 """Values that cross between a program and the tests of its functions, as JSON: builtin types only, nothing unpickled.
 
+Decimal and Fraction are numbers as those are, since solutions return them where tests have an int or a float.
 A value of a subclass crosses as its base has it, so that no method of the program decides a comparison. What has no
 builtin form stays where it is, and a `Handle` stands for it on the other side.
 """
@@ -8,13 +9,14 @@ import builtins
 import itertools
 import sys
 import types
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
-sys.set_int_max_str_digits(0)
 MOST_ITEMS = 1_000_000  # of an iterator that is read to its end to cross
 
 VIEWS = {"keys": type({}.keys()), "values": type({}.values()), "items": type({}.items())}
-SOURCES = ([], (), {}, set(), "", b"", range(0), {}.values(), {}.items(), reversed([]))
+SOURCES = ([], (), {}, set(), "", "\u00e9", b"", range(0), {}.values(), {}.items(), reversed([]), iter(int, 0))
 ITERATORS = (map, filter, zip, enumerate, reversed, types.GeneratorType, *(type(iter(source)) for source in SOURCES))
 BASES: tuple[Any, ...] = (list, tuple, set, frozenset)
 
@@ -28,6 +30,9 @@ class Handle:
     def __init__(self, ask, number):
         object.__setattr__(self, "_ask", ask)
         object.__setattr__(self, "_number", number)
+
+    def __bool__(self):
+        return self._ask("bool", self._number) is True
 
     def __call__(self, *args, **kwargs):
         return self._ask("call", self._number, args, kwargs)
@@ -56,6 +61,10 @@ def encode(value, keep):
         return ["float", float.hex(value)]
     if isinstance(value, complex):
         return ["complex", [float.hex(complex.__getattribute__(value, part)) for part in ("real", "imag")]]
+    if isinstance(value, Decimal):
+        return ["Decimal", Decimal.__str__(value)]
+    if isinstance(value, Fraction):
+        return ["Fraction", [encode(value.numerator, keep), encode(value.denominator, keep)]]
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, bytes | bytearray):
@@ -96,6 +105,11 @@ def decode(data, find):
         return float.fromhex(content)
     if kind == "complex":
         return complex(*map(float.fromhex, content))
+    if kind == "Decimal":
+        return Decimal(content)
+    if kind == "Fraction":
+        numerator, denominator = (decode(part, find) for part in content)
+        return Fraction(numerator, denominator)
     if kind in ("bytes", "bytearray"):
         return getattr(builtins, kind).fromhex(content)
     if kind == "module":
