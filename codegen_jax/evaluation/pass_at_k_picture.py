@@ -1,11 +1,11 @@
 """The picture of a model's evaluation: pass@k against k, a curve per temperature in the band of its intervals."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from textwrap import fill
 from typing import Any
 
 import numpy as np
+from etils import epath
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, StrMethodFormatter
 
@@ -18,9 +18,10 @@ LINE = 70  # characters of the title that there is room for
 TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
-def save_picture(results: Mapping[float, Sequence[Judged]], title: str, paper: Row | None, path: Path) -> None:
-    """Write the figure as a PNG."""
-    draw_pass_at_k(results, title, paper).savefig(path, dpi=120)
+def save_picture(results: Mapping[float, Sequence[Judged]], title: str, paper: Row | None, path: epath.Path) -> None:
+    """Write the figure as a PNG, to a local or remote path."""
+    with path.open("wb") as file:
+        draw_pass_at_k(results, title, paper).savefig(file, format="png", dpi=120)
 
 
 def draw_pass_at_k(results: Mapping[float, Sequence[Judged]], title: str, paper: Row | None) -> Figure:

@@ -26,6 +26,7 @@ from codegen_jax.inference.options import Options, takes_options
 from codegen_jax.inference.stops import Stops
 from codegen_jax.model.codegen import Params
 from codegen_jax.sharding import ROWS, make_mesh
+from codegen_jax.weights.base import StoredWeights
 from codegen_jax.weights.generation_config import end_ids
 from codegen_jax.weights.open import open_model
 
@@ -154,14 +155,7 @@ class Generator:
             check_type(name, value, hint)
         weights = open_model(str(model), allow_nonfinite=allow_nonfinite)
         config = _of_decoding(weights.config, dtype)
-        tokenizer = weights.tokenizer
-        if tokenizer is None:
-            raise UserError(f"{model}: has no tokenizer; give it one: codegen-jax convert {model} NEW --tokenizer T")
-        require(
-            tokenizer.vocab_size <= config.vocab_size,
-            f"{model}: its tokenizer has {tokenizer.vocab_size} ids, but the network {config.vocab_size}; give it the "
-            f"tokenizer that it was trained with: codegen-jax convert {model} NEW --tokenizer T",
-        )
+        tokenizer = tokenizer_of(weights, model)
         devices = make_mesh(mesh) if mesh else make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
         guesser = (
             None
@@ -477,6 +471,19 @@ class Generator:
             if (seconds := time.perf_counter() - began) > 1:
                 log.info(f"compiled {name} in {seconds:.1f} s")
         return result
+
+
+def tokenizer_of(weights: StoredWeights, model: str | Path) -> Tokenizer:
+    """The tokenizer of a model's folder; UserError, with the name that the user gave, without one that fits."""
+    tokenizer, rows = weights.tokenizer, weights.config.vocab_size
+    if tokenizer is None:
+        raise UserError(f"{model}: has no tokenizer; give it one: codegen-jax convert {model} NEW --tokenizer T")
+    require(
+        tokenizer.vocab_size <= rows,
+        f"{model}: its tokenizer has {tokenizer.vocab_size} ids, but the network {rows}; give it the tokenizer that it "
+        f"was trained with: codegen-jax convert {model} NEW --tokenizer T",
+    )
+    return tokenizer
 
 
 def _of_decoding(config: CodeGenConfig, dtype: Any = None) -> CodeGenConfig:

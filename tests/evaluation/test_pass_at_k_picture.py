@@ -1,6 +1,7 @@
 """The picture of pass@k: what is drawn, taken from the figure's own lines."""
 
 import pytest
+from etils import epath
 from matplotlib.colors import to_rgba
 
 from codegen_jax.evaluation.judged import Judged
@@ -65,5 +66,5 @@ def test_nothing_solved_is_a_line_at_zero_in_a_file_that_is_the_same_each_time(t
     axes = draw_pass_at_k(results, "", None).axes[0]
     assert set(axes.lines[0].get_ydata()) == {0.0} and axes.get_ylim()[0] == 0 < axes.get_ylim()[1]
     for name in ("a.png", "b.png"):
-        save_picture(results, "a model", None, tmp_path / name)
+        save_picture(results, "a model", None, epath.Path(tmp_path / name))
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

@@ -96,7 +96,7 @@ def serve(task, link, source, wakeup):
     os.set_blocking(saying[0], False)
     said = b""
     with contextlib.suppress(BlockingIOError):
-        said = os.read(saying[0], 1 << 16)[LENGTH.size :]  # the length is no text
+        said = os.read(saying[0], 1 << 16)
     for descriptor in (saying[0], output[0]):
         os.close(descriptor)
     cpu = usage.ru_utime + usage.ru_stime

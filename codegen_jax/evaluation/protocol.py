@@ -1,0 +1,88 @@
+"""How samples of a benchmark's problems are drawn: the paper's protocol, and EvalPlus' greedy one."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from codegen_jax.errors import require
+from codegen_jax.evaluation.problems import Problem
+from codegen_jax.fields import check_fields
+from codegen_jax.inference.options import Options
+
+Truncate = Literal["codegen", "evalplus", "none"]
+
+# EvalPlus' for a base model of HumanEval, in evalplus/provider/utility.py, beside eos
+EVALPLUS_STOPS = ("\nif __name__", "\ndef main(", "\nprint(", "\ndef ", "\nclass ", "\nimport ", "\nfrom ", "\nassert ")
+
+
+class Draw(NamedTuple):
+    """One sample to draw: at which temperature, of which problem (its number in the benchmark), and which one of it."""
+
+    temperature: float
+    problem: int
+    sample: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """The paper's (arXiv 2203.13474, section 3.2): for each k the best of three temperatures counts.
+
+    Attributes:
+        num_samples: of each problem at each temperature.
+        temperatures: 0 takes the likeliest tokens, so one sample is all there is.
+        top_p: as of `Options`.
+        max_new_tokens: the paper does not say how many; 512 are more than any solution of HumanEval has.
+        truncate: codegen: where the authors' sample.py ends a completion; evalplus: before the first of EvalPlus'
+            stops; none: at eos alone.
+        seed: of all samples.
+
+    Raises:
+        UserError: for an impossible value; it begins with the field's name.
+    """
+
+    num_samples: int = 200
+    temperatures: Sequence[float] = (0.2, 0.6, 0.8)
+    top_p: float = 0.95
+    max_new_tokens: int = 512
+    truncate: Truncate = "codegen"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        require(bool(self.temperatures), "temperatures: must not be empty")
+        require(
+            len(set(map(name_of, self.temperatures))) == len(self.temperatures),
+            "temperatures: one is there twice, to six digits",
+        )
+        for temperature in self.temperatures:
+            Options(num_samples=self.num_samples, **self.options(temperature))
+        require(
+            self.num_samples == 1 or 0 not in self.temperatures,
+            f"temperatures: at 0 all {self.num_samples} samples of a problem are the same; --greedy draws one",
+        )
+
+    def options(self, temperature: float) -> dict[str, Any]:
+        """What `Generator.complete` takes."""
+        return {
+            "temperature": float(temperature),
+            "top_p": self.top_p,
+            "max_new_tokens": self.max_new_tokens,
+            "truncate": "codegen" if self.truncate == "codegen" else None,
+            "stop_strings": EVALPLUS_STOPS if self.truncate == "evalplus" else (),
+            "logprobs": 0,
+        }
+
+    def seed_of(self, problem: Problem, sample: int) -> int:
+        """The seed of a sample: another one for each of a problem, and a function of seed, problem and number alone."""
+        digest = hashlib.sha256(f"{self.seed} {problem.task_id}".encode()).digest()
+        return (int.from_bytes(digest[:4], "big") + sample) % 2**32
+
+    def draws(self, problems: Sequence[int]) -> list[Draw]:
+        """All samples of these problems, temperature by temperature."""
+        return [Draw(t, number, n) for t in self.temperatures for number in problems for n in range(self.num_samples)]
+
+
+def name_of(temperature: float) -> str:
+    """As in the names of files: "T0.2"."""
+    return f"T{temperature:g}"

