@@ -1,6 +1,7 @@
 """A model's samples of a benchmark's problems, in batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from codegen_jax.data.tokenizer import Tokenizer
@@ -10,42 +11,44 @@ from codegen_jax.evaluation.protocol import Draw, Protocol
 from codegen_jax.inference.generate import Generator
 
 
-def draw_samples(
-    generator: Generator, problems: Sequence[Problem], protocol: Protocol, draws: Sequence[Draw]
-) -> Iterator[list[tuple[Draw, dict[str, Any]]]]:
-    """The samples asked for, in their order, each with what is told of it; a list for each batch on the devices.
+def batches(draws: Sequence[Draw], rows: int) -> list[list[Draw]]:
+    """Draws in batches of one temperature and at most so many rows."""
+    found: list[list[Draw]] = []
+    for _, of_temperature in groupby(draws, lambda draw: draw.temperature):
+        together = list(of_temperature)
+        found += [together[first : first + rows] for first in range(0, len(together), rows)]
+    return found
 
-    A sample is a function of the model, seed, problem, number and protocol, whatever else is drawn beside it.
+
+def draw_batch(
+    generator: Generator, problems: Sequence[Problem], protocol: Protocol, batch: Sequence[Draw]
+) -> list[dict[str, Any]]:
+    """The samples asked for, all of one temperature, with what is told of them.
+
+    The text is a function of the model, seed, problem, number and protocol, whatever else is drawn beside it. The last
+    digits of the log-probability depend on the shape of the batch, as every sum of floats does.
 
     Args:
         problems: of the benchmark; a draw has its problem's number among them.
-        draws: those of a temperature must stand together.
     """
-    first = 0
-    while first < len(draws):
-        temperature = draws[first].temperature
-        batch = [draw for draw in draws[first : first + generator.max_rows] if draw.temperature == temperature]
-        completions = generator.complete(
-            [problems[draw.problem].prompt for draw in batch],
-            seed=[protocol.seed_of(problems[draw.problem], draw.sample) for draw in batch],
-            **protocol.options(temperature),
-        )
-        yield [
-            (
-                draw,
-                {
-                    "task_id": problems[draw.problem].task_id,
-                    "completion": completion.completion,
-                    "sample": draw.sample,
-                    "temperature": temperature,
-                    "tokens": len(completion.token_ids),
-                    "finish_reason": completion.finish_reason,
-                    "logprob": sum(completion.logprobs or []),
-                },
-            )
-            for draw, completion in zip(batch, completions, strict=True)
-        ]
-        first += len(batch)
+    temperature = batch[0].temperature
+    completions = generator.complete(
+        [problems[draw.problem].prompt for draw in batch],
+        seed=[protocol.seed_of(problems[draw.problem], draw.sample) for draw in batch],
+        **protocol.options(temperature),
+    )
+    return [
+        {
+            "task_id": problems[draw.problem].task_id,
+            "completion": completion.completion,
+            "sample": draw.sample,
+            "temperature": temperature,
+            "tokens": len(completion.token_ids),
+            "finish_reason": completion.finish_reason,
+            "logprob": round(sum(completion.logprobs or []), 3),
+        }
+        for draw, completion in zip(batch, completions, strict=True)
+    ]
 
 
 def require_room(tokenizer: Tokenizer, context: int, problems: Sequence[Problem], protocol: Protocol) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from codegen_jax.evaluation.draw_samples import draw_samples
+from codegen_jax.evaluation.draw_samples import batches, draw_batch
 from codegen_jax.evaluation.evaluation_report import Settings
 from codegen_jax.evaluation.execution import Judges
 from codegen_jax.evaluation.judged import Judged
@@ -167,14 +167,19 @@ def draw_and_judge(
 
         for draw in unjudged:
             judge(draw)
-        for batch in draw_samples(model, problems, protocol, missing) if model else ():
-            for draw, record in batch:
+        # the batches of a run that nothing disturbed: what is drawn again is drawn beside the same others
+        for whole in batches(wanted, model.max_rows if model else 1):
+            batch = [draw for draw in whole if draw not in folder.samples]
+            if model is None or not batch:
+                continue
+            records = draw_batch(model, problems, protocol, batch)
+            for draw, record in zip(batch, records):
                 folder.add_sample(draw, record)
                 judge(draw)
             for draw, verdict in judging.verdicts():
                 add(draw, verdict)
             folder.write()
-            progress.add_samples(len(batch), sum(record["tokens"] for _, record in batch))
+            progress.add_samples(len(batch), sum(record["tokens"] for record in records))
             progress.show()
         written = time.monotonic()
         for draw, verdict in judging.finish():

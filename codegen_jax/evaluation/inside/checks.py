@@ -58,8 +58,11 @@ def run(task):
     try:
         random.seed(0)
         prompt, tests = task["prompt"], compile(task["tests"], "<tests>", "exec")
-        if prompt:  # the functions that a prompt brings are its own, whatever the program says
-            exec(compile(prompt + "\n    pass\n", "<prompt>", "exec"), namespace)
+        # the functions that a prompt brings are its own, whatever the program says; it may end amid one, or a statement
+        for text in (prompt, prompt + "\n    pass\n"):
+            with suppress(Exception):
+                exec(compile(text, "<prompt>", "exec"), namespace)
+                break
         for name in task["entry_points"]:
             namespace.pop(name, None)
         # a module that tests use by an import of the reference or the setup, such as math, is the real one
