@@ -73,6 +73,7 @@ DOCUMENTS = {
         slow=("codegen-jax plan", ".venv/bin/python scripts/bench_train"),
         unrun={
             "scripts/demo": "the demo has a test of its own below, and scripts/test is what runs this",
+            "codegen-jax evaluate Salesforce": "released weights are not on this machine",
             "    def read(self": "the demo's model wrote it, and writes something else on another machine",
         },
     ),

@@ -286,11 +286,9 @@ def test_a_model_that_was_trained_on_twenty_solutions_passes_those_and_no_other(
     drawn = ["--num-samples", "2", "--temperatures", "0.2", "--max-new-tokens", "256", "--k", "1", "2"]
     call("evaluate", "run", "humaneval", "--output", "drawn", *drawn)
     for name in ("greedy/results_T0.jsonl", "drawn/results_T0.2.jsonl"):
-        results = rows(tmp_path, name)
-        passed = {
-            number: [row["passed"] for row in results if row["task_id"] == f"HumanEval/{number}"]
-            for number in range(164)
-        }
+        passed: dict[int, list[bool]] = {number: [] for number in range(164)}
+        for row in rows(tmp_path, name):
+            passed[int(row["task_id"].removeprefix("HumanEval/"))].append(row["passed"])
         assert {number for number, found in passed.items() if all(found)} == set(twenty)
         assert not any(any(found) for number, found in passed.items() if number not in twenty)
 
