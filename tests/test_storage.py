@@ -8,9 +8,12 @@ import sys
 import fsspec
 import pytest
 
+from codegen_jax.cli import main
 from codegen_jax.errors import UserError
 from codegen_jax.storage import expand, local_copy, open_path
 from codegen_jax.training.metrics import read_metrics
+from tests.evaluation.benchmarks import write_lines
+from tests.peers import peer, save, tiny_bpe
 from tests.processes import free_port, start
 from tests.runs import tiny_run
 
@@ -101,3 +104,28 @@ def test_a_name_that_exists_is_no_variable_and_what_stands_for_nothing_is_refuse
             expand(name)
         (tmp_path / name).mkdir()
         assert expand(name) == name
+
+
+def test_an_evaluation_in_shares_whose_folder_is_remote_is_the_local_one(tmp_path, bucket):
+    fields = {"prompt": "def one():\n    return 1\n#", "canonical_solution": " one\n", "entry_point": "one"}
+    test = "def check(candidate):\n    assert candidate() == 1\n"
+    write_lines(tmp_path / "own.jsonl", [fields | {"task_id": f"Own/{n}", "test": test} for n in range(2)])
+    tokenizer = tiny_bpe()
+    save(peer(vocab_size=tokenizer.vocab_size), tmp_path / "model", tokenizer=tokenizer)
+
+    def evaluate(output, *words):
+        drawn = ["--problems", str(tmp_path / "own.jsonl"), "--num-samples", "2", "--max-new-tokens", "4", "--k", "1"]
+        main(["evaluate", str(tmp_path / "model"), "humaneval", "--output", str(output), *drawn, *words])
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in bucket.items():
+            patch.setenv(name, value)
+        for part in (1, 2):
+            evaluate(tmp_path / "local", "--share", f"{part}/2")
+            evaluate("gs://bucket/evaluated", "--share", f"{part}/2")
+        fsspec.filesystem("gs").invalidate_cache()
+        copy = local_copy("gs://bucket/evaluated")
+    names = [path.name for path in (tmp_path / "local").iterdir() if path.is_file() and "timings" not in path.name]
+    assert len(names) == 2 * 3 + 4
+    for name in names:
+        assert (copy / name).read_bytes() == (tmp_path / "local" / name).read_bytes(), name
