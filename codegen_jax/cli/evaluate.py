@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import os
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from codegen_jax.cli.arguments import MODEL, Parser, add_loading, load, number, whole_number
@@ -39,8 +40,20 @@ def add_verbs(verbs: Any) -> None:
     add_drawing(verb)
     add_running(verb)
     verb.calls(humaneval)
-    verb = measures.add_parser("mbpp", help="run samples of MBPP's problems: pass@k")
+    verb = measures.add_parser("mbpp", help="pass@k of a model on MBPP, or of samples of its problems")
     verb.add_argument("--problems", required=True, metavar="FILE", help="the benchmark's own mbpp.jsonl")
+    verb.add_argument(
+        "--split",
+        choices=("prompt", "test", "validation", "train"),
+        help="for a MODEL; default: test, problems 11 to 510",
+    )
+    verb.add_argument(
+        "--shots",
+        type=int,
+        choices=(0, 3),
+        help="examples in a MODEL's prompt (default: 0, a docstring of text and test)",
+    )
+    add_drawing(verb)
     add_running(verb)
     verb.calls(mbpp)
 
@@ -101,18 +114,26 @@ def is_samples(name: str) -> bool:
     return name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")) or open_path(name).is_file()
 
 
-def refuse_drawing(arguments: argparse.Namespace) -> None:
-    drawing = Parser()
+def refuse_drawing(arguments: argparse.Namespace, also: Sequence[str] = ()) -> None:
+    """Raise `UserError` for the first argument of `add_drawing`, or of those named, which samples have no use for."""
+    drawing = Parser(add_help=False)
     add_drawing(drawing)
-    for name, flag in drawing.flags.items():
-        if name != "help" and getattr(arguments, name) != drawing.get_default(name):
-            raise UserError(f"{flag}: is of a model's samples, and {arguments.model} are samples that are there")
+    for name in (*drawing.flags, *also):
+        if getattr(arguments, name) != drawing.get_default(name):
+            raise UserError(f"{name}: is of a model's samples, and {arguments.model} are samples that are there")
 
 
 def mbpp(arguments: argparse.Namespace) -> None:
+    from codegen_jax.evaluation.mbpp_prompts import END_OF_CODE, mbpp_for_models
     from codegen_jax.evaluation.problems import mbpp
 
-    judge_samples(arguments, "mbpp", mbpp(arguments.problems))
+    path, shots = arguments.problems, arguments.shots or 0
+    if is_samples(arguments.model):
+        refuse_drawing(arguments, ("split", "shots"))
+        judge_samples(arguments, "mbpp", mbpp(path))
+    else:
+        problems = mbpp_for_models(path, arguments.split or "test", shots)
+        evaluate_model(arguments, "mbpp", problems, (END_OF_CODE,) if shots else ())
 
 
 def judge_samples(arguments: argparse.Namespace, benchmark: str, problems: list[Any]) -> None:
@@ -149,7 +170,9 @@ def read_workers(arguments: argparse.Namespace) -> int:
     return workers
 
 
-def evaluate_model(arguments: argparse.Namespace, benchmark: str, problems: list[Any]) -> None:
+def evaluate_model(
+    arguments: argparse.Namespace, benchmark: str, problems: list[Any], stop_strings: Sequence[str] = ()
+) -> None:
     from codegen_jax.evaluation.draw_samples import require_room
     from codegen_jax.evaluation.evaluate_model import Evaluation, evaluate_model
     from codegen_jax.evaluation.evaluation_report import Settings
@@ -161,7 +184,7 @@ def evaluate_model(arguments: argparse.Namespace, benchmark: str, problems: list
     from codegen_jax.weights.open import open_model
 
     workers = read_workers(arguments)
-    protocol = read_protocol(arguments)
+    protocol = read_protocol(arguments, stop_strings)
     share = read_share(arguments.share)
     limit = len(problems) if arguments.limit is None else arguments.limit
     require(0 < limit <= len(problems), f"limit: {limit} must be from 1 to the {len(problems)} problems that there are")
@@ -195,7 +218,7 @@ def evaluate_model(arguments: argparse.Namespace, benchmark: str, problems: list
         print(f"report: {arguments.output.rstrip('/')}/{REPORT_IN_WORDS}")
 
 
-def read_protocol(arguments: argparse.Namespace) -> "Protocol":
+def read_protocol(arguments: argparse.Namespace, stop_strings: Sequence[str]) -> "Protocol":
     from codegen_jax.evaluation.protocol import Protocol
 
     names = ("num_samples", "top_p", "max_new_tokens", "truncate", "seed")
@@ -206,7 +229,7 @@ def read_protocol(arguments: argparse.Namespace) -> "Protocol":
         for name in ("num_samples", "temperatures", "top_p"):
             require(name not in given, f"{name}: --greedy draws one sample at temperature 0; leave one of the two out")
         given = {"num_samples": 1, "temperatures": (0.0,), "truncate": "evalplus"} | given
-    return Protocol(**given)
+    return Protocol(**given, stop_strings=stop_strings)
 
 
 def read_share(text: str | None) -> tuple[int, int]:

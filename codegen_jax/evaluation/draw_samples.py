@@ -33,7 +33,7 @@ def draw_batch(
     """
     temperature = batch[0].temperature
     completions = generator.complete(
-        [problems[draw.problem].prompt for draw in batch],
+        [problems[draw.problem].model_prompt for draw in batch],
         seed=[protocol.seed_of(problems[draw.problem], draw.sample) for draw in batch],
         **protocol.options(temperature),
     )
@@ -54,7 +54,7 @@ def draw_batch(
 def require_room(tokenizer: Tokenizer, context: int, problems: Sequence[Problem], protocol: Protocol) -> None:
     """Raise `UserError` unless every prompt fits into a model's context with the new tokens."""
     for problem in problems:
-        tokens = len(tokenizer.encode(problem.prompt))
+        tokens = len(tokenizer.encode(problem.model_prompt))
         require(
             tokens < context,
             f"{problem.task_id}: its prompt of {tokens} tokens does not fit into the model's context of {context}; "

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from itertools import groupby
 from typing import Any
 
@@ -90,7 +90,7 @@ def evaluate_model(
             "benchmark": evaluation.benchmark,
             **identity,
             "problems": fingerprint([astuple(problem) for problem in evaluation.problems]),
-            **{name: getattr(protocol, name) for name in ("seed", "top_p", "max_new_tokens", "truncate")},
+            **{name: value for name, value in asdict(protocol).items() if name not in ("num_samples", "temperatures")},
             "timeout": settings.timeout,
             "unsafe": settings.unsafe,
         },

