@@ -43,13 +43,17 @@ def test_three_shots_are_those_of_the_benchmarks_authors(path):
 
 
 def test_what_is_missing_is_named(tmp_path, path):
-    with pytest.raises(UserError, match=r"^split: .*mbpp.jsonl has no problem from 601 to 974, which are train's$"):
+    with pytest.raises(
+        UserError, match=r"^split: .*mbpp.jsonl has none of the problems 601 to 974, which are train's$"
+    ):
         mbpp_for_models(path, "train", 0)
     few = write_lines(tmp_path / "few.jsonl", records()[1:])
     with pytest.raises(UserError, match=r"^shots: .*few.jsonl lacks problem 2, which is an example of the prompt$"):
         mbpp_for_models(few, "test", 3)
     bare = write_lines(tmp_path / "bare.jsonl", [{k: v for k, v in one.items() if k != "text"} for one in records()])
-    with pytest.raises(UserError, match=r"bare.jsonl: problem 11 has no text; give MBPP's mbpp.jsonl$"):
+    with pytest.raises(
+        UserError, match=r"bare.jsonl: problem 11 has no text; give the whole MBPP, not its sanitized part$"
+    ):
         mbpp_for_models(bare, "test", 0)
 
 
@@ -63,11 +67,11 @@ def test_a_model_is_evaluated_on_a_split(tmp_path, monkeypatch):
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert (
         report["benchmark"] == "mbpp"
-        and report["samples"] == {"0.8": 2}
+        and report["samples"] == {"0.8": 4}
         and report["pass_at_k"]["0.8"].keys() == {"1", "2"}
     )
-    (first, _) = [json.loads(line) for line in (tmp_path / "out/results_T0.8.jsonl").read_text().splitlines()]
-    assert (first["task_id"], first["passed"], first["tokens"]) == ("601", False, 6)
+    first, *_ = [json.loads(line) for line in (tmp_path / "out/results_T0.8.jsonl").read_text().splitlines()]
+    assert (first["task_id"], first["passed"], first["tokens"]) == ("927", False, 6)
 
 
 def test_flags_of_models_are_refused_for_samples(tmp_path, monkeypatch, capsys):
