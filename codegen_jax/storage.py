@@ -1,12 +1,16 @@
 """Paths that may be local, gs:// or s3://."""
 
 import atexit
+import errno
+import fcntl
+import logging
 import os
 import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from string import Template
 
@@ -14,6 +18,8 @@ import fsspec
 from etils import epath
 
 from codegen_jax.errors import UserError, require
+
+log = logging.getLogger(__name__)
 
 KNOWN = "a local path, gs:// or s3://, or OWNER/NAME of Hugging Face's hub"
 UNFINISHED = ".tmp"  # ends the names of files that are being written
@@ -106,3 +112,20 @@ def write_whole(path: epath.Path, text: str) -> None:
 
 def require_local(name: str, path: epath.PathLike) -> None:
     require(not is_remote(path), f"{name}: {path}: is written to local folders only; copy it there afterwards")
+
+
+def locked(path: epath.PathLike) -> FileIO | None:
+    """A local file, open to read and write, that this process alone has; None if another one has it.
+
+    It is held until it is closed or this process ends, however it ends: POSIX locks do, and NFS keeps them for all its
+    hosts. Where a file system has none, the file is open all the same, with a warning.
+    """
+    file = open(path, "a+b", buffering=0)  # noqa: SIM115 - it stays open
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            file.close()
+            return None
+        log.warning(f"{path}: this file system has no locks ({error}); let no second process write to its folder")
+    return file

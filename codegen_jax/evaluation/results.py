@@ -3,8 +3,6 @@
 Its files but timings.jsonl are functions of the samples, benchmark, settings and programs: no dates, no paths.
 """
 
-import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -23,7 +21,7 @@ from codegen_jax.evaluation.evaluation_report import in_words
 from codegen_jax.evaluation.samples import Sample
 from codegen_jax.evaluation.verdicts import OUTCOMES, Verdict
 from codegen_jax.mistaken_paths import holds
-from codegen_jax.storage import require_local, write_whole
+from codegen_jax.storage import locked, require_local, write_whole
 from codegen_jax.strict_json import dumps
 
 log = logging.getLogger(__name__)
@@ -61,7 +59,7 @@ class Results:
         self.folder, self.samples = Path(output), samples
         self._refuse_other_things()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.folder / IDENTITY)
+        self._held = _hold(self.folder / IDENTITY)
         self.verdicts = self._read_journal()
         self._identify(dict(identity))
         require(
@@ -112,8 +110,8 @@ class Results:
 
     def _identify(self, ours: dict[str, Any]) -> None:
         """Refuse a folder of another evaluation; one without verdicts may become any evaluation's."""
-        self._lock.seek(0)
-        text = self._lock.read()
+        self._held.seek(0)
+        text = self._held.read()
         try:
             theirs = json.loads(text) if text else ours
         except ValueError:
@@ -128,12 +126,12 @@ class Results:
                 )
         if text and theirs == ours:
             return
-        self._lock.truncate(0)
+        self._held.truncate(0)
         try:
             with _full_disk(self.folder):
-                _write(self._lock, dumps(ours, indent=2) + "\n")
+                _write(self._held, dumps(ours, indent=2) + "\n")
         except UserError:
-            self._lock.truncate(0)
+            self._held.truncate(0)
             raise
 
     def _read_journal(self) -> dict[int, Verdict]:
@@ -171,19 +169,11 @@ def _write(file: FileIO, text: str) -> None:
         content = content[file.write(content) :]
 
 
-def _lock(path: Path) -> FileIO:
-    """A file that this process alone has open to write, until it ends."""
-    file = open(path, "a+b", buffering=0)  # noqa: SIM115 - it stays open
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            log.warning(f"{path.parent}: this file system has no locks ({error}); start no second evaluation there")
-            return file
-        file.close()
-        raise UserError(
-            f"output: {path.parent} is in use by another evaluation; wait for it, or choose another folder"
-        ) from error
+def _hold(path: Path) -> FileIO:
+    """The file of an evaluation's identity, held against other processes."""
+    file = locked(path)
+    if file is None:
+        raise UserError(f"output: {path.parent} is in use by another evaluation; wait for it, or choose another folder")
     return file
 
 

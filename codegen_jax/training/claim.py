@@ -1,20 +1,19 @@
 """Whose an output folder is: one run's, and at a time one process's. Imports nothing heavy."""
 
-import errno
-import fcntl
 import json
 import logging
 import os
 import re
 import socket
 import time
-from typing import IO, Any
+from io import FileIO
+from typing import Any
 
 from etils import epath
 
 from codegen_jax.config import RunConfig
 from codegen_jax.errors import UserError
-from codegen_jax.storage import is_remote, open_path, write_whole
+from codegen_jax.storage import is_remote, locked, open_path, write_whole
 from codegen_jax.training.records import METRICS, SUMMARY
 from codegen_jax.weights.run_folder import CHECKPOINTS, RUN_FILE, whole_checkpoints
 
@@ -31,7 +30,7 @@ FREE_FIELDS |= {f"training.{name}" for name in ("eval_every", "eval_batches", "s
 FREE_FIELDS |= {"training.max_bad_steps", "training.wandb_project"}
 
 
-def claim(folder: epath.Path, record: dict[str, Any]) -> IO[str] | None:
+def claim(folder: epath.Path, record: dict[str, Any]) -> FileIO | None:
     """Take an output folder for a run, or go on with the same run's.
 
     Args:
@@ -99,33 +98,24 @@ def _has_begun(folder: epath.Path) -> bool:
     return bool(whole_checkpoints(folder)) or (metrics.exists() and metrics.stat().length > 0)
 
 
-def _lock(folder: epath.Path) -> IO[str] | None:
+def _lock(folder: epath.Path) -> FileIO | None:
     """Hold a folder, and say in its lock by whom it is held."""
     file = _hold(folder)
     if file is not None:
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-        file.flush()
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n".encode())
     return file
 
 
-def _hold(folder: epath.Path) -> IO[str] | None:
-    """POSIX locks, which end with their process and which NFS keeps for all its hosts; object stores have none."""
+def _hold(folder: epath.Path) -> FileIO | None:
+    """None on object stores, which have no locks."""
     if is_remote(folder):
         return None
-    file = open(folder / LOCK, "a+")  # noqa: SIM115 - it stays open
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            log.warning(f"{folder}: this file system has no locks ({error}); start no second run there")
-            return file
-        file.seek(0)
-        holder = file.read().strip()
-        file.close()
-        raise UserError(
-            f"output: {folder} is in use by another run ({holder}); wait for it, or choose another folder"
-        ) from error
+    file = locked(folder / LOCK)
+    if file is None:
+        holder = (folder / LOCK).read_text().strip()
+        raise UserError(f"output: {folder} is in use by another run ({holder}); wait for it, or choose another folder")
     return file
 
 
