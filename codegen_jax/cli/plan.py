@@ -44,8 +44,8 @@ def add_verbs(verbs: Any) -> None:
 def plan(arguments: argparse.Namespace) -> None:
     """In a thread: a compilation does not hear Ctrl-C, and the main thread that waits for it does."""
     with ThreadPoolExecutor(1) as thread:
-        work = thread.submit(make, arguments)
         try:
+            work = thread.submit(make, arguments)
             while not work.done():
                 wait([work], timeout=0.2)
         except KeyboardInterrupt as error:
