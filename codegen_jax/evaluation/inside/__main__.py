@@ -100,7 +100,7 @@ def serve(task, link, source, wakeup):
     for descriptor in (saying[0], output[0]):
         os.close(descriptor)
     cpu = usage.ru_utime + usage.ru_stime
-    return {"status": status, "over": over, "cpu": cpu, "clean": is_clean(), "said": said.decode()}
+    return {"status": status, "over": over, "cpu": cpu, "clean": is_clean(), "said": said.decode(errors="replace")}
 
 
 def is_clean():
@@ -130,7 +130,7 @@ def be_the_task(task, link, saying, output):
         kept = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 16) for descriptor in (output, output, *link, saying)]
         for place, descriptor in enumerate(kept, start=1):
             os.dup2(descriptor, place)
-        roles = {"program": program.run, "checks": checks.run}
+        roles = {"program": program.run, "checks": checks.run, "program with tests": program.run_with_tests}
         os.closerange(5 if task["role"] == "program" else 6, 256)  # a program has nothing to say here
         limit = task["cpu_seconds"]
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))

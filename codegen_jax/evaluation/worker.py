@@ -1,0 +1,316 @@
+"""Programs run and judged: each in a process of one sandbox, its tests in a process of another.
+
+A worker has two sandboxes, each with a warm interpreter that forks a process per task (inside/__main__.py): one for
+programs, one for tests. What a test calls crosses from one to the other through two pipes, as plain data
+(inside/values.py). So a program can end itself, print, or take its own process to pieces, and no test passes by it.
+"""
+
+import json
+import logging
+import os
+import re
+import secrets
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from codegen_jax.evaluation.inside.frames import LENGTH
+from codegen_jax.evaluation.problems import Problem
+from codegen_jax.evaluation.sandbox import OVER_MEMORY, Layer, Limits, Sandbox
+from codegen_jax.evaluation.verdicts import Outcome, Verdict
+
+log = logging.getLogger(__name__)
+
+INSIDE = Path(__file__).parent / "inside"
+CPU_SECONDS = 3  # of a program and of its tests, unless the problem's own solution needs a tenth of that
+WALL = 10  # times the CPU limit: a program that sleeps ends by it, one that waits for a core does not
+ANSWER_SECONDS = 10.0  # in which the interpreter itself answers
+MEMORY_BYTES, OUTPUT_BYTES, ANSWER_BYTES = 1 << 30, 1 << 20, 1 << 20
+TRIES = 3  # of a program whose sandbox breaks
+END_SECONDS = 1.0  # in which a process ends that has closed its pipes by ending
+KILLED = "killed for memory"
+PIPE_BYTES = 60 << 10  # that a pipe takes before anybody reads
+ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
+FOLDER = re.compile(r"[^\s'\"]*codegen-sandbox-\w*(/scratch)?")  # another one each time, like addresses
+
+
+# from a problem, a program and its CPU seconds to the outcome, the last line of the error, and the seconds used
+Way = Callable[[Problem, str, int], tuple[Outcome, str, float]]
+
+
+class Broken(Exception):
+    """A sandbox that does not answer as it should; says nothing of the program."""
+
+
+class Interpreter:
+    """The warm interpreter of one sandbox."""
+
+    def __init__(self, layer: Layer):
+        self.sandbox = Sandbox(layer, INSIDE, Limits())
+        self.sandbox.stdin.settimeout(ANSWER_SECONDS)
+        try:
+            self.answer()
+        except BaseException:
+            self.sandbox.stop()
+            raise
+
+    def start(self, link: tuple[int, int], **task: Any) -> None:
+        """Begin a task in a process of its own, which reads from and writes to the descriptors of `link`."""
+        self._send({"memory_bytes": MEMORY_BYTES, "output_bytes": OUTPUT_BYTES} | task, link)
+
+    def stop_task(self) -> None:
+        self._send({"stop": True})
+
+    def _send(self, message: Any, descriptors: Sequence[int] = ()) -> None:
+        content = json.dumps(message).encode()
+        try:
+            socket.send_fds(self.sandbox.stdin, [LENGTH.pack(len(content))], descriptors)
+            self.sandbox.stdin.sendall(content)
+        except OSError as error:
+            raise Broken(str(error)) from error
+
+    def answer(self) -> dict[str, Any]:
+        """What it says next: that it has started, or how a task has ended (`serve` of inside/__main__.py)."""
+        deadline = time.monotonic() + ANSWER_SECONDS
+        (length,) = LENGTH.unpack(self._read(LENGTH.size, deadline))
+        if length > ANSWER_BYTES:
+            raise Broken("an answer without an end")
+        return json.loads(self._read(length, deadline))
+
+    def _read(self, count: int, deadline: float) -> bytes:
+        content = b""
+        while len(content) < count:
+            if not _readable([self.sandbox.stdout], deadline):
+                raise Broken("no answer")
+            part = self.sandbox.stdout.read(count - len(content))
+            if not part:
+                raise Broken("it has ended")
+            content += part
+        return content
+
+
+def _readable(streams: Iterable[BinaryIO], deadline: float) -> list[BinaryIO]:
+    """Those that can be read from, none after the deadline. `select` knows no descriptor above 1023."""
+    by_number, poll = {stream.fileno(): stream for stream in streams}, select.poll()
+    for number in by_number:
+        poll.register(number, select.POLLIN)
+    ready = poll.poll(1000 * max(0.0, deadline - time.monotonic()))
+    return [by_number[number] for number, _ in ready]
+
+
+class Worker:
+    """Judges one program after the other.
+
+    Args:
+        layer: of its sandboxes.
+        uncrossed: task_ids, added to here, of problems whose own solution passes only in one process with its tests,
+            since values of these cannot cross.
+    """
+
+    def __init__(self, layer: Layer, uncrossed: set[str] | None = None):
+        self.layer, self.uncrossed = layer, set[str]() if uncrossed is None else uncrossed
+        self.crossed: set[str] = set()
+        self.programs: Interpreter | None = None
+        self.checks: Interpreter | None = None
+
+    def judge(self, problem: Problem, program: str, cpu_seconds: int) -> Verdict:
+        """The verdict on one program; one that breaks its sandbox is tried again in a new one."""
+        verdict = self._tried(self._judge, problem, program, cpu_seconds)
+        if verdict.outcome in ("failed", "exception") and not self._crosses(problem):
+            return self._tried(self._judge_in_one_process, problem, program, cpu_seconds)
+        return verdict
+
+    def _crosses(self, problem: Problem) -> bool:
+        """Whether a failure in two processes counts; it does not if the problem's own solution fails there as well, and
+        passes in one process."""
+        if problem.task_id not in self.crossed | self.uncrossed:
+            given = problem, problem.prompt + problem.solution, 20 * CPU_SECONDS
+            passes = lambda way: self._tried(way, *given).outcome == "passed"
+            if passes(self._judge) or not passes(self._judge_in_one_process):
+                self.crossed.add(problem.task_id)
+            else:
+                self.uncrossed.add(problem.task_id)
+                log.warning(
+                    f"{problem.task_id}: what its tests use can't cross between processes, so its programs run in one "
+                    "process with them, where a program that means to can pass without solving it"
+                )
+        return problem.task_id in self.crossed
+
+    def _tried(
+        self,
+        way: Callable[[Problem, str, int], tuple[Outcome, str, float]],
+        problem: Problem,
+        program: str,
+        seconds: int,
+    ) -> Verdict:
+        began = time.monotonic()
+        for tries_left in reversed(range(TRIES)):
+            try:
+                outcome, error, cpu = way(problem, program, seconds)
+                if error == KILLED and tries_left:
+                    continue  # by the machine, it may be, for what others took: it counts if it happens each time
+                error = FOLDER.sub(".", ADDRESS.sub("0x...", error))
+                return Verdict(outcome, error, cpu, time.monotonic() - began)
+            except (Broken, OSError):
+                if OVER_MEMORY in self.close():
+                    return Verdict("memory", OVER_MEMORY, 0.0, time.monotonic() - began)
+        return Verdict("sandbox error", f"the sandbox broke {TRIES} times", 0.0, time.monotonic() - began)
+
+    def _judge_in_one_process(self, problem: Problem, program: str, cpu_seconds: int) -> tuple[Outcome, str, float]:
+        programs = self.programs = self.programs or Interpreter(self.layer)
+        deadline = time.monotonic() + WALL * cpu_seconds
+        given, nonce = os.pipe(), secrets.token_hex(16)
+        try:
+            programs.start(
+                given, role="program with tests", program=program, setup=problem.setup, cpu_seconds=cpu_seconds
+            )
+            content = json.dumps({"tests": problem.tests, "nonce": nonce}).encode()
+            if len(content) > PIPE_BYTES:
+                raise Broken("tests that do not fit in a pipe")
+            os.write(given[1], LENGTH.pack(len(content)) + content)
+        finally:
+            for descriptor in given:
+                os.close(descriptor)
+        in_time = bool(_readable([programs.sandbox.stdout], deadline))
+        if not in_time:
+            programs.stop_task()
+        end = programs.answer()
+        try:
+            said = json.loads(end["said"] or '{"gone": true}')
+            is_forged = "passed" in said and said["nonce"] != nonce
+        except (ValueError, TypeError, KeyError):
+            said, is_forged = {}, True
+        outcome, error = _outcome({"nonsense": True} if is_forged else said, end, cpu_seconds, in_time)
+        if not end["clean"] or outcome not in ("passed", "failed", "exception"):
+            self.forget_programs()
+        return outcome, error, end["cpu"]
+
+    def _judge(self, problem: Problem, program: str, cpu_seconds: int) -> tuple[Outcome, str, float]:
+        programs = self.programs = self.programs or Interpreter(self.layer)
+        checks = self.checks = self.checks or Interpreter(self.layer)
+        deadline = time.monotonic() + WALL * cpu_seconds
+        questions, answers = os.pipe(), os.pipe()
+        try:
+            programs.start(
+                (questions[0], answers[1]),
+                role="program",
+                program=program,
+                setup=problem.setup,
+                cpu_seconds=cpu_seconds,
+            )
+            checks.start(
+                (answers[0], questions[1]),
+                role="checks",
+                prompt=problem.prompt,
+                reference=f"{problem.prompt}{problem.solution}\n{problem.setup}",
+                tests=problem.tests,
+                entry_points=problem.entry_points,
+                cpu_seconds=cpu_seconds,
+            )
+        finally:
+            for descriptor in (*questions, *answers):
+                os.close(descriptor)
+        ends: dict[Interpreter, dict[str, Any]] = {}
+        while checks not in ends:
+            running = {one.sandbox.stdout: one for one in (programs, checks) if one not in ends}
+            ready = _readable(running, deadline)
+            if not ready:
+                break
+            for one in map(running.__getitem__, ready):
+                ends[one] = one.answer()
+            if programs in ends and not ends[programs]["clean"]:
+                self.forget_programs()  # what the program has left behind may hold the tests' pipes
+        in_time = checks in ends
+        is_gone = in_time and programs not in ends and '"gone"' in ends[checks]["said"]
+        # how it ends by itself is the verdict, so it is not killed amid that
+        if is_gone and _readable([programs.sandbox.stdout], time.monotonic() + END_SECONDS):
+            ends[programs] = programs.answer()
+        for one in (programs, checks):
+            if one not in ends:
+                one.stop_task()
+                ends[one] = one.answer()
+        said = ends[checks]["said"]
+        if in_time and not said and not _is_over_time(ends[checks], cpu_seconds):
+            raise Broken("the tests' process has ended")
+        found = json.loads(said) if said else {"over time": True}
+        outcome, error = _outcome(found, ends[programs], cpu_seconds, in_time)
+        if not ends[programs]["clean"] or outcome not in ("passed", "failed", "exception"):
+            self.forget_programs()
+        return outcome, error, ends[programs]["cpu"] + ends[checks]["cpu"]
+
+    def forget_programs(self) -> str:
+        """End the sandbox of programs; what it says at its end."""
+        programs, self.programs = self.programs, None
+        if not programs:
+            return ""
+        programs.sandbox.stop()
+        return programs.sandbox.messages
+
+    def close(self) -> str:
+        """End both sandboxes; what they say at their end."""
+        said, checks, self.checks = self.forget_programs(), self.checks, None
+        if not checks:
+            return said
+        checks.sandbox.stop()
+        return said + checks.sandbox.messages
+
+
+def _outcome(
+    said: Mapping[str, Any], program: Mapping[str, Any], cpu_seconds: int, in_time: bool
+) -> tuple[Outcome, str]:
+    """The verdict and the last line of the error.
+
+    Args:
+        said: the word on the tests.
+        program: how its process ended.
+        in_time: whether the tests ended before the wall limit.
+    """
+    if not in_time:
+        return "timeout", f"not done after {WALL * cpu_seconds} s"
+    if "over time" in said:
+        return "timeout", f"tests of more than {cpu_seconds} s of CPU time"
+    if said.get("passed") is True:
+        return "passed", ""
+    for who in ("raised", "failed"):
+        if who in said:
+            return _of_error(said[who], by_tests=who == "failed")
+    if program["over"] == "output":
+        return "output", f"more than {OUTPUT_BYTES >> 20} MiB of output"
+    if _is_over_time(program, cpu_seconds):
+        return "timeout", f"more than {cpu_seconds} s of CPU time"
+    number = _signal(program["status"])
+    if "nonsense" in said or (program["over"] and number == signal.SIGKILL):
+        return "exception", "it wrote to the pipe of its tests, or closed it"
+    if number == signal.SIGSYS:
+        return "forbidden", "a system call that the sandbox does not allow"
+    if number == signal.SIGKILL:
+        return "memory", KILLED
+    if number:
+        return "exception", signal.Signals(number).name
+    return "exception", f"ended with exit code {os.waitstatus_to_exitcode(program['status'])} before its tests did"
+
+
+def _is_over_time(end: Mapping[str, Any], cpu_seconds: int) -> bool:
+    number = _signal(end["status"])
+    return number == signal.SIGXCPU or (number == signal.SIGKILL and end["cpu"] >= cpu_seconds)
+
+
+def _signal(status: int) -> int:
+    """What ended a process, 0 if that was no signal."""
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+
+
+def _of_error(error: dict[str, Any], by_tests: bool) -> tuple[Outcome, str]:
+    kind, text = str(error.get("kind")), str(error.get("text"))
+    line = f"{error.get('type')}: {text}" if text else str(error.get("type"))
+    if by_tests and kind == "AssertionError":
+        return "failed", line
+    if kind == "MemoryError":
+        return "memory", line
+    if kind == "PermissionError" or error.get("errno") in (1, 13):
+        return "forbidden", line
+    return "exception", line
