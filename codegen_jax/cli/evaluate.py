@@ -62,7 +62,7 @@ def add_drawing(verb: Parser) -> None:
     """How a model's samples are drawn. Without a default here, so that what is given for samples can be refused."""
     verb.add_argument("--num-samples", type=whole_number, metavar="N", help="of each problem (default: 200)")
     verb.add_argument("--temperatures", type=number, nargs="+", metavar="X", help="default: 0.2 0.6 0.8")
-    verb.add_argument("--top-p", type=number, metavar="P", help="default: 0.95")
+    verb.add_argument("--top-p", type=number, metavar="X", help="default: 0.95")
     verb.add_argument("--greedy", action="store_true", help="one sample at temperature 0, truncated as by EvalPlus")
     verb.add_argument("--max-new-tokens", type=whole_number, metavar="N", help="default: 512")
     verb.add_argument(

@@ -227,6 +227,7 @@ def test_every_path_on_the_command_line_may_begin_at_home_and_no_text_does(monke
         "TEXT",
         "NAME",
         "TASK_ID",
+        "I/N",
         "REGEX",
         "NAME=VALUE",
         ".EXT",
