@@ -52,8 +52,10 @@ def draw_batch(
 
 
 def require_room(tokenizer: Tokenizer, context: int, problems: Sequence[Problem], protocol: Protocol) -> None:
-    """Raise `UserError` unless every prompt fits into a model's context with the new tokens."""
+    """Raise `UserError` unless every prompt says something, and fits into a model's context with the new tokens."""
     for problem in problems:
+        is_empty = f"{problem.task_id}: its prompt is empty; give it one, or leave the problem out"
+        require(bool(problem.model_prompt), is_empty)
         tokens = len(tokenizer.encode(problem.model_prompt))
         require(
             tokens < context,

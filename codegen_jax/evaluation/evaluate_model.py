@@ -138,7 +138,8 @@ def finish(evaluation: Evaluation, folder: SampleFolder, export: bool) -> dict[s
     model, config = report["model"], report["settings"]["config"]
     is_whole = evaluation.limit == len(evaluation.problems) and evaluation.benchmark == "humaneval"
     paper = row_of(model, config) if is_whole else None
-    save_picture(results, f"{model} on {evaluation.benchmark}", paper, folder.folder / PICTURE)
+    with folder.writing():
+        save_picture(results, f"{model} on {evaluation.benchmark}", paper, folder.folder / PICTURE)
     return report
 
 
@@ -154,6 +155,7 @@ def draw_and_judge(
     if not missing and not unjudged:
         return
     model = load() if missing else None
+    folder.begin()  # not before: a model that can't be loaded leaves no folder that refuses the next command
     progress = _Progress(len(wanted), len(missing))
     with judges() as judging, progress.bar:
 
