@@ -95,11 +95,12 @@ def evaluate_model(
             "unsafe": settings.unsafe,
         },
     )
-    folder.read(protocol.temperatures, evaluation.mine)
+    task_ids = {number: evaluation.problems[number].task_id for number in range(evaluation.limit)}
+    mine = evaluation.mine
+    folder.read(protocol.temperatures, {number: task_ids[number] for number in mine})
     draw_and_judge(evaluation, folder, load, judges)
-    everything = range(evaluation.limit)
-    folder.read(protocol.temperatures, sorted(set(everything) - set(evaluation.mine)))
-    lacking = {draw.problem for draw in protocol.draws(everything) if draw not in folder.verdicts}
+    folder.read(protocol.temperatures, {number: task_ids[number] for number in task_ids.keys() - set(mine)})
+    lacking = {draw.problem for draw in protocol.draws(list(task_ids)) if draw not in folder.verdicts}
     if lacking:
         part, parts = evaluation.share
         log.info(

@@ -26,6 +26,7 @@ from codegen_jax.storage import UNFINISHED, open_path, write_whole
 from codegen_jax.strict_json import dumps
 
 RUN, PARTS = "run.json", "parts"
+FIELDS = {"task_id", "completion", "sample", "temperature", "tokens", "finish_reason", "logprob"}  # of a sample
 
 
 class SampleFolder:
@@ -86,26 +87,29 @@ class SampleFolder:
         if not (self.folder / RUN).exists():
             self.write_file(self.folder / RUN, dumps(self.identity, indent=2) + "\n")
 
-    def read(self, temperatures: Sequence[float], problems: Sequence[int]) -> None:
-        """Take up what is on disk of these problems."""
+    def read(self, temperatures: Sequence[float], task_ids: Mapping[int, str]) -> None:
+        """Take up what is on disk of problems, which are given by their numbers."""
         for temperature in temperatures:
-            for problem in problems:
+            for problem, task_id in task_ids.items():
                 path = self._part(temperature, problem)
                 if path.exists():
-                    self._read_part(path, temperature, problem)
+                    self._read_part(path, temperature, problem, task_id)
 
-    def _read_part(self, path: epath.Path, temperature: float, problem: int) -> None:
+    def _read_part(self, path: epath.Path, temperature: float, problem: int, task_id: str) -> None:
         try:
             for sample, line in enumerate(path.read_text().splitlines()):
                 record = json.loads(line)
                 verdict = record.pop("verdict")
                 draw = Draw(temperature, problem, sample)
-                require(record["sample"] == sample and isinstance(record["completion"], str), "")
+                require(record.keys() == FIELDS and isinstance(record["completion"], str), "")
+                # a part that was copied from another place would pass for this one's
+                place = record["task_id"], record["temperature"], record["sample"]
+                require(place == (task_id, temperature, sample), "")
                 self.samples[draw] = record
                 if verdict is not None:
                     self.verdicts[draw] = Verdict(**verdict)
                     require(self.verdicts[draw].outcome in OUTCOMES, "")
-        except (ValueError, KeyError, TypeError, AttributeError, UserError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError):
             raise UserError(f"output: {path} is damaged; remove it, and its samples are drawn again") from None
 
     def add_sample(self, draw: Draw, record: dict[str, Any]) -> None:

@@ -269,9 +269,19 @@ def test_a_full_disk_is_told_with_folder_and_remedy(evaluate, whole, monkeypatch
 def test_a_damaged_part_is_named(evaluate, whole, tmp_path):
     evaluate(tmp_path / "out", share=(1, 6))
     part = tmp_path / "out/parts/T0.5/0.jsonl"
-    part.write_bytes(part.read_bytes()[:-9])
-    with pytest.raises(UserError, match=r"parts/T0.5/0.jsonl is damaged; remove it, and its samples are drawn again"):
-        evaluate(tmp_path / "out")
+    first = json.loads(part.read_text().splitlines()[0])
+    lacking = [{name: value for name, value in first.items() if name != lost} for lost in first]
+    damaged = [
+        part.read_bytes()[:-9],
+        b"[" * 100_000,
+        *(json.dumps(row).encode() for row in lacking),
+        (tmp_path / "out/parts/T1.5/0.jsonl").read_bytes(),  # of another temperature
+        (whole / "parts/T0.5/4.jsonl").read_bytes(),  # of another problem
+    ]
+    for broken in damaged:
+        part.write_bytes(broken)
+        with pytest.raises(UserError, match=r"parts/T0.5/0.jsonl is damaged; remove it, and its samples are drawn"):
+            evaluate(tmp_path / "out")
     part.unlink()
     evaluate(tmp_path / "out")
     assert rows(tmp_path / "out", "samples_T0.5.jsonl") == rows(whole, "samples_T0.5.jsonl")
