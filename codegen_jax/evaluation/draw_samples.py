@@ -56,14 +56,16 @@ def require_room(tokenizer: Tokenizer, context: int, problems: Sequence[Problem]
     for problem in problems:
         is_empty = f"{problem.task_id}: its prompt is empty; give it one, or leave the problem out"
         require(bool(problem.model_prompt), is_empty)
-        tokens = len(tokenizer.encode(problem.model_prompt))
-        require(
-            tokens < context,
-            f"{problem.task_id}: its prompt of {tokens} tokens does not fit into the model's context of {context}; "
-            "take a model with a longer one, or leave the problem out",
-        )
-        require(
-            tokens + protocol.max_new_tokens <= context,
-            f"max_new_tokens: the prompt of {problem.task_id} has {tokens} tokens, and {protocol.max_new_tokens} new "
-            f"ones exceed the model's context of {context}; at most {context - tokens} fit",
-        )
+    lengths = {problem.task_id: len(tokenizer.encode(problem.model_prompt)) for problem in problems}
+    task_id = max(lengths, key=lengths.__getitem__)  # the longest, so that what is said to fit fits all
+    tokens = lengths[task_id]
+    require(
+        tokens < context,
+        f"{task_id}: its prompt of {tokens} tokens does not fit into the model's context of {context}; "
+        "take a model with a longer one, or leave the problem out",
+    )
+    require(
+        tokens + protocol.max_new_tokens <= context,
+        f"max_new_tokens: the prompt of {task_id} has {tokens} tokens, and {protocol.max_new_tokens} new "
+        f"ones exceed the model's context of {context}; at most {context - tokens} fit",
+    )

@@ -220,9 +220,10 @@ class _Progress:
     def add_samples(self, count: int, tokens: int) -> None:
         seconds = time.monotonic() - self.began
         if not self.drawn and count < self.missing:
+            minutes = math.ceil(seconds * self.missing / count / 60)
             log.info(
-                f"the first {count} took {seconds:.0f} s with compilation and {tokens / count:.0f} tokens each: about "
-                f"{math.ceil(seconds * self.missing / count / 60)} minutes for all on this machine"
+                f"the first {count} took {seconds:.0f} s with compilation and {tokens / count:.0f} tokens each: "
+                f"{f'about {minutes} minutes' if minutes > 1 else 'a minute or less'} for all on this machine"
             )
         self.drawn += count
         self.bar.update(count)

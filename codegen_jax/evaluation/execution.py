@@ -40,6 +40,7 @@ END_SECONDS = 1.0  # in which a process ends that has closed its pipes by ending
 KILLED = "killed for memory"
 DESCRIPTORS = 16  # of a worker, at most
 CHECKED = 5  # problems whose solutions are tried before a run
+OWN_PROBLEM = "if the problem is of a file of yours, mend its solution or tests there, or leave it out"
 ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
 FOLDER = re.compile(r"[^\s'\"]*codegen-sandbox-\w*(/scratch)?")  # another one each time, like addresses
 
@@ -376,9 +377,12 @@ def check_sandbox(problems: Sequence[Problem], layer: Layer) -> None:
             require(
                 right.outcome == "passed",
                 f"sandbox: {layer.name}: the solution of {problem.task_id} does not pass in it ({right.outcome}: "
-                f"{right.error})",
+                f"{right.error}); {OWN_PROBLEM}",
             )
-            require(nothing.outcome != "passed", f"sandbox: {layer.name}: a wrong solution of {problem.task_id} passes")
+            require(
+                nothing.outcome != "passed",
+                f"sandbox: {layer.name}: a wrong solution of {problem.task_id} passes; {OWN_PROBLEM}",
+            )
     finally:
         worker.close()
 

@@ -53,6 +53,7 @@ def files(tmp_path_factory):
     write_lines(folder / "samples.jsonl", [{"task_id": "HumanEval/0", "completion": "x"}])
     write_lines(folder / "cpp.jsonl", [record(0) | {"task_id": "CPP/0"}])
     write_lines(folder / "named.jsonl", [record(0) | {"entry_point": "g"}])
+    write_lines(folder / "longer.jsonl", [record(0), record(2) | {"prompt": f"# longer\n{record(2)['prompt']}"}])
     solution = {"prompt": "", "canonical_solution": "def f0():\n    return 0\n"}
     write_lines(folder / "promptless.jsonl", [record(0) | solution])
     return folder
@@ -358,7 +359,8 @@ def test_a_model_that_was_trained_on_twenty_solutions_passes_those_and_no_other(
         ("model humaneval --limit 0", "--limit: 0 must be from 1 to the 164 problems"),
         ("model humaneval --share 17/16", "--share: 17/16: the part must be from 1 to 16"),
         ("model humaneval --share 3", "--share: '3' must be I/N, such as 3/16"),
-        ("model humaneval", "HumanEval/0: its prompt of 3"),
+        ("model humaneval", "HumanEval/129: its prompt of "),
+        ("model humaneval --problems longer.jsonl", "--max-new-tokens: the prompt of Own/2 has 40 tokens, and 512 new"),
         ("model humaneval --problems own.jsonl", "--max-new-tokens: the prompt of Own/0 has"),
         ("bare humaneval --problems own.jsonl", "bare: has no tokenizer; give it one"),
         ("nowhere humaneval --problems own.jsonl", "nowhere: neither on this machine nor in the hub's cache"),
