@@ -26,7 +26,8 @@ def draw_batch(
     """The samples asked for, all of one temperature, with what is told of them.
 
     The text is a function of the model, seed, problem, number and protocol, whatever else is drawn beside it. The last
-    digits of the log-probability depend on the shape of the batch, as every sum of floats does.
+    digits of the log-probability depend on the shape of the batch, as every sum of floats does; in bfloat16 these are
+    coarse enough to turn a token now and then, and so the text.
 
     Args:
         problems: of the benchmark; a draw has its problem's number among them.
