@@ -17,7 +17,7 @@ STDOUT, STDERR = 1, 2
 
 
 class Console(logging.Handler):
-    """A run's own log goes to stdout, above the progress bar; all else to stderr, and a warning only once.
+    """A run's own log goes to stdout, all else to stderr, both above a progress bar; and a warning only once.
 
     A line that can't be written is left out: training outlives the terminal, `head` or disk that took its log.
     """
@@ -43,7 +43,9 @@ class Console(logging.Handler):
         if record.exc_info:
             traceback.print_exception(record.exc_info[1])
         kind = getattr(record, "kind", "" if record.levelno == logging.INFO else record.levelname.lower())
-        print(f"codegen-jax: {kind}{': ' if kind else ''}{message}", file=sys.stderr, flush=True)
+        # above a progress bar, too, whose line it would continue
+        tqdm.write(f"codegen-jax: {kind}{': ' if kind else ''}{message}", file=sys.stderr)
+        sys.stderr.flush()
 
 
 @contextmanager

@@ -102,6 +102,8 @@ def humaneval(arguments: argparse.Namespace) -> None:
 
     path = arguments.problems
     benchmark = "humaneval" if path is None else os.path.basename(path).split(".")[0]
+    if path is not None and benchmark == "humaneval":  # the paper's figures are of the package's problems
+        benchmark = "humaneval of a file"
     if is_samples(arguments.model):
         refuse_drawing(arguments)
         judge_samples(arguments, benchmark, humaneval(path))
@@ -188,9 +190,10 @@ def evaluate_model(
     share = read_share(arguments.share)
     limit = len(problems) if arguments.limit is None else arguments.limit
     require(0 < limit <= len(problems), f"limit: {limit} must be from 1 to the {len(problems)} problems that there are")
+    remedy = "leave out --greedy, which draws one" if arguments.greedy else "raise --num-samples"
     require(
         max(arguments.k) <= protocol.num_samples or arguments.k == DEFAULT_K,
-        f"k: {max(arguments.k)} of {protocol.num_samples} samples can't be taken; raise --num-samples",
+        f"k: {max(arguments.k)} of {protocol.num_samples} samples can't be taken; {remedy}",
     )
     layer = choose_layer(arguments.sandbox, arguments.unsafe)
     weights = open_model(arguments.model, allow_nonfinite=arguments.allow_nonfinite)
@@ -224,7 +227,7 @@ def read_protocol(arguments: argparse.Namespace, stop_strings: Sequence[str]) ->
     names = ("num_samples", "top_p", "max_new_tokens", "truncate", "seed")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if arguments.temperatures is not None:
-        given["temperatures"] = tuple(arguments.temperatures)
+        given["temperatures"] = tuple(0.0 + one for one in arguments.temperatures)  # -0 is 0, in names of files too
     if arguments.greedy:
         for name in ("num_samples", "temperatures", "top_p"):
             require(name not in given, f"{name}: --greedy draws one sample at temperature 0; leave one of the two out")
@@ -239,6 +242,7 @@ def read_share(text: str | None) -> tuple[int, int]:
     require(found is not None, f"share: {text!r} must be I/N, such as 3/16")
     assert found is not None
     part, parts = map(int, found.groups())
+    require(parts > 0, f"share: {text}: there must be one part at least")
     require(0 < part <= parts, f"share: {text}: the part must be from 1 to {parts}")
     return part, parts
 

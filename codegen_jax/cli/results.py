@@ -1,6 +1,7 @@
 """results: what evaluations have left on disk, compared and shown."""
 
 import argparse
+import re
 from typing import Any
 
 from codegen_jax.cli.arguments import number, whole_number
@@ -50,4 +51,9 @@ def show(arguments: argparse.Namespace) -> None:
         for one in judged:
             said = f"sample {one.sample}: {one.outcome}{'; ' if one.error else ''}{one.error}"
             whole = arguments.sample is not None
-            print(f"{said}\n\n{one.completion.rstrip()}\n" if whole else f"  {said.splitlines()[0]}")
+            print(printable(f"{said}\n\n{one.completion.rstrip()}\n" if whole else f"  {said.splitlines()[0]}"))
+
+
+def printable(text: str) -> str:
+    """What a model wrote, with escapes for signs that would steer the terminal, and for those that no output takes."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", lambda sign: ascii(sign[0])[1:-1], text)

@@ -26,7 +26,8 @@ def draw_batch(
     """The samples asked for, all of one temperature, with what is told of them.
 
     The text is a function of the model, seed, problem, number and protocol, whatever else is drawn beside it. The last
-    digits of the log-probability depend on the shape of the batch, as every sum of floats does.
+    digits of the log-probability depend on the shape of the batch, as every sum of floats does; in bfloat16 these are
+    coarse enough to turn a token now and then, and so the text.
 
     Args:
         problems: of the benchmark; a draw has its problem's number among them.
@@ -52,16 +53,20 @@ def draw_batch(
 
 
 def require_room(tokenizer: Tokenizer, context: int, problems: Sequence[Problem], protocol: Protocol) -> None:
-    """Raise `UserError` unless every prompt fits into a model's context with the new tokens."""
+    """Raise `UserError` unless every prompt says something, and fits into a model's context with the new tokens."""
     for problem in problems:
-        tokens = len(tokenizer.encode(problem.model_prompt))
-        require(
-            tokens < context,
-            f"{problem.task_id}: its prompt of {tokens} tokens does not fit into the model's context of {context}; "
-            "take a model with a longer one, or leave the problem out",
-        )
-        require(
-            tokens + protocol.max_new_tokens <= context,
-            f"max_new_tokens: the prompt of {problem.task_id} has {tokens} tokens, and {protocol.max_new_tokens} new "
-            f"ones exceed the model's context of {context}; at most {context - tokens} fit",
-        )
+        is_empty = f"{problem.task_id}: its prompt is empty; give it one, or leave the problem out"
+        require(bool(problem.model_prompt), is_empty)
+    lengths = {problem.task_id: len(tokenizer.encode(problem.model_prompt)) for problem in problems}
+    task_id = max(lengths, key=lengths.__getitem__)  # the longest, so that what is said to fit fits all
+    tokens = lengths[task_id]
+    require(
+        tokens < context,
+        f"{task_id}: its prompt of {tokens} tokens does not fit into the model's context of {context}; "
+        "take a model with a longer one, or leave the problem out",
+    )
+    require(
+        tokens + protocol.max_new_tokens <= context,
+        f"max_new_tokens: the prompt of {task_id} has {tokens} tokens, and {protocol.max_new_tokens} new "
+        f"ones exceed the model's context of {context}; at most {context - tokens} fit",
+    )

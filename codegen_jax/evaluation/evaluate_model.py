@@ -95,11 +95,12 @@ def evaluate_model(
             "unsafe": settings.unsafe,
         },
     )
-    folder.read(protocol.temperatures, evaluation.mine)
+    task_ids = {number: evaluation.problems[number].task_id for number in range(evaluation.limit)}
+    mine = evaluation.mine
+    folder.read(protocol.temperatures, {number: task_ids[number] for number in mine})
     draw_and_judge(evaluation, folder, load, judges)
-    everything = range(evaluation.limit)
-    folder.read(protocol.temperatures, sorted(set(everything) - set(evaluation.mine)))
-    lacking = {draw.problem for draw in protocol.draws(everything) if draw not in folder.verdicts}
+    folder.read(protocol.temperatures, {number: task_ids[number] for number in task_ids.keys() - set(mine)})
+    lacking = {draw.problem for draw in protocol.draws(list(task_ids)) if draw not in folder.verdicts}
     if lacking:
         part, parts = evaluation.share
         log.info(
@@ -138,7 +139,8 @@ def finish(evaluation: Evaluation, folder: SampleFolder, export: bool) -> dict[s
     model, config = report["model"], report["settings"]["config"]
     is_whole = evaluation.limit == len(evaluation.problems) and evaluation.benchmark == "humaneval"
     paper = row_of(model, config) if is_whole else None
-    save_picture(results, f"{model} on {evaluation.benchmark}", paper, folder.folder / PICTURE)
+    with folder.writing():
+        save_picture(results, f"{model} on {evaluation.benchmark}", paper, folder.folder / PICTURE)
     return report
 
 
@@ -154,6 +156,7 @@ def draw_and_judge(
     if not missing and not unjudged:
         return
     model = load() if missing else None
+    folder.begin()  # not before: a model that can't be loaded leaves no folder that refuses the next command
     progress = _Progress(len(wanted), len(missing))
     with judges() as judging, progress.bar:
 
@@ -217,9 +220,10 @@ class _Progress:
     def add_samples(self, count: int, tokens: int) -> None:
         seconds = time.monotonic() - self.began
         if not self.drawn and count < self.missing:
+            minutes = math.ceil(seconds * self.missing / count / 60)
             log.info(
-                f"the first {count} took {seconds:.0f} s with compilation and {tokens / count:.0f} tokens each: about "
-                f"{math.ceil(seconds * self.missing / count / 60)} minutes for all on this machine"
+                f"the first {count} took {seconds:.0f} s with compilation and {tokens / count:.0f} tokens each: "
+                f"{f'about {minutes} minutes' if minutes > 1 else 'a minute or less'} for all on this machine"
             )
         self.drawn += count
         self.bar.update(count)

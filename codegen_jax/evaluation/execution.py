@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 OF_SOLUTION = 10  # times what the problem's own solution needs
 DESCRIPTORS = 16  # of a worker, at most
 CHECKED = 5  # problems whose solutions are tried before a run
+OWN_PROBLEM = "if the problem is of a file of yours, mend its solution or tests there, or leave it out"
 
 
 class Judges:
@@ -145,9 +146,12 @@ def check_sandbox(problems: Sequence[Problem], layer: Layer) -> None:
             require(
                 right.outcome == "passed",
                 f"sandbox: {layer.name}: the solution of {problem.task_id} does not pass in it ({right.outcome}: "
-                f"{right.error})",
+                f"{right.error}); {OWN_PROBLEM}",
             )
-            require(nothing.outcome != "passed", f"sandbox: {layer.name}: a wrong solution of {problem.task_id} passes")
+            require(
+                nothing.outcome != "passed",
+                f"sandbox: {layer.name}: a wrong solution of {problem.task_id} passes; {OWN_PROBLEM}",
+            )
     finally:
         worker.close()
 

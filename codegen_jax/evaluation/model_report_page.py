@@ -43,7 +43,8 @@ def _head(report: Mapping[str, Any]) -> Iterator[str]:
     unsafe = " (UNSAFE: no sandbox was asked for)" if settings["unsafe"] else ""
     yield f"# {report['benchmark']}: {report['model']}{unsafe}"
     scalars = {name: value for name, value in settings.items() if isinstance(value, str | int | float)}
-    said = [f"{name} {value}" for name, value in scalars.items() if name not in ("unsafe", "timeout")]
+    # a folder of Hugging Face's form has no revision, so that is empty
+    said = [f"{name} {value}" for name, value in scalars.items() if name not in ("unsafe", "timeout") and value != ""]
     limit = "by the canonical solution's time" if settings["timeout"] is None else f"{settings['timeout']:g} s"
     yield f"Settings: {', '.join(said)}. Sandbox: {', '.join(report['sandbox']) or 'none'}. Limit of CPU time: {limit}."
     if attempted < problems:
@@ -192,4 +193,5 @@ def _fenced(text: str, language: str) -> str:
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Of Markdown; all columns but the first hold numbers."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    escaped = [[cell.replace("|", r"\|") for cell in line] for line in lines]  # a task_id may hold one
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)

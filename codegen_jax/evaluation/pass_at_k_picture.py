@@ -1,5 +1,6 @@
 """The picture of a model's evaluation: pass@k against k, a curve per temperature in the band of its intervals."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from textwrap import fill
 from typing import Any
@@ -20,7 +21,8 @@ TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 def save_picture(results: Mapping[float, Sequence[Judged]], title: str, paper: Row | None, path: epath.Path) -> None:
     """Write the figure as a PNG, to a local or remote path."""
-    with path.open("wb") as file:
+    with warnings.catch_warnings(), path.open("wb") as file:
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # of a title; boxes stand for them
         draw_pass_at_k(results, title, paper).savefig(file, format="png", dpi=120)
 
 

@@ -1,11 +1,12 @@
 """How samples of a benchmark's problems are drawn: the paper's protocol, and EvalPlus' greedy one."""
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from codegen_jax.errors import require
+from codegen_jax.errors import UserError, require
 from codegen_jax.evaluation.problems import Problem
 from codegen_jax.fields import check_fields
 from codegen_jax.inference.options import Options
@@ -58,7 +59,10 @@ class Protocol:
             "temperatures: one is there twice, to six digits",
         )
         for temperature in self.temperatures:
-            Options(num_samples=self.num_samples, **self.options(temperature))
+            try:
+                Options(num_samples=self.num_samples, **self.options(temperature))
+            except UserError as error:  # of one temperature, where the field here holds several
+                raise UserError(re.sub("^temperature:", "temperatures:", str(error))) from error
         require(
             self.num_samples == 1 or 0 not in self.temperatures,
             f"temperatures: at 0 all {self.num_samples} samples of a problem are the same; --greedy draws one",

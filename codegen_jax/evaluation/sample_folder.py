@@ -12,7 +12,8 @@ of what it would have written.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from etils import epath
@@ -25,13 +26,14 @@ from codegen_jax.storage import UNFINISHED, open_path, write_whole
 from codegen_jax.strict_json import dumps
 
 RUN, PARTS = "run.json", "parts"
+FIELDS = {"task_id", "completion", "sample", "temperature", "tokens", "finish_reason", "logprob"}  # of a sample
 
 
 class SampleFolder:
     """Samples and verdicts by draw.
 
     Args:
-        output: a new folder, or one of the same run.
+        output: a new folder, or one of the same run; nothing is written there before `begin`.
         identity: by name, what must be equal to go on; `model` and `revision` are kept as the first process has them.
 
     Attributes:
@@ -64,8 +66,6 @@ class SampleFolder:
                 not names,
                 f"output: {self.folder} {holds(names)}, and is no evaluation of a model; choose another folder",
             )
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, dumps(ours, indent=2) + "\n")
             return ours
         try:
             theirs = json.loads(path.read_text())
@@ -73,34 +73,43 @@ class SampleFolder:
             theirs = None
         if not isinstance(theirs, dict) or theirs.keys() != ours.keys():
             raise UserError(f"output: {path} is damaged or of another program; choose another folder")
-        for name in ours.keys() - {"model", "revision"}:
-            if ours[name] != theirs[name]:
+        for name in ours:  # in their order: of several that differ the first is named, each time
+            if name not in ("model", "revision") and ours[name] != theirs[name]:
                 raise UserError(
                     f"output: {self.folder} holds another evaluation ({_difference(name, theirs[name], ours[name])}); "
                     "choose another folder"
                 )
         return theirs
 
-    def read(self, temperatures: Sequence[float], problems: Sequence[int]) -> None:
-        """Take up what is on disk of these problems."""
+    def begin(self) -> None:
+        """Make the folder this run's, unless it is; another process may have done so since it was looked at."""
+        self.identity = self._identify(self.identity)
+        if not (self.folder / RUN).exists():
+            self.write_file(self.folder / RUN, dumps(self.identity, indent=2) + "\n")
+
+    def read(self, temperatures: Sequence[float], task_ids: Mapping[int, str]) -> None:
+        """Take up what is on disk of problems, which are given by their numbers."""
         for temperature in temperatures:
-            for problem in problems:
+            for problem, task_id in task_ids.items():
                 path = self._part(temperature, problem)
                 if path.exists():
-                    self._read_part(path, temperature, problem)
+                    self._read_part(path, temperature, problem, task_id)
 
-    def _read_part(self, path: epath.Path, temperature: float, problem: int) -> None:
+    def _read_part(self, path: epath.Path, temperature: float, problem: int, task_id: str) -> None:
         try:
             for sample, line in enumerate(path.read_text().splitlines()):
                 record = json.loads(line)
                 verdict = record.pop("verdict")
                 draw = Draw(temperature, problem, sample)
-                require(record["sample"] == sample and isinstance(record["completion"], str), "")
+                require(record.keys() == FIELDS and isinstance(record["completion"], str), "")
+                # a part that was copied from another place would pass for this one's
+                place = record["task_id"], record["temperature"], record["sample"]
+                require(place == (task_id, temperature, sample), "")
                 self.samples[draw] = record
                 if verdict is not None:
                     self.verdicts[draw] = Verdict(**verdict)
                     require(self.verdicts[draw].outcome in OUTCOMES, "")
-        except (ValueError, KeyError, TypeError, AttributeError, UserError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError):
             raise UserError(f"output: {path} is damaged; remove it, and its samples are drawn again") from None
 
     def add_sample(self, draw: Draw, record: dict[str, Any]) -> None:
@@ -119,9 +128,7 @@ class SampleFolder:
                 verdict = self.verdicts.get(draw)
                 lines.append(dumps(self.samples[draw] | {"verdict": verdict and verdict._asdict()}) + "\n")
                 sample += 1
-            path = self._part(temperature, problem)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.write_file(path, "".join(lines))
+            self.write_file(self._part(temperature, problem), "".join(lines))
         self._unwritten.clear()
 
     def finish(self, temperature: float, draws: Sequence[Draw]) -> None:
@@ -143,8 +150,15 @@ class SampleFolder:
             self.write_file(path, "".join(dumps(record) + "\n" for record in records))
 
     def write_file(self, path: epath.Path, text: str) -> None:
-        try:
+        with self.writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, text)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """A write that the system refuses, in words: its own need not name the file."""
+        try:
+            yield
         except OSError as error:
             raise UserError(
                 f"output: {self.folder}: {error.strerror or error}; what is written is kept, the same command goes on"

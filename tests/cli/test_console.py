@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tqdm import tqdm
+
 from codegen_jax.cli.console import console
 from codegen_jax.errors import RUN_LOG, Preempted, UserError, report
 
@@ -28,6 +30,13 @@ def test_a_runs_log_goes_to_stdout_and_all_else_to_stderr(capsys):
         "codegen-jax: error: top_p: 2 is too much",
         "codegen-jax: stopped: SIGTERM: saved after step 3; the same command goes on from there",
     ]
+
+
+def test_a_message_stands_above_a_progress_bar(capsys):
+    with console(), tqdm(total=2) as bar:
+        logging.getLogger("codegen_jax.inference").info("compiled")
+        bar.update()
+    assert "\rcodegen-jax: compiled\n" in capsys.readouterr().err
 
 
 def test_a_warning_is_printed_once_and_no_more_than_a_thousand_are_remembered(capsys):

@@ -79,6 +79,15 @@ def test_samples_are_listed_and_one_is_shown_whole(folders, capsys):
     assert run(capsys, "show given A/1").startswith("A/1\n  sample 0: passed\n")
 
 
+def test_what_a_model_wrote_does_not_steer_the_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    wild = {"completion": "\treturn '\u65e5\ud800'\r\n\x1b]0;x\x07\x9b31m", "error": "E: \x1b[2J", "outcome": "failed"}
+    write_lines(tmp_path / "results_T0.2.jsonl", [{"task_id": "A/0", "sample": 0} | wild])
+    assert run(capsys, "show . A/0") == "A/0 at temperature 0.2\n  sample 0: failed; E: \\x1b[2J\n"
+    shown = run(capsys, "show . A/0 --sample 0")
+    assert shown.endswith("\n\n\treturn '\u65e5\\ud800'\\r\n\\x1b]0;x\\x07\\x9b31m\n\n")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

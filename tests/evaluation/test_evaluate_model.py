@@ -1,5 +1,6 @@
 """evaluate MODEL humaneval: a sample depends on seed, problem and number alone, whoever draws it, and how often."""
 
+import errno
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from codegen_jax.evaluation.execution import Judges
 from codegen_jax.evaluation.model_identity import model_identity
 from codegen_jax.evaluation.problems import humaneval
 from codegen_jax.evaluation.protocol import EVALPLUS_STOPS, Protocol
+from codegen_jax.evaluation.sample_folder import SampleFolder
 from codegen_jax.evaluation.sandbox_layers import choose_layer
 from codegen_jax.inference.generate import Generator
 from codegen_jax.weights.open import open_model
@@ -51,6 +53,9 @@ def files(tmp_path_factory):
     write_lines(folder / "samples.jsonl", [{"task_id": "HumanEval/0", "completion": "x"}])
     write_lines(folder / "cpp.jsonl", [record(0) | {"task_id": "CPP/0"}])
     write_lines(folder / "named.jsonl", [record(0) | {"entry_point": "g"}])
+    write_lines(folder / "longer.jsonl", [record(0), record(2) | {"prompt": f"# longer\n{record(2)['prompt']}"}])
+    solution = {"prompt": "", "canonical_solution": "def f0():\n    return 0\n"}
+    write_lines(folder / "promptless.jsonl", [record(0) | solution])
     return folder
 
 
@@ -228,12 +233,56 @@ def test_a_folder_of_other_settings_is_refused_by_the_first_that_differs(evaluat
     assert content(whole) == before
 
 
+def test_of_several_settings_that_differ_the_first_is_named(tmp_path):
+    names = "qwertyuiopasdfghjklzxcvbnm"  # in an order that no set of them has by chance
+    SampleFolder(str(tmp_path / "out"), dict.fromkeys(names, 0)).begin()
+    with pytest.raises(UserError, match=r"\(q: 0 there, 1 here\)"):
+        SampleFolder(str(tmp_path / "out"), dict.fromkeys(names, 1))
+
+
+def test_the_paper_does_not_stand_beside_problems_of_a_file(files, monkeypatch):
+    monkeypatch.chdir(files)
+    (files / "humaneval.jsonl").write_bytes((files / "own.jsonl").read_bytes())
+    given = "evaluate model humaneval --problems humaneval.jsonl --greedy --max-new-tokens 8 --output a_file"
+    main(given.split())
+    page = (files / "a_file/report.md").read_text()
+    assert page.startswith("# humaneval of a file: model") and "Beside" not in page
+
+
+@pytest.mark.parametrize("words", ["--data 0", "--tensor 0", "--draft nowhere"])
+def test_a_model_that_cannot_be_loaded_leaves_no_folder(files, monkeypatch, capsys, words):
+    monkeypatch.chdir(files)
+    given = f"evaluate model humaneval --problems own.jsonl --max-new-tokens 8 --output unmade {words}"
+    with pytest.raises(SystemExit):
+        main(given.split())
+    assert "error: " in capsys.readouterr().err and not (files / "unmade").exists()
+
+
+def test_a_full_disk_is_told_with_folder_and_remedy(evaluate, whole, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("codegen_jax.evaluation.evaluate_model.save_picture", full)
+    with pytest.raises(UserError, match=r"output: .*out: No space left on device; .* the same command goes on"):
+        evaluate(whole)
+
+
 def test_a_damaged_part_is_named(evaluate, whole, tmp_path):
     evaluate(tmp_path / "out", share=(1, 6))
     part = tmp_path / "out/parts/T0.5/0.jsonl"
-    part.write_bytes(part.read_bytes()[:-9])
-    with pytest.raises(UserError, match=r"parts/T0.5/0.jsonl is damaged; remove it, and its samples are drawn again"):
-        evaluate(tmp_path / "out")
+    first = json.loads(part.read_text().splitlines()[0])
+    lacking = [{name: value for name, value in first.items() if name != lost} for lost in first]
+    damaged = [
+        part.read_bytes()[:-9],
+        b"[" * 100_000,
+        *(json.dumps(row).encode() for row in lacking),
+        (tmp_path / "out/parts/T1.5/0.jsonl").read_bytes(),  # of another temperature
+        (whole / "parts/T0.5/4.jsonl").read_bytes(),  # of another problem
+    ]
+    for broken in damaged:
+        part.write_bytes(broken)
+        with pytest.raises(UserError, match=r"parts/T0.5/0.jsonl is damaged; remove it, and its samples are drawn"):
+            evaluate(tmp_path / "out")
     part.unlink()
     evaluate(tmp_path / "out")
     assert rows(tmp_path / "out", "samples_T0.5.jsonl") == rows(whole, "samples_T0.5.jsonl")
@@ -300,18 +349,25 @@ def test_a_model_that_was_trained_on_twenty_solutions_passes_those_and_no_other(
         ("model humaneval --greedy --temperatures 0.2", "--temperatures: --greedy draws one sample"),
         ("model humaneval --temperatures 0 0.2", "--temperatures: at 0 all 200 samples of a problem are the same"),
         ("model humaneval --temperatures 0.2 0.2", "--temperatures: one is there twice"),
+        ("model humaneval --temperatures 0.2 -1", "--temperatures: -1.0 must be 0, or from 0.000001 on"),
+        ("model humaneval --temperatures nan", "--temperatures: nan must be finite"),
+        ("model humaneval --temperatures 0 -0", "--temperatures: one is there twice"),
+        ("model humaneval --greedy --k 10", "--k: 10 of 1 samples can't be taken; leave out --greedy, which draws one"),
+        ("model humaneval --share 1/0", "--share: 1/0: there must be one part at least"),
         ("model humaneval --temperatures x", "--temperatures: 'x' must be a number"),
         ("model humaneval --top-p 2", "--top-p: 2.0 must be above 0 and at most 1"),
         ("model humaneval --limit 0", "--limit: 0 must be from 1 to the 164 problems"),
         ("model humaneval --share 17/16", "--share: 17/16: the part must be from 1 to 16"),
         ("model humaneval --share 3", "--share: '3' must be I/N, such as 3/16"),
-        ("model humaneval", "HumanEval/0: its prompt of 3"),
+        ("model humaneval", "HumanEval/129: its prompt of "),
+        ("model humaneval --problems longer.jsonl", "--max-new-tokens: the prompt of Own/2 has 40 tokens, and 512 new"),
         ("model humaneval --problems own.jsonl", "--max-new-tokens: the prompt of Own/0 has"),
         ("bare humaneval --problems own.jsonl", "bare: has no tokenizer; give it one"),
         ("nowhere humaneval --problems own.jsonl", "nowhere: neither on this machine nor in the hub's cache"),
         (". humaneval", ".: a folder above a model; give one of those in it"),
         ("samples.jsonl humaneval --num-samples 3", "--num-samples: is of a model's samples, and samples.jsonl are"),
         ("samples.jsonl humaneval --dtype float32", "--dtype: is of a model's samples, and samples.jsonl are"),
+        ("model humaneval --problems promptless.jsonl", "Own/0: its prompt is empty; give it one, or leave the"),
         ("model humaneval --problems cpp.jsonl", "cpp.jsonl: line 1: CPP/0 is a problem of CPP; only Python's"),
         ("model humaneval --problems named.jsonl", "named.jsonl: line 1: entry_point g is not defined by"),
     ],

@@ -478,9 +478,9 @@ def test_workers_get_the_open_files_that_they_need(layer):
 
 def test_a_sandbox_that_does_not_judge_right_stops_the_run(layer):
     check_sandbox([ADD], layer)
-    with pytest.raises(UserError, match=r"the solution of add does not pass in it \(failed: AssertionError\)"):
+    with pytest.raises(UserError, match=r"the solution of add does not pass in it \(failed: AssertionError\); if .*"):
         check_sandbox([Problem("add", ADD.prompt, "    return 0\n", "", TESTS, ("add",))], layer)
-    with pytest.raises(UserError, match=r"a wrong solution of add passes"):
+    with pytest.raises(UserError, match=r"a wrong solution of add passes; if the problem is of a file of yours"):
         check_sandbox([Problem("add", ADD.prompt, ADD.solution, "", "assert True", ("add",))], layer)
 
 

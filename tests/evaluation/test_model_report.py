@@ -151,3 +151,14 @@ def test_what_a_model_writes_does_not_break_the_page():
     assert page.isascii() and page.isprintable() is False and set(re.findall(r"[^ -~]", page)) == {"\n"}
     assert r"\x1b[31m \xe9\r\ud800" in page and r"E: \u2028|`" in page
     assert "`````python\ndef f0():\n    '''\n````python\n" in page and "\n`````\n\n```text\nE:" in page
+
+
+def test_a_bar_in_a_task_id_is_none_of_the_table():
+    problems = [Problem(f"a|{n}", "", "", "", "", ()) for n in range(2)]
+    results = {0.8: [Judged("a|1", n, "", ("passed", "failed")[n], "") for n in range(2)]}
+    page = in_words(make_report(RUN, problems, results, (1,), ()), problems, results)
+    assert r"| a\|1 | 1 of 2 | 50.00% |" in page
+
+
+def test_an_empty_revision_is_left_out():
+    assert "\n\nSettings: seed 0, top_p 0.95. " in report_of({0.8: drawn(1, 0)}, revision="")[1]

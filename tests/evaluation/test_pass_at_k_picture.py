@@ -68,3 +68,8 @@ def test_nothing_solved_is_a_line_at_zero_in_a_file_that_is_the_same_each_time(t
     for name in ("a.png", "b.png"):
         save_picture(results, "a model", None, epath.Path(tmp_path / name))
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_signs_of_a_name_that_the_font_lacks_are_no_warning(tmp_path, recwarn):
+    save_picture({0.2: drawn(2, 1)}, "runs/\u65e5\u672c", None, epath.Path(tmp_path / "a.png"))
+    assert not recwarn.list
