@@ -176,12 +176,11 @@ def draw_and_judge(
             if model is None or not batch:
                 continue
             records = draw_batch(model, problems, protocol, batch)
-            for draw, record in zip(batch, records):
-                folder.add_sample(draw, record)
+            folder.add_batch(batch, records)
+            for draw in batch:
                 judge(draw)
             for draw, verdict in judging.verdicts():
                 add(draw, verdict)
-            folder.write()
             progress.add_samples(len(batch), sum(record["tokens"] for record in records))
             progress.show()
         written = time.monotonic()

