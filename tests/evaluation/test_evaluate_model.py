@@ -13,7 +13,9 @@ import pytest
 
 from codegen_jax.cli import main
 from codegen_jax.errors import UserError
+from codegen_jax.evaluation import evaluate_model as evaluate_model_module
 from codegen_jax.evaluation import sample_folder
+from codegen_jax.evaluation.draw_samples import draw_batch
 from codegen_jax.evaluation.evaluate_model import Evaluation, evaluate_model
 from codegen_jax.evaluation.evaluation_report import Settings
 from codegen_jax.evaluation.execution import Judges
@@ -219,25 +221,29 @@ def test_a_command_that_is_killed_goes_on_to_the_same_files(files, tmp_path):
     assert whole == killed and len(rows(tmp_path / "killed", "results_T1.5.jsonl")) == 6 * 64
 
 
-@pytest.mark.parametrize("writes", [1, 2, 3, 5])
-def test_a_batch_of_which_only_some_parts_were_written_is_taken_as_it_was(
-    evaluate, whole, tmp_path, monkeypatch, writes
+@pytest.mark.parametrize(("writes", "left"), [(0, 36), (1, 28), (2, 28), (3, 28), (5, 20)])
+def test_a_batch_of_which_some_parts_were_written_is_not_drawn_again(
+    evaluate, whole, tmp_path, monkeypatch, writes, left
 ):
-    left = [writes]
+    written, drawn = [], []
 
     def killed(path, text):
         if "parts" in str(path):
-            left[0] -= 1
-        if left[0] < 0:
-            raise KeyboardInterrupt
+            if len(written) == writes:
+                raise KeyboardInterrupt
+            written.append(path)
         write_whole(path, text)
 
-    with monkeypatch.context() as patch:
+    def seen(generator, problems, protocol, batch):
+        drawn.extend(batch)
+        return draw_batch(generator, problems, protocol, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(sample_folder, "write_whole", killed)
-        with pytest.raises(KeyboardInterrupt):
-            evaluate(tmp_path / "out")
+        evaluate(tmp_path / "out")
+    monkeypatch.setattr(evaluate_model_module, "draw_batch", seen)
     evaluate(tmp_path / "out")
-    assert content(tmp_path / "out") == content(whole)
+    assert len(drawn) == left and content(tmp_path / "out") == content(whole)
 
 
 @pytest.mark.parametrize(
