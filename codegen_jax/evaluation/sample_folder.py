@@ -101,7 +101,11 @@ class SampleFolder:
 
     def _read_batch(self, path: epath.Path, temperatures: Sequence[float], task_ids: Mapping[int, str]) -> None:
         try:
-            for line in path.read_text().splitlines():
+            text = path.read_text()
+        except FileNotFoundError:  # another process has brought it into its parts meanwhile
+            return
+        try:
+            for line in text.splitlines():
                 place, record = json.loads(line)
                 draw = Draw(*place)
                 if draw.temperature in temperatures and draw.problem in task_ids and draw not in self.samples:
