@@ -99,8 +99,8 @@ class Generator:
         weights: on `mesh`.
         tokenizer: of the model.
         mesh: axes data (rows), and tensor (heads and the MLP).
-        max_rows: rows decoded together at most; None: 64, and on a CPU 16, where 64 take 2.5 GB more at 350M and are no
-            faster (scripts/bench_humaneval).
+        max_rows: rows decoded together at most; None: 64, and on a CPU 16, since 64 took 2.5 GB more at 350M
+            (docs/performance.md).
         end_ids: each ends a completion; None: the tokenizer's.
         draft: lookup: guess that what followed the last tokens before follows them again; or a smaller model with the
             same tokenizer on the same mesh. Guesses that hold save time; no token changes.
