@@ -33,7 +33,7 @@ class Protocol:
         num_samples: of each problem at each temperature.
         temperatures: 0 takes the likeliest tokens, so one sample is all there is.
         top_p: as of `Options`.
-        max_new_tokens: the paper does not say how many; 512 are more than any solution of HumanEval has.
+        max_new_tokens: the paper does not say how many; the longest solution of HumanEval has 297 (Multi, Mono).
         truncate: codegen: where the authors' sample.py ends a completion; evalplus: before the first of EvalPlus'
             stops; none: at eos alone.
         stop_strings: that end a completion besides, of a benchmark's prompt.

@@ -1,7 +1,8 @@
 """A warm interpreter inside the sandbox: it forks a process for each task, and says how that ended.
 
-A task is {"role": "program" or "checks", ...}, read from stdin, a socket, which brings the two ends of its link: pipes
-from and to the process that it speaks with, in the other sandbox. {"stop": true} ends it. What comes back on stdout is
+A task is {"role": ..., ...}, read from stdin, a socket, which brings the two ends of its link: pipes from and to the
+process that it speaks with, in the other sandbox ("program" and "checks"), or this side's own ("program with tests",
+which reads its tests there). {"stop": true} ends it. What comes back on stdout is
 one message: {"status": ..., "over": ..., "cpu": ..., "clean": ..., "said": ...}. A process of a task never holds stdin
 and stdout, nor anything of the tasks before.
 """
