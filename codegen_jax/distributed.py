@@ -37,7 +37,8 @@ def joined(config: DistributedConfig) -> Iterator[None]:
         return
     _initialize(config)
     finished = threading.Event()
-    threading.Thread(target=_watch, args=(finished,), daemon=True).start()
+    watcher = threading.Thread(target=_watch, args=(finished,), daemon=True)
+    watcher.start()
     try:
         yield
     except Preempted:
@@ -46,6 +47,8 @@ def joined(config: DistributedConfig) -> Iterator[None]:
         _fail_together(error)
     finally:
         finished.set()
+        # Python aborts a process that ends while a thread is amid a call into C++, as of the coordinator's store
+        watcher.join(timeout=GONE_SECONDS)
 
 
 def _initialize(config: DistributedConfig) -> None:

@@ -304,6 +304,7 @@ def test_memory_does_not_grow_with_the_shard(tmp_path, texts, tokenizer):
     assert peaks[160] < peaks[20] + 8, peaks
 
 
+@pytest.mark.slow
 def test_a_ray_cluster_makes_the_same_files(tmp_path, shards, tokenizer):
     ray = pytest.importorskip("ray", reason="needs the ray extra")
     prepare(shards, str(tmp_path / "local"), tokenizer, **ALL)

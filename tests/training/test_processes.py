@@ -54,7 +54,10 @@ def alone(tmp_path_factory, token_folder):
     return output
 
 
-@pytest.mark.parametrize(("count", "mesh"), [(2, MeshConfig(2, 2, 2)), (4, MeshConfig(1, 8, 1))])
+@pytest.mark.parametrize(
+    ("count", "mesh"),
+    [pytest.param(2, MeshConfig(2, 2, 2), marks=pytest.mark.slow), (4, MeshConfig(1, 8, 1))],
+)
 def test_many_processes_train_as_one_and_others_go_on_with_their_run(tmp_path, token_folder, alone, count, mesh):
     output = tmp_path / "run"
     first = run(output, token_folder, mesh=mesh, training=SAMPLES | {"steps": 3})

@@ -76,8 +76,12 @@ def test_16_bit_weights_keep_every_bit(tmp_path, form, dtype):
 
 @pytest.mark.parametrize(
     ("n_embd", "n_head", "rotary_dim"),
-    [(1024, 16, 32), (2560, 32, 64), (4096, 16, 64), (6144, 24, 64)],
-    ids=["350m", "2b", "6b", "16b"],
+    [
+        pytest.param(1024, 16, 32, id="350m"),
+        pytest.param(2560, 32, 64, id="2b"),
+        pytest.param(4096, 16, 64, id="6b", marks=pytest.mark.slow),
+        pytest.param(6144, 24, 64, id="16b", marks=pytest.mark.slow),
+    ],
 )
 def test_a_layer_of_each_published_width_there_and_back(tmp_path, n_embd, n_head, rotary_dim):
     model = peer(dtype=torch.bfloat16, n_layer=1, n_embd=n_embd, n_head=n_head, rotary_dim=rotary_dim, vocab_size=128)
