@@ -9,10 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from codegen_jax.errors import require
+from codegen_jax.evaluation.mtpb import Case
+from codegen_jax.evaluation.printed_check import Printed
 from codegen_jax.evaluation.problems import Problem
 from codegen_jax.evaluation.sandbox import Layer
 from codegen_jax.evaluation.verdicts import Verdict
-from codegen_jax.evaluation.worker import CPU_SECONDS, Worker
+from codegen_jax.evaluation.worker import CPU_SECONDS, PRINTED_CPU_SECONDS, Judged, Worker
 
 log = logging.getLogger(__name__)
 
@@ -30,22 +32,22 @@ class Judges:
     Args:
         layer: of sandboxes.
         workers: programs at a time.
-        timeout: CPU seconds per program; None: 3, or 10 times what the problem's own solution needs.
+        timeout: CPU seconds per program; None: 3, or 10 times what the problem's own solution needs; 20 where what a
+            program prints is compared.
     """
 
     def __init__(self, layer: Layer, workers: int, timeout: float | None):
         _allow_descriptors(workers)
         self.layer, self.timeout = layer, timeout
-        self.limit = math.ceil(timeout or CPU_SECONDS)
         self.waiting, self.done = queue.SimpleQueue[Any](), queue.SimpleQueue[Any]()
         self.uncrossed: set[str] = set()
-        self.outstanding, self.late = 0, list[tuple[Any, Problem, str]]()
+        self.outstanding, self.late = 0, list[tuple[Any, Judged, str]]()
         self.stopped = threading.Event()
         self.threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
         for thread in self.threads:
             thread.start()
 
-    def submit(self, key: Any, problem: Problem, program: str) -> None:
+    def submit(self, key: Any, problem: Judged, program: str) -> None:
         """Have a program judged; its verdict comes with `key`."""
         self.outstanding += 1
         self.waiting.put((key, problem, program))
@@ -62,11 +64,17 @@ class Judges:
         worker, limits = Worker(self.layer, self.uncrossed), dict[str, int]()
         try:
             for key, problem, program in self.late:
-                if not self.timeout and problem.task_id not in limits:
-                    limits[problem.task_id] = _limit_of(problem, worker)
-                yield key, worker.judge(problem, program, limits.get(problem.task_id, self.limit))
+                limit = self._limit(problem)
+                if not self.timeout and isinstance(problem, Problem):
+                    if problem.task_id not in limits:
+                        limits[problem.task_id] = _limit_of(problem, worker)
+                    limit = limits[problem.task_id]
+                yield key, worker.judge(problem, program, limit)
         finally:
             worker.close()
+
+    def _limit(self, problem: Judged) -> int:
+        return math.ceil(self.timeout or (PRINTED_CPU_SECONDS if isinstance(problem, Printed) else CPU_SECONDS))
 
     def _taken(self, found: Any) -> Iterator[tuple[Any, Verdict]]:
         if isinstance(found, BaseException):
@@ -82,7 +90,7 @@ class Judges:
         worker = Worker(self.layer, self.uncrossed)
         try:
             while (program := self.waiting.get()) is not None and not self.stopped.is_set():
-                self.done.put((program, worker.judge(program[1], program[2], self.limit)))
+                self.done.put((program, worker.judge(program[1], program[2], self._limit(program[1]))))
         except BaseException as error:
             self.done.put(error)
         finally:
@@ -151,6 +159,22 @@ def check_sandbox(problems: Sequence[Problem], layer: Layer) -> None:
             require(
                 nothing.outcome != "passed",
                 f"sandbox: {layer.name}: a wrong solution of {problem.task_id} passes; {OWN_PROBLEM}",
+            )
+    finally:
+        worker.close()
+
+
+def check_printing(layer: Layer) -> None:
+    """Raise `UserError` unless a program that prints what is expected passes here, and one that does not fails."""
+    printed = Printed(Case("0", 0, (), [1, 2.5], 1), "official")
+    worker = Worker(layer)
+    try:
+        for items, outcome in (("1, 2.5", "passed"), ("1, 3.5", "failed")):
+            verdict = worker.judge(printed, f"import numpy as np\nprint(np.array([{items}]))", 10 * CPU_SECONDS)
+            require(
+                verdict.outcome == outcome,
+                f"sandbox: {layer.name}: a program that is known to have {outcome} is judged otherwise in it "
+                f"({verdict.outcome}: {verdict.error})",
             )
     finally:
         worker.close()

@@ -1,15 +1,18 @@
 """One confined process with all its descendants: started, spoken to through pipes, and ended without remains."""
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -52,7 +55,8 @@ class Sandbox:
     """`python -P -s -S program`, confined.
 
     The program reads its own file or folder, Python's standard library, the system's shared libraries and five devices
-    (/dev/null, zero, full, random, urandom). Its current folder, empty at first, is the only one that it can write to.
+    (/dev/null, zero, full, random, urandom). Of installed packages it reads those that it is given, through links in
+    the folder `packages`, which it has to add to its path. Its current folder, empty at first, is the only one that it can write to.
     It has no environment but a hash seed, no network, no /proc, and nobody's rights.
 
     `stdin` is a stream socket, which can bring it descriptors; `stdout` is an unbuffered pipe. Standard error is a pipe
@@ -63,17 +67,23 @@ class Sandbox:
         layer: from `choose_layer`.
         program: a file, or a folder with __main__.py in it.
         limits: what all of it may take.
+        installed: names of distributions. It may import those that are installed, and what they require.
 
     Raises:
         OSError: no process could be started. A confinement that fails shows by the end of `stdout`.
     """
 
-    def __init__(self, layer: Layer, program: Path, limits: Limits = Limits()) -> None:
+    def __init__(self, layer: Layer, program: Path, limits: Limits = Limits(), installed: Iterable[str] = ()) -> None:
         self.layers = list(layer.described)
         self.folder = Path(tempfile.mkdtemp(prefix="codegen-sandbox-")).resolve()
         # Others may come to it, since root's programs are not root's.
         self.folder.chmod(0o711)
         (self.folder / "scratch").mkdir()
+        self.packages = self.folder / "packages"
+        self.packages.mkdir()
+        importable = _files_of(installed)
+        for name, path in importable.items():
+            (self.packages / name).symlink_to(path)
         leash, self._leash = os.pipe()
         self.stdin, stdin = socket.socketpair()
         settings = {
@@ -88,7 +98,7 @@ class Sandbox:
             "over_memory": OVER_MEMORY,
             "bwrap": shutil.which("bwrap"),
             "limits": asdict(limits),
-            **_allowed(program.resolve()),
+            **_allowed(program.resolve(), [str(self.packages), *importable.values()]),
         }
         try:
             self._keeper = subprocess.Popen(
@@ -161,16 +171,36 @@ def _packages() -> str:
     return str(Path(found.origin).parents[1]) if found and found.origin else ""
 
 
-def _allowed(program: Path) -> dict[str, list[str]]:
-    """What may be read, and which folders in it may not: those of installed packages, where solutions could lie."""
+def _files_of(distributions: Iterable[str]) -> dict[str, str]:
+    """What lies in the folder of installed packages for these and all that they require, where it is: paths by name."""
+    paths, left, seen = dict[str, str](), list(distributions), set[str]()
+    while left:
+        name = left.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found = importlib.metadata.distribution(name)
+            left += [re.split(r"[^\w.-]", line)[0] for line in found.requires or () if "extra ==" not in line]
+            names = {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}
+            paths |= {name: os.path.realpath(str(found.locate_file(name))) for name in names}
+    return dict(sorted(paths.items()))
+
+
+def _allowed(program: Path, packages: Iterable[str]) -> dict[str, list[str]]:
+    """What may be read, and which folders in it may not: those of installed packages, where solutions could lie.
+
+    "shown" is what may be read inside of these nevertheless.
+    """
     paths = sysconfig.get_paths(vars={"base": sys.base_prefix, "platbase": sys.base_exec_prefix})
     standard = list(dict.fromkeys(os.path.realpath(paths[name]) for name in ("stdlib", "platstdlib")))
     hidden = [f"{folder}/{name}" for folder in standard for name in ("site-packages", "dist-packages")]
     # The interpreter as a shared library, where it is one.
     shared = Path(sysconfig.get_config_var("LIBDIR") or "/", sysconfig.get_config_var("INSTSONAME") or "none")
     named = {*_LIBRARIES, "/etc/ld.so.cache", *standard, _python(), str(_CONFINEMENT), str(program), str(shared)}
-    named = {path for path in named if os.path.exists(path)}
+    named = {path for path in named.union(packages) if os.path.exists(path)}
     return {
         "readable": sorted(path for path in named if named.isdisjoint(map(str, Path(path).parents))),
         "hidden": [path for path in hidden if os.path.isdir(path)],
+        "shown": sorted(path for path in packages if os.path.dirname(path) in hidden),
     }

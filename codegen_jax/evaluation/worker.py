@@ -3,6 +3,7 @@
 A worker has two sandboxes, each with a warm interpreter that forks a process per task (inside/__main__.py): one for
 programs, one for tests. What a test calls crosses from one to the other through two pipes, as plain data
 (inside/values.py). So a program can end itself, print, or take its own process to pieces, and no test passes by it.
+A program whose printed value is compared needs one sandbox: the comparison is made here (printed_check.py).
 """
 
 import json
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from codegen_jax.evaluation.inside.frames import LENGTH
+from codegen_jax.evaluation.printed_check import Printed, difference
 from codegen_jax.evaluation.problems import Problem
 from codegen_jax.evaluation.sandbox import OVER_MEMORY, Layer, Limits, Sandbox
 from codegen_jax.evaluation.verdicts import Outcome, Verdict
@@ -27,9 +29,11 @@ log = logging.getLogger(__name__)
 
 INSIDE = Path(__file__).parent / "inside"
 CPU_SECONDS = 3  # of a program and of its tests, unless the problem's own solution needs a tenth of that
+PRINTED_CPU_SECONDS = 20  # of a program whose printed value is compared, as the authors' checker has it
 WALL = 10  # times the CPU limit: a program that sleeps ends by it, one that waits for a core does not
 ANSWER_SECONDS = 10.0  # in which the interpreter itself answers
 MEMORY_BYTES, OUTPUT_BYTES, ANSWER_BYTES = 1 << 30, 1 << 20, 1 << 20
+PACKAGES = ("numpy", "pandas", "scikit-learn")  # that MTPB's prompts name, where they are installed
 TRIES = 3  # of a program whose sandbox breaks
 END_SECONDS = 1.0  # in which a process ends that has closed its pipes by ending
 KILLED = "killed for memory"
@@ -38,8 +42,9 @@ ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
 FOLDER = re.compile(r"[^\s'\"]*codegen-sandbox-\w*(/scratch)?")  # another one each time, like addresses
 
 
-# from a problem, a program and its CPU seconds to the outcome, the last line of the error, and the seconds used
-Way = Callable[[Problem, str, int], tuple[Outcome, str, float]]
+Judged = Problem | Printed  # what a program is judged by: a problem's tests, or the value that it is to print
+# from what a program is to do, its text and CPU seconds to the outcome, the last line of the error, the seconds used
+Way = Callable[[Any, str, int], tuple[Outcome, str, float]]
 
 
 class Broken(Exception):
@@ -47,10 +52,11 @@ class Broken(Exception):
 
 
 class Interpreter:
-    """The warm interpreter of one sandbox."""
+    """The warm interpreter of one sandbox, where some installed packages may be imported."""
 
-    def __init__(self, layer: Layer):
-        self.sandbox = Sandbox(layer, INSIDE, Limits())
+    def __init__(self, layer: Layer, installed: Sequence[str] = ()):
+        self.installed = installed
+        self.sandbox = Sandbox(layer, INSIDE, Limits(), installed)
         self.sandbox.stdin.settimeout(ANSWER_SECONDS)
         try:
             self.answer()
@@ -117,8 +123,10 @@ class Worker:
         self.programs: Interpreter | None = None
         self.checks: Interpreter | None = None
 
-    def judge(self, problem: Problem, program: str, cpu_seconds: int) -> Verdict:
+    def judge(self, problem: Judged, program: str, cpu_seconds: int) -> Verdict:
         """The verdict on one program; one that breaks its sandbox is tried again in a new one."""
+        if isinstance(problem, Printed):
+            return self._tried(self._judge_printed, problem, program, cpu_seconds)
         verdict = self._tried(self._judge, problem, program, cpu_seconds)
         if verdict.outcome in ("failed", "exception") and not self._crosses(problem):
             return self._tried(self._judge_in_one_process, problem, program, cpu_seconds)
@@ -140,13 +148,7 @@ class Worker:
                 )
         return problem.task_id in self.crossed
 
-    def _tried(
-        self,
-        way: Callable[[Problem, str, int], tuple[Outcome, str, float]],
-        problem: Problem,
-        program: str,
-        seconds: int,
-    ) -> Verdict:
+    def _tried(self, way: Way, problem: Judged, program: str, seconds: int) -> Verdict:
         began = time.monotonic()
         for tries_left in reversed(range(TRIES)):
             try:
@@ -160,37 +162,69 @@ class Worker:
                     return Verdict("memory", OVER_MEMORY, 0.0, time.monotonic() - began)
         return Verdict("sandbox error", f"the sandbox broke {TRIES} times", 0.0, time.monotonic() - began)
 
+    def _interpreter(self, installed: Sequence[str] = ()) -> Interpreter:
+        """That of programs which may import these packages."""
+        if self.programs and self.programs.installed != installed:
+            self.forget_programs()
+        self.programs = self.programs or Interpreter(self.layer, installed)
+        return self.programs
+
     def _judge_in_one_process(self, problem: Problem, program: str, cpu_seconds: int) -> tuple[Outcome, str, float]:
-        programs = self.programs = self.programs or Interpreter(self.layer)
-        deadline = time.monotonic() + WALL * cpu_seconds
-        given, nonce = os.pipe(), secrets.token_hex(16)
-        try:
-            programs.start(
-                given, role="program with tests", program=program, setup=problem.setup, cpu_seconds=cpu_seconds
-            )
-            content = json.dumps({"tests": problem.tests, "nonce": nonce}).encode()
-            if len(content) > PIPE_BYTES:
-                raise Broken("tests that do not fit in a pipe")
-            os.write(given[1], LENGTH.pack(len(content)) + content)
-        finally:
-            for descriptor in given:
-                os.close(descriptor)
-        in_time = bool(_readable([programs.sandbox.stdout], deadline))
-        if not in_time:
-            programs.stop_task()
-        end = programs.answer()
+        nonce = secrets.token_hex(16)
+        content = json.dumps({"tests": problem.tests, "nonce": nonce}).encode()
+        if len(content) > PIPE_BYTES:
+            raise Broken("tests that do not fit in a pipe")
+        task = {"role": "program with tests", "program": program, "setup": problem.setup}
+        end, in_time = self._run_alone(
+            self._interpreter(), task, LENGTH.pack(len(content)) + content, cpu_seconds, WALL * cpu_seconds
+        )
         try:
             said = json.loads(end["said"] or '{"gone": true}')
             is_forged = "passed" in said and said["nonce"] != nonce
         except (ValueError, TypeError, KeyError):
             said, is_forged = {}, True
         outcome, error = _outcome({"nonsense": True} if is_forged else said, end, cpu_seconds, in_time)
+        return self._with_sandbox_kept_or_not(outcome, error, end)
+
+    def _judge_printed(self, printed: Printed, program: str, cpu_seconds: int) -> tuple[Outcome, str, float]:
+        interpreter, wall_seconds = self._interpreter(PACKAGES), WALL * cpu_seconds
+        task = {
+            "role": "printed",
+            "program": program,
+            "expected": type(printed.case.expected).__name__,
+            "packages": str(interpreter.sandbox.packages),
+            "wall_seconds": wall_seconds,
+        }
+        # its own alarm comes first, so that what it printed before counts
+        end, in_time = self._run_alone(interpreter, task, b"", cpu_seconds, wall_seconds + ANSWER_SECONDS)
+        outcome, error = _outcome_of_printed(printed, end, cpu_seconds, in_time)
+        return self._with_sandbox_kept_or_not(outcome, error, end)
+
+    def _run_alone(
+        self, interpreter: Interpreter, task: Mapping[str, Any], given: bytes, cpu_seconds: int, wall_seconds: float
+    ) -> tuple[dict[str, Any], bool]:
+        """How a task ended that speaks with no other sandbox, and whether by itself; `given` is there for it to read."""
+        deadline, link = time.monotonic() + wall_seconds, os.pipe()
+        try:
+            interpreter.start(link, cpu_seconds=cpu_seconds, **task)
+            os.write(link[1], given)
+        finally:
+            for descriptor in link:
+                os.close(descriptor)
+        in_time = bool(_readable([interpreter.sandbox.stdout], deadline))
+        if not in_time:
+            interpreter.stop_task()
+        return interpreter.answer(), in_time
+
+    def _with_sandbox_kept_or_not(
+        self, outcome: Outcome, error: str, end: Mapping[str, Any]
+    ) -> tuple[Outcome, str, float]:
         if not end["clean"] or outcome not in ("passed", "failed", "exception"):
             self.forget_programs()
         return outcome, error, end["cpu"]
 
     def _judge(self, problem: Problem, program: str, cpu_seconds: int) -> tuple[Outcome, str, float]:
-        programs = self.programs = self.programs or Interpreter(self.layer)
+        programs = self._interpreter()
         checks = self.checks = self.checks or Interpreter(self.layer)
         deadline = time.monotonic() + WALL * cpu_seconds
         questions, answers = os.pipe(), os.pipe()
@@ -292,6 +326,24 @@ def _outcome(
     if number:
         return "exception", signal.Signals(number).name
     return "exception", f"ended with exit code {os.waitstatus_to_exitcode(program['status'])} before its tests did"
+
+
+def _outcome_of_printed(
+    printed: Printed, end: Mapping[str, Any], cpu_seconds: int, in_time: bool
+) -> tuple[Outcome, str]:
+    """The same of a program by the value that it printed last, whatever became of it afterwards."""
+    if not end["said"]:
+        return _outcome({}, end, cpu_seconds, in_time)
+    try:
+        said = json.loads(end["said"])
+        unlike = difference(printed, said)
+        if not unlike:
+            return "passed", ""
+        if "over time" in said:
+            return "timeout", f"more than {cpu_seconds} s of CPU time, or {WALL} times that on the clock"
+        return _of_error(said["raised"], by_tests=False) if "raised" in said else ("failed", unlike)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return "exception", "it wrote to the pipe of its value"
 
 
 def _is_over_time(end: Mapping[str, Any], cpu_seconds: int) -> bool:

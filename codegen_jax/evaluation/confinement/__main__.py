@@ -140,7 +140,9 @@ def _sandlock(settings: dict) -> int:
 def _bubblewrap(settings: dict) -> int:
     quarters.enter(settings)
     binds = [word for path in settings["readable"] for word in ("--ro-bind", path, path)]
-    covers = [word for path in settings["hidden"] for word in ("--tmpfs", path, "--remount-ro", path)]
+    covers = [word for path in settings["hidden"] for word in ("--tmpfs", path)]
+    covers += [word for path in settings["shown"] for word in ("--ro-bind", path, path)]
+    covers += [word for path in settings["hidden"] for word in ("--remount-ro", path)]
     devices = [word for path in quarters.DEVICES for word in ("--dev-bind", path, path)]
     scratch = ["--bind", settings["scratch"], settings["scratch"]]
     options = ["--unshare-all", "--die-with-parent", "--new-session", "--clearenv"]

@@ -51,4 +51,4 @@ def _reading(settings: dict) -> dict[str, int]:
         rights[path] = landlock.NAMES if hidden else landlock.READ
         if hidden:
             rights |= {entry.path: landlock.READ for entry in os.scandir(path) if entry.path not in hidden}
-    return rights
+    return rights | dict.fromkeys(settings["shown"], landlock.READ)

@@ -31,12 +31,19 @@ def enter(settings: dict) -> None:
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     paths = [*settings["readable"], *([settings["bwrap"]] if settings["layer"] == "bubblewrap" else [])]
     sources = {path: os.open(path, os.O_PATH) for path in [*paths, *DEVICES]}
+    shown = {path: os.open(path, os.O_PATH) for path in settings["shown"]}
     kernel.mount("tmpfs", _PLACE, "tmpfs", kernel.MS_NOSUID, "mode=755,size=1m,nr_inodes=4k")
     for path, source in sources.items():
         _bind(source, _PLACE + path, device=path in DEVICES)
         os.close(source)
     for path in settings["hidden"]:
-        kernel.mount("tmpfs", _PLACE + path, "tmpfs", kernel.MS_RDONLY | kernel.MS_NOSUID, "mode=755,size=4k")
+        kernel.mount("tmpfs", _PLACE + path, "tmpfs", kernel.MS_NOSUID, "mode=755,size=64k")
+    for path, source in shown.items():
+        _bind(source, _PLACE + path, device=False)
+        os.close(source)
+    for path in settings["hidden"]:
+        flags = kernel.MS_BIND | kernel.MS_REMOUNT | kernel.MS_RDONLY | kernel.MS_NOSUID
+        kernel.mount("none", _PLACE + path, None, flags)
     scratch = _PLACE + settings["scratch"]
     os.makedirs(scratch, exist_ok=True)
     data = f"mode=700,size={settings['limits']['scratch_bytes']},nr_inodes=2k,uid={owner[0]},gid={owner[1]}"

@@ -101,5 +101,5 @@ def system_number(errno):
 
 def forget_ourselves():
     """A program that imports a module of one of our names gets its own."""
-    for name in ("frames", "values", "program", "checks"):
+    for name in ("frames", "values", "program", "checks", "printed"):
         sys.modules.pop(name, None)
