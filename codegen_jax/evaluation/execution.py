@@ -126,9 +126,20 @@ def judge(
         UserError: if the sandbox does not judge right here.
     """
     check_sandbox([problems[task_id] for task_id in dict.fromkeys(task_id for _, task_id, _ in programs)], layer)
+    yield from judge_all(problems, programs, layer, workers, timeout)
+
+
+def judge_all(
+    judged: Mapping[str, Judged],
+    programs: Sequence[tuple[int, str, str]],
+    layer: Layer,
+    workers: int,
+    timeout: float | None,
+) -> Iterator[tuple[int, Verdict]]:
+    """As `judge`, in a layer that has been tried before, and of all that is judged."""
     with Judges(layer, workers, timeout) as judges:
         for number, task_id, program in programs:
-            judges.submit(number, problems[task_id], program)
+            judges.submit(number, judged[task_id], program)
         yield from judges.finish()
 
 

@@ -2,12 +2,13 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from codegen_jax.evaluation.judged import Judged, named
+from codegen_jax.evaluation.markdown import fenced, page, table
 from codegen_jax.evaluation.problems import Problem
-from codegen_jax.evaluation.published import EVALPLUS, EVALPLUS_SOURCE, Figure, rows_beside, size_of
+from codegen_jax.evaluation.published import EVALPLUS, EVALPLUS_SOURCE, marked, rows_beside, size_of, sources_in_words
 from codegen_jax.evaluation.tally import tally
 
 PICTURE = "pass_at_k.png"
@@ -29,13 +30,12 @@ def in_words(report: Mapping[str, Any], problems: Sequence[Problem], results: Ma
     paragraphs = [
         *_head(report),
         *_pass_at_k(report),
-        *(_beside_others(report) if report["benchmark"] == "humaneval" and is_whole else ()),
+        *(_beside_others(report) if is_whole else ()),
         *_endings(report, judged),
         *_hardest(judged),
         *_examples(judged, {problem.task_id: problem.prompt for problem in problems}),
     ]
-    # what a model writes may hold anything; signs that are not ASCII, or steer a terminal, are written as escapes
-    return re.sub(r"[^\n\t -~]", lambda sign: ascii(sign[0])[1:-1], "\n\n".join(paragraphs)) + "\n"
+    return page(paragraphs)
 
 
 def _head(report: Mapping[str, Any]) -> Iterator[str]:
@@ -75,7 +75,7 @@ def _pass_at_k(report: Mapping[str, Any]) -> Iterator[str]:
             rows.append(
                 ["best", "", *(f"**{one['value']:.2%}** at {named(one['temperature'])}" for one in best.values())]
             )
-        yield _table(["temperature", "samples", *(f"pass@{k}" for k in best)], rows)
+        yield table(["temperature", "samples", *(f"pass@{k}" for k in best)], rows)
         yield "In brackets: the 95 % interval, by drawing problems anew (bootstrap)."
     for k, why in report["left_out"].items():
         yield f"No pass@{k}: {why}."
@@ -90,31 +90,23 @@ def _with_interval(report: Mapping[str, Any], temperature: str, k: str) -> str:
 
 
 def _beside_others(report: Mapping[str, Any]) -> Iterator[str]:
-    """What others have measured on all of HumanEval."""
+    """What others have measured on all of the benchmark."""
     yield from _beside_the_paper(report)
-    yield from _beside_evalplus(report)
+    if report["benchmark"] == "humaneval":
+        yield from _beside_evalplus(report)
 
 
 def _beside_the_paper(report: Mapping[str, Any]) -> Iterator[str]:
-    rows = rows_beside(report["settings"]["config"])
-    ks = [k for k in rows[0].pass_at_k if str(k) in report["best"]]
+    rows = rows_beside(report["benchmark"], report["settings"]["config"])
+    ks = [k for k in rows[0].pass_at_k if str(k) in report["best"]] if rows else []
     if not ks:
         return
-    figures = [row.pass_at_k[k] for row in rows for k in ks]
     ours = ["**this model**", *(f"**{report['best'][str(k)]['value']:.2%}**" for k in ks)]
     yield "## Beside the paper"
-    theirs = [[row.name, *(_marked(row.pass_at_k[k]) for k in ks)] for row in rows]
-    yield _table(["best temperature for each k", *(f"pass@{k}" for k in ks)], [ours, *theirs])
+    theirs = [[row.name, *(marked(row.pass_at_k[k]) for k in ks)] for row in rows]
+    yield table(["best temperature for each k", *(f"pass@{k}" for k in ks)], [ours, *theirs])
     yield "The paper's figures are of 200 samples per problem with top_p 0.95 at temperatures 0.2, 0.6 and 0.8."
-    sources = dict.fromkeys(source for figure in figures for source in figure.sources)
-    if sources:
-        yield f"Confirmed by {'; '.join(sources)}."
-    if not all(figure.sources for figure in figures):
-        yield "(?): no public text other than the paper confirms this figure."
-
-
-def _marked(figure: Figure) -> str:
-    return f"{figure.percent:.2f}%" if figure.sources else f"{figure.percent:.2f}% (?)"
+    yield from sources_in_words(row.pass_at_k[k] for row in rows for k in ks)
 
 
 def _beside_evalplus(report: Mapping[str, Any]) -> Iterator[str]:
@@ -126,7 +118,7 @@ def _beside_evalplus(report: Mapping[str, Any]) -> Iterator[str]:
         return
     yield "## Beside EvalPlus, greedy"
     theirs = [[f"CodeGen-Mono {name}", *(f"{percent:.1f}%" for percent in figures)] for name, figures in rows.items()]
-    yield _table(["pass@1", "HumanEval", "HumanEval+"], [["**this model**", f"**{greedy['1']:.1%}**", "-"], *theirs])
+    yield table(["pass@1", "HumanEval", "HumanEval+"], [["**this model**", f"**{greedy['1']:.1%}**", "-"], *theirs])
     yield f"From {EVALPLUS_SOURCE}. HumanEval+ has more tests, which are not run here."
 
 
@@ -138,12 +130,12 @@ def _endings(report: Mapping[str, Any], judged: Sequence[tuple[float, Judged]]) 
         for outcome in report["outcomes"][temperatures[0]]
     }
     rows = [[outcome, *(f"{count:,}" for count in found)] for outcome, found in counts.items() if any(found)]
-    yield _table(["outcome", *(f"at {at}" for at in temperatures)], rows)
+    yield table(["outcome", *(f"at {at}" for at in temperatures)], rows)
     matches = (ERROR_TYPE.match(one.error) for _, one in judged if one.outcome != "passed")
     types = Counter(match[0] for match in matches if match)
     if types:
         yield f"The commonest errors{' of all temperatures' if len(temperatures) > 1 else ''}:"
-        yield _table(["error", "samples"], [[f"`{name}`", f"{count:,}"] for name, count in _most_common(types)])
+        yield table(["error", "samples"], [[f"`{name}`", f"{count:,}"] for name, count in _most_common(types)])
 
 
 def _most_common(count: Counter[str]) -> list[tuple[str, int]]:
@@ -162,9 +154,7 @@ def _hardest(judged: Sequence[tuple[float, Judged]]) -> Iterator[str]:
     if hard:
         yield f"The lowest shares of samples that passed{', of the others' if never else ''}:"
         count = {task_id: f"{c:,} of {n:,}" for task_id, n, c in zip(*counted)}
-        yield _table(
-            ["problem", "passed", ""], [[task_id, count[task_id], f"{rates[task_id]:.2%}"] for task_id in hard]
-        )
+        yield table(["problem", "passed", ""], [[task_id, count[task_id], f"{rates[task_id]:.2%}"] for task_id in hard])
 
 
 def _examples(judged: Sequence[tuple[float, Judged]], prompts: Mapping[str, str]) -> Iterator[str]:
@@ -178,20 +168,6 @@ def _examples(judged: Sequence[tuple[float, Judged]], prompts: Mapping[str, str]
             yield title
         for temperature, one in list(first.values())[:EXAMPLES]:
             yield f"{one.task_id}, sample {one.sample} at temperature {named(temperature)}: {one.outcome}"
-            yield _fenced(prompts[one.task_id] + one.completion, "python")
+            yield fenced(prompts[one.task_id] + one.completion, "python")
             if one.error:
-                yield _fenced(one.error, "text")
-
-
-def _fenced(text: str, language: str) -> str:
-    """A block of code, whose fence is longer than any in it."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Of Markdown; all columns but the first hold numbers."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    escaped = [[cell.replace("|", r"\|") for cell in line] for line in lines]  # a task_id may hold one
-    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+                yield fenced(one.error, "text")

@@ -3,8 +3,8 @@
 The form of prompts and history is that of the authors' benchmark/mtpb_sample.py.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from codegen_jax.data.shards import read_records, what_it_is
@@ -23,9 +23,10 @@ class Case:
     Attributes:
         problem: its id in the benchmark's file.
         case: its number among the problem's, from 0.
-        prompts: of each turn, as comments with their line's end.
+        prompts: of each turn with the input filled in, as comments with their line's end.
         expected: the value to print.
         max_new_tokens: per turn.
+        given: the input.
     """
 
     problem: str
@@ -33,6 +34,7 @@ class Case:
     prompts: tuple[str, ...]
     expected: Any
     max_new_tokens: int
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def task_id(self) -> str:
@@ -97,7 +99,7 @@ def _cases(record: dict[str, Any]) -> list[Case] | str:
         return "inputs must hold objects, and outputs as many values"
     try:
         return [
-            Case(problem, number, tuple(f"# {prompt.format(**given)}\n" for prompt in prompts), expected, tokens)
+            Case(problem, number, tuple(f"# {prompt.format(**given)}\n" for prompt in prompts), expected, tokens, given)
             for number, (given, expected) in enumerate(pairs)
         ]
     except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:

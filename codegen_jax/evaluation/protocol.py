@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from codegen_jax.errors import UserError, require
-from codegen_jax.evaluation.problems import Problem
 from codegen_jax.fields import check_fields
 from codegen_jax.inference.options import Options
 
@@ -79,9 +78,9 @@ class Protocol:
             "logprobs": 0,
         }
 
-    def seed_of(self, problem: Problem, sample: int) -> int:
-        """The seed of a sample: another one for each of a problem, and a function of seed, problem and number alone."""
-        digest = hashlib.sha256(f"{self.seed} {problem.task_id}".encode()).digest()
+    def seed_of(self, task: str, sample: int) -> int:
+        """The seed of a sample: another one for each of a task, and a function of seed, task and number alone."""
+        digest = hashlib.sha256(f"{self.seed} {task}".encode()).digest()
         return (int.from_bytes(digest[:4], "big") + sample) % 2**32
 
     def draws(self, problems: Sequence[int]) -> list[Draw]:

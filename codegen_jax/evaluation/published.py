@@ -1,12 +1,13 @@
-"""What others have measured on HumanEval with CodeGen's models, to stand beside ours.
+"""What others have measured with CodeGen's models, to stand beside ours.
 
 The paper: Nijkamp et al., CodeGen: An Open Large Language Model for Code with Multi-Turn Program Synthesis, 2022, its
-table of HumanEval: 200 samples per problem, top_p 0.95, for each k the best of the temperatures 0.2, 0.6 and 0.8.
-Figures that no other public text confirms have no sources here, and a mark wherever they are printed.
+tables of HumanEval and MBPP (200 samples per problem, top_p 0.95, for each k the best of the temperatures 0.2, 0.6 and
+0.8) and of MTPB (40 samples per case). Figures that no other public text confirms have no sources here, and a mark
+wherever they are printed.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 CODEPARROT = "codeparrot's Space on Hugging Face"
@@ -14,10 +15,11 @@ CODET5 = "the README of CodeT5+"
 REFACT = "Refact.ai's changelog of 15 December 2022"
 TABLES = "the comparison tables of WizardCoder and Qwen"
 PAPERS_WITH_CODE = "Papers with Code"
+SUMMARY = "one public summary of the paper"
 
 
 class Figure(NamedTuple):
-    """A pass@k.
+    """A figure of the paper.
 
     Attributes:
         percent: as the paper has it; some sources give one digit less.
@@ -29,7 +31,7 @@ class Figure(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A model of the paper.
+    """A model of the paper on a benchmark.
 
     Attributes:
         family: NL, Multi or Mono.
@@ -69,11 +71,35 @@ PAPER = (
     _mono("16B", 29.28, 49.86, 75.00, CODEPARROT, CODET5),
 )
 
+PAPER_MBPP = (
+    _row("NL", "350M", Figure(0.96), Figure(6.37), Figure(19.91)),
+    _row("NL", "2B", Figure(5.34), Figure(24.63), Figure(48.95)),
+    _row("NL", "6B", Figure(8.15), Figure(31.21), Figure(55.27)),
+    _row("NL", "16B", Figure(10.92), Figure(38.43), Figure(62.76)),
+    _row("Multi", "350M", Figure(7.46), Figure(24.18), Figure(46.37)),
+    _row("Multi", "2B", Figure(18.06), Figure(45.80), Figure(65.34)),
+    _row("Multi", "6B", Figure(18.35), Figure(47.27), Figure(67.92)),
+    _row("Multi", "16B", Figure(20.94, (TABLES,)), Figure(51.61), Figure(70.02)),
+    _row("Mono", "350M", Figure(14.59), Figure(41.49), Figure(63.00)),
+    _row("Mono", "2B", Figure(27.31), Figure(59.19), Figure(74.24)),
+    _row("Mono", "6B", Figure(32.48, (SUMMARY,)), Figure(64.20), Figure(76.81)),
+    _row("Mono", "16B", Figure(35.28, (SUMMARY,)), Figure(67.32), Figure(80.09)),
+)
+PASS_AT_K = {"humaneval": PAPER, "mbpp": PAPER_MBPP}  # by benchmark
+
+# the pass rate on MTPB in percent, by mode and family, of the sizes in their order
+PAPER_MTPB = {
+    ("multi", "NL"): (Figure(0.23), Figure(15.31), Figure(19.37), Figure(30.33)),
+    ("multi", "Multi"): (Figure(4.09), Figure(20.82), Figure(25.51), Figure(26.27)),
+    ("multi", "Mono"): (Figure(16.98, (SUMMARY,)), Figure(38.72), Figure(43.52), Figure(47.34, (SUMMARY,))),
+    ("single", "Mono"): (Figure(5.75, (SUMMARY,)), Figure(25.43), Figure(28.48), Figure(38.74, (SUMMARY,))),
+}
+
 # of CodeGen-Mono by size, in percent: HumanEval, HumanEval+
 EVALPLUS = {"2B": (24.4, 22.6), "6B": (29.3, 25.6), "16B": (32.9, 28.0)}
 EVALPLUS_SOURCE = "the leaderboard of EvalPlus"
 
-SIZES = {(20, 1024): "350M", (32, 2560): "2B", (33, 4096): "6B", (34, 6144): "16B"}  # by n_layer and n_embd
+SIZES = {(20, 1024): "350M", (32, 2560): "2B", (33, 4096): "6B", (34, 6144): "16B"}  # by n_layer and n_embd, in order
 FAMILIES = {family.lower(): family for family in ("NL", "Multi", "Mono")}
 
 
@@ -92,7 +118,32 @@ def row_of(model: str, config: Mapping[str, Any]) -> Row | None:
     return next((row for row in PAPER if families and (row.family, row.size) == (families[-1], size_of(config))), None)
 
 
-def rows_beside(config: Mapping[str, Any]) -> list[Row]:
+def rows_beside(benchmark: str, config: Mapping[str, Any]) -> list[Row]:
     """The rows to compare a model with: all of its size, or of Mono where its size is none of the paper's."""
     size = size_of(config)
-    return [row for row in PAPER if row.size == size or (size is None and row.family == "Mono")]
+    rows = PASS_AT_K.get(benchmark, ())
+    return [row for row in rows if row.size == size or (size is None and row.family == "Mono")]
+
+
+def mtpb_beside(mode: str, config: Mapping[str, Any]) -> dict[str, Figure]:
+    """Pass rates on MTPB to compare a model with, by the model's name, chosen as in `rows_beside`."""
+    size = size_of(config)
+    return {
+        f"CodeGen-{family} {theirs}": figure
+        for (its_mode, family), figures in PAPER_MTPB.items()
+        for theirs, figure in zip(SIZES.values(), figures, strict=True)
+        if its_mode == mode and (theirs == size or (size is None and family == "Mono"))
+    }
+
+
+def marked(figure: Figure) -> str:
+    return f"{figure.percent:.2f}%" if figure.sources else f"{figure.percent:.2f}% (?)"
+
+
+def sources_in_words(figures: Iterable[Figure]) -> list[str]:
+    """Sentences on who confirms the figures, and on those that nobody does."""
+    figures = list(figures)
+    sources = dict.fromkeys(source for figure in figures for source in figure.sources)
+    confirmed = [f"Confirmed by {'; '.join(sources)}."] if sources else []
+    unsure = ["(?): no public text other than the paper confirms this figure."]
+    return confirmed + ([] if all(figure.sources for figure in figures) else unsure)

@@ -17,7 +17,6 @@ from typing import Any
 from etils import epath
 
 from codegen_jax.errors import UserError, require
-from codegen_jax.evaluation.evaluation_report import in_words
 from codegen_jax.evaluation.samples import Sample
 from codegen_jax.evaluation.verdicts import OUTCOMES, Verdict
 from codegen_jax.mistaken_paths import holds
@@ -76,8 +75,8 @@ class Results:
         with _full_disk(self.folder):
             _write(self._journal, self._line(number))
 
-    def finish(self, report: Mapping[str, Any]) -> None:
-        """Write the files of an evaluation whose verdicts are all there."""
+    def finish(self, report: Mapping[str, Any], in_words: str) -> None:
+        """Write the files of an evaluation whose verdicts are all there, its report as an object and as a page."""
         numbers = range(len(self.samples))
         records = [
             sample.record | {"passed": verdict.outcome == "passed", "outcome": verdict.outcome, "error": verdict.error}
@@ -87,7 +86,7 @@ class Results:
             TIMINGS: "".join(map(self._line, numbers)),
             RESULTS: "".join(dumps(record) + "\n" for record in records),
             REPORT: dumps(report, indent=2) + "\n",
-            REPORT_IN_WORDS: in_words(report),
+            REPORT_IN_WORDS: in_words,
         }
         with _full_disk(self.folder):
             for name, text in texts.items():

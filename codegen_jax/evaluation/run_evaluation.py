@@ -1,13 +1,13 @@
 """From samples to a report: each is judged once, however often the command is killed and started again."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple
 from typing import Any
 
 from tqdm import tqdm
 
-from codegen_jax.evaluation.evaluation_report import Settings, make_report
+from codegen_jax.evaluation.evaluation_report import Settings, in_words, make_report
 from codegen_jax.evaluation.problems import Problem
 from codegen_jax.evaluation.results import Results, fingerprint
 from codegen_jax.evaluation.samples import Sample
@@ -25,7 +25,7 @@ def run_evaluation(
     judge: Judge,
     ks: Sequence[int] = (1, 10, 100),
 ) -> dict[str, Any]:
-    """Judge those samples that have no verdict in the output folder, and write its report.
+    """Judge samples of HumanEval or MBPP, and write results and report.
 
     Args:
         problems: all of the benchmark.
@@ -37,14 +37,35 @@ def run_evaluation(
     Raises:
         UserError: for an output folder that cannot be this evaluation's.
     """
+    identity = {"benchmark": benchmark, "problems": fingerprint([astuple(problem) for problem in problems])}
+    results = judge_samples(identity, {one.task_id: one for one in problems}, samples, output, settings, judge)
+    report = make_report(benchmark, len(problems), samples, results.verdicts, settings, sorted(set(ks)))
+    results.finish(report, in_words(report))
+    if report["attempted"] < report["problems"]:
+        log.warning(f"{report['problems'] - report['attempted']} of {report['problems']} problems have no sample")
+    return report
+
+
+def judge_samples(
+    identity: Mapping[str, Any],
+    judged_by: Mapping[str, Any],
+    samples: Sequence[Sample],
+    output: str,
+    settings: Settings,
+    judge: Judge,
+) -> Results:
+    """The output folder with the verdicts on all samples; those that it has not yet are judged.
+
+    Args:
+        identity: by name, what of the benchmark decides verdicts.
+        judged_by: by the samples' task_id, what `judge` takes.
+    """
     identity = {
-        "benchmark": benchmark,
-        "problems": fingerprint([astuple(problem) for problem in problems]),
+        **identity,
         "samples": fingerprint([sample.record for sample in samples]),
         **asdict(settings),
         "sandbox": list(settings.sandbox),
     }
-    by_id = {problem.task_id: problem for problem in problems}
     results = Results(output, identity, samples)
     done = {number for number, verdict in results.verdicts.items() if verdict.outcome != "sandbox error"}
     programs = [(number, sample.task_id, sample.program) for number, sample in enumerate(samples) if number not in done]
@@ -54,11 +75,7 @@ def run_evaluation(
     if programs:
         bar = tqdm(total=len(samples), initial=len(done), unit="program", disable=None)
         with bar:
-            for number, verdict in judge(by_id, programs):
+            for number, verdict in judge(judged_by, programs):
                 results.add(number, verdict)
                 bar.update()
-    report = make_report(benchmark, len(problems), samples, results.verdicts, settings, sorted(set(ks)))
-    results.finish(report)
-    if report["attempted"] < report["problems"]:
-        log.warning(f"{report['problems'] - report['attempted']} of {report['problems']} problems have no sample")
-    return report
+    return results

@@ -27,7 +27,6 @@ from codegen_jax.storage import UNFINISHED, open_path, write_whole
 from codegen_jax.strict_json import dumps
 
 RUN, PARTS = "run.json", "parts"
-FIELDS = {"task_id", "completion", "sample", "temperature", "tokens", "finish_reason", "logprob"}  # of a sample
 
 
 class SampleFolder:
@@ -36,6 +35,7 @@ class SampleFolder:
     Args:
         output: a new folder, or one of the same run; nothing is written there before `begin`.
         identity: by name, what must be equal to go on; `model` and `revision` are kept as the first process has them.
+        fields: of a sample's record.
 
     Attributes:
         folder: where it is.
@@ -47,8 +47,8 @@ class SampleFolder:
         UserError: if the folder holds another run, a damaged one, or something else.
     """
 
-    def __init__(self, output: str, identity: Mapping[str, Any]):
-        self.folder = open_path(output)
+    def __init__(self, output: str, identity: Mapping[str, Any], fields: frozenset[str]):
+        self.folder, self.fields = open_path(output), fields
         self.samples: dict[Draw, dict[str, Any]] = {}
         self.verdicts: dict[Draw, Verdict] = {}
         self.identity = self._identify(json.loads(dumps(dict(identity))))
@@ -88,18 +88,18 @@ class SampleFolder:
         if not (self.folder / RUN).exists():
             self.write_file(self.folder / RUN, dumps(self.identity, indent=2) + "\n")
 
-    def read(self, temperatures: Sequence[float], task_ids: Mapping[int, str]) -> None:
-        """Take up what is on disk of problems, which are given by their numbers."""
+    def read(self, temperatures: Sequence[float], places: Mapping[int, Mapping[str, Any]]) -> None:
+        """Take up what is on disk of tasks: by their numbers, the fields of a record that say of which task it is."""
         for temperature in temperatures:
-            for problem, task_id in task_ids.items():
+            for problem, place in places.items():
                 path = self._part(temperature, problem)
                 if path.exists():
-                    self._read_part(path, temperature, problem, task_id)
+                    self._read_part(path, temperature, problem, place)
         parts = self.folder / PARTS
         for path in parts.glob("batch_*.jsonl") if parts.exists() else ():  # a process was killed amid its parts
-            self._read_batch(path, temperatures, task_ids)
+            self._read_batch(path, temperatures, places)
 
-    def _read_batch(self, path: epath.Path, temperatures: Sequence[float], task_ids: Mapping[int, str]) -> None:
+    def _read_batch(self, path: epath.Path, temperatures: Sequence[float], places: Mapping[int, Any]) -> None:
         try:
             text = path.read_text()
         except FileNotFoundError:  # another process has brought it into its parts meanwhile
@@ -108,22 +108,22 @@ class SampleFolder:
             for line in text.splitlines():
                 place, record = json.loads(line)
                 draw = Draw(*place)
-                if draw.temperature in temperatures and draw.problem in task_ids and draw not in self.samples:
+                if draw.temperature in temperatures and draw.problem in places and draw not in self.samples:
                     self.samples[draw] = record
                     self._unwritten.add((draw.temperature, draw.problem))
         except (ValueError, TypeError):
             raise UserError(f"output: {path} is damaged; remove it, and its samples are drawn again") from None
 
-    def _read_part(self, path: epath.Path, temperature: float, problem: int, task_id: str) -> None:
+    def _read_part(self, path: epath.Path, temperature: float, problem: int, place: Mapping[str, Any]) -> None:
         try:
             for sample, line in enumerate(path.read_text().splitlines()):
                 record = json.loads(line)
                 verdict = record.pop("verdict")
                 draw = Draw(temperature, problem, sample)
-                require(record.keys() == FIELDS and isinstance(record["completion"], str), "")
+                require(record.keys() == self.fields, "")
                 # a part that was copied from another place would pass for this one's
-                place = record["task_id"], record["temperature"], record["sample"]
-                require(place == (task_id, temperature, sample), "")
+                told = {**place, "temperature": temperature, "sample": sample}
+                require(told.items() <= record.items(), "")
                 self.samples[draw] = record
                 if verdict is not None:
                     self.verdicts[draw] = Verdict(**verdict)

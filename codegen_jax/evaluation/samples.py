@@ -61,7 +61,7 @@ def read_samples(path: str, problems: Mapping[str, Problem]) -> list[Sample]:
 
 def _sample(record: dict[str, Any], problems: Mapping[str, Problem]) -> Sample | str:
     """A line's sample, or what is wrong with it."""
-    if _is_deep(record, MOST_LEVELS):
+    if is_deep(record):
         return "JSON nested too deeply"
     if "task_id" not in record:
         return "no field task_id"
@@ -80,7 +80,7 @@ def _sample(record: dict[str, Any], problems: Mapping[str, Problem]) -> Sample |
     return Sample(problem.task_id, prompt + record[name], record)
 
 
-def _is_deep(value: Any, levels: int) -> bool:
+def is_deep(value: Any, levels: int = MOST_LEVELS) -> bool:
     """Whether lists and objects lie in each other on more than so many levels."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return levels < 0 or any(_is_deep(item, levels - 1) for item in inner)
+    return levels < 0 or any(is_deep(item, levels - 1) for item in inner)

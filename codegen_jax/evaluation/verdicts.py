@@ -1,9 +1,7 @@
 """What becomes of a program that is run against its problem's tests."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
-
-from codegen_jax.evaluation.problems import Problem
+from typing import Any, Literal, NamedTuple, get_args
 
 Outcome = Literal["passed", "failed", "exception", "timeout", "memory", "output", "forbidden", "sandbox error"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
@@ -26,5 +24,5 @@ class Verdict(NamedTuple):
     wall_seconds: float
 
 
-# From problems by task_id and programs (number of the sample, task_id, text) to (number, verdict), in any order
-Judge = Callable[[Mapping[str, Problem], Sequence[tuple[int, str, str]]], Iterator[tuple[int, Verdict]]]
+# From what judges, by task_id, and programs (number of the sample, task_id, text) to (number, verdict), in any order
+Judge = Callable[[Mapping[str, Any], Sequence[tuple[int, str, str]]], Iterator[tuple[int, Verdict]]]

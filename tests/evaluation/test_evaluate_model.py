@@ -13,9 +13,8 @@ import pytest
 
 from codegen_jax.cli import main
 from codegen_jax.errors import UserError
-from codegen_jax.evaluation import evaluate_model as evaluate_model_module
 from codegen_jax.evaluation import sample_folder
-from codegen_jax.evaluation.draw_samples import draw_batch
+from codegen_jax.evaluation.completions import Completions
 from codegen_jax.evaluation.evaluate_model import Evaluation, evaluate_model
 from codegen_jax.evaluation.evaluation_report import Settings
 from codegen_jax.evaluation.execution import Judges
@@ -73,10 +72,8 @@ def evaluate(files):
     def run(output, limit=6, share=(1, 1), **changes):
         protocol = Protocol(**{"num_samples": 3, "temperatures": TEMPERATURES, "max_new_tokens": 8} | changes)
         settings = Settings(None, layer.described, False)
-        evaluation = Evaluation("own", problems, limit, share, protocol, settings, [1, 2])
-        return evaluate_model(
-            evaluation, identity, str(output), lambda: generator, lambda: Judges(layer, 2, None), export=True
-        )
+        evaluation = Evaluation(Completions("own", problems, [1, 2], export=True), limit, share, protocol, settings)
+        return evaluate_model(evaluation, identity, str(output), lambda: generator, lambda: Judges(layer, 2, None))
 
     return run
 
@@ -176,7 +173,7 @@ def test_shares_in_any_order_make_the_whole(evaluate, whole, tmp_path, caplog):
 def test_a_sample_is_the_one_that_its_prompt_gets_alone(files, whole):
     generator, protocol = Generator.load(str(files / "model"), "float32"), Protocol(max_new_tokens=8)
     problem = humaneval(str(files / "own.jsonl"))[4]
-    (alone,) = generator.complete([problem.prompt], seed=protocol.seed_of(problem, 2), **protocol.options(1.5))
+    (alone,) = generator.complete([problem.prompt], seed=protocol.seed_of(problem.task_id, 2), **protocol.options(1.5))
     (row,) = [r for r in rows(whole, "samples_T1.5.jsonl") if r["task_id"] == "Own/4" and r["sample"] == 2]
     assert (row["completion"], row["tokens"]) == (alone.completion, len(alone.token_ids))
     assert row["logprob"] == pytest.approx(sum(alone.logprobs), abs=2e-3)
@@ -184,7 +181,9 @@ def test_a_sample_is_the_one_that_its_prompt_gets_alone(files, whole):
 
 def test_seeds_differ_by_seed_problem_and_number(files):
     problems = humaneval(str(files / "own.jsonl"))
-    seeds = {Protocol(seed=seed).seed_of(problem, n) for seed in (0, 1) for problem in problems for n in range(200)}
+    seeds = {
+        Protocol(seed=seed).seed_of(problem.task_id, n) for seed in (0, 1) for problem in problems for n in range(200)
+    }
     assert len(seeds) == 2 * 6 * 200
 
 
@@ -225,7 +224,7 @@ def test_a_command_that_is_killed_goes_on_to_the_same_files(files, tmp_path):
 def test_a_batch_of_which_some_parts_were_written_is_not_drawn_again(
     evaluate, whole, tmp_path, monkeypatch, writes, left
 ):
-    written, drawn = [], []
+    written, drawn, draw = [], [], Completions.draw
 
     def killed(path, text):
         if "parts" in str(path):
@@ -234,14 +233,14 @@ def test_a_batch_of_which_some_parts_were_written_is_not_drawn_again(
             written.append(path)
         write_whole(path, text)
 
-    def seen(generator, problems, protocol, batch):
+    def seen(benchmark, generator, protocol, batch):
         drawn.extend(batch)
-        return draw_batch(generator, problems, protocol, batch)
+        return draw(benchmark, generator, protocol, batch)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(sample_folder, "write_whole", killed)
         evaluate(tmp_path / "out")
-    monkeypatch.setattr(evaluate_model_module, "draw_batch", seen)
+    monkeypatch.setattr(Completions, "draw", seen)
     evaluate(tmp_path / "out")
     assert len(drawn) == left and content(tmp_path / "out") == content(whole)
 
@@ -264,9 +263,9 @@ def test_a_folder_of_other_settings_is_refused_by_the_first_that_differs(evaluat
 
 def test_of_several_settings_that_differ_the_first_is_named(tmp_path):
     names = "qwertyuiopasdfghjklzxcvbnm"  # in an order that no set of them has by chance
-    SampleFolder(str(tmp_path / "out"), dict.fromkeys(names, 0)).begin()
+    SampleFolder(str(tmp_path / "out"), dict.fromkeys(names, 0), frozenset()).begin()
     with pytest.raises(UserError, match=r"\(q: 0 there, 1 here\)"):
-        SampleFolder(str(tmp_path / "out"), dict.fromkeys(names, 1))
+        SampleFolder(str(tmp_path / "out"), dict.fromkeys(names, 1), frozenset())
 
 
 def test_the_paper_does_not_stand_beside_problems_of_a_file(files, monkeypatch):
@@ -291,7 +290,7 @@ def test_a_full_disk_is_told_with_folder_and_remedy(evaluate, whole, monkeypatch
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("codegen_jax.evaluation.evaluate_model.save_picture", full)
+    monkeypatch.setattr("codegen_jax.evaluation.completions.save_picture", full)
     with pytest.raises(UserError, match=r"output: .*out: No space left on device; .* the same command goes on"):
         evaluate(whole)
 

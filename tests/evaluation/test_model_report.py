@@ -125,7 +125,9 @@ def test_the_paper_s_four_mono_rows_stand_beside_a_model_of_another_size():
     assert "(?)" not in page and "| CodeGen-Mono 16B | 32.9% | 28.0% |" in page and "best |" not in page
     _, page = report_of({0.0: drawn(1, 3)}, ks=(1,), **MONO_350M)
     assert "Beside the paper" in page and "EvalPlus" not in page
-    _, page = report_of({0.0: drawn(1, 3)}, benchmark="mbpp", **MONO_350M)
+    _, page = report_of({0.0: drawn(1, 3)}, ks=(1,), benchmark="mbpp", **MONO_350M)
+    assert "| CodeGen-Mono 350M | 14.59% (?) |" in page and "EvalPlus" not in page
+    _, page = report_of({0.0: drawn(1, 3)}, ks=(1,), benchmark="mbpp, split train", **MONO_350M)
     assert "Beside" not in page
 
 

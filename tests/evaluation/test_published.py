@@ -40,14 +40,14 @@ def test_the_configs_of_the_paper_s_models_find_their_rows(row):
     assert row_of(f"runs/{name}/checkpoints/1000", model) is row
     assert row_of(f"Salesforce/codegen-{row.size}-{row.family.lower()}@main", model) is row
     assert row_of("runs/nl/only-finally", model | {"n_layer": 3}) is None
-    assert [one.family for one in rows_beside(model)] == ["NL", "Multi", "Mono"]
-    assert {one.size for one in rows_beside(model)} == {row.size}
+    assert [one.family for one in rows_beside("humaneval", model)] == ["NL", "Multi", "Mono"]
+    assert {one.size for one in rows_beside("humaneval", model)} == {row.size}
 
 
 def test_a_name_s_words_are_whole_and_the_last_one_counts():
     config = {"n_layer": 20, "n_embd": 1024}
     assert row_of("data/only/monopoly", config) is None
     assert row_of("nl/350m_MONO_finetuned", config).name == "CodeGen-Mono 350M"
-    assert [row.name for row in rows_beside(load_config("configs/tiny_cpu.yaml").to_dict()["model"])] == [
+    assert [row.name for row in rows_beside("humaneval", load_config("configs/tiny_cpu.yaml").to_dict()["model"])] == [
         f"CodeGen-Mono {size}" for size in ("350M", "2B", "6B", "16B")
     ]

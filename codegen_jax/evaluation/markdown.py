@@ -1,0 +1,29 @@
+"""Pieces of reports as Markdown, in ASCII."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """All columns but the first hold numbers.
+
+    >>> print(table(["k", "pass@k"], [["1", "12 %"]]))
+    | k | pass@k |
+    | --- | ---: |
+    | 1 | 12 % |
+    """
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    escaped = [[cell.replace("|", r"\|") for cell in line] for line in lines]  # a task_id may hold one
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+
+
+def fenced(text: str, language: str) -> str:
+    """A block of code, whose fence is longer than any in it."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def page(paragraphs: Iterable[str]) -> str:
+    """A whole page. A model may write anything: signs that are not ASCII, or steer a terminal, become escapes."""
+    return re.sub(r"[^\n\t -~]", lambda sign: ascii(sign[0])[1:-1], "\n\n".join(paragraphs)) + "\n"

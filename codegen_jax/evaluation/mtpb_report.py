@@ -1,0 +1,86 @@
+"""What MTPB comes to: the mean over problems of the share of programs that print the right value."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from codegen_jax.evaluation.intervals import mean_interval
+from codegen_jax.evaluation.mtpb import Case
+from codegen_jax.evaluation.verdicts import OUTCOMES
+
+LACKING = ("FileNotFoundError", "ModuleNotFoundError")  # the benchmark's own files are not public
+
+
+class Execution(NamedTuple):
+    """A program that was run.
+
+    Attributes:
+        case: of the benchmark.
+        sample: its number among the case's.
+        program: whole.
+        outcome: passed, or how it ended otherwise (evaluation/verdicts.py).
+        error: the last line of the error; "" of what passed.
+        cut_tokens: of its histories, which were longer than the model's context, from the left.
+    """
+
+    case: Case
+    sample: int
+    program: str
+    outcome: str
+    error: str
+    cut_tokens: int = 0
+
+
+def make_report(executions: Sequence[Execution], cases: Sequence[Case], mode: str, checker: str) -> dict[str, Any]:
+    """The figures of programs at one temperature, or of samples that were given.
+
+    Args:
+        executions: one at least.
+        cases: all of the benchmark.
+
+    Returns:
+        Plain values: pass_rate and its 95 % interval, passed, executions, checker, mode, the numbers of problems and of
+        those attempted, cases without a program, rates by problem, outcomes, lacking (by problem, the first error for a
+        file or package that is not there), only_repaired (by problem, how many passed that the official checker
+        fails), and cut (how many programs' histories were cut from the left).
+    """
+    count, passed = Counter[str](), Counter[str]()
+    for one in executions:
+        count[one.case.problem] += 1
+        passed[one.case.problem] += one.outcome == "passed"
+    rates = {problem: passed[problem] / count[problem] for problem in count}
+    outcomes = Counter(one.outcome for one in executions)
+    return {
+        "pass_rate": float(np.mean(list(rates.values()))),
+        "interval": list(mean_interval(np.array(list(rates.values())))),
+        "passed": outcomes["passed"],
+        "executions": len(executions),
+        "checker": checker,
+        "mode": mode,
+        "problems": len({case.problem for case in cases}),
+        "attempted": len(rates),
+        "empty_cases": len(cases) - len({one.case.task_id for one in executions}),
+        "rates": rates,
+        "outcomes": {outcome: outcomes[outcome] for outcome in OUTCOMES},
+        "lacking": _lacking(executions),
+        "only_repaired": _count(
+            one
+            for one in executions
+            if one.outcome == "passed" and (one.case.expected is None or isinstance(one.case.expected, dict))
+        ),
+        "cut": sum(one.cut_tokens > 0 for one in executions),
+    }
+
+
+def _lacking(executions: Iterable[Execution]) -> dict[str, str]:
+    lacking = dict[str, str]()
+    for one in executions:
+        if one.error.startswith(LACKING):
+            lacking.setdefault(one.case.problem, one.error)
+    return lacking
+
+
+def _count(executions: Iterable[Execution]) -> Mapping[str, int]:
+    return dict(Counter(one.case.problem for one in executions))

@@ -1,0 +1,75 @@
+"""Samples of MTPB: JSON lines of ours, a text per turn, or of the authors' mtpb_sample.py, whole histories."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from codegen_jax.data.shards import read_records, what_it_is
+from codegen_jax.errors import listed, require
+from codegen_jax.evaluation.mtpb import Case, single_turn
+from codegen_jax.evaluation.samples import Sample, is_deep
+from codegen_jax.mistaken_paths import missing
+from codegen_jax.storage import open_path
+
+
+def read_mtpb_samples(path: str, cases: Sequence[Case]) -> tuple[list[Sample], str]:
+    """The samples of a file, whose name may end in .gz or .zst, in its order, and their mode.
+
+    Ours are {"task_id": "1", "case": 0, "completions": [a text per turn]}. A single text is of all prompts in one turn,
+    and the mode is multi or single, or mixed. The authors' are {"id", "input", "gold_output", "completions": the whole
+    program, "prompts_completions": [...]}; their case is found by the input, which need not be written as here.
+
+    Raises:
+        UserError: if the file can't be read or holds no samples, or a line is cut, is no JSON object, is of no case, or
+            has not as many completions as there are turns.
+    """
+    file = open_path(path)
+    require(file.exists(), missing(path))
+    require(not file.is_dir(), f"{path}: a folder, where a file of samples is read")
+    by_place = {(case.problem, case.case): case for case in cases}
+    samples, mistakes, modes = list[Sample](), list[str](), set[str]()
+    for line, _, record in read_records(path):
+        found = record if isinstance(record, str) else _sample(record, by_place)
+        if isinstance(found, str):
+            mistakes.append(f"line {line}: {found}")
+        else:
+            samples.append(found[0])
+            modes.add(found[1])
+    what = what_it_is(path) if mistakes and not samples else ""
+    require(not what, f"{path}: {what}")
+    require(not mistakes, f"{path}: {listed(mistakes)}")
+    require(bool(samples), f"{path}: holds no samples")
+    return samples, modes.pop() if len(modes) == 1 else "mixed"
+
+
+def _sample(record: dict[str, Any], cases: Mapping[tuple[str, int], Case]) -> tuple[Sample, str] | str:
+    """A line's sample and mode, or what is wrong with it."""
+    if is_deep(record):
+        return "JSON nested too deeply"
+    if "gold_output" in record:
+        return _authors_sample(record, cases)
+    for name in ("task_id", "case", "completions"):
+        if name not in record:
+            return f"no field {name}"
+    place = str(record["task_id"]), record["case"]
+    case = cases.get(place) if type(place[1]) is int else None
+    if case is None:
+        return f"task_id {record['task_id']!r:.40} with case {record['case']!r:.40} is no case of the benchmark"
+    texts = record["completions"]
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        return "completions must be a list of texts, one per turn"
+    is_single = len(texts) == 1 < len(case.prompts)
+    if not is_single and len(texts) != len(case.prompts):
+        return f"{len(texts)} completions, where problem {case.problem} has {len(case.prompts)} turns"
+    program = (single_turn(case) if is_single else case).history(texts)
+    return Sample(case.task_id, program, record), "single" if is_single else "multi"
+
+
+def _authors_sample(record: dict[str, Any], cases: Mapping[tuple[str, int], Case]) -> tuple[Sample, str] | str:
+    if not isinstance(record.get("completions"), str):
+        return "completions must be the whole program, as text"
+    if not isinstance(record.get("input"), dict):
+        return "input must be an object"
+    for case in cases.values():
+        if case.problem == str(record.get("id")) and case.given == record["input"]:
+            return Sample(case.task_id, record["completions"], record), "multi"
+    return f"id {record.get('id')!r:.40} with input {record['input']!r:.60} is no case of the benchmark"

@@ -1,0 +1,146 @@
+"""MTPB with a model: each turn's prompt is answered in sight of the earlier turns, and the last print counts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+from codegen_jax.data.tokenizer import Tokenizer
+from codegen_jax.errors import require
+from codegen_jax.evaluation.benchmark import Benchmark
+from codegen_jax.evaluation.evaluation_report import Settings
+from codegen_jax.evaluation.judged import named
+from codegen_jax.evaluation.mtpb import Case
+from codegen_jax.evaluation.mtpb_report import Execution, make_report
+from codegen_jax.evaluation.mtpb_report_page import in_words
+from codegen_jax.evaluation.printed_check import Checker, Printed
+from codegen_jax.evaluation.protocol import Draw, Protocol, name_of
+from codegen_jax.evaluation.results import REPORT, REPORT_IN_WORDS
+from codegen_jax.evaluation.sample_folder import SampleFolder
+from codegen_jax.inference.generate import Generator
+from codegen_jax.strict_json import dumps
+
+
+@dataclass(frozen=True)
+class Turns(Benchmark):
+    """MTPB, whose tasks are the cases of its problems.
+
+    Attributes:
+        cases: all of them; in mode single, with one turn each.
+        mode: multi or single.
+        checker: which of the two compares what is printed.
+    """
+
+    cases: Sequence[Case]
+    mode: str
+    checker: Checker
+
+    name = "mtpb"
+    unit = "cases"
+    fields = frozenset(
+        {"task_id", "case", "completions", "sample", "temperature", "tokens", "finish_reasons", "cut_tokens", "logprob"}
+    )
+    own_limits = frozenset({"max_new_tokens", "stop_strings"})
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        return {"mode": self.mode, "checker": self.checker}
+
+    @property
+    def tasks(self) -> Sequence[Any]:
+        return [astuple(case) for case in self.cases]
+
+    def place(self, task: int) -> dict[str, Any]:
+        return {"task_id": self.cases[task].problem, "case": self.cases[task].case}
+
+    def together(self, draw: Draw) -> Any:
+        return draw.temperature, self.cases[draw.problem].problem
+
+    def most_tokens(self, protocol: Protocol, task: int) -> int:
+        return self.cases[task].max_new_tokens * len(self.cases[task].prompts)
+
+    def draw(self, model: Generator, protocol: Protocol, batch: Sequence[Draw]) -> list[dict[str, Any]]:
+        cases, temperature = [self.cases[draw.problem] for draw in batch], batch[0].temperature
+        records = [
+            {
+                "task_id": case.problem,
+                "case": case.case,
+                "completions": [],
+                "sample": draw.sample,
+                "temperature": temperature,
+                "tokens": 0,
+                "finish_reasons": [],
+                "cut_tokens": 0,
+                "logprob": 0.0,
+            }
+            for draw, case in zip(batch, cases)
+        ]
+        options = protocol.options(temperature) | {"max_new_tokens": cases[0].max_new_tokens}
+        room = model.config.n_positions - cases[0].max_new_tokens
+        for turn in range(len(cases[0].prompts)):
+            prompts = []
+            for case, record in zip(cases, records):
+                prompt, cut = cut_left(model.tokenizer, case.model_prompt(record["completions"]), room)
+                prompts.append(prompt)
+                record["cut_tokens"] += cut
+            seeds = [protocol.seed_of(f"{case.task_id} turn {turn}", draw.sample) for case, draw in zip(cases, batch)]
+            for record, completion in zip(records, model.complete(prompts, seed=seeds, **options), strict=True):
+                record["completions"].append(completion.completion)
+                record["tokens"] += len(completion.token_ids)
+                record["finish_reasons"].append(completion.finish_reason)
+                record["logprob"] = round(record["logprob"] + sum(completion.logprobs or []), 3)
+        return records
+
+    def program(self, task: int, record: Mapping[str, Any]) -> tuple[Printed, str]:
+        case = self.cases[task]
+        return Printed(case, self.checker), case.history(record["completions"])
+
+    def finish(self, folder: SampleFolder, draws: Mapping[float, Sequence[Draw]], settings: Settings) -> dict[str, Any]:
+        """Of each temperature report_T*.json; report.json is the best one's, which the paper takes."""
+        executions = {
+            temperature: [self._execution(folder, draw) for draw in found] for temperature, found in draws.items()
+        }
+        run = {name: folder.identity[name] for name in ("model", "revision", "seed", "top_p", "truncate")}
+        reports = {
+            temperature: {"temperature": temperature, **make_report(found, self.cases, self.mode, self.checker), **run}
+            for temperature, found in executions.items()
+        }
+        for temperature, report in reports.items():
+            folder.write_file(folder.folder / f"report_{name_of(temperature)}.json", dumps(report, indent=2) + "\n")
+        rates = {named(temperature): report["pass_rate"] for temperature, report in reports.items()}
+        best = max(reports.values(), key=lambda report: report["pass_rate"]) | {"pass_rates": rates}
+        folder.write_file(folder.folder / REPORT, dumps(best, indent=2) + "\n")
+        head = {name: folder.identity[name] for name in ("model", "config", "timeout", "unsafe")}
+        words = in_words(
+            head | {"sandbox": settings.sandbox},
+            {named(temperature): report for temperature, report in reports.items()},
+            {named(temperature): found for temperature, found in executions.items()},
+        )
+        folder.write_file(folder.folder / REPORT_IN_WORDS, words)
+        return best
+
+    def _execution(self, folder: SampleFolder, draw: Draw) -> Execution:
+        record, verdict = folder.samples[draw], folder.verdicts[draw]
+        program = self.program(draw.problem, record)[1]
+        case = self.cases[draw.problem]
+        return Execution(case, draw.sample, program, verdict.outcome, verdict.error, record["cut_tokens"])
+
+
+def cut_left(tokenizer: Tokenizer, text: str, room: int) -> tuple[str, int]:
+    """The end of a text that has so many tokens at most, and how many were cut."""
+    ids = tokenizer.encode(text)
+    kept = text
+    for first in range(len(ids) - room, len(ids)) if len(ids) > room else ():
+        kept = tokenizer.decode(ids[first:])
+        if len(tokenizer.encode(kept)) <= room:  # an end by itself may be cut into more tokens than within the text
+            break
+    return kept, max(0, len(ids) - len(tokenizer.encode(kept)))
+
+
+def require_room(context: int, cases: Sequence[Case]) -> None:
+    """Raise `UserError` if a turn's new tokens leave no room for a prompt in a model's context."""
+    longest = max(cases, key=lambda case: case.max_new_tokens)
+    require(
+        longest.max_new_tokens < context,
+        f"problem {longest.problem}: a turn of {longest.max_new_tokens} tokens leaves no room for a prompt in the "
+        f"model's context of {context}; take a model with a longer one, or fewer problems with --limit",
+    )
