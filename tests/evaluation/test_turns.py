@@ -1,0 +1,252 @@
+"""evaluate MODEL mtpb: every turn is what its prompt gets alone, and the folder is that of a run nobody disturbed."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from codegen_jax.cli import main
+from codegen_jax.evaluation.evaluate_model import Evaluation, evaluate_model
+from codegen_jax.evaluation.evaluation_report import Settings
+from codegen_jax.evaluation.execution import Judges
+from codegen_jax.evaluation.model_identity import model_identity
+from codegen_jax.evaluation.mtpb import PREFIX, read_cases, single_turn
+from codegen_jax.evaluation.protocol import Protocol
+from codegen_jax.evaluation.sandbox_layers import choose_layer
+from codegen_jax.evaluation.turns import Turns, cut_left
+from codegen_jax.inference.generate import Generator
+from codegen_jax.weights.open import open_model
+from tests.evaluation.benchmarks import write_lines
+from tests.peers import peer, save, tiny_bpe
+
+# A random model writes next to nothing that runs, so the tests of reports give samples; here it is what it writes
+PROBLEMS = [
+    {"id": "2", "prompts": ["Set x to {x}.", "Double x.", "Print x."], "inputs": [{"x": 1}, {"x": [2]}], "outputs": [2, 1]},
+    {"id": "1", "prompts": ["Set y.", "Print y."], "inputs": [{}, {}], "outputs": [1, None], "max_gen_length": 5},
+]  # fmt: skip
+TOKENIZER = tiny_bpe([PREFIX + "# Set x to 1.\nx = 1\n\n# Double x.\nx *= 2\nprint(x)\n\n\n#"], vocab_size=330)
+TEMPERATURES = (0.5, 1.5)
+
+
+def model():
+    return peer(n_positions=384, vocab_size=TOKENIZER.vocab_size)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder with a model, problems, and samples of them."""
+    folder = tmp_path_factory.mktemp("turns")
+    records = [record if "max_gen_length" in record else record | {"max_gen_length": 7} for record in PROBLEMS]
+    write_lines(folder / "mtpb.jsonl", records)
+    write_lines(folder / "long.jsonl", [records[1] | {"max_gen_length": 384}])
+    write_lines(folder / "samples.jsonl", [{"task_id": "1", "case": 0, "completions": ["y = 1", "print(y)"]}])
+    save(model(), folder / "model", tokenizer=TOKENIZER)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cases(files):
+    return read_cases(str(files / "mtpb.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def generator(files):
+    loaded = Generator.load(str(files / "model"), "float32")
+    loaded.max_rows = 8
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def evaluate(files, cases, generator):
+    """Evaluates with changes of the protocol and of `Evaluation`; gives the report."""
+    layer, identity = choose_layer("auto"), model_identity("m", open_model(str(files / "model")))
+
+    def run(output, share=(1, 1), mode="multi", given=cases, **changes):
+        protocol = Protocol(**{"num_samples": 3, "temperatures": TEMPERATURES} | changes)
+        settings = Settings(None, layer.described, False)
+        benchmark = Turns(given, mode, "official")
+        evaluation = Evaluation(benchmark, len(given), share, protocol, settings)
+        return evaluate_model(evaluation, identity, str(output), lambda: generator, lambda: Judges(layer, 2, None))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(evaluate, tmp_path_factory):
+    """A run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    evaluate(folder)
+    return folder
+
+
+def rows(folder, name):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def content(folder):
+    names = [path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("timings")]
+    return {name: (folder / name).read_bytes() for name in sorted(names)}
+
+
+def test_what_a_run_leaves(whole):
+    kinds = [f"{kind}_T{t}.jsonl" for kind in ("samples", "results", "timings") for t in TEMPERATURES]
+    reports = [f"report_T{t}.json" for t in TEMPERATURES]
+    assert {path.name for path in whole.iterdir()} == {
+        *kinds,
+        *reports,
+        "parts",
+        "run.json",
+        "report.json",
+        "report.md",
+    }
+    for temperature in TEMPERATURES:
+        results = rows(whole, f"results_T{temperature}.jsonl")
+        places = [(row["task_id"], row["case"], row["sample"]) for row in results]
+        assert places == [(problem, case, n) for problem in "12" for case in (0, 1) for n in range(3)]
+        for row in results:
+            turns, most = (2, 5) if row["task_id"] == "1" else (3, 7)
+            assert len(row["completions"]) == len(row["finish_reasons"]) == turns and row["tokens"] <= turns * most
+            assert row["temperature"] == temperature and row["passed"] == (row["outcome"] == "passed")
+        report = json.loads((whole / f"report_T{temperature}.json").read_text())
+        assert report["executions"] == 12 and report["mode"] == "multi" and report["checker"] == "official"
+        assert report["temperature"] == temperature and report["problems"] == report["attempted"] == 2
+
+
+def test_every_turn_is_what_its_prompt_gets_alone(whole, cases, generator):
+    protocol = Protocol()
+    for row in rows(whole, "samples_T1.5.jsonl")[::2]:
+        case = next(case for case in cases if (case.problem, case.case) == (row["task_id"], row["case"]))
+        for turn, completion in enumerate(row["completions"]):
+            (alone,) = generator.complete(
+                [case.model_prompt(row["completions"][:turn])],
+                seed=protocol.seed_of(f"{case.task_id} turn {turn}", row["sample"]),
+                **protocol.options(1.5) | {"max_new_tokens": case.max_new_tokens},
+            )
+            assert alone.completion == completion and alone.finish_reason == row["finish_reasons"][turn]
+
+
+def test_samples_turns_and_cases_differ(whole):
+    completions = [tuple(row["completions"]) for row in rows(whole, "samples_T1.5.jsonl")]
+    assert len(set(completions)) == len(completions)
+    assert all(len(set(texts)) > 1 for texts in completions)
+
+
+def truncated(text):
+    """As the authors' truncate() does, for texts without eos."""
+    for pattern in ("^print", "^def"):
+        found = list(re.finditer(pattern, text, re.MULTILINE))
+        text = text[: found[1].start()] if len(found) > 1 else text
+    ends = [re.search(pattern, text, re.MULTILINE) for pattern in ("^#", "^'''", '^"""', "\n\n\n")]
+    return text[: min((end.start() for end in ends if end), default=None)]
+
+
+@pytest.mark.parametrize("mode", ["multi", "single"])
+def test_greedy_turns_are_those_of_transformers_in_the_authors_loop(evaluate, cases, tmp_path, mode):
+    import torch
+
+    given = [single_turn(case) for case in cases] if mode == "single" else cases
+    evaluate(tmp_path / "out", mode=mode, given=given, num_samples=1, temperatures=(0.0,))
+    theirs = model()
+    for row, case in zip(rows(tmp_path / "out", "samples_T0.jsonl"), given, strict=True):
+        history = PREFIX
+        for prompt, completion in zip(case.prompts, row["completions"], strict=True):
+            history += prompt
+            ids = torch.tensor([TOKENIZER.encode(history)])
+            out = theirs.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=case.max_new_tokens
+            )[0, ids.shape[1] :].tolist()
+            ended = out[: out.index(TOKENIZER.eos_id)] if TOKENIZER.eos_id in out else out
+            assert completion == truncated(TOKENIZER.decode(ended))
+            history += completion + "\n\n"
+        assert case.history(row["completions"]) == history
+
+
+def test_a_history_that_is_too_long_is_cut_from_the_left_and_counted(evaluate, cases, generator, tmp_path):
+    (case,) = given = [replace(cases[-1], max_new_tokens=330)]
+    room = 384 - 330
+    assert evaluate(tmp_path / "out", given=given, num_samples=1, temperatures=(0.5,))["cut"] == 1
+    (row,) = rows(tmp_path / "out", "samples_T0.5.jsonl")
+    cut_tokens, protocol = 0, Protocol()
+    for turn, completion in enumerate(row["completions"]):
+        history = case.model_prompt(row["completions"][:turn])
+        kept, cut = cut_left(TOKENIZER, history, room)
+        assert history.endswith(kept) and TOKENIZER.encode(kept) == TOKENIZER.encode(history)[-room:] and cut > 0
+        seed = protocol.seed_of(f"{case.task_id} turn {turn}", 0)
+        options = protocol.options(0.5) | {"max_new_tokens": 330}
+        assert generator.complete([kept], seed=seed, **options)[0].completion == completion
+        cut_tokens += cut
+    assert row["cut_tokens"] == cut_tokens
+    assert cut_left(TOKENIZER, "x = 1", room) == ("x = 1", 0)
+
+
+def test_shares_in_any_order_make_the_whole(evaluate, whole, tmp_path):
+    folder = tmp_path / "out"
+    assert evaluate(folder, share=(2, 2)) is None and not (folder / "report.json").exists()
+    assert evaluate(folder, share=(1, 2)) is not None
+    for temperature in TEMPERATURES:
+        shares, once = (rows(place, f"results_T{temperature}.jsonl") for place in (folder, whole))
+        assert [row.pop("logprob") for row in shares] == pytest.approx([row.pop("logprob") for row in once], abs=2e-3)
+        assert shares == once
+    assert content(folder)["report.json"] == content(whole)["report.json"]
+    for part in (1, 2):
+        evaluate(tmp_path / "in order", share=(part, 2))
+    assert content(folder) == content(tmp_path / "in order")
+
+
+def test_a_part_of_another_case_is_damaged(evaluate, whole, tmp_path):
+    evaluate(tmp_path / "out", share=(1, 4))
+    (tmp_path / "out/parts/T0.5/1.jsonl").write_bytes((whole / "parts/T0.5/0.jsonl").read_bytes())
+    with pytest.raises(Exception, match=r"parts/T0.5/1.jsonl is damaged; remove it"):
+        evaluate(tmp_path / "out")
+
+
+def command(files, output):
+    given = ["--problems", str(files / "mtpb.jsonl"), "--output", str(output), "--num-samples", "40"]
+    return [sys.executable, "-m", "codegen_jax", "evaluate", str(files / "model"), "mtpb", *given]
+
+
+@pytest.mark.slow
+def test_a_command_that_is_killed_goes_on_to_the_same_files(files, tmp_path):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    subprocess.run(command(files, tmp_path / "whole"), check=True, env=environment, capture_output=True)
+    for parts in (1, 5):
+        process = subprocess.Popen(
+            command(files, tmp_path / "killed"), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        while len(list(tmp_path.glob("killed/parts/*/*.jsonl"))) < parts and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(random.random() / 5)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    subprocess.run(command(files, tmp_path / "killed"), check=True, env=environment, capture_output=True)
+    assert content(tmp_path / "whole") == content(tmp_path / "killed")
+    assert len(rows(tmp_path / "killed", "results_T0.8.jsonl")) == 4 * 40
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("model mtpb --problems mtpb.jsonl --limit 3", "--limit: 3 must be from 1 to the 2 problems"),
+        ("model mtpb --problems mtpb.jsonl --greedy --num-samples 2", "--num-samples: --greedy draws one sample"),
+        ("model mtpb --problems long.jsonl", "problem 1: a turn of 384 tokens leaves no room for a prompt in"),
+        ("model mtpb --problems nowhere.jsonl", "nowhere.jsonl: "),
+        ("samples.jsonl mtpb --problems mtpb.jsonl --mode single", "--mode: is of a model's samples, and samples"),
+        ("samples.jsonl mtpb --problems mtpb.jsonl --share 1/2", "--share: is of a model's samples, and samples.jsonl"),
+        ("samples.jsonl mtpb --problems samples.jsonl", "samples.jsonl: line 1: no field id; give MTPB's mtpb.jsonl"),
+        ("mtpb.jsonl mtpb --problems mtpb.jsonl", "mtpb.jsonl: line 1: no field task_id"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_and_writes_nothing(files, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(files)
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", *words.split(), "--output", "out"])
+    printed, error = capsys.readouterr()
+    assert ended.value.code == 2 and not printed and not (files / "out").exists()
+    assert error.startswith(f"codegen-jax: error: {said}") and error.count("\n") == 1, error
