@@ -28,7 +28,7 @@ from tests.peers import peer, save, tiny_bpe
 
 # A random model writes next to nothing that runs, so the tests of reports give samples; here it is what it writes
 PROBLEMS = [
-    {"id": "2", "prompts": ["Set x to {x}.", "Double x.", "Print x."], "inputs": [{"x": 1}, {"x": [2]}], "outputs": [2, 1]},
+    {"id": "2", "prompts": ["Set x to {x}.", "Add x.", "Print x."], "inputs": [{"x": 1}, {"x": 2}], "outputs": [2, 4]},
     {"id": "1", "prompts": ["Set y.", "Print y."], "inputs": [{}, {}], "outputs": [1, None], "max_gen_length": 5},
 ]  # fmt: skip
 TOKENIZER = tiny_bpe([PREFIX + "# Set x to 1.\nx = 1\n\n# Double x.\nx *= 2\nprint(x)\n\n\n#"], vocab_size=330)
@@ -169,17 +169,18 @@ def test_greedy_turns_are_those_of_transformers_in_the_authors_loop(evaluate, ca
 
 
 def test_a_history_that_is_too_long_is_cut_from_the_left_and_counted(evaluate, cases, generator, tmp_path):
-    (case,) = given = [replace(cases[-1], max_new_tokens=330)]
-    room = 384 - 330
+    (case,) = given = [replace(cases[-1], max_new_tokens=364)]
+    room = 384 - 364
     assert evaluate(tmp_path / "out", given=given, num_samples=1, temperatures=(0.5,))["cut"] == 1
     (row,) = rows(tmp_path / "out", "samples_T0.5.jsonl")
     cut_tokens, protocol = 0, Protocol()
     for turn, completion in enumerate(row["completions"]):
         history = case.model_prompt(row["completions"][:turn])
         kept, cut = cut_left(TOKENIZER, history, room)
-        assert history.endswith(kept) and TOKENIZER.encode(kept) == TOKENIZER.encode(history)[-room:] and cut > 0
+        assert history.endswith(kept) and room - 3 < len(TOKENIZER.encode(kept)) <= room
+        assert cut == len(TOKENIZER.encode(history)) - len(TOKENIZER.encode(kept)) > 0
         seed = protocol.seed_of(f"{case.task_id} turn {turn}", 0)
-        options = protocol.options(0.5) | {"max_new_tokens": 330}
+        options = protocol.options(0.5) | {"max_new_tokens": 364}
         assert generator.complete([kept], seed=seed, **options)[0].completion == completion
         cut_tokens += cut
     assert row["cut_tokens"] == cut_tokens
