@@ -49,7 +49,8 @@ def show(arguments: argparse.Namespace) -> None:
     for temperature, judged in found.items():
         print(f"{arguments.task_id}{'' if temperature is None else f' at temperature {named(temperature)}'}")
         for one in judged:
-            said = f"sample {one.sample}: {one.outcome}{'; ' if one.error else ''}{one.error}"
+            case = "" if one.case is None else f"case {one.case}, "
+            said = f"{case}sample {one.sample}: {one.outcome}{'; ' if one.error else ''}{one.error}"
             whole = arguments.sample is not None
             print(printable(f"{said}\n\n{one.completion.rstrip()}\n" if whole else f"  {said.splitlines()[0]}"))
 

@@ -21,10 +21,12 @@ class Judged(NamedTuple):
 
     Attributes:
         task_id: of its problem.
-        sample: its number among the samples of its problem, from 0.
-        completion: what follows the prompt, or the whole program of a sample that was given as one.
+        sample: its number among the samples of its problem, from 0; of MTPB, of its case.
+        completion: what follows the prompt, in turns if there are several, or the whole program of a sample that was
+            given as one.
         outcome: passed, or how it ended otherwise (evaluation/verdicts.py).
         error: the last line of the error; "" of what passed.
+        case: of MTPB; None elsewhere.
     """
 
     task_id: str
@@ -32,6 +34,7 @@ class Judged(NamedTuple):
     completion: str
     outcome: str
     error: str
+    case: int | None = None
 
 
 def named(temperature: float | None) -> str:
@@ -82,8 +85,11 @@ def _read(path: Path, are_given: bool) -> list[Judged]:
 
 def _judged(record: Mapping[str, Any]) -> Judged | str:
     """A line's sample, or what is wrong with it."""
-    task_id, sample = record.get("task_id"), record.get("sample")
+    task_id, sample = record.get("task_id", record.get("id")), record.get("sample")  # the authors' of MTPB have an id
     text = record.get("solution", record.get("completion"))  # where given samples have both, the solution ran
+    if "completions" in record:  # of MTPB's turns
+        turns = record["completions"]
+        text = "\n\n".join(map(str, turns)) if isinstance(turns, list) else turns
     outcome, error = record.get("outcome"), record.get("error")
     if not isinstance(task_id, str | int):
         return "no task_id"
@@ -94,7 +100,7 @@ def _judged(record: Mapping[str, Any]) -> Judged | str:
     if type(sample) is not int:
         return f"sample is {sample!r:.40}, not a number"
     spelled = str(task_id).removeprefix("Mbpp/")  # in given samples 601, "601" and "Mbpp/601" are one problem
-    return Judged(spelled, sample, text, outcome, error)
+    return Judged(spelled, sample, text, outcome, error, record.get("case") if "completions" in record else None)
 
 
 def find(

@@ -93,7 +93,7 @@ def _details(reports: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield table(["outcome", *at], rows)
     cut = sum(report["cut"] for report in reports.values())
     if cut:
-        yield f"The histories of {cut:,} programs were longer than the model's context and were cut from the left."
+        yield f"Histories longer than the model's context were cut from the left in {cut:,} programs."
     lacking = {problem: error for report in reports.values() for problem, error in report["lacking"].items()}
     if lacking:
         yield "Problems whose programs miss a file or a package here, with one error each:"

@@ -105,3 +105,18 @@ def test_a_problem_s_samples_are_found_by_temperature_and_number():
         find({None: some}, "A/1", 0.6, None)
     with pytest.raises(UserError, match=r"^sample: 3 is not there; A/1 has 0 to 2"):
         find(results, "A/1", None, 3)
+
+
+def test_mtpb_s_results_are_read_by_problem(tmp_path):
+    told = {"outcome": "passed", "error": "", "sample": 0}
+    ours = [{"task_id": "1", "case": case, "completions": ["x = 1", "print(x)"]} | told for case in (0, 1)]
+    write_lines(tmp_path / "results_T0.2.jsonl", ours)
+    assert [(one.task_id, one.completion) for one in read_results(str(tmp_path))[0.2]] == [
+        ("1", "x = 1\n\nprint(x)")
+    ] * 2
+    (tmp_path / "results_T0.2.jsonl").unlink()
+    write_lines(tmp_path / "results.jsonl", [{"id": "1", "completions": "print(1)"} | told] * 2)
+    assert [(one.sample, one.completion) for one in read_results(str(tmp_path))[None]] == [
+        (0, "print(1)"),
+        (1, "print(1)"),
+    ]
