@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,7 @@ PROBLEMS = [
 ]  # fmt: skip
 TOKENIZER = tiny_bpe([PREFIX + "# Set x to 1.\nx = 1\n\n# Double x.\nx *= 2\nprint(x)\n\n\n#"], vocab_size=330)
 TEMPERATURES = (0.5, 1.5)
+MTPB = Path(__file__).parents[3] / "shared/data/benchmarks/mtpb.jsonl"
 
 
 def model():
@@ -229,6 +231,71 @@ def test_a_command_that_is_killed_goes_on_to_the_same_files(files, tmp_path):
     subprocess.run(command(files, tmp_path / "killed"), check=True, env=environment, capture_output=True)
     assert content(tmp_path / "whole") == content(tmp_path / "killed")
     assert len(rows(tmp_path / "killed", "results_T0.8.jsonl")) == 4 * 40
+
+
+# each turn of the first five problems, with the input filled in as in the prompts
+SOLUTIONS = {
+    "1": [
+        'my_string = "{A}"',
+        "my_string = my_string.lower()",
+        "chars = list(set(my_string))",
+        "chars.sort()",
+        "print(chars)",
+    ],
+    "2": [
+        "numbers = {numbers}",
+        "total = sum(numbers)",
+        "normalized = [number / total * 100 for number in numbers]",
+        "formatted = ['%.1f' % number for number in normalized]",
+        "print(formatted)",
+    ],
+    "3": [
+        "def seconds_of_minutes(minutes):\n    return minutes * 60",
+        "def seconds_of_hours(hours):\n    return hours * 3600",
+        "print(seconds_of_hours({a1}) + seconds_of_minutes({a2}))",
+    ],
+    "4": [
+        "def fibonacci(n):\n    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)",
+        "def square(n):\n    return n * n",
+        "print(square(fibonacci({a1})))",
+    ],
+    "5": [
+        "my_numbers = {A}",
+        "n_neg = len([n for n in my_numbers if n < 0])",
+        "n_pos = len([n for n in my_numbers if n > 0])",
+        "print(max(n_neg, n_pos))",
+    ],
+}
+CONFIG = """
+output: run
+model: {n_layer: 4, n_embd: 128, n_head: 4, rotary_dim: 16, vocab_size: 1024, n_positions: 1024, dtype: float32}
+data: {train: tokens, sequence_length: 256}
+optimizer: {learning_rate: 4.0e-3, end_learning_rate: 4.0e-4, warmup_steps: 30, decay_steps: 160}
+training: {steps: 200, batch_size: 16, remat: dots}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MTPB.exists(), reason="the authors' mtpb.jsonl is not here")
+def test_a_model_that_was_trained_on_five_problems_turns_passes_those(tmp_path):
+    cases = [case for case in read_cases(str(MTPB)) if case.problem in SOLUTIONS]
+    texts = [case.history([turn.format(**case.given) for turn in SOLUTIONS[case.problem]]) for case in cases]
+    tiny_bpe(texts, vocab_size=900).save(tmp_path)  # its tokenizer.json
+    order = random.Random(0)
+    shuffled = [order.sample(texts, len(texts)) for _ in range(100)]
+    write_lines(tmp_path / "shard.jsonl", [{"text": text} for one in shuffled for text in one])
+    (tmp_path / "run.yaml").write_text(CONFIG)
+
+    def call(*words):
+        environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+        command = [sys.executable, "-m", "codegen_jax", *words]
+        subprocess.run(command, cwd=tmp_path, env=os.environ | environment, check=True, capture_output=True)
+
+    call("prepare", "shard.jsonl", "--output", "tokens", "--tokenizer", "tokenizer.json", "--whitespace-tokens")
+    call("train", "run.yaml")
+    call("evaluate", "run", "mtpb", "--problems", str(MTPB), "--output", "out", "--greedy", "--limit", "7")
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["rates"] == dict.fromkeys(SOLUTIONS, 1.0) | {"6": 0.0, "7": 0.0}
 
 
 @pytest.mark.parametrize(
