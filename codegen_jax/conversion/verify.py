@@ -47,10 +47,10 @@ class Agreement:
 
     Attributes:
         difference: largest difference of two scores, relative to the largest score.
-        kl: Kullback-Leibler divergence, mean in nats a token.
+        kl: Kullback-Leibler divergence, mean in nats per token.
         top_10: share of the ten likeliest tokens that both have.
         greedy: share of positions where both have the same likeliest token.
-        loss: mean cross-entropy of a piece of Python in nats a token; None without a tokenizer. Both sides read
+        loss: mean cross-entropy of a piece of Python in nats per token; None without a tokenizer. Both sides read
             qkv_proj with the same mp_num, so a wrong one shows here only: 2 or so becomes 8.
     """
 
@@ -61,7 +61,7 @@ class Agreement:
     loss: float | None
 
     def __str__(self) -> str:
-        loss = "" if self.loss is None else f", loss on a piece of Python {self.loss:.2f} nats a token"
+        loss = "" if self.loss is None else f", loss on a piece of Python {self.loss:.2f} nats per token"
         return (
             f"largest difference {self.difference:.1e} of the largest score, KL divergence {self.kl:.1e} nats, "
             f"top-10 overlap {self.top_10:.1%}, greedy agreement {self.greedy:.1%}{loss}"

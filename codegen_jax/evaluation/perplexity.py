@@ -19,7 +19,7 @@ class Perplexity:
 
     Attributes:
         tokens: predicted.
-        loss: nats a token.
+        loss: nats per token.
         perplexity: its exponential.
         bits_per_byte: of the text, which models of other tokenizers can be compared by.
     """
@@ -29,13 +29,9 @@ class Perplexity:
     perplexity: float
     bits_per_byte: float
 
-    def above(self, other: "Perplexity") -> float:
-        """By how much this perplexity is larger than another, relative to it."""
-        return self.perplexity / other.perplexity - 1
-
     def __str__(self) -> str:
         return (
-            f"{self.tokens:,} tokens: loss {self.loss:.4f} nats a token, perplexity {self.perplexity:.3f}, "
+            f"{self.tokens:,} tokens: loss {self.loss:.4f} nats per token, perplexity {self.perplexity:.3f}, "
             f"{self.bits_per_byte:.4f} bits per byte"
         )
 

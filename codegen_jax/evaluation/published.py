@@ -2,7 +2,7 @@
 
 The paper: Nijkamp et al., CodeGen: An Open Large Language Model for Code with Multi-Turn Program Synthesis, 2022, its
 tables of HumanEval and MBPP (200 samples per problem, top_p 0.95, for each k the best of the temperatures 0.2, 0.6 and
-0.8) and of MTPB (40 samples per case). Figures that no other public text confirms have no sources here, and a mark
+0.8) and of MTPB (40 samples per case), and its perplexities of prompts. Figures that no other public text confirms have no sources here, and a mark
 wherever they are printed.
 """
 
@@ -95,6 +95,32 @@ PAPER_MTPB = {
     ("single", "Mono"): (Figure(5.75, (SUMMARY,)), Figure(25.43), Figure(28.48), Figure(38.74, (SUMMARY,))),
 }
 
+
+class PaperPerplexity(NamedTuple):
+    """A mean perplexity of prompts.
+
+    Attributes:
+        value: as the paper has it.
+        sources: the public texts that confirm it; none for a figure that is to be marked.
+    """
+
+    value: float
+    sources: tuple[str, ...] = ()
+
+
+def _perplexities(*values: float, last: tuple[str, ...] = ()) -> tuple[PaperPerplexity, ...]:
+    return (*map(PaperPerplexity, values[:-1]), PaperPerplexity(values[-1], last))
+
+
+# of CodeGen-Mono, of the sizes in their order: MTPB's prompts, and those of the problems of HumanEval that the model
+# solved in one sample or more, and in none
+PAPER_PERPLEXITY = {
+    "multi-turn": _perplexities(10.09, 8.90, 8.18, 8.05, last=(SUMMARY,)),
+    "single-turn": _perplexities(13.92, 11.91, 10.58, 10.25, last=(SUMMARY,)),
+    "pass": _perplexities(3.78, 3.66, 3.35, 3.12),
+    "non-pass": _perplexities(5.18, 4.37, 3.88, 3.40),
+}
+
 # of CodeGen-Mono by size, in percent: HumanEval, HumanEval+
 EVALPLUS = {"2B": (24.4, 22.6), "6B": (29.3, 25.6), "16B": (32.9, 28.0)}
 EVALPLUS_SOURCE = "the leaderboard of EvalPlus"
@@ -134,6 +160,27 @@ def mtpb_beside(mode: str, config: Mapping[str, Any]) -> dict[str, Figure]:
         for theirs, figure in zip(SIZES.values(), figures, strict=True)
         if its_mode == mode and (theirs == size or (size is None and family == "Mono"))
     }
+
+
+def perplexity_beside(config: Mapping[str, Any], *measures: str) -> str:
+    """The paper's perplexities of prompts in a line, chosen as in `rows_beside`.
+
+    >>> perplexity_beside({"n_layer": 20, "n_embd": 1024}, "multi-turn")
+    'the paper, of CodeGen-Mono: 350M 10.09 (?); (?): no public text other than the paper confirms this figure'
+    """
+    size = size_of(config)
+    chosen = {
+        measure: [(its, figure) for its, figure in zip(SIZES.values(), PAPER_PERPLEXITY[measure]) if size in (None, its)]
+        for measure in measures
+    }
+    said = [
+        (f"{measure} " if len(measures) > 1 else "")
+        + ", ".join(f"{its} {figure.value:.2f}{'' if figure.sources else ' (?)'}" for its, figure in figures)
+        for measure, figures in chosen.items()
+    ]
+    if any(not figure.sources for figures in chosen.values() for _, figure in figures):
+        said.append("(?): no public text other than the paper confirms this figure")
+    return f"the paper, of CodeGen-Mono: {'; '.join(said)}"
 
 
 def marked(figure: Figure) -> str:

