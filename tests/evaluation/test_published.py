@@ -3,7 +3,16 @@
 import pytest
 
 from codegen_jax.config_file import load_config
-from codegen_jax.evaluation.published import EVALPLUS, PAPER, row_of, rows_beside, size_of
+from codegen_jax.evaluation.published import (
+    ALL_SIZES,
+    EVALPLUS,
+    PAPER,
+    PROMPT_PERPLEXITY,
+    perplexity_beside,
+    row_of,
+    rows_beside,
+    size_of,
+)
 
 # a second transcription: pass@1 / pass@10 / pass@100, "u" behind what no public text confirms
 TABLE = """
@@ -21,6 +30,13 @@ Mono  6B   26.13  42.29  65.82
 Mono  16B  29.28  49.86  75.00
 """
 
+PERPLEXITIES = """
+multi-turn  10.09u  8.90u  8.18u  8.05
+single-turn 13.92u 11.91u 10.58u 10.25
+pass         3.78u  3.66u  3.35u  3.12u
+non-pass     5.18u  4.37u  3.88u  3.40u
+"""
+
 
 def test_every_figure_and_mark_is_that_of_the_second_transcription():
     said = [
@@ -30,6 +46,22 @@ def test_every_figure_and_mark_is_that_of_the_second_transcription():
     assert said == [line.split() for line in TABLE.strip().splitlines()]
     assert all(list(row.pass_at_k) == [1, 10, 100] for row in PAPER)
     assert EVALPLUS == {"2B": (24.4, 22.6), "6B": (29.3, 25.6), "16B": (32.9, 28.0)}
+    said = [
+        [measure, *(f"{one.value:.2f}{'' if one.sources else 'u'}" for one in row.values())]
+        for measure, row in PROMPT_PERPLEXITY.items()
+    ]
+    assert said == [line.split() for line in PERPLEXITIES.strip().splitlines()]
+    assert all(tuple(row) == ALL_SIZES for row in PROMPT_PERPLEXITY.values())
+
+
+def test_perplexities_of_the_model_s_size_stand_in_a_line_with_their_marks():
+    marks = "; (?): no public text other than the paper confirms this figure"
+    small, large = ({"n_layer": layers, "n_embd": width} for layers, width in ((20, 1024), (34, 6144)))
+    assert perplexity_beside(large, "single-turn") == "the paper, of CodeGen-Mono: 16B 10.25"
+    said = perplexity_beside(small, "pass", "non-pass")
+    assert said == f"the paper, of CodeGen-Mono: pass 350M 3.78 (?); non-pass 350M 5.18 (?){marks}"
+    every = "the paper, of CodeGen-Mono: 350M 10.09 (?), 2B 8.90 (?), 6B 8.18 (?), 16B 8.05"
+    assert perplexity_beside(small | {"n_layer": 3}, "multi-turn") == every + marks
 
 
 @pytest.mark.parametrize("row", PAPER, ids=lambda row: row.name)
