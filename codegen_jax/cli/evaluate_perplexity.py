@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from codegen_jax.cli.arguments import add_loading, load, whole_number
+from codegen_jax.cli.evaluate_arguments import read_limit
 from codegen_jax.errors import UserError, require
 from codegen_jax.strict_json import dumps
 
@@ -124,9 +125,3 @@ def of_humaneval(arguments: argparse.Namespace) -> tuple["Measure", tuple[str, .
     is_the_paper_s = samples is not None and arguments.problems is None and len(chosen) == len(problems)
     beside = ("pass", "non-pass") if is_the_paper_s else ()
     return lambda model: humaneval_perplexity(model, chosen, samples), beside
-
-
-def read_limit(arguments: argparse.Namespace, problems: int) -> int:
-    limit = problems if arguments.limit is None else arguments.limit
-    require(0 < limit <= problems, f"limit: {limit} must be from 1 to the {problems} problems that there are")
-    return limit

@@ -11,16 +11,15 @@ where c is all prompts joined, and m and k are the numbers of their tokens.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import listed, require
 from codegen_jax.evaluation.mtpb import Case, single_turn
+from codegen_jax.evaluation.mtpb_samples import read_mtpb_samples
 from codegen_jax.evaluation.prompt_perplexity import Mean, encode, perplexities, piece_after
-from codegen_jax.evaluation.samples import read_lines
+from codegen_jax.evaluation.turns import cut_left
 from codegen_jax.inference.generate import Generator
 
 
@@ -178,43 +177,20 @@ def _prompt_that_fits(model: Generator, case: Case, completions: Sequence[str]) 
         f"{what}: {tokens} tokens and {case.max_new_tokens} new ones exceed the model's context of "
         f"{model.config.n_positions}; take a model with a longer one, or give subprograms by --samples",
     )
-    return cut_left(tokenizer, case.model_prompt(completions), room)
-
-
-def cut_left(tokenizer: Tokenizer, text: str, most: int) -> str:
-    """The end of a text that is of so many tokens at most, cut between tokens."""
-    ids, kept = tokenizer.encode(text), most
-    whole = ids
-    while len(ids) > most:  # more than once where what is cut is encoded otherwise
-        text = tokenizer.decode(whole[len(whole) - kept :])
-        ids, kept = tokenizer.encode(text), kept - 1
-    return text
+    return cut_left(tokenizer, case.model_prompt(completions), room)[0]
 
 
 def read_subprograms(path: str, cases: Sequence[Case]) -> dict[str, list[list[str]]]:
     """The subprograms of a file of samples such as `evaluate MODEL mtpb` writes, by `Case.task_id`.
 
-    A line has task_id (the problem's id), case (its number, from 0) and completions, a text per turn.
-
     Raises:
-        UserError: if the file can't be read or is empty, or a line is of no case or has not a text per turn.
+        UserError: as `read_mtpb_samples`; and for samples of a single turn, or of the authors' script, which are whole
+            programs without a mark where a subprogram ends.
     """
-    known = {(case.problem, case.case): case for case in cases}
-
-    def parse(record: Mapping[str, Any]) -> tuple[str, list[str]] | str:
-        for name, kind in (("task_id", str), ("case", int), ("completions", list)):
-            if name not in record:
-                return f"no field {name}"
-            if type(record[name]) is not kind:
-                return f"{name} is {record[name]!r:.40}, which is no {kind.__name__}"
-        case, texts = known.get((record["task_id"], record["case"])), record["completions"]
-        if case is None:
-            return f"case {record['case']} of problem {record['task_id']!r:.40} is none of the benchmark"
-        if len(texts) != len(case.prompts) or not all(isinstance(text, str) for text in texts):
-            return f"completions must hold {len(case.prompts)} texts, one per turn of case {case.task_id}"
-        return case.task_id, texts
-
+    samples, mode = read_mtpb_samples(path, cases)
+    are_turns = mode == "multi" and all(isinstance(sample.record["completions"], list) for sample in samples)
+    require(are_turns, f"{path}: samples without a text per turn; give those of evaluate MODEL mtpb --mode multi")
     found = dict[str, list[list[str]]]()
-    for task_id, texts in read_lines(path, parse):
-        found.setdefault(task_id, []).append(texts)
+    for sample in samples:
+        found.setdefault(sample.task_id, []).append(sample.record["completions"])
     return found

@@ -3,12 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from codegen_jax.data.shards import read_records, what_it_is
-from codegen_jax.errors import listed, require
 from codegen_jax.evaluation.mtpb import Case, single_turn
-from codegen_jax.evaluation.samples import Sample, is_deep
-from codegen_jax.mistaken_paths import missing
-from codegen_jax.storage import open_path
+from codegen_jax.evaluation.samples import Sample, is_deep, read_lines
 
 
 def read_mtpb_samples(path: str, cases: Sequence[Case]) -> tuple[list[Sample], str]:
@@ -22,22 +18,9 @@ def read_mtpb_samples(path: str, cases: Sequence[Case]) -> tuple[list[Sample], s
         UserError: if the file can't be read or holds no samples, or a line is cut, is no JSON object, is of no case, or
             has not as many completions as there are turns.
     """
-    file = open_path(path)
-    require(file.exists(), missing(path))
-    require(not file.is_dir(), f"{path}: a folder, where a file of samples is read")
     by_place = {(case.problem, case.case): case for case in cases}
-    samples, mistakes, modes = list[Sample](), list[str](), set[str]()
-    for line, _, record in read_records(path):
-        found = record if isinstance(record, str) else _sample(record, by_place)
-        if isinstance(found, str):
-            mistakes.append(f"line {line}: {found}")
-        else:
-            samples.append(found[0])
-            modes.add(found[1])
-    what = what_it_is(path) if mistakes and not samples else ""
-    require(not what, f"{path}: {what}")
-    require(not mistakes, f"{path}: {listed(mistakes)}")
-    require(bool(samples), f"{path}: holds no samples")
+    found = read_lines(path, lambda record: _sample(record, by_place))
+    samples, modes = [sample for sample, _ in found], {mode for _, mode in found}
     return samples, modes.pop() if len(modes) == 1 else "mixed"
 
 

@@ -2,8 +2,8 @@
 
 The paper: Nijkamp et al., CodeGen: An Open Large Language Model for Code with Multi-Turn Program Synthesis, 2022, its
 tables of HumanEval and MBPP (200 samples per problem, top_p 0.95, for each k the best of the temperatures 0.2, 0.6 and
-0.8) and of MTPB (40 samples per case), and its perplexities of prompts. Figures that no other public text confirms have no sources here, and a mark
-wherever they are printed.
+0.8) and of MTPB (40 samples per case), and its perplexities of prompts. Figures that no other public text confirms have
+no sources here, and a mark wherever they are printed.
 """
 
 import re
@@ -168,17 +168,13 @@ def perplexity_beside(config: Mapping[str, Any], *measures: str) -> str:
     >>> perplexity_beside({"n_layer": 20, "n_embd": 1024}, "multi-turn")
     'the paper, of CodeGen-Mono: 350M 10.09 (?); (?): no public text other than the paper confirms this figure'
     """
-    size = size_of(config)
-    chosen = {
-        measure: [(its, figure) for its, figure in zip(SIZES.values(), PAPER_PERPLEXITY[measure]) if size in (None, its)]
-        for measure in measures
-    }
-    said = [
-        (f"{measure} " if len(measures) > 1 else "")
-        + ", ".join(f"{its} {figure.value:.2f}{'' if figure.sources else ' (?)'}" for its, figure in figures)
-        for measure, figures in chosen.items()
-    ]
-    if any(not figure.sources for figures in chosen.values() for _, figure in figures):
+    size, said, are_confirmed = size_of(config), list[str](), True
+    for measure in measures:
+        figures = [(its, one) for its, one in zip(SIZES.values(), PAPER_PERPLEXITY[measure]) if size in (None, its)]
+        name = f"{measure} " if len(measures) > 1 else ""
+        said.append(name + ", ".join(f"{its} {one.value:.2f}{'' if one.sources else ' (?)'}" for its, one in figures))
+        are_confirmed &= all(one.sources for _, one in figures)
+    if not are_confirmed:
         said.append("(?): no public text other than the paper confirms this figure")
     return f"the paper, of CodeGen-Mono: {'; '.join(said)}"
 

@@ -13,7 +13,6 @@ from codegen_jax.errors import UserError
 from codegen_jax.evaluation.humaneval_perplexity import JudgedSample, humaneval_perplexity, read_judged_samples
 from codegen_jax.evaluation.mtpb import PREFIX, read_cases
 from codegen_jax.evaluation.mtpb_perplexity import (
-    cut_left,
     draw_subprograms,
     multi_turn,
     read_subprograms,
@@ -76,7 +75,10 @@ def files(tmp_path_factory):
     turns = {"task_id": "2", "case": 0, "completions": ["x = 7", "y = x + 1", "print(y)"]}
     write_lines(folder / "samples.jsonl", [turns])
     write_lines(folder / "other.jsonl", [turns | {"case": 2}])
-    write_lines(folder / "fewer.jsonl", [turns | {"completions": ["x = 7"]}])
+    write_lines(folder / "fewer.jsonl", [turns | {"completions": ["x = 7", "y = 1"]}])
+    write_lines(folder / "single.jsonl", [turns | {"completions": ["x = 7"]}])
+    whole = {"id": "2", "input": {"A": "7"}, "gold_output": "7", "completions": PREFIX + "# Assign 7 to x.\nx = 7"}
+    write_lines(folder / "authors.jsonl", [whole])
     write_lines(folder / "surrogate.jsonl", [turns | {"completions": ["\ud800", "", ""]}])
     (folder / "cut.jsonl").write_text('{"task_id": "2", "case')
     return folder
@@ -191,10 +193,6 @@ def test_a_history_that_is_too_long_is_cut_from_the_left(files, cases):
     for case in chosen:
         assert found.by_case[case.task_id] == pytest.approx(turns_of(case, given[case.task_id][0], 64), rel=1e-5)
     assert found.cut == 4 and "4 prompts have a history longer than the context" in str(found)
-    text = "".join(case.model_prompt([]) for case in cases)
-    for most in range(10, 60):
-        left = cut_left(TOKENIZER, text, most)
-        assert text.endswith(left.lstrip("\ufffd")) and most - 3 <= len(TOKENIZER.encode(left)) <= most
 
 
 def test_a_token_on_the_boundary_is_context_and_no_byte_of_a_character_before_it_counts():
@@ -338,14 +336,21 @@ def test_the_command_prints_figures_in_words_and_as_an_object(model, cases, file
         ),
         (
             "mtpb --problems mtpb.jsonl --samples other.jsonl",
-            "other.jsonl: line 1: case 2 of problem '2' is none of the benchmark",
+            "other.jsonl: line 1: task_id '2' with case 2 is no case of the benchmark",
         ),
         (
             "mtpb --problems mtpb.jsonl --samples fewer.jsonl",
-            "fewer.jsonl: line 1: completions must hold 3 texts, one per turn of case 2/0",
+            "fewer.jsonl: line 1: 2 completions, where problem 2 has 3 turns",
         ),
         ("mtpb --problems mtpb.jsonl --samples results.jsonl", "results.jsonl: line 1: no field case"),
         ("mtpb --problems mtpb.jsonl --samples cut.jsonl", "cut.jsonl: line 1: the last one, without an end"),
+        *(
+            (
+                f"mtpb --problems mtpb.jsonl --samples {name}.jsonl",
+                f"{name}.jsonl: samples without a text per turn; give those of evaluate MODEL mtpb --mode multi",
+            )
+            for name in ("single", "authors")
+        ),
         ("humaneval --problems long.jsonl", "the prompt of Own/0: "),
         ("humaneval --problems bare.jsonl", "the prompt of Own/0: 0 tokens, of which none has another before it"),
         ("humaneval --problems own.jsonl --limit 0", "--limit: 0 must be from 1 to the 5 problems"),
