@@ -115,7 +115,7 @@ def _measure(
         for completions in samples[case.task_id]:
             pieces = []
             for turn, prompt in enumerate(case.prompts):
-                history = case.model_prompt(completions[:turn]).removesuffix(prompt)
+                history = case.history(completions[:turn])
                 what = f"prompt {turn + 1} of case {case.task_id}"
                 whole = piece_after(model.tokenizer, history, prompt, what)
                 pieces.append(whole.fitted(context, what))
