@@ -34,7 +34,7 @@ class MtpbPerplexity:
         problems: how many; `over_problems` is the mean over them of the mean over a problem's cases.
         over_problems: equals that over cases where all problems have equally many.
         samples: histories that were measured; a case's figure is the mean over its own.
-        tokens: of the prompts.
+        tokens: of the prompts, once for each sample.
         cut: prompts whose history was cut from the left.
         by_case: the perplexity of each, by PROBLEM/NUMBER.
     """
