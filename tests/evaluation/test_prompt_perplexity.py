@@ -48,7 +48,11 @@ JUDGED = [
 
 
 def peer_of(context):
-    return peer(n_positions=context, vocab_size=TOKENIZER.vocab_size)
+    """A model that likes line ends; three in a row are where the authors' script truncates a completion."""
+    model = peer(n_positions=context, vocab_size=TOKENIZER.vocab_size)
+    with torch.no_grad():
+        model.lm_head.bias[TOKENIZER.encode("\n")] += 5.0
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -158,19 +162,21 @@ def greedy(prompt, new, room=CONTEXT):
     mask = torch.ones_like(tokens)
     out = peer_of(room).generate(tokens, attention_mask=mask, do_sample=False, max_new_tokens=new)[0, len(ids) :]
     added = out.tolist()
-    return truncate(TOKENIZER.decode(added[: added.index(0)] if 0 in added else added), TRUNCATE_BEFORE)
+    text = TOKENIZER.decode(added[: added.index(0)] if 0 in added else added)
+    return truncate(text, TRUNCATE_BEFORE), text
 
 
 def test_drawn_subprograms_are_transformers_greedy_ones_and_given_in_a_file_they_give_the_same(
     model, cases, tmp_path, files
 ):
-    drawn = draw_subprograms(model, cases)
+    drawn, truncated = draw_subprograms(model, cases), 0
+    assert [len(completions) for completions in drawn] == [len(case.prompts) - 1 for case in cases]
     for case, completions in zip(cases, drawn):
-        theirs = list[str]()
-        for _ in case.prompts[:-1]:
-            theirs.append(greedy(case.model_prompt(theirs), case.max_new_tokens))
-        assert completions == theirs
-    assert len({text for completions in drawn for text in completions}) > 3
+        for turn, text in enumerate(completions):
+            theirs = greedy(case.model_prompt(completions[:turn]), case.max_new_tokens)
+            assert text == theirs[0]
+            truncated += theirs[0] != theirs[1]
+    assert len({text for completions in drawn for text in completions}) > 3 and truncated > 2
     lines = [
         {"task_id": case.problem, "case": case.case, "completions": [*completions, "not looked at"], "seed": 0}
         for case, completions in zip(cases, drawn)
@@ -187,7 +193,7 @@ def test_a_history_that_is_too_long_is_cut_from_the_left(files, cases):
     drawn = draw_subprograms(short, chosen)
     for case, completions in zip(chosen, drawn):
         for turn, text in enumerate(completions):
-            assert text == greedy(case.model_prompt(completions[:turn]), case.max_new_tokens, 64)
+            assert text == greedy(case.model_prompt(completions[:turn]), case.max_new_tokens, 64)[0]
     given = {case.task_id: [["x = 1\n" * 9, "y = x + 1\n" * 9, ""]] for case in chosen}
     found = multi_turn(short, chosen, given)
     for case in chosen:
