@@ -176,7 +176,7 @@ def test_drawn_subprograms_are_transformers_greedy_ones_and_given_in_a_file_they
             theirs = greedy(case.model_prompt(completions[:turn]), case.max_new_tokens)
             assert text == theirs[0]
             truncated += theirs[0] != theirs[1]
-    assert len({text for completions in drawn for text in completions}) > 3 and truncated > 2
+    assert len({text for completions in drawn for text in completions}) > 3 and truncated > 0
     lines = [
         {"task_id": case.problem, "case": case.case, "completions": [*completions, "not looked at"], "seed": 0}
         for case, completions in zip(cases, drawn)
