@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import os
 import re
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -278,6 +279,9 @@ def harness(arguments: argparse.Namespace) -> None:
     if seed is not None:
         require_seed("seed", seed)
     require(find_spec("lm_eval") is not None, "harness: lm_eval is not installed; pip install 'codegen_jax[harness]'")
+    os.environ["DISABLE_MULTIPROC"] = "1"  # lm_eval would fork to estimate errors, which JAX's threads do not survive
+    from datasets.utils import disable_progress_bars
+
     from codegen_jax.evaluation.harness import SEED, HarnessModel
     from codegen_jax.evaluation.harness_tasks import load_tasks
     from codegen_jax.evaluation.model_identity import model_identity
@@ -286,6 +290,8 @@ def harness(arguments: argparse.Namespace) -> None:
     from codegen_jax.inference.generate import tokenizer_of
     from codegen_jax.weights.open import open_model
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     require_new(arguments.output)
     names = [name for word in arguments.tasks for name in word.split(",") if name]
     tasks = load_tasks(names, num_fewshot, seed, arguments.unsafe)
