@@ -44,9 +44,17 @@ def load_tasks(
     """
     random.seed(DEFAULT_RANDOM_SEED if seed is None else seed)
     np.random.seed(DEFAULT_OTHER_SEED if seed is None else seed)
-    folders = [name for name in names if os.path.isdir(name) and any(Path(name).glob("**/*.yaml"))]
-    manager = TaskManager(include_path=list(folders), include_defaults=len(folders) < len(names))
-    wanted = [found for name in names for found in (_tasks_of(name) if name in folders else [name])]
+    folders = {
+        name: TaskManager(include_path=name, include_defaults=False)
+        for name in names
+        if os.path.isdir(name) and any(Path(name).glob("**/*.yaml"))
+    }
+    # to read all that lm_eval brings takes seconds; a group may name some of it
+    needs_lm_eval = any(folder.all_groups for folder in folders.values()) or any(
+        name not in folders and not os.path.isfile(name) for name in names
+    )
+    manager = TaskManager(include_path=list(folders), include_defaults=needs_lm_eval)
+    wanted = [found for name in names for found in (_tasks_of(name, folders[name]) if name in folders else [name])]
     for name in wanted:
         is_known = name in manager.task_index or os.path.isfile(name)
         hint = did_you_mean(name, manager.all_tasks) or "; name one of its tasks, or a folder with YAML files"
@@ -63,9 +71,8 @@ def load_tasks(
     return loaded
 
 
-def _tasks_of(folder: str) -> list[str]:
+def _tasks_of(folder: str, manager: TaskManager) -> list[str]:
     """Names of a folder's tasks and groups; its YAML files that are neither are named in a warning."""
-    manager = TaskManager(include_path=folder, include_defaults=False)
     names = [*manager.all_subtasks, *manager.all_groups]
     known = {manager.task_index[name].yaml_path for name in names}
     for path in sorted(Path(folder).glob("**/*.yaml")):

@@ -7,11 +7,10 @@ from contextlib import redirect_stdout
 from importlib.metadata import version
 from typing import Any
 
-from jinja2 import TemplateError
 from lm_eval.evaluator import evaluate
 from lm_eval.utils import handle_non_serializable, make_table
 
-from codegen_jax.errors import UserError, require
+from codegen_jax.errors import require
 from codegen_jax.evaluation.harness import HarnessModel
 from codegen_jax.evaluation.results import REPORT, REPORT_IN_WORDS
 from codegen_jax.mistaken_paths import holds
@@ -50,22 +49,19 @@ def run_harness(
         The content of report.json: lm_eval's results, with `config` and `lm_eval_version`.
 
     Raises:
-        UserError: for a folder that holds something, or a task that does not fit its data or the model.
+        UserError: for a folder that holds something, or a task that does not fit the model.
     """
     require_new(output)
     lm = load()
-    try:
-        with redirect_stdout(sys.stderr):  # lm_eval prints there, and so may a task
-            found: Any = evaluate(
-                lm,
-                tasks,
-                limit=limit,
-                bootstrap_iters=RESAMPLES,
-                log_samples=log_samples,
-                confirm_run_unsafe_code=True,  # load_tasks has refused those that are not wanted
-            )
-    except TemplateError as error:
-        raise UserError(f"tasks: a template does not fit its data ({error}); mend the task's YAML") from error
+    with redirect_stdout(sys.stderr):  # lm_eval prints there, and so may a task
+        found: Any = evaluate(
+            lm,
+            tasks,
+            limit=limit,
+            bootstrap_iters=RESAMPLES,
+            log_samples=log_samples,
+            confirm_run_unsafe_code=True,  # load_tasks has refused those that are not wanted
+        )
     samples = found.pop("samples", {})
     report = _plain({**found, "config": config, "lm_eval_version": version("lm_eval")})
     folder = open_path(output)
