@@ -98,11 +98,14 @@ def _configs(manager: TaskManager, name: str) -> Iterator[tuple[str, dict[str, A
 
 def _load(manager: TaskManager, name: str) -> Any:
     try:
-        return manager.load([name])
+        found: Any = manager.load([name])
+        empty = [task for task, loaded in found["tasks"].items() if not len(loaded.eval_docs)]
     except Exception as error:  # whatever a task's YAML, functions and data come to
         said = " ".join(str(error).split())
         remedy = "data on the hub takes the network" if isinstance(error, OSError) else "mend its YAML"
         raise UserError(f"tasks: {name}: can't be loaded ({type(error).__name__}: {said[:300]}); {remedy}") from error
+    require(not empty, f"tasks: {', '.join(empty)}: its data has no documents")
+    return found
 
 
 def _check(name: str, task: Any, unsafe: bool) -> None:
@@ -116,10 +119,14 @@ def _check(name: str, task: Any, unsafe: bool) -> None:
 
 
 def _set_examples(name: str, task: Any, num_fewshot: int | None, seed: int) -> None:
-    """As `lm_eval.simple_evaluate` does."""
+    """Set how many there are as `lm_eval.simple_evaluate` does, and make sure that there are as many."""
     own = task.get_config("num_fewshot")
     if num_fewshot is not None and own == 0:
         log.warning(f"{name}: its YAML says num_fewshot: 0, which stays")
     elif num_fewshot is not None or own is None:
         task.set_config(key="num_fewshot", value=num_fewshot or 0)
+    try:
+        task.fewshot_context(next(iter(task.eval_docs)), num_fewshot=task.get_config("num_fewshot"))
+    except (AssertionError, ValueError) as error:
+        raise UserError(f"num_fewshot: {name}: no prompt comes of it ({error}); take fewer") from error
     task.set_fewshot_seed(seed=seed)

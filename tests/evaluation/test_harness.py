@@ -340,6 +340,7 @@ def mistakes(folder):
         ("bare --tasks tasks", "bare: has no tokenizer; give it one"),
         ("model --tasks tasks --limit 0", "--limit: 0 must be positive"),
         ("model --tasks tasks --num-fewshot -1", "--num-fewshot: -1 must not be negative"),
+        ("model --tasks tasks --num-fewshot 9", "--num-fewshot: choose: no prompt comes of it (Sample larger than"),
         ("model --tasks tasks --seed -1", "--seed: -1 must be in [0, 2**32)"),
         ("model --tasks tasks --output full", "--output: "),
     ],
@@ -359,3 +360,29 @@ def test_a_mistake_is_one_line_and_writes_nothing(mistakes, lm_eval_tasks, monke
     line = error.splitlines()[-1]
     assert line.startswith(f"codegen-jax: error: {said}") and "Traceback" not in error, error
     assert "helaswag" not in words or line.endswith("did you mean hellaswag?")
+
+
+def test_unsafe_takes_a_task_that_runs_programs(mistakes):
+    tasks = harness_tasks.load_tasks([str(mistakes / "programs/runs_programs.yaml")], unsafe=True)["tasks"]
+    assert tasks.keys() == {"runs_programs"} and tasks["runs_programs"].UNSAFE_CODE
+
+
+def test_yaml_that_is_no_task_is_named_in_a_warning(mistakes, caplog):
+    kind = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{q}}"}
+    write_task(mistakes / "some", "fine", [{"q": "a"}], **kind)
+    (mistakes / "some/broken.yaml").write_text("task: [")
+    harness_tasks.load_tasks([str(mistakes / "some")])
+    assert f"{mistakes}/some/broken.yaml: no task of its own" in caplog.text
+
+
+def test_without_lm_eval_the_extra_is_named(folder, monkeypatch, capsys):
+    monkeypatch.setattr("codegen_jax.cli.evaluate.find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(folder / "model"), "harness", "--tasks", "x", "--output", "unmade"])
+    said = "codegen-jax: error: harness: lm_eval is not installed; pip install 'codegen_jax[harness]'\n"
+    assert capsys.readouterr().err == said
+
+
+def test_the_command_starts_without_lm_eval_or_torch():
+    program = "import sys, codegen_jax.cli.evaluate; print({'lm_eval', 'torch', 'jax'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "set()\n"
