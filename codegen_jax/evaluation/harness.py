@@ -184,7 +184,7 @@ def options_of(generation_kwargs: Mapping[str, Any], end_of_text: str) -> dict[s
     for name in said:
         known = ", ".join(GENERATION_KWARGS)
         require(name in GENERATION_KWARGS, f"tasks: generation_kwargs: {name} is not known here; there are {known}")
-    temperature = float(said.get("temperature") or 0) if said["do_sample"] else 0.0
+    temperature = float(said.get("temperature") or 0)  # normalized: 0 where do_sample is false
     require(
         temperature > 0 or not said["do_sample"],
         "tasks: generation_kwargs: do_sample is true without a temperature above 0; add one, or leave it out",
