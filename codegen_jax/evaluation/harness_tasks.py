@@ -42,6 +42,7 @@ def load_tasks(
         UserError: for a name that there is not, a task that can't be loaded or evaluated, or, without `unsafe`, one
             that runs programs.
     """
+    require(bool(names), "tasks: must not be empty")
     random.seed(DEFAULT_RANDOM_SEED if seed is None else seed)
     np.random.seed(DEFAULT_OTHER_SEED if seed is None else seed)
     folders = {

@@ -326,6 +326,8 @@ def mistakes(folder):
             "model --tasks programs",
             "--tasks: runs_programs: its programs run in this process, as you and without a san",
         ),
+        ("model --tasks programs/runs_programs.yaml", "--tasks: runs_programs: its programs run in this process"),
+        ("model --tasks ,", "--tasks: must not be empty"),
         ("nowhere --tasks programs", "--tasks: runs_programs: its programs run in this process"),
         ("model --tasks humaneval", "--tasks: humaneval: its programs run in this process"),
         ("model --tasks hub", "--tasks: of_the_hub: can't be loaded (ConnectionError: Couldn't reach 'nobody/nothing'"),
