@@ -15,7 +15,8 @@ CONFIG = "CONFIG.yaml, or a run's output folder, whose config it is then"
 MODEL = "a run's output folder, a checkpoint, a Hugging Face folder or a hub id (OWNER/NAME[@REVISION])"
 
 
-PATHS = {"CONFIG", "MODEL", "SOURCE", "DESTINATION", "INPUT", "DIR", "FILE", "FILE.png", "T", "TOKENS"}  # metavars
+# metavars
+PATHS = {"CONFIG", "MODEL", "SOURCE", "DESTINATION", "INPUT", "DIR", "FILE", "FILE.png", "T", "TASK", "TOKENS"}
 
 
 def path(word: str) -> str:

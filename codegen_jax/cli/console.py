@@ -82,14 +82,17 @@ def drop_unwritten() -> None:
 
 @contextmanager
 def console() -> Iterator[None]:
-    """Print the package's messages for as long as the context lasts."""
-    log, handler = logging.getLogger("codegen_jax"), Console()
-    before = log.level, log.propagate
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False  # absl gives the root a handler, which would print all of it again
+    """Print the package's messages, and lm_eval's warnings, for as long as the context lasts."""
+    handler = Console()
+    levels = {logging.getLogger("codegen_jax"): logging.INFO, logging.getLogger("lm_eval"): logging.WARNING}
+    before = {log: (log.level, log.propagate) for log in levels}
+    for log, level in levels.items():
+        log.addHandler(handler)
+        log.setLevel(level)
+        log.propagate = False  # absl gives the root a handler, which would print all of it again
     try:
         yield
     finally:
-        log.removeHandler(handler)
-        log.level, log.propagate = before
+        for log in levels:
+            log.removeHandler(handler)
+            log.level, log.propagate = before[log]

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from codegen_jax.cli import evaluate_perplexity
+from codegen_jax.cli import evaluate_harness, evaluate_perplexity
 from codegen_jax.cli.arguments import MODEL, load
 from codegen_jax.cli.evaluate_arguments import (
     DEFAULT_K,
@@ -78,6 +78,7 @@ def add_verbs(verbs: Any) -> None:
     add_drawing(verb, num_samples=40)
     add_running(verb, "20")
     verb.calls(mtpb)
+    evaluate_harness.add_verb(measures)
 
 
 def humaneval(arguments: argparse.Namespace) -> None:

@@ -40,7 +40,7 @@ class Completion:
     """One completion of one prompt.
 
     Attributes:
-        prompt: as given.
+        prompt: as given; of ids, their text.
         completion: the text after it.
         token_ids: ids of the completion, without eos; with a stop, up to the token that completed it.
         finish_reason: eos, stop or length.
@@ -186,13 +186,17 @@ class Generator:
         return self.complete([prompt], **options)[0].completion
 
     @takes_options
-    def complete(self, prompts: Sequence[str], **options: Any) -> list[Completion]:
+    def complete(self, prompts: Sequence[str | Sequence[int]], **options: Any) -> list[Completion]:
         """Complete prompts of any lengths, num_samples completions for each.
 
         A prompt longer than the context is cut from the left, with a warning.
 
+        Args:
+            prompts: texts, or ids of the tokenizer.
+
         Raises:
-            UserError: for an unknown or impossible option, an empty prompt, or prompt and new tokens beyond context.
+            UserError: for an unknown or impossible option, an empty prompt, an id that the tokenizer does not have, or
+                prompt and new tokens beyond context.
         """
         chosen = Options.of(options)
         stops, requests = chosen.stops(), self._requests(prompts, chosen)
@@ -252,7 +256,7 @@ class Generator:
             float32 [B, T - 1]; and of the `top` likeliest ids at the same places, float32 [B, T - 1, top], these ids.
         """
         B, T = tokens_BT.shape
-        padded = np.zeros((self._rows(B), _power_of_two(T)), np.int32)
+        padded = np.zeros((self._rows(B), _power_of_two(T - 1) + 1), np.int32)  # the last token is read by no other
         padded[:B, :T] = tokens_BT
         with jax.set_mesh(self.mesh):
             name = f"scoring of {padded.shape[0]} x {padded.shape[1]} tokens"
@@ -278,8 +282,8 @@ class Generator:
             for length in range(prompt_tokens, prompt_tokens + chosen.max_new_tokens, CHUNK):
                 decoding = self._decode(decoding, length, 0, chosen)
 
-    def _requests(self, prompts: Sequence[str], options: Options) -> list[Request]:
-        check_type("prompts", prompts, Sequence[str])
+    def _requests(self, prompts: Sequence[str | Sequence[int]], options: Options) -> list[Request]:
+        check_type("prompts", prompts, Sequence[str | Sequence[int]])
         require(bool(prompts), "prompts: must not be empty")
         require(
             (options.logprobs or 0) <= self.config.vocab_size,
@@ -288,7 +292,7 @@ class Generator:
         room = self.config.n_positions - options.max_new_tokens
         requests = []
         for prompt, seed in zip(prompts, options.seeds(len(prompts)), strict=True):
-            ids = self._encode(prompt, "prompt")
+            ids = self._encode(prompt, "prompt") if isinstance(prompt, str) else self._checked(prompt)
             require(
                 room > 0 and (len(ids) <= room or len(ids) > self.config.n_positions),
                 f"max_new_tokens: a prompt of {len(ids)} tokens and {options.max_new_tokens} new ones exceed the "
@@ -296,8 +300,15 @@ class Generator:
             )
             if len(ids) > room:
                 log.warning(f"a prompt of {len(ids)} tokens is longer than the context; only its last {room} are used")
-            requests += [Request(prompt, ids[-room:], seed, number) for number in range(options.num_samples)]
+            text = prompt if isinstance(prompt, str) else self.tokenizer.decode(ids)
+            requests += [Request(text, ids[-room:], seed, number) for number in range(options.num_samples)]
         return requests
+
+    def _checked(self, ids: Sequence[int]) -> list[int]:
+        require(bool(ids), "prompt: must not be empty")
+        wrong = next((id for id in ids if not 0 <= id < self.tokenizer.vocab_size), None)
+        require(wrong is None, f"prompt: {wrong} is no id of the tokenizer, which has {self.tokenizer.vocab_size}")
+        return list(ids)
 
     def _encode(self, text: str, name: str) -> list[int]:
         require(bool(text), f"{name}: must not be empty")
@@ -501,11 +512,11 @@ def _power_of_two(count: int, least: int = 16) -> int:
 def _logprobs(
     weights: DecodeWeights, tokens_BT: jax.Array, *, config: CodeGenConfig, top: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x_BTD, _ = hidden(weights, config, tokens_BT)
+    x_BTD, _ = hidden(weights, config, tokens_BT[:, :-1])
 
     def of_row(row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        x_TD, tokens_T = row  # one row's logits at a time
-        logprobs_TV = jax.nn.log_softmax(logits(weights, x_TD[:-1]))
-        return jnp.take_along_axis(logprobs_TV, tokens_T[1:, None], axis=-1)[:, 0], *jax.lax.top_k(logprobs_TV, top)
+        x_TD, next_T = row  # one row's logits at a time
+        logprobs_TV = jax.nn.log_softmax(logits(weights, x_TD))
+        return jnp.take_along_axis(logprobs_TV, next_T[:, None], axis=-1)[:, 0], *jax.lax.top_k(logprobs_TV, top)
 
-    return jax.lax.map(of_row, (x_BTD, tokens_BT))
+    return jax.lax.map(of_row, (x_BTD, tokens_BT[:, 1:]))

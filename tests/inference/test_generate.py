@@ -92,6 +92,16 @@ def test_a_sample_depends_on_seed_prompt_and_number_only(generator):
     assert each[3:6] == batch[3:6] and each[:3] == other[:3] and each[6:] == other[6:]
 
 
+def test_a_prompt_of_ids_is_completed_as_its_text(generator):
+    options = dict(max_new_tokens=6, temperature=1.0, seed=[1, 2])
+    as_ids = [generator.tokenizer.encode(prompt) for prompt in PROMPTS[:2]]
+    assert generator.complete(as_ids, **options) == generator.complete(PROMPTS[:2], **options)
+    with pytest.raises(UserError, match="prompt: 9999 is no id of the tokenizer, which has "):
+        generator.complete([[1, 9999]])
+    with pytest.raises(UserError, match="prompt: must not be empty"):
+        generator.complete([[]])
+
+
 def test_more_rows_than_fit_together_are_the_same_rows(generator):
     options = dict(max_new_tokens=6, temperature=1.0, num_samples=4)
     small = Generator(generator.config, generator.weights, generator.tokenizer, generator.mesh, max_rows=5)

@@ -1,0 +1,83 @@
+"""evaluate MODEL harness: a model on tasks of lm-evaluation-harness."""
+
+import argparse
+import os
+import sys
+from importlib.util import find_spec
+from typing import Any
+
+from codegen_jax.cli.arguments import add_loading, load, whole_number
+from codegen_jax.errors import require, require_seed
+from codegen_jax.strict_json import dumps
+
+
+def add_verb(measures: Any) -> None:
+    verb = measures.add_parser("harness", help="a model on tasks of lm-evaluation-harness")
+    verb.add_argument(
+        "--tasks",
+        required=True,
+        nargs="+",
+        metavar="TASK",
+        help="names that lm_eval has, YAML files, or folders of which all tasks are taken; also with commas",
+    )
+    verb.add_argument("--output", required=True, metavar="DIR", help="a new folder for report.json and report.md")
+    verb.add_argument(
+        "--num-fewshot", type=whole_number, metavar="N", help="examples in a prompt (default: the task's)"
+    )
+    verb.add_argument("--limit", type=whole_number, metavar="N", help="only the first N documents of each task")
+    verb.add_argument(
+        "--seed", type=whole_number, metavar="N", help="of examples and samples (default: 1234, as lm_eval's)"
+    )
+    verb.add_argument("--log-samples", action="store_true", help="also write samples_TASK.jsonl, document by document")
+    verb.add_argument(
+        "--unsafe", action="store_true", help="also take tasks that run the model's programs, as you and unconfined"
+    )
+    add_loading(verb)
+    verb.add_argument("--json", action="store_true", help="one object")
+    verb.calls(harness)
+
+
+def harness(arguments: argparse.Namespace) -> None:
+    num_fewshot, limit, seed = arguments.num_fewshot, arguments.limit, arguments.seed
+    require(num_fewshot is None or num_fewshot >= 0, f"num_fewshot: {num_fewshot} must not be negative")
+    require(limit is None or limit > 0, f"limit: {limit} must be positive")
+    if seed is not None:
+        require_seed("seed", seed)
+    require(find_spec("lm_eval") is not None, "harness: lm_eval is not installed; pip install 'codegen_jax[harness]'")
+    os.environ["DISABLE_MULTIPROC"] = "1"  # lm_eval would fork to estimate errors, which JAX's threads do not survive
+    from datasets.utils import disable_progress_bars
+
+    from codegen_jax.evaluation.harness import SEED, HarnessModel
+    from codegen_jax.evaluation.harness_tasks import load_tasks
+    from codegen_jax.evaluation.model_identity import model_identity
+    from codegen_jax.evaluation.results import REPORT_IN_WORDS
+    from codegen_jax.evaluation.run_harness import in_words, require_new, run_harness
+    from codegen_jax.inference.generate import tokenizer_of
+    from codegen_jax.weights.open import open_model
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    require_new(arguments.output)
+    names = [name for word in arguments.tasks for name in word.split(",") if name]
+    tasks = load_tasks(names, num_fewshot, seed, arguments.unsafe)
+    weights = open_model(arguments.model, allow_nonfinite=arguments.allow_nonfinite)
+    tokenizer_of(weights, arguments.model)
+    config = model_identity(arguments.model, weights) | {
+        "dtype": arguments.dtype or weights.config.dtype,
+        "quantize": arguments.quantize,
+        "tasks": names,
+        "num_fewshot": num_fewshot,
+        "limit": limit,
+        "seed": seed,
+        "unsafe": arguments.unsafe,
+    }
+    report = run_harness(
+        lambda: HarnessModel(load(arguments, quantize=arguments.quantize), SEED if seed is None else seed),
+        tasks,
+        config,
+        arguments.output,
+        limit,
+        arguments.log_samples,
+    )
+    told = f"{in_words(report)}\nreport: {arguments.output.rstrip('/')}/{REPORT_IN_WORDS}"
+    print(dumps(report) if arguments.json else told)

@@ -1,0 +1,209 @@
+"""A model as lm-evaluation-harness asks for it: log-likelihoods of continuations and whole texts, and completions."""
+
+import hashlib
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+from codegen_jax.errors import UserError, require
+from codegen_jax.evaluation.perplexity import ROWS
+from codegen_jax.inference.generate import Generator
+from codegen_jax.inference.options import Options
+from codegen_jax.strict_json import dumps
+
+log = logging.getLogger(__name__)
+
+SEED = 1234  # lm_eval's of few-shot examples
+NEW_TOKENS = 256  # where a task names no max_gen_toks, as in lm_eval's own models
+GENERATION_KWARGS = ("do_sample", "temperature", "top_p", "top_k", "until", "max_gen_toks")
+
+
+class HarnessModel(TemplateLM):
+    """A loaded model behind lm_eval's interface. Its answers are those of lm_eval's HFLM on the same weights.
+
+    >>> lm_eval.simple_evaluate(HarnessModel(codegen_jax.load("runs/tiny_cpu")), tasks=["arc_easy"])
+
+    Args:
+        model: its end of text stands before requests that bring no context.
+        seed: of completions that are sampled.
+
+    Raises:
+        UserError: for a tokenizer without an end of text.
+    """
+
+    def __init__(self, model: Generator, seed: int = SEED):
+        super().__init__()
+        require(model.tokenizer.eos_id >= 0, "model: its tokenizer has no end of text; take a model that has one")
+        self.model, self.seed, self.max_length = model, seed, model.config.n_positions
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.model.tokenizer.eos_id
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        return self.model.tokenizer.encode(string)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """The log-likelihood of each continuation given its context, and whether greedy decoding would give it.
+
+        Args:
+            requests: their `arguments` are (context, continuation).
+
+        Raises:
+            UserError: for a continuation that is empty, or longer than the model's context.
+        """
+        for request in requests:
+            require(
+                any(request.arguments), "tasks: a request has neither context nor continuation; mend the task's data"
+            )
+        return super().loglikelihood(requests, disable_tqdm=True)  # its bar is of the encoding alone
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        rows: list[list[int]] = []
+        for (_, text), before, continuation in requests:
+            require(bool(continuation), "tasks: a continuation is empty; mend the task's data")
+            require(
+                len(continuation) <= self.max_length,
+                f"tasks: a continuation of {len(continuation)} tokens is longer than the model's context of "
+                f"{self.max_length} ({text[:40]!r}...); shorten it, or take a model with a longer context",
+            )
+            rows.append([*(before or [self.prefix_token_id]), *continuation])  # a context of spaces has moved on
+        cut = sum(len(row) > self.max_length + 1 for row in rows)
+        if cut:
+            log.warning(f"{cut} of {len(rows)} requests are longer than the model's context; they are cut on the left")
+        rows = [row[-self.max_length - 1 :] for row in rows]
+        answers: dict[int, tuple[float, bool]] = {}
+        with tqdm(total=len(rows), unit="request", disable=None) as bar:
+            for batch in batches([len(row) - 1 for row in rows], self.model.max_rows, ROWS * self.max_length):
+                tokens_BT = np.zeros((len(batch), len(rows[batch[0]])), np.int32)
+                for b, number in enumerate(batch):
+                    tokens_BT[b, : len(rows[number])] = rows[number]
+                logprobs_BT, _, likeliest_BT1 = self.model.logprobs(tokens_BT, top=1)
+                is_likeliest_BT = likeliest_BT1[..., 0] == tokens_BT[:, 1:]
+                for b, number in enumerate(batch):
+                    end = len(rows[number]) - 1
+                    scored = slice(end - len(requests[number][2]), end)
+                    total = logprobs_BT[b, scored].sum(dtype=np.float64)
+                    answers[number] = float(total), bool(is_likeliest_BT[b, scored].all())
+                bar.update(len(batch))
+        return [answers[number] for number in range(len(rows))]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """The log-likelihood of each text as a whole, in windows of the model's context of which each token is in one.
+
+        Args:
+            requests: their `arguments` are (text,).
+        """
+        windows, owners = [], []
+        for owner, request in enumerate(requests):
+            ids = self.tok_encode(request.arguments[0])
+            for window in get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1):
+                windows.append((("", ""), *make_disjoint_window(window)))
+                owners.append(owner)
+        totals = [0.0] * len(requests)
+        for owner, (logprob, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            totals[owner] += logprob
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """The completion of each context up to its task's stops; an instance that comes again gets another sample.
+
+        Args:
+            requests: their `arguments` are (context, generation kwargs).
+
+        Raises:
+            UserError: for generation kwargs that are not known, impossible, or leave no room for a prompt.
+        """
+        by_kwargs: defaultdict[str, list[int]] = defaultdict(list)
+        repeats: Counter[Any] = Counter()
+        seeds = []
+        for number, request in enumerate(requests):
+            by_kwargs[dumps(request.arguments[1])].append(number)
+            document = request.task_name, request.doc_id, request.idx
+            seeds.append(sample_seed(self.seed, document, repeats[document]))
+            repeats[document] += 1
+        texts: dict[int, str] = {}
+        with tqdm(total=len(requests), unit="completion", disable=None) as bar:
+            for numbers in by_kwargs.values():
+                options = options_of(
+                    requests[numbers[0]].arguments[1], self.model.tokenizer.decode([self.eot_token_id])
+                )
+                room = self.max_length - options["max_new_tokens"]
+                require(
+                    room > 0,
+                    f"tasks: max_gen_toks = {options['max_new_tokens']} leaves no room for a prompt in the model's "
+                    f"context of {self.max_length}; set it in the task's generation_kwargs",
+                )
+                prompts = [
+                    (self.tok_encode(requests[n].arguments[0]) or [self.prefix_token_id])[-room:] for n in numbers
+                ]
+                for batch in batches(list(map(len, prompts)), self.model.max_rows):
+                    completions = self.model.complete(
+                        [prompts[i] for i in batch], seed=[seeds[numbers[i]] for i in batch], **options
+                    )
+                    texts |= {numbers[i]: found.completion for i, found in zip(batch, completions, strict=True)}
+                    bar.update(len(batch))
+        return [texts[number] for number in range(len(requests))]
+
+
+def batches(lengths: Sequence[int], rows: int, tokens: int | None = None) -> Iterator[list[int]]:
+    """Numbers of sequences in batches of similar lengths, the longest first, so that the first batch takes most memory.
+
+    Args:
+        rows: of a batch at most.
+        tokens: likewise, with those that fill up the shorter rows.
+    """
+    order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+    while order:
+        fit = rows if tokens is None else max(1, tokens // lengths[order[0]])
+        count = min(rows, 1 << fit.bit_length() - 1)  # programs are compiled for powers of two
+        yield order[:count]
+        order = order[count:]
+
+
+def options_of(generation_kwargs: Mapping[str, Any], end_of_text: str) -> dict[str, Any]:
+    """What `Generator.complete` takes, of a task's generation_kwargs. What these leave out cuts nothing.
+
+    Raises:
+        UserError: for one that is not known, or an impossible value.
+    """
+    try:
+        said: dict[str, Any] = dict(normalize_gen_kwargs(dict(generation_kwargs), NEW_TOKENS))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"tasks: generation_kwargs: {error}; mend the task's YAML") from error
+    for name in said:
+        known = ", ".join(GENERATION_KWARGS)
+        require(name in GENERATION_KWARGS, f"tasks: generation_kwargs: {name} is not known here; there are {known}")
+    temperature = float(said.get("temperature") or 0)  # normalized: 0 where do_sample is false
+    require(
+        temperature > 0 or not said["do_sample"],
+        "tasks: generation_kwargs: do_sample is true without a temperature above 0; add one, or leave it out",
+    )
+    options = {
+        "temperature": temperature,
+        "top_p": 1.0 if said.get("top_p") is None or not temperature else said["top_p"],
+        "top_k": said.get("top_k") or 0 if temperature else 0,
+        "max_new_tokens": said["max_gen_toks"],
+        "stop_strings": (*said["until"], end_of_text),
+    }
+    try:
+        Options.of(options)
+    except UserError as error:
+        raise UserError(f"tasks: generation_kwargs: {error}") from error
+    return options
+
+
+def sample_seed(seed: int, document: tuple[Any, ...], repeat: int) -> int:
+    """The seed of a completion: a function of seed, document and repeat alone, and another one for each repeat."""
+    digest = hashlib.sha256(f"{seed} {document}".encode()).digest()
+    return (int.from_bytes(digest[:4], "big") + repeat) % 2**32

@@ -1,0 +1,133 @@
+"""lm-evaluation-harness' tasks by name, folder or file, loaded and checked before any model is."""
+
+import logging
+import os
+import random
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
+from lm_eval.tasks import TaskManager
+
+from codegen_jax.errors import UserError, require
+from codegen_jax.evaluation.harness import options_of
+from codegen_jax.fields import did_you_mean
+
+log = logging.getLogger(__name__)
+
+UNSAFE = (
+    "its programs run in this process, as you and without a sandbox; codegen-jax evaluate humaneval and mbpp have one, "
+    "and --unsafe runs them all the same"
+)
+
+
+def load_tasks(
+    names: Sequence[str], num_fewshot: int | None = None, seed: int | None = None, unsafe: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Tasks as `lm_eval.evaluate` takes them: {"tasks": {name: task}, "groups": ..., "group_map": ...}.
+
+    Sets the global random states of Python and NumPy, which tasks draw from, as lm_eval does.
+
+    Args:
+        names: of tasks, groups or tags that lm_eval has; a folder stands for all tasks and groups of its YAML files, a
+            YAML file for its own.
+        num_fewshot: examples in a prompt in place of the task's, but where a task insists on none.
+        seed: of the examples, and of what tasks draw themselves; None: lm_eval's own.
+        unsafe: also take tasks that run a model's programs.
+
+    Raises:
+        UserError: for a name that there is not, a task that can't be loaded or evaluated, or, without `unsafe`, one
+            that runs programs.
+    """
+    require(bool(names), "tasks: must not be empty")
+    random.seed(DEFAULT_RANDOM_SEED if seed is None else seed)
+    np.random.seed(DEFAULT_OTHER_SEED if seed is None else seed)
+    folders = {
+        name: TaskManager(include_path=name, include_defaults=False)
+        for name in names
+        if os.path.isdir(name) and any(Path(name).glob("**/*.yaml"))
+    }
+    # to read all that lm_eval brings takes seconds; a group may name some of it
+    needs_lm_eval = any(folder.all_groups for folder in folders.values()) or any(
+        name not in folders and not os.path.isfile(name) for name in names
+    )
+    manager = TaskManager(include_path=list(folders), include_defaults=needs_lm_eval)
+    wanted = [found for name in names for found in (_tasks_of(name, folders[name]) if name in folders else [name])]
+    for name in wanted:
+        is_known = name in manager.task_index or os.path.isfile(name)
+        hint = did_you_mean(name, manager.all_tasks) or "; name one of its tasks, or a folder with YAML files"
+        require(is_known, f"tasks: {name}: lm_eval {version('lm_eval')} has no such task{hint}")
+        for task, config in _configs(manager, name):
+            require(unsafe or not config.get("unsafe_code"), f"tasks: {task}: {UNSAFE}")
+    loaded: dict[str, dict[str, Any]] = {"tasks": {}, "groups": {}, "group_map": {}}
+    for name in dict.fromkeys(wanted):
+        for kind, found in _load(manager, name).items():
+            loaded[kind] |= found
+    for name, task in loaded["tasks"].items():
+        _check(name, task, unsafe)
+        _set_examples(name, task, num_fewshot, DEFAULT_OTHER_SEED if seed is None else seed)
+    return loaded
+
+
+def _tasks_of(folder: str, manager: TaskManager) -> list[str]:
+    """Names of a folder's tasks and groups; its YAML files that are neither are named in a warning."""
+    names = [*manager.all_subtasks, *manager.all_groups]
+    known = {manager.task_index[name].yaml_path for name in names}
+    for path in sorted(Path(folder).glob("**/*.yaml")):
+        if path not in known:
+            log.warning(f"{path}: no task of its own (no valid YAML with task or group, or a name that is there twice)")
+    require(bool(names), f"tasks: {folder}: a folder without a task's YAML file")
+    return names
+
+
+def _configs(manager: TaskManager, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The tasks behind a name, a tag's and a group's included, with what their YAML says before it is run."""
+    entry = manager.task_index.get(name)
+    config = (entry and entry.cfg) or {}
+    children = config.get("task")
+    yield name, config
+    for child in sorted(entry.tags) if entry and not config else children if isinstance(children, list) else ():
+        if isinstance(child, dict):
+            yield name, child
+        child = child if isinstance(child, str) else child.get("task", child.get("group"))
+        if isinstance(child, str) and child != name:
+            yield from _configs(manager, child)
+
+
+def _load(manager: TaskManager, name: str) -> Any:
+    try:
+        found: Any = manager.load([name])
+        empty = [task for task, loaded in found["tasks"].items() if not len(loaded.eval_docs)]
+    except Exception as error:  # whatever a task's YAML, functions and data come to
+        said = " ".join(str(error).split())
+        remedy = "data on the hub takes the network" if isinstance(error, OSError) else "mend its YAML"
+        raise UserError(f"tasks: {name}: can't be loaded ({type(error).__name__}: {said[:300]}); {remedy}") from error
+    require(not empty, f"tasks: {', '.join(empty)}: its data has no documents")
+    return found
+
+
+def _check(name: str, task: Any, unsafe: bool) -> None:
+    require(unsafe or not getattr(task, "UNSAFE_CODE", False), f"tasks: {name}: {UNSAFE}")
+    require(not getattr(task, "MULTIMODAL", False), f"tasks: {name}: takes images or sound, and the model reads text")
+    if task.OUTPUT_TYPE == "generate_until" and task.get_config("generation_kwargs"):
+        try:
+            options_of(task.get_config("generation_kwargs"), "x")
+        except UserError as error:
+            raise UserError(f"tasks: {name}: {str(error).removeprefix('tasks: ')}") from error
+
+
+def _set_examples(name: str, task: Any, num_fewshot: int | None, seed: int) -> None:
+    """Set how many there are as `lm_eval.simple_evaluate` does, and make sure that there are as many."""
+    own = task.get_config("num_fewshot")
+    if num_fewshot is not None and own == 0:
+        log.warning(f"{name}: its YAML says num_fewshot: 0, which stays")
+    elif num_fewshot is not None or own is None:
+        task.set_config(key="num_fewshot", value=num_fewshot or 0)
+    try:
+        task.fewshot_context(next(iter(task.eval_docs)), num_fewshot=task.get_config("num_fewshot"))
+    except (AssertionError, ValueError) as error:
+        raise UserError(f"num_fewshot: {name}: no prompt comes of it ({error}); take fewer") from error
+    task.set_fewshot_seed(seed=seed)

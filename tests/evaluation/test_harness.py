@@ -1,0 +1,390 @@
+"""evaluate MODEL harness: what lm_eval's own HFLM gives on the same weights, and one line for what can't be run."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import lm_eval.tasks
+import pytest
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import make_table
+
+from codegen_jax.cli import main
+from codegen_jax.errors import UserError
+from codegen_jax.evaluation import harness_tasks
+from codegen_jax.evaluation.harness import HarnessModel, batches, options_of, sample_seed
+from codegen_jax.evaluation.run_harness import RESAMPLES
+from codegen_jax.inference.generate import Generator
+from tests.evaluation.benchmarks import write_lines
+from tests.peers import peer, save, tiny_bpe
+
+CONTEXT = 64
+TOKENIZER = tiny_bpe(["def add(a, b):\n    return a + b\n\n\nclass Point:\n    x = 1\n"] * 2, vocab_size=300)
+SPECIAL = {name: "<|endoftext|>" for name in ("bos_token", "eos_token", "pad_token")}
+WORDS = [
+    "def",
+    " add",
+    "(a, b)",
+    ":\n",
+    "    return",
+    " a",
+    " + ",
+    "b\n",
+    "class ",
+    "x = 1",
+    "é",
+    "漢字",
+    "🎉",
+    "  ",
+    "\n\n",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a model that transformers reads, too, and tasks of each kind."""
+    folder = tmp_path_factory.mktemp("harness")
+    model = peer(n_positions=CONTEXT, vocab_size=TOKENIZER.vocab_size)
+    save(model, folder / "model", tokenizer=TOKENIZER)
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": CONTEXT, **SPECIAL}
+    (folder / "model/tokenizer_config.json").write_text(json.dumps(config))
+    save(model, folder / "bare")
+    write_tasks(folder / "tasks")
+    return folder
+
+
+def write_task(folder, name, documents, **fields):
+    """A task's YAML, which JSON is, and its documents."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_lines(folder / f"{name}.jsonl", documents)
+    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / f"{name}.jsonl")}}}
+    task = {"task": name, **data, "test_split": "test", "metadata": {"version": 2.0}}
+    (folder / f"{name}.yaml").write_text(json.dumps(task | fields))
+
+
+def metrics(*names):
+    """Metrics as lm_eval wants them written: without these fields it warns that it takes its own."""
+    own = {"bleu": "bleu", "bits_per_byte": "bits_per_byte"}
+    aggregation = lambda name: own.get(name, "weighted_perplexity" if name.endswith("perplexity") else "mean")
+    is_high = lambda name: "per" not in name
+    return [{"metric": name, "aggregation": aggregation(name), "higher_is_better": is_high(name)} for name in names]
+
+
+def write_tasks(folder):
+    draw = random.Random(0)
+    text = lambda words: "".join(draw.choices(WORDS, k=words))
+    choices = [{"q": text(9), "choices": [text(3) for _ in range(4)], "answer": n % 4} for n in range(8)]
+    write_task(
+        folder, "choose", choices, output_type="multiple_choice", doc_to_text="{{q}}", doc_to_choice="choices",
+        doc_to_target="answer", metric_list=metrics("acc", "acc_norm"), fewshot_split="test",
+    )  # fmt: skip
+    write_task(
+        folder, "complete", [{"q": text(9), "a": text(2)} for _ in range(5)], output_type="generate_until",
+        doc_to_text="{{q}}", doc_to_target="{{a}}", metric_list=metrics("exact_match", "bleu"),
+        generation_kwargs={"until": ["\n\n", "class"], "max_gen_toks": 24, "do_sample": False},
+    )  # fmt: skip
+    write_task(
+        folder, "predict", [{"text": text(words)} for words in (3, 40, 90)], output_type="loglikelihood_rolling",
+        doc_to_text="", doc_to_target="{{text}}",
+        metric_list=metrics("byte_perplexity", "bits_per_byte"),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ours(folder):
+    return HarnessModel(Generator.load(str(folder / "model"), "float32"))
+
+
+@pytest.fixture(scope="module")
+def theirs(folder):
+    return HFLM(pretrained=str(folder / "model"), dtype="float32", device="cpu", batch_size=1)
+
+
+def asked(kind, *arguments):
+    return [Instance(kind, {}, args, 0, ("task", number, 1)) for number, args in enumerate(arguments)]
+
+
+def assert_equal(found, expected):
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    assert [logprob for logprob, _ in found] == pytest.approx([logprob for logprob, _ in expected], abs=1e-4)
+
+
+def test_log_likelihoods_and_greedy_flags_are_those_of_hflm(ours, theirs):
+    draw = random.Random(1)
+    text = lambda words: "".join(draw.choices(WORDS, k=words))
+    pairs = [(text(draw.randint(0, 12)), text(draw.randint(1, 9))) for _ in range(40)]
+    pairs += [
+        ("", "return a"),
+        ("", "<|endoftext|>x"),
+        ("a  ", "b"),
+        ("a\n ", " b"),
+        (text(80), text(2)),
+        ("é", "漢🎉"),
+    ]
+    pairs += [("def add", choice) for choice in (" a", " b", " +", "a")]  # of one token: multiple choice
+    prompts = [text(6) for _ in range(4)]
+    likeliest = theirs.generate_until(asked("generate_until", *((prompt, {"max_gen_toks": 3}) for prompt in prompts)))
+    pairs += [(prompt, text) for prompt, text in zip(prompts, likeliest) if text]
+    expected = theirs.loglikelihood(asked("loglikelihood", *pairs), disable_tqdm=True)
+    assert {greedy for _, greedy in expected} == {True, False}
+    assert_equal(ours.loglikelihood(asked("loglikelihood", *pairs)), expected)
+
+
+def test_a_continuation_may_fill_the_context_and_no_more(ours, theirs):
+    ids = [5 + number % 90 for number in range(CONTEXT + 1)]
+    full = [(("", "x"), ids[:1], ids[1:]), (("", "x"), ids[:40], ids[1:]), (("", "x"), ids[:40], ids[9:10])]
+    assert_equal(ours._loglikelihood_tokens(full), theirs._loglikelihood_tokens(full, disable_tqdm=True))
+    with pytest.raises(AssertionError):
+        theirs._loglikelihood_tokens([(("", "x"), ids[:1], ids)], disable_tqdm=True)
+    with pytest.raises(UserError, match="tasks: a continuation of 65 tokens is longer than the model's context of 64"):
+        ours._loglikelihood_tokens([(("", "x"), ids[:1], ids)])
+
+
+def test_a_context_of_spaces_alone_is_scored_with_the_continuation(ours):
+    spaces, none = ours.loglikelihood(asked("loglikelihood", ("  ", "b"), ("", "  b")))
+    assert spaces == none
+
+
+def test_what_cannot_be_scored_is_refused(ours):
+    for pair in (("", ""), ("a", ""), ("", "<|endoftext|>")):
+        with pytest.raises(UserError, match=r"^tasks: a .* mend the task's data"):
+            ours.loglikelihood(asked("loglikelihood", pair))
+
+
+def test_a_text_is_scored_in_the_windows_of_hflm(ours, theirs):
+    texts = ["", "a", "".join(WORDS), *("".join(random.Random(n).choices(WORDS, k=40 * n)) for n in range(1, 6))]
+    lengths = [len(TOKENIZER.encode(text)) for text in texts]
+    assert lengths[-1] > 3 * CONTEXT
+    texts.append(TOKENIZER.decode(TOKENIZER.encode(texts[-1])[:CONTEXT]))
+    requests = asked("loglikelihood_rolling", *((text,) for text in texts))
+    expected = theirs.loglikelihood_rolling(requests, disable_tqdm=True)
+    assert ours.loglikelihood_rolling(requests) == pytest.approx(expected, abs=1e-3, rel=1e-6)
+
+
+def test_greedy_texts_are_those_of_hflm_up_to_the_stops(ours, theirs):
+    draw = random.Random(2)
+    kinds = [
+        {"until": ["\n\n", "a"], "max_gen_toks": 16},
+        {"until": "x", "max_gen_toks": 16, "do_sample": False, "temperature": 0.7, "top_p": 0.5, "top_k": 3},
+        {"until": [], "max_new_tokens": 40, "temperature": 0.0},
+    ]
+    requests = asked("generate_until", *(("".join(draw.choices(WORDS, k=1 + n * 4)), kinds[n % 3]) for n in range(12)))
+    assert max(len(TOKENIZER.encode(request.arguments[0])) for request in requests) > CONTEXT
+    found = ours.generate_until(requests)
+    assert found == theirs.generate_until(requests, disable_tqdm=True)
+    assert len(set(found)) > 9 and not any("a" in text for text in found[::3])
+
+
+def test_samples_differ_by_repeat_and_are_the_same_each_time_whatever_is_beside_them(ours):
+    kwargs = {"until": [], "max_gen_toks": 12, "do_sample": True, "temperature": 1.0}
+    first, second = asked("generate_until", ("def add", kwargs), ("def add", kwargs))
+    found = ours.generate_until([first] * 5 + [second] * 5)
+    assert len(set(found)) == 10
+    assert ours.generate_until([second] * 3) == found[5:8]
+    assert HarnessModel(ours.model, seed=5).generate_until([first])[0] not in found
+    cold = HarnessModel(ours.model).generate_until(asked("generate_until", ("def add", kwargs | {"top_k": 1})))
+    assert cold == ours.generate_until(asked("generate_until", ("def add", {"until": [], "max_gen_toks": 12})))
+
+
+def test_seeds_are_of_seed_document_and_repeat():
+    seeds = {sample_seed(seed, ("task", n, 0), repeat) for seed in (0, 1) for n in range(50) for repeat in range(9)}
+    assert len(seeds) == 2 * 50 * 9
+
+
+def test_batches_hold_every_row_once_longest_first_within_their_bounds():
+    lengths = random.Random(0).choices(range(1, 65), k=300)
+    found = list(batches(lengths, 16, 8 * 64))
+    assert sorted(number for batch in found for number in batch) == list(range(300))
+    order = [lengths[number] for batch in found for number in batch]
+    assert order == sorted(order, reverse=True)
+    assert all(len(batch) <= 16 and len(batch) * lengths[batch[0]] <= 8 * 64 for batch in found)
+    assert {len(batch) for batch in found[:-1]} == {8, 16}
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "said"),
+    [
+        (
+            {"num_beams": 4},
+            "num_beams is not known here; there are do_sample, temperature, top_p, top_k, until, max_gen",
+        ),
+        ({"do_sample": True}, "do_sample is true without a temperature above 0"),
+        ({"temperature": 1, "top_p": 2}, "top_p: 2 must be above 0 and at most 1"),
+        ({"max_gen_toks": "many"}, "invalid literal"),
+        ({"until": [""]}, "stop_strings: must not be empty"),
+    ],
+)
+def test_generation_kwargs_that_cannot_be_honoured_are_refused_by_name(kwargs, said):
+    with pytest.raises(UserError, match=f"^tasks: generation_kwargs: {said}"):
+        options_of(kwargs, "<|endoftext|>")
+
+
+def test_more_new_tokens_than_the_context_are_refused(ours):
+    with pytest.raises(UserError, match="tasks: max_gen_toks = 256 leaves no room for a prompt in the model's context"):
+        ours.generate_until(asked("generate_until", ("a", {"until": []})))
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    """What the command leaves of all tasks of a folder, and what it prints."""
+    words = [str(folder / "model"), "harness", "--tasks", str(folder / "tasks"), "--num-fewshot", "1", "--seed", "3"]
+    command = [sys.executable, "-m", "codegen_jax", "evaluate", *words, "--dtype", "float32", "--log-samples"]
+    done = subprocess.run([*command, "--output", str(folder / "out")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder / "out", done
+
+
+def test_a_folder_of_tasks_comes_to_what_simple_evaluate_finds_with_hflm(run, folder, theirs, monkeypatch):
+    monkeypatch.setenv("DISABLE_MULTIPROC", "1")  # or it forks beside JAX's threads
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # seconds, about this machine
+    output, done = run
+    manager = TaskManager(include_path=str(folder / "tasks"), include_defaults=False)
+    seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), 3)
+    expected = simple_evaluate(
+        theirs, tasks=["choose", "complete", "predict"], task_manager=manager, num_fewshot=1, bootstrap_iters=RESAMPLES,
+        **seeds,
+    )  # fmt: skip
+    report = json.loads((output / "report.json").read_text())
+    assert report["results"].keys() == {"choose", "complete", "predict"}
+    for task, expected_metrics in expected["results"].items():
+        found = report["results"][task]
+        assert found.keys() == expected_metrics.keys()
+        for name, value in expected_metrics.items():
+            assert found[name] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-5)), (task, name)
+    for name in ("versions", "n-shot", "n-samples", "higher_is_better"):
+        assert report[name] == expected[name], name
+    for task, samples in expected["samples"].items():
+        found = [json.loads(line) for line in (output / f"samples_{task}.jsonl").read_text().splitlines()]
+        for name in ("doc_id", "prompt_hash", "target_hash", *(["resps"] if task == "complete" else [])):
+            assert [sample[name] for sample in found] == [sample[name] for sample in samples], (task, name)
+    table = make_table(expected)
+    assert table.strip() in (output / "report.md").read_text() and table.strip() in done.stdout
+
+
+def test_a_report_says_of_which_model_and_how(run, folder):
+    output, done = run
+    assert {path.name for path in output.iterdir()} == {
+        "report.json", "report.md", "samples_choose.jsonl", "samples_complete.jsonl", "samples_predict.jsonl",
+    }  # fmt: skip
+    config = json.loads((output / "report.json").read_text())["config"]
+    assert (config["seed"], config["num_fewshot"], config["limit"]) == (3, 1, None)
+    assert config["model"] == str(folder / "model") and config["tokenizer"] == TOKENIZER.fingerprint
+    assert done.stdout.endswith(f"report: {output}/report.md\n")
+    cut, *others = [line for line in done.stderr.splitlines() if "warning" in line.lower()]
+    assert "requests are longer than the model's context" in cut and not others
+
+
+def test_the_same_command_writes_the_same_report_and_json_prints_it(run, folder, capsys):
+    words = [str(folder / "model"), "harness", "--tasks", f"{folder}/tasks", "--num-fewshot", "1", "--seed", "3"]
+    main(["evaluate", *words, "--dtype", "float32", "--output", str(folder / "again"), "--json"])
+    printed = capsys.readouterr().out
+    assert (folder / "again/report.json").read_bytes() == (run[0] / "report.json").read_bytes()
+    assert json.loads(printed) == json.loads((folder / "again/report.json").read_text())
+    assert {path.name for path in (folder / "again").iterdir()} == {"report.json", "report.md"}
+
+
+def test_limit_takes_the_first_documents_of_one_task(folder, capsys):
+    task = str(folder / "tasks/choose.yaml")
+    main(["evaluate", str(folder / "model"), "harness", "--tasks", task, "--limit", "3", "--output", f"{folder}/three"])
+    report = json.loads((folder / "three/report.json").read_text())
+    assert report["n-samples"] == {"choose": {"original": 8, "effective": 3}} and report["n-shot"] == {"choose": 0}
+
+
+@pytest.fixture(scope="module")
+def lm_eval_tasks():
+    """Some of what lm_eval brings; all of it takes seconds to read."""
+    tasks = Path(lm_eval.tasks.__file__).parent
+    return TaskManager(include_path=[tasks / "hellaswag", tasks / "humaneval"], include_defaults=False)
+
+
+@pytest.fixture(scope="module")
+def mistakes(folder):
+    """Folders of tasks that can't be run, beside the model."""
+    one = [{"q": "a", "a": "b"}]
+    ask = {"output_type": "generate_until", "doc_to_text": "{{q}}", "doc_to_target": "{{a}}"}
+    write_task(folder / "programs", "runs_programs", one, **ask, unsafe_code=True)
+    group = {"group": "all_programs", "task": ["runs_programs"]}
+    (folder / "programs/group.yaml").write_text(json.dumps(group))
+    write_task(folder / "hub", "of_the_hub", one, **ask, dataset_path="nobody/nothing", dataset_kwargs={})
+    write_task(folder / "beams", "with_beams", one, **ask, generation_kwargs={"num_beams": 2, "until": []})
+    write_task(folder / "fields", "of_other_fields", one, **ask | {"doc_to_text": "{{question}}"})
+    (folder / "empty").mkdir()
+    (folder / "full").mkdir()
+    (folder / "full/notes.txt").write_text("x")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            "model --tasks programs",
+            "--tasks: runs_programs: its programs run in this process, as you and without a san",
+        ),
+        ("model --tasks programs/runs_programs.yaml", "--tasks: runs_programs: its programs run in this process"),
+        ("model --tasks ,", "--tasks: must not be empty"),
+        ("nowhere --tasks programs", "--tasks: runs_programs: its programs run in this process"),
+        ("model --tasks humaneval", "--tasks: humaneval: its programs run in this process"),
+        ("model --tasks hub", "--tasks: of_the_hub: can't be loaded (ConnectionError: Couldn't reach 'nobody/nothing'"),
+        ("model --tasks beams", "--tasks: with_beams: generation_kwargs: num_beams is not known here"),
+        (
+            "model --tasks fields",
+            "--tasks: of_other_fields: can't be loaded (UndefinedError: 'question' is undefined); mend",
+        ),
+        ("model --tasks empty", "--tasks: empty: lm_eval "),
+        ("model --tasks helaswag", "--tasks: helaswag: lm_eval "),
+        ("nowhere --tasks tasks", "nowhere: neither on this machine nor in the hub's cache"),
+        ("bare --tasks tasks", "bare: has no tokenizer; give it one"),
+        ("model --tasks tasks --limit 0", "--limit: 0 must be positive"),
+        ("model --tasks tasks --num-fewshot -1", "--num-fewshot: -1 must not be negative"),
+        ("model --tasks tasks --num-fewshot 9", "--num-fewshot: choose: no prompt comes of it (Sample larger than"),
+        ("model --tasks tasks --seed -1", "--seed: -1 must be in [0, 2**32)"),
+        ("model --tasks tasks --output full", "--output: "),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(mistakes, lm_eval_tasks, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(mistakes)
+    read_all = lambda include_path, include_defaults: (
+        lm_eval_tasks if include_defaults and not include_path else TaskManager(None, include_path, False)
+    )
+    monkeypatch.setattr(harness_tasks, "TaskManager", read_all)
+    model, *rest = words.split()
+    output = [] if "--output" in rest else ["--output", "unmade"]
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", model, "harness", *rest, *output])
+    printed, error = capsys.readouterr()
+    assert ended.value.code == 2 and not printed and not (mistakes / "unmade").exists()
+    line = error.splitlines()[-1]
+    assert line.startswith(f"codegen-jax: error: {said}") and "Traceback" not in error, error
+    assert "helaswag" not in words or line.endswith("did you mean hellaswag?")
+
+
+def test_unsafe_takes_a_task_that_runs_programs(mistakes):
+    tasks = harness_tasks.load_tasks([str(mistakes / "programs/runs_programs.yaml")], unsafe=True)["tasks"]
+    assert tasks.keys() == {"runs_programs"} and tasks["runs_programs"].UNSAFE_CODE
+
+
+def test_yaml_that_is_no_task_is_named_in_a_warning(mistakes, caplog):
+    kind = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{q}}"}
+    write_task(mistakes / "some", "fine", [{"q": "a"}], **kind)
+    (mistakes / "some/broken.yaml").write_text("task: [")
+    harness_tasks.load_tasks([str(mistakes / "some")])
+    assert f"{mistakes}/some/broken.yaml: no task of its own" in caplog.text
+
+
+def test_without_lm_eval_the_extra_is_named(folder, monkeypatch, capsys):
+    monkeypatch.setattr("codegen_jax.cli.evaluate.find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(folder / "model"), "harness", "--tasks", "x", "--output", "unmade"])
+    said = "codegen-jax: error: harness: lm_eval is not installed; pip install 'codegen_jax[harness]'\n"
+    assert capsys.readouterr().err == said
+
+
+def test_the_command_starts_without_lm_eval_or_torch():
+    program = "import sys, codegen_jax.cli.evaluate; print({'lm_eval', 'torch', 'jax'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "set()\n"
