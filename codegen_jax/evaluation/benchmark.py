@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from codegen_jax.evaluation.evaluation_report import Settings
@@ -63,3 +64,12 @@ class Benchmark(ABC):
     @abstractmethod
     def finish(self, folder: SampleFolder, draws: Mapping[float, Sequence[Draw]], settings: Settings) -> dict[str, Any]:
         """Write the report of samples, by temperature, that all have verdicts; gives its content."""
+
+
+def batches(benchmark: Benchmark, draws: Sequence[Draw], rows: int) -> list[list[Draw]]:
+    """Draws in batches of at most so many rows."""
+    found: list[list[Draw]] = []
+    for _, those in groupby(draws, benchmark.together):
+        together = list(those)
+        found += [together[first : first + rows] for first in range(0, len(together), rows)]
+    return found

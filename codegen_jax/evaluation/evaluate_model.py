@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from codegen_jax.evaluation.benchmark import Benchmark
+from codegen_jax.evaluation.benchmark import Benchmark, batches
 from codegen_jax.evaluation.evaluation_report import Settings
 from codegen_jax.evaluation.execution import Judges
 from codegen_jax.evaluation.protocol import Draw, Protocol
@@ -105,15 +105,6 @@ def evaluate_model(
     for temperature, found in draws.items():
         folder.finish(temperature, found)
     return benchmark.finish(folder, draws, settings)
-
-
-def batches(benchmark: Benchmark, draws: Sequence[Draw], rows: int) -> list[list[Draw]]:
-    """Draws in batches of at most so many rows."""
-    found: list[list[Draw]] = []
-    for _, those in groupby(draws, benchmark.together):
-        together = list(those)
-        found += [together[first : first + rows] for first in range(0, len(together), rows)]
-    return found
 
 
 def draw_and_judge(

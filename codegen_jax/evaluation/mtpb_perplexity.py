@@ -16,10 +16,12 @@ import numpy as np
 from tqdm import tqdm
 
 from codegen_jax.errors import listed, require
+from codegen_jax.evaluation.benchmark import batches
 from codegen_jax.evaluation.mtpb import Case, single_turn
 from codegen_jax.evaluation.mtpb_samples import read_mtpb_samples
-from codegen_jax.evaluation.prompt_perplexity import Mean, encode, perplexities, piece_after
-from codegen_jax.evaluation.turns import cut_left
+from codegen_jax.evaluation.prompt_perplexity import Mean, perplexities, piece_after
+from codegen_jax.evaluation.protocol import Protocol
+from codegen_jax.evaluation.turns import Turns
 from codegen_jax.inference.generate import Generator
 
 
@@ -143,41 +145,12 @@ def _measure(
 
 
 def draw_subprograms(model: Generator, cases: Sequence[Case]) -> list[list[str]]:
-    """A model's own subprograms of each case, greedy and truncated as by the authors' script, one for each turn but the
-    last, which no prompt follows.
-
-    A history that leaves no room for the new tokens is cut from the left, by tokens.
-
-    Raises:
-        UserError: for a prompt that does not fit into the model's context together with its new tokens.
-    """
-    drawn: list[list[str]] = [[] for _ in cases]
-    turns = [len(case.prompts) - 1 for case in cases]
-    with tqdm(total=sum(turns), unit="subprogram", disable=None) as bar:
-        for turn in range(max(turns)):
-            for max_new_tokens in sorted({case.max_new_tokens for case in cases}):
-                alike = [n for n, case in enumerate(cases) if turn < turns[n] and case.max_new_tokens == max_new_tokens]
-                for first in range(0, len(alike), model.max_rows):
-                    batch = alike[first : first + model.max_rows]
-                    prompts = [_prompt_that_fits(model, cases[n], drawn[n]) for n in batch]
-                    found = model.complete(prompts, max_new_tokens=max_new_tokens, temperature=0, truncate="codegen")
-                    for n, completion in zip(batch, found):
-                        drawn[n].append(completion.completion)
-                    bar.update(len(batch))
+    """A model's own subprograms of each case, greedy, as `evaluate MODEL mtpb --greedy` draws them."""
+    turns, protocol = Turns(cases, "multi", "official"), Protocol(num_samples=1, temperatures=(0.0,))
+    drawn = list[list[str]]()
+    for batch in tqdm(batches(turns, protocol.draws(range(len(cases))), model.max_rows), unit="batch", disable=None):
+        drawn += [record["completions"] for record in turns.draw(model, protocol, batch)]
     return drawn
-
-
-def _prompt_that_fits(model: Generator, case: Case, completions: Sequence[str]) -> str:
-    """What a model is to complete, without so many of its first tokens that the new ones fit."""
-    room, turn, tokenizer = model.config.n_positions - case.max_new_tokens, len(completions), model.tokenizer
-    what = f"prompt {turn + 1} of case {case.task_id}"
-    tokens = len(encode(tokenizer, case.prompts[turn], what))
-    require(
-        tokens <= room,
-        f"{what}: {tokens} tokens and {case.max_new_tokens} new ones exceed the model's context of "
-        f"{model.config.n_positions}; take a model with a longer one, or give subprograms by --samples",
-    )
-    return cut_left(tokenizer, case.model_prompt(completions), room)[0]
 
 
 def read_subprograms(path: str, cases: Sequence[Case]) -> dict[str, list[list[str]]]:

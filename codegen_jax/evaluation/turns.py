@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import require
 from codegen_jax.evaluation.benchmark import Benchmark
 from codegen_jax.evaluation.evaluation_report import Settings
@@ -53,7 +52,8 @@ class Turns(Benchmark):
         return {"task_id": self.cases[task].problem, "case": self.cases[task].case}
 
     def together(self, draw: Draw) -> Any:
-        return draw.temperature, self.cases[draw.problem].problem
+        case = self.cases[draw.problem]
+        return draw.temperature, len(case.prompts), case.max_new_tokens
 
     def most_tokens(self, protocol: Protocol, task: int) -> int:
         return self.cases[task].max_new_tokens * len(self.cases[task].prompts)
@@ -79,9 +79,9 @@ class Turns(Benchmark):
         for turn in range(len(cases[0].prompts)):
             prompts = []
             for case, record in zip(cases, records):
-                prompt, cut = cut_left(model.tokenizer, case.model_prompt(record["completions"]), room)
-                prompts.append(prompt)
-                record["cut_tokens"] += cut
+                ids = model.tokenizer.encode(case.model_prompt(record["completions"]))
+                prompts.append(ids[-room:])
+                record["cut_tokens"] += len(ids) - len(prompts[-1])
             seeds = [protocol.seed_of(f"{case.task_id} turn {turn}", draw.sample) for case, draw in zip(cases, batch)]
             for record, completion in zip(records, model.complete(prompts, seed=seeds, **options), strict=True):
                 record["completions"].append(completion.completion)
@@ -123,17 +123,6 @@ class Turns(Benchmark):
         program = self.program(draw.problem, record)[1]
         case = self.cases[draw.problem]
         return Execution(case, draw.sample, program, verdict.outcome, verdict.error, record["cut_tokens"])
-
-
-def cut_left(tokenizer: Tokenizer, text: str, room: int) -> tuple[str, int]:
-    """The end of a text that has so many tokens at most, and how many were cut."""
-    ids = tokenizer.encode(text)
-    kept = text
-    for first in range(len(ids) - room, len(ids)) if len(ids) > room else ():
-        kept = tokenizer.decode(ids[first:])
-        if len(tokenizer.encode(kept)) <= room:  # an end by itself may be cut into more tokens than within the text
-            break
-    return kept, max(0, len(ids) - len(tokenizer.encode(kept)))
 
 
 def require_room(context: int, cases: Sequence[Case]) -> None:

@@ -378,7 +378,7 @@ def test_yaml_that_is_no_task_is_named_in_a_warning(mistakes, caplog):
 
 
 def test_without_lm_eval_the_extra_is_named(folder, monkeypatch, capsys):
-    monkeypatch.setattr("codegen_jax.cli.evaluate.find_spec", lambda name: None)
+    monkeypatch.setattr("codegen_jax.cli.evaluate_harness.find_spec", lambda name: None)
     with pytest.raises(SystemExit):
         main(["evaluate", str(folder / "model"), "harness", "--tasks", "x", "--output", "unmade"])
     said = "codegen-jax: error: harness: lm_eval is not installed; pip install 'codegen_jax[harness]'\n"

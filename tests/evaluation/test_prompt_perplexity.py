@@ -170,7 +170,7 @@ def test_drawn_subprograms_are_transformers_greedy_ones_and_given_in_a_file_they
     model, cases, tmp_path, files
 ):
     drawn, truncated = draw_subprograms(model, cases), 0
-    assert [len(completions) for completions in drawn] == [len(case.prompts) - 1 for case in cases]
+    assert [len(completions) for completions in drawn] == [len(case.prompts) for case in cases]
     for case, completions in zip(cases, drawn):
         for turn, text in enumerate(completions):
             theirs = greedy(case.model_prompt(completions[:turn]), case.max_new_tokens)
@@ -178,13 +178,13 @@ def test_drawn_subprograms_are_transformers_greedy_ones_and_given_in_a_file_they
             truncated += theirs[0] != theirs[1]
     assert len({text for completions in drawn for text in completions}) > 3 and truncated > 0
     lines = [
-        {"task_id": case.problem, "case": case.case, "completions": [*completions, "not looked at"], "seed": 0}
+        {"task_id": case.problem, "case": case.case, "completions": [*completions[:-1], "not looked at"], "seed": 0}
         for case, completions in zip(cases, drawn)
     ]
     given = multi_turn(model, cases, read_subprograms(write_lines(tmp_path / "drawn.jsonl", lines), cases))
     found = multi_turn(model, cases)
     assert found.by_case == given.by_case and (found.subprograms, given.subprograms) == ("greedy", "given")
-    assert found.by_case["2/1"] == pytest.approx(turns_of(cases[2], [*drawn[2], ""]), rel=1e-5)
+    assert found.by_case["2/1"] == pytest.approx(turns_of(cases[2], drawn[2]), rel=1e-5)
 
 
 def test_a_history_that_is_too_long_is_cut_from_the_left(files, cases):
