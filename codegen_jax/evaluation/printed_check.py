@@ -63,7 +63,7 @@ def difference(printed: Printed, said: Mapping[str, Any]) -> str:
 
 
 def _is_equal(value: Any, printed: Printed) -> bool:
-    expected = printed.case.expected
+    expected: Any = printed.case.expected
     if expected is None or isinstance(expected, dict):
         if printed.checker == "official":
             return False

@@ -203,7 +203,7 @@ class Worker:
     def _run_alone(
         self, interpreter: Interpreter, task: Mapping[str, Any], given: bytes, cpu_seconds: int, wall_seconds: float
     ) -> tuple[dict[str, Any], bool]:
-        """How a task ended that speaks with no other sandbox, and whether by itself; `given` is there for it to read."""
+        """How a task ended that needs no other sandbox, and whether by itself; `given` is there for it to read."""
         deadline, link = time.monotonic() + wall_seconds, os.pipe()
         try:
             interpreter.start(link, cpu_seconds=cpu_seconds, **task)

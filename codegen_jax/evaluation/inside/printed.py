@@ -187,7 +187,7 @@ def encode(value, numpy, left):
 def encode_numpy(value, numpy, left):
     """An array or scalar of numbers or text: its dtype, shape and items."""
     kind = value.dtype.kind
-    if kind not in "biufcU" or value.dtype.itemsize > 16 and kind != "U":
+    if kind not in "biufcU" or (value.dtype.itemsize > 16 and kind != "U"):
         return ["other"]
     left[0] -= 8 * value.size
     if left[0] < 0:
