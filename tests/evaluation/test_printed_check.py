@@ -26,6 +26,9 @@ DIFFERENCES = {
     "functions that the guard takes away": "passed",
 }
 
+# without a call, CPython 3.11 has no line of it in the `try` around it
+LOOP = "while True: sum(range(100_000))"
+
 
 @pytest.fixture(scope="module")
 def layer():
@@ -93,10 +96,13 @@ def test_all_of_the_programs_get_the_authors_verdicts(layer, verdicts):
     assert_repaired_where_they_cannot_pass(layer, [found for found in verdicts if found[3] != "loop"])
 
 
-@pytest.mark.parametrize(("expected", "repaired"), [({"1": ["a", "b"]}, "passed"), (None, "passed")])
-def test_dicts_and_none_pass_with_the_repaired_checker_only(worker, expected, repaired):
+@pytest.mark.parametrize("expected", [{"1": ["a", "b"]}, {}, None])
+def test_dicts_and_none_pass_with_the_repaired_checker_only(worker, expected):
     program = f"print({expected!r})"
-    assert [worker.judge(printed(expected, checker), program, 2).outcome for checker in CHECKERS] == ["failed", repaired]
+    assert [worker.judge(printed(expected, checker), program, 2).outcome for checker in CHECKERS] == [
+        "failed",
+        repaired,
+    ]
     other = "print({'1': ['a']})"
     assert {worker.judge(printed(expected, checker), other, 2).outcome for checker in CHECKERS} == {"failed"}
 
@@ -114,18 +120,18 @@ def test_the_text_none_is_none_with_the_repaired_checker(worker):
         ("print('x' * 1000)", "failed", "printed 'xxx"),
         ("print(object())", "failed", "printed <object object at 0x...>, not what is expected"),
         ("print('a\\n', 1)\nimport os", "failed", "printed 'a\\n', not what is expected"),
-        ("print(list(range(100_000)))", "failed", "printed [0, 1, 2, 3, 4, 5, ...], which is too large to be compared"),
-        ("print('x' * 100_000_000)", "failed", "which is too large to be compared"),
-        ("print('\\u65e5' * 9000 + '\\U0001f600' * 2000)", "failed", "which is too large to be compared"),
         ("import os", "failed", "no value was printed"),
         ("print()", "failed", "no value was printed"),
-        ("open('./datasets/x.csv')", "exception", "FileNotFoundError: [Errno 2] No such file or directory: './datasets/"),
+        (
+            "open('./datasets/x.csv')",
+            "exception",
+            "FileNotFoundError: [Errno 2] No such file or directory: './datasets/",
+        ),
         ("print(3)\nopen('none')", "exception", "FileNotFoundError: [Errno 2] No such file or directory: 'none'"),
         ("print(5", "exception", "SyntaxError"),
         ("while True: pass", "timeout", "more than 1 s of CPU time"),
         ("print(3)\nwhile True: pass", "timeout", "more than 1 s of CPU time"),
-        ("while True:\n    try:\n        while True: pass\n    except BaseException: pass", "timeout", "CPU"),
-        ("print(5)\nwhile True:\n    try:\n        while True: pass\n    except: pass", "timeout", "CPU"),
+        (f"print(5)\nwhile True:\n    try:\n        {LOOP}\n    except BaseException: pass", "timeout", "CPU"),
         ("x = 9 ** 9 ** 9", "timeout", "CPU"),
         ("x = []\nwhile True: x.append('x' * 1_000_000)", "memory", "MemoryError"),
         ("import os\nwhile True: os.write(1, b'x' * 1_000_000)", "output", "more than 1 MiB of output"),
@@ -142,10 +148,28 @@ def test_outcomes(worker, program, outcome, error):
 
 
 @pytest.mark.parametrize(
+    ("expected", "program"),
+    [
+        ([1], "print(list(range(100_000)))"),
+        ("x", "print('x' * 100_000_000)"),
+        ("x", "print('\\u65e5' * 9000 + '\\U0001f600' * 2000)"),
+        (["x"], "print([1 << 14_000] * 20)"),
+        ([1], "import numpy as np\nprint([np.zeros(10 ** 7)])"),
+        ([1], "import pandas as pd\nprint(pd.Series(range(10 ** 6)))"),
+        ([1], "print([['x' * 100] * 100] * 100)"),
+    ],
+)
+def test_a_value_that_is_too_large_to_cross_fails_and_says_so(worker, expected, program):
+    verdict = worker.judge(printed(expected), program, 2)
+    assert verdict.outcome == "failed" and verdict.error.startswith("printed "), verdict
+    assert verdict.error.endswith(", which is too large to be compared") and len(verdict.error) < 200, verdict
+
+
+@pytest.mark.parametrize(
     "program",
     [
         "print(5)\nwhile True: pass",
-        "try:\n    while True: pass\nexcept Exception:\n    print(5)",
+        f"try:\n    {LOOP}\nexcept Exception:\n    print(5)",
         "print(5)\nx = []\nwhile True: x.append('x' * 1_000_000)",
         "while True: print(5)",
         "import numpy as np\nprint(5)\nnp.ones(10 ** 10)",
@@ -212,7 +236,13 @@ print([7, 8])
         messages="""b'{"passed": true}', b'{"value": true}', b'{"value": ["other"], "printed": "x"}'"""
     ),
     "a framed word": GARBAGE.format(messages="""struct.pack(">I", 16) + b'{"passed": true}',"""),
-    "a pipe that is full": "import os\nos.set_blocking(5, False)\ntry:\n    while True: os.write(5, b'x')\nexcept OSError: pass",
+    "a pipe that is full": """
+import os
+os.set_blocking(5, False)
+try:
+    while True: os.write(5, b"x")
+except OSError: print([7])
+""",
     "a pipe that is closed": "import os\nprint([1, 2])\nos.closerange(0, 256)",
     "the value at exit": "import atexit\natexit.register(lambda: print([1, 2]))",
     "the value in a process": "import os\nif os.fork() == 0:\n    print([1, 2])\n    os._exit(0)\nos.wait()",
@@ -221,14 +251,20 @@ print([7, 8])
     "killing the runner": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\nprint([7])",
     "killing everyone": "import os, signal\nos.kill(-1, signal.SIGKILL)\nprint([7])",
     "never its turn to end": "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass",
-    "endless text": "class O:\n    def __repr__(self):\n        while True: pass\nprint_stack.append({'args': (O(),)})\nx = 1",
+    "endless text": """
+class O:
+    def __repr__(self):
+        while True: pass
+print_stack.append({"args": (O(),)})
+if True: pass
+""",
 }
 
 
 @pytest.mark.parametrize("name", FORGERIES)
 def test_a_forgery_does_not_pass_and_the_next_program_is_judged_right(worker, name):
     verdict = worker.judge(printed([1, 2]), FORGERIES[name], 1)
-    assert verdict.outcome in ("failed", "exception", "forbidden", "timeout"), verdict
+    assert verdict.outcome != "passed", verdict
     assert worker.judge(printed([1, 2]), "print((1, 2))", 1).outcome == "passed"
     assert worker.judge(printed([1, 2]), "print((1, 3))", 1).outcome == "failed"
 
