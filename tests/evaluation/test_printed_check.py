@@ -372,7 +372,7 @@ def test_a_layer_that_judges_right_is_taken(name):
 
 def test_a_sandbox_that_does_not_judge_right_stops_the_run(layer, monkeypatch):
     monkeypatch.setattr(judging, "PACKAGES", ())
-    with pytest.raises(UserError, match=r"sandbox: .*: a program that is known to have passed is judged otherwise"):
+    with pytest.raises(UserError, match=r"sandbox: .*: a program that must have passed is judged otherwise"):
         check_printing(layer)
 
 

@@ -134,8 +134,12 @@ def be_the_task(task, link, saying, output):
         kept = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 16) for descriptor in (output, output, *link, saying)]
         for place, descriptor in enumerate(kept, start=1):
             os.dup2(descriptor, place)
-        roles = {"program": program.run, "checks": checks.run, "program with tests": program.run_with_tests}
-        roles |= {"printed": printed.run}
+        roles = {
+            "program": program.run,
+            "checks": checks.run,
+            "program with tests": program.run_with_tests,
+            "printed": printed.run,
+        }
         os.closerange(5 if task["role"] == "program" else 6, 256)  # a program has nothing to say here
         limit = task["cpu_seconds"]
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))

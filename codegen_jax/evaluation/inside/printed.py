@@ -150,26 +150,24 @@ def as_expected(value, expected, numpy):
 
 
 def encode(value, numpy, left):
-    """A value as JSON that `decode` of printed_value.py reads, by the base of its type that this file knows.
+    """A value as JSON that `decode` of printed_check.py reads, by the builtin or numpy base of its type.
 
     No object of the program's own comes through, and nothing that no value of a JSON file equals: ["other"].
 
     Args:
         left: how many characters it may still have, in a list of one number.
     """
-    left[0] -= 8
-    if left[0] < 0:
-        raise TooLarge
+    take(8, left)
     if value is None or value is True or value is False:
         return value
     if isinstance(value, str):
-        left[0] -= str.__len__(value)
-        return str.__str__(value) if left[0] > 0 else encode(None, None, left)
+        take(str.__len__(value), left)
+        return str.__str__(value)
     if numpy and isinstance(value, numpy.generic | numpy.ndarray):
         return encode_numpy(value, numpy, left)
     if isinstance(value, int):
-        left[0] -= int.bit_length(value) // 4
-        return ["int", hex(int.__index__(value))] if left[0] > 0 else encode(None, None, left)
+        take(int.bit_length(value) // 4, left)
+        return ["int", hex(int.__index__(value))]
     if isinstance(value, float):
         return ["float", float.hex(value)]
     if isinstance(value, complex):
@@ -186,12 +184,16 @@ def encode(value, numpy, left):
     return ["other"]
 
 
+def take(characters, left):
+    left[0] -= characters
+    if left[0] < 0:
+        raise TooLarge
+
+
 def encode_numpy(value, numpy, left):
     """An array or scalar of numbers, text or objects: its dtype, shape and items."""
     kind, dtype = value.dtype.kind, value.dtype.str[1:]
-    left[0] -= 8 * value.size
-    if left[0] < 0:
-        raise TooLarge
+    take(8 * value.size, left)
     if kind not in "biufcUO":
         return ["other"]
     if kind in "UO":
