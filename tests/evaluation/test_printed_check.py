@@ -12,7 +12,7 @@ from codegen_jax.errors import UserError
 from codegen_jax.evaluation import worker as judging
 from codegen_jax.evaluation.execution import Judges, check_printing
 from codegen_jax.evaluation.mtpb import Case
-from codegen_jax.evaluation.printed_check import CHECKERS, Printed, decode, difference
+from codegen_jax.evaluation.printed_check import CHECKERS, Checker, Printed, decode, difference
 from codegen_jax.evaluation.sandbox_layers import LAYERS, choose_layer
 from codegen_jax.evaluation.worker import Worker
 
@@ -72,7 +72,7 @@ def verdicts():
     return [line for line in lines if not any(name in line[1] for name in missing)]
 
 
-def printed(expected, checker="official"):
+def printed(expected, checker: Checker = "official"):
     return Printed(Case("1", 0, ("# Print it.\n",), expected, 256), checker)
 
 
