@@ -14,6 +14,7 @@ from codegen_jax.evaluation.execution import Judges, check_printing
 from codegen_jax.evaluation.mtpb import Case
 from codegen_jax.evaluation.printed_check import CHECKERS, Checker, Printed, decode, difference
 from codegen_jax.evaluation.sandbox_layers import LAYERS, choose_layer
+from codegen_jax.evaluation.verdicts import Verdict
 from codegen_jax.evaluation.worker import Worker
 
 # lines of [expected value, program, whether it passes, what of it our checker takes otherwise or ""]: seeded variations
@@ -49,6 +50,8 @@ while size:
     except MemoryError:
         size >>= 1
 """
+
+VERDICT = Verdict("passed", "", 0.0, 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -374,6 +377,26 @@ def test_a_sandbox_that_does_not_judge_right_stops_the_run(layer, monkeypatch):
     monkeypatch.setattr(judging, "PACKAGES", ())
     with pytest.raises(UserError, match=r"sandbox: .*: a program that must have passed is judged otherwise"):
         check_printing(layer)
+
+
+def test_what_times_out_is_tried_once_more_alone(layer, monkeypatch):
+    judged, judge = [], Worker.judge
+    monkeypatch.setattr(Worker, "judge", lambda self, *given: judged.append(given[1:]) or judge(self, *given))
+    with Judges(layer, 2, 1) as judges:
+        for program in ("while True: pass", "print(5)", "print(4)"):
+            judges.submit(program, printed(5), program)
+        found = {program: verdict.outcome for program, verdict in judges.finish()}
+    assert found == {"while True: pass": "timeout", "print(5)": "passed", "print(4)": "failed"}
+    assert sorted(judged) == [("print(4)", 1), ("print(5)", 1), ("while True: pass", 1), ("while True: pass", 1)]
+
+
+def test_without_a_limit_a_program_has_the_twenty_seconds_of_the_authors(layer, monkeypatch):
+    limits = []
+    monkeypatch.setattr(Worker, "judge", lambda self, judged, program, seconds: limits.append(seconds) or VERDICT)
+    with Judges(layer, 1, None) as judges:
+        judges.submit(0, printed(5), "print(5)")
+        assert dict(judges.finish()) == {0: VERDICT}
+    assert limits == [20]
 
 
 def test_a_worker_judges_problems_and_printed_values_in_turn(worker):
