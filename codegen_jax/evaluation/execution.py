@@ -184,7 +184,7 @@ def check_printing(layer: Layer) -> None:
             verdict = worker.judge(printed, f"import numpy as np\nprint(np.array([{items}]))", 10 * CPU_SECONDS)
             require(
                 verdict.outcome == outcome,
-                f"sandbox: {layer.name}: a program that is known to have {outcome} is judged otherwise in it "
+                f"sandbox: {layer.name}: a program that must have {outcome} is judged otherwise in it "
                 f"({verdict.outcome}: {verdict.error})",
             )
     finally:

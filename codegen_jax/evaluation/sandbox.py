@@ -56,8 +56,8 @@ class Sandbox:
 
     The program reads its own file or folder, Python's standard library, the system's shared libraries and five devices
     (/dev/null, zero, full, random, urandom). Of installed packages it reads those that it is given, through links in
-    the folder `packages`, which it has to add to its path. Its current folder, empty at first, is the only one that it can write to.
-    It has no environment but a hash seed, no network, no /proc, and nobody's rights.
+    the folder `packages`, which it has to add to its path. Its current folder, empty at first, is the only one that it
+    can write to. It has no environment but a hash seed, no network, no /proc, and nobody's rights.
 
     `stdin` is a stream socket, which can bring it descriptors; `stdout` is an unbuffered pipe. Standard error is a pipe
     that is read at the end only, for `messages`: more than the 64 KiB that fit in it block the writer. `folder` is the

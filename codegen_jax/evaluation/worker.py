@@ -184,7 +184,8 @@ class Worker:
         except (ValueError, TypeError, KeyError):
             said, is_forged = {}, True
         outcome, error = _outcome({"nonsense": True} if is_forged else said, end, cpu_seconds, in_time)
-        return self._with_sandbox_kept_or_not(outcome, error, end)
+        self._forget_unless_clean(outcome, end)
+        return outcome, error, end["cpu"]
 
     def _judge_printed(self, printed: Printed, program: str, cpu_seconds: int) -> tuple[Outcome, str, float]:
         interpreter, wall_seconds = self._interpreter(PACKAGES), WALL * cpu_seconds
@@ -198,12 +199,13 @@ class Worker:
         # its own alarm comes first, so that what it printed before counts
         end, in_time = self._run_alone(interpreter, task, b"", cpu_seconds, wall_seconds + ANSWER_SECONDS)
         outcome, error = _outcome_of_printed(printed, end, cpu_seconds, in_time)
-        return self._with_sandbox_kept_or_not(outcome, error, end)
+        self._forget_unless_clean(outcome, end)
+        return outcome, error, end["cpu"]
 
     def _run_alone(
         self, interpreter: Interpreter, task: Mapping[str, Any], given: bytes, cpu_seconds: int, wall_seconds: float
     ) -> tuple[dict[str, Any], bool]:
-        """How a task ended that speaks with no other sandbox, and whether by itself; `given` is there for it to read."""
+        """How a task ended that needs no other sandbox, and whether by itself; `given` is there for it to read."""
         deadline, link = time.monotonic() + wall_seconds, os.pipe()
         try:
             interpreter.start(link, cpu_seconds=cpu_seconds, **task)
@@ -216,12 +218,9 @@ class Worker:
             interpreter.stop_task()
         return interpreter.answer(), in_time
 
-    def _with_sandbox_kept_or_not(
-        self, outcome: Outcome, error: str, end: Mapping[str, Any]
-    ) -> tuple[Outcome, str, float]:
+    def _forget_unless_clean(self, outcome: Outcome, end: Mapping[str, Any]) -> None:
         if not end["clean"] or outcome not in ("passed", "failed", "exception"):
             self.forget_programs()
-        return outcome, error, end["cpu"]
 
     def _judge(self, problem: Problem, program: str, cpu_seconds: int) -> tuple[Outcome, str, float]:
         programs = self._interpreter()
@@ -272,8 +271,7 @@ class Worker:
             raise Broken("the tests' process has ended")
         found = json.loads(said) if said else {"over time": True}
         outcome, error = _outcome(found, ends[programs], cpu_seconds, in_time)
-        if not ends[programs]["clean"] or outcome not in ("passed", "failed", "exception"):
-            self.forget_programs()
+        self._forget_unless_clean(outcome, ends[programs])
         return outcome, error, ends[programs]["cpu"] + ends[checks]["cpu"]
 
     def forget_programs(self) -> str:
@@ -294,7 +292,7 @@ class Worker:
 
 
 def _outcome(
-    said: Mapping[str, Any], program: Mapping[str, Any], cpu_seconds: int, in_time: bool
+    said: Mapping[str, Any], program: Mapping[str, Any], cpu_seconds: int, in_time: bool, before: str = "its tests did"
 ) -> tuple[Outcome, str]:
     """The verdict and the last line of the error.
 
@@ -302,6 +300,7 @@ def _outcome(
         said: the word on the tests.
         program: how its process ended.
         in_time: whether the tests ended before the wall limit.
+        before: what a program that ends itself has not waited for.
     """
     if not in_time:
         return "timeout", f"not done after {WALL * cpu_seconds} s"
@@ -325,7 +324,7 @@ def _outcome(
         return "memory", KILLED
     if number:
         return "exception", signal.Signals(number).name
-    return "exception", f"ended with exit code {os.waitstatus_to_exitcode(program['status'])} before its tests did"
+    return "exception", f"ended with exit code {os.waitstatus_to_exitcode(program['status'])} before {before}"
 
 
 def _outcome_of_printed(
@@ -333,7 +332,7 @@ def _outcome_of_printed(
 ) -> tuple[Outcome, str]:
     """The same of a program by the value that it printed last, whatever became of it afterwards."""
     if not end["said"]:
-        return _outcome({}, end, cpu_seconds, in_time)
+        return _outcome({}, end, cpu_seconds, in_time, before="its value was read")
     try:
         said = json.loads(end["said"])
         unlike = difference(printed, said)
@@ -342,7 +341,7 @@ def _outcome_of_printed(
         if "over time" in said:
             return "timeout", f"more than {cpu_seconds} s of CPU time, or {WALL} times that on the clock"
         return _of_error(said["raised"], by_tests=False) if "raised" in said else ("failed", unlike)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except Exception:  # a program can write anything there
         return "exception", "it wrote to the pipe of its value"
 
 

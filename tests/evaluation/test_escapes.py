@@ -85,7 +85,8 @@ def reports(outside):
             before = state()
             layer = choose_layer(name, unsafe=name == "UNSAFE")
             os.environ["SECRET_OF_THE_PARENT"] = "secret"
-            with Sandbox(layer, Path(outside["program"]), Limits()) as sandbox:
+            # with what may be read beside the least, as numpy for the programs of MTPB
+            with Sandbox(layer, Path(outside["program"]), Limits(), installed=("numpy",)) as sandbox:
                 sandbox.stdin.sendall(json.dumps(outside).encode() + b"\n")
                 text = b"".join(iter(lambda: sandbox.stdout.read(1 << 16), b""))
             del os.environ["SECRET_OF_THE_PARENT"]

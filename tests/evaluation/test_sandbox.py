@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from codegen_jax.errors import UserError
+from codegen_jax.evaluation import sandbox as sandbox_module
 from codegen_jax.evaluation.sandbox import OVER_MEMORY, Limits, Sandbox
 from codegen_jax.evaluation.sandbox_layers import LAYERS, choose_layer
 
@@ -146,6 +147,42 @@ def test_a_folder_runs_and_reads_itself_and_the_standard_library(layers, tmp_pat
     (tmp_path / "__main__.py").write_text(text)
     with Sandbox(layers[layer], tmp_path) as sandbox:
         assert output(sandbox) == f"data {sys.version}\n"
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_installed_packages_that_it_is_given_can_be_read_and_no_others(layers, tmp_path, layer):
+    """As numpy is, which may lie in a virtual environment."""
+    text = """
+import sys
+sys.path.append(input())
+import numpy
+print(numpy.arange(3).sum())
+try:
+    import pytest
+except ImportError:
+    print("refused")
+"""
+    with Sandbox(layers[layer], write(tmp_path, text), installed=("numpy", "not-installed")) as sandbox:
+        sandbox.stdin.sendall(f"{sandbox.packages}\n".encode())
+        assert output(sandbox).split() == ["3", "refused"], sandbox.messages
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_they_can_be_read_where_the_others_beside_them_are_hidden(layers, tmp_path, layer, monkeypatch):
+    """As where packages are installed into the system's Python."""
+    hidden = [Path(folder) for folder in sandbox_module._allowed(Path("x"), [])["hidden"]]
+    packages = sorted(path for folder in hidden for path in folder.iterdir() if (path / "__init__.py").is_file())
+    if len(packages) < 2:
+        pytest.skip("no packages beside the standard library")
+    given, other = packages[:2]
+    monkeypatch.setattr(sandbox_module, "_files_of", lambda _: {given.name: str(given)})
+    text = f"""
+for path in ({str(given / "__init__.py")!r}, {str(other / "__init__.py")!r}):
+    try: open(path); print("read")
+    except OSError: print("refused")
+"""
+    with Sandbox(layers[layer], write(tmp_path, text)) as sandbox:
+        assert output(sandbox).split() == ["read", "refused"], sandbox.messages
 
 
 @pytest.mark.parametrize("layer", LAYERS)

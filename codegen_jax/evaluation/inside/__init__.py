@@ -1,1 +1,1 @@
-"""What runs inside the sandbox: stands alone, on the standard library."""
+"""What runs inside the sandbox: stands alone, on the standard library, and numpy where it is given."""

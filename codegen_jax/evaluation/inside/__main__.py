@@ -2,9 +2,9 @@
 
 A task is {"role": ..., ...}, read from stdin, a socket, which brings the two ends of its link: pipes from and to the
 process that it speaks with, in the other sandbox ("program" and "checks"), or this side's own ("program with tests",
-which reads its tests there, and "printed", which has nothing to read). {"stop": true} ends it. What comes back on stdout
-is one message: {"status": ..., "over": ..., "cpu": ..., "clean": ..., "said": ...}. A process of a task never holds
-stdin and stdout, nor anything of the tasks before.
+which reads its tests there, and "printed", which has nothing to read). {"stop": true} ends it. What comes back on
+stdout is one message: {"status": ..., "over": ..., "cpu": ..., "clean": ..., "said": ...}. A process of a task never
+holds stdin and stdout, nor anything of the tasks before.
 """
 
 import contextlib
@@ -134,8 +134,12 @@ def be_the_task(task, link, saying, output):
         kept = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 16) for descriptor in (output, output, *link, saying)]
         for place, descriptor in enumerate(kept, start=1):
             os.dup2(descriptor, place)
-        roles = {"program": program.run, "checks": checks.run, "program with tests": program.run_with_tests}
-        roles["printed"] = printed.run
+        roles = {
+            "program": program.run,
+            "checks": checks.run,
+            "program with tests": program.run_with_tests,
+            "printed": printed.run,
+        }
         os.closerange(5 if task["role"] == "program" else 6, 256)  # a program has nothing to say here
         limit = task["cpu_seconds"]
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))

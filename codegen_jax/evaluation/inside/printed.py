@@ -11,6 +11,7 @@ import io
 import json
 import os
 import random
+import re
 import reprlib
 import resource
 import signal
@@ -22,6 +23,7 @@ from frames import SAYING
 from program import describe
 
 MOST_SAID = 60_000  # characters that a pipe holds while nobody reads it
+MOST_SHOWN = 100  # characters of a value in a message
 ROOM_BYTES = 64 << 20  # kept from a program, so that one which took all its memory can still say what it printed
 TYPES = {"bool": bool, "dict": dict, "float": float, "int": int, "list": list, "str": str}
 SERIES = ("<class 'pandas.core.series.Series'>", "<class 'pandas.Series'>")  # of pandas 3, too
@@ -148,26 +150,24 @@ def as_expected(value, expected, numpy):
 
 
 def encode(value, numpy, left):
-    """A value as JSON that `decode` of printed_value.py reads, by the base of its type that this file knows.
+    """A value as JSON that `decode` of printed_check.py reads, by the builtin or numpy base of its type.
 
     No object of the program's own comes through, and nothing that no value of a JSON file equals: ["other"].
 
     Args:
         left: how many characters it may still have, in a list of one number.
     """
-    left[0] -= 8
-    if left[0] < 0:
-        raise TooLarge
+    take(8, left)
     if value is None or value is True or value is False:
         return value
     if isinstance(value, str):
-        left[0] -= str.__len__(value)
-        return str.__str__(value) if left[0] > 0 else encode(None, None, left)
+        take(str.__len__(value), left)
+        return str.__str__(value)
     if numpy and isinstance(value, numpy.generic | numpy.ndarray):
         return encode_numpy(value, numpy, left)
     if isinstance(value, int):
-        left[0] -= int.bit_length(value) // 4
-        return ["int", hex(int.__index__(value))] if left[0] > 0 else encode(None, None, left)
+        take(int.bit_length(value) // 4, left)
+        return ["int", hex(int.__index__(value))]
     if isinstance(value, float):
         return ["float", float.hex(value)]
     if isinstance(value, complex):
@@ -184,29 +184,38 @@ def encode(value, numpy, left):
     return ["other"]
 
 
-def encode_numpy(value, numpy, left):
-    """An array or scalar of numbers or text: its dtype, shape and items."""
-    kind = value.dtype.kind
-    if kind not in "biufcU" or (value.dtype.itemsize > 16 and kind != "U"):
-        return ["other"]
-    left[0] -= 8 * value.size
+def take(characters, left):
+    left[0] -= characters
     if left[0] < 0:
         raise TooLarge
-    items = numpy.asarray(value).ravel().tolist()
-    dtype = "U" if kind == "U" else value.dtype.str[1:]
-    return ["numpy", [dtype, list(value.shape), [encode(item, None, left) for item in items]]]
+
+
+def encode_numpy(value, numpy, left):
+    """An array or scalar of numbers, text or objects: its dtype, shape and items."""
+    kind, dtype = value.dtype.kind, value.dtype.str[1:]
+    take(8 * value.size, left)
+    if kind not in "biufcUO":
+        return ["other"]
+    if kind in "UO":
+        dtype = kind
+    elif value.dtype.itemsize > numpy.dtype(complex if kind == "c" else float).itemsize:
+        dtype = "c16" if kind == "c" else "f8"  # a long double has no form in text that all machines read
+    items = numpy.asarray(value).astype(dtype).ravel().tolist()
+    return ["numpy", [dtype, list(value.shape), [encode(item, numpy, left) for item in items]]]
 
 
 def in_short(value):
-    """The beginning of a value's text, for a message."""
+    """The beginning of a value's text in one line, for a message, without what is another each time."""
     short = reprlib.Repr()
-    short.maxstring = short.maxother = short.maxlong = 100
+    short.maxother = short.maxlong = 10_000
+    short.maxstring = MOST_SHOWN
     try:
-        return short.repr(value)[:200]
+        text = " ".join(re.sub("0x[0-9a-f]+", "0x...", short.repr(value)).split())
     except TimeoutException:
         raise
     except Exception:
-        return f"a value of type {type(value).__name__}"[:200]
+        text = f"a value of type {type(value).__name__}"
+    return text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + "..."
 
 
 def say(said):
