@@ -173,7 +173,7 @@ def complete(
 
 
 def mtpb(arguments: argparse.Namespace) -> None:
-    from codegen_jax.evaluation.mtpb import read_cases, single_turn
+    from codegen_jax.evaluation.mtpb.cases import read_cases, single_turn
 
     cases = read_cases(arguments.problems)
     if is_samples(arguments.model):
@@ -182,7 +182,7 @@ def mtpb(arguments: argparse.Namespace) -> None:
         return
 
     from codegen_jax.evaluation.execution import check_printing
-    from codegen_jax.evaluation.turns import Turns, require_room
+    from codegen_jax.evaluation.mtpb.turns import Turns, require_room
 
     mode = arguments.mode or "multi"
     if mode == "single":
@@ -205,14 +205,14 @@ def mtpb(arguments: argparse.Namespace) -> None:
 
 def judge_mtpb_samples(arguments: argparse.Namespace, cases: list[Any]) -> None:
     """The samples of a file, of MTPB."""
-    from codegen_jax.evaluation.mtpb_samples import read_mtpb_samples
+    from codegen_jax.evaluation.mtpb.samples import read_mtpb_samples
 
     workers = read_workers(arguments)
     samples, mode = read_mtpb_samples(arguments.model, cases)
 
     from codegen_jax.evaluation.evaluation_report import Settings
     from codegen_jax.evaluation.execution import check_printing, judge_all
-    from codegen_jax.evaluation.run_mtpb import run_mtpb
+    from codegen_jax.evaluation.mtpb.run import run_mtpb
     from codegen_jax.evaluation.sandbox_layers import choose_layer
 
     layer = choose_layer(arguments.sandbox, arguments.unsafe)

@@ -47,11 +47,11 @@ def harness(arguments: argparse.Namespace) -> None:
     os.environ["DISABLE_MULTIPROC"] = "1"  # lm_eval would fork to estimate errors, which JAX's threads do not survive
     from datasets.utils import disable_progress_bars
 
-    from codegen_jax.evaluation.harness import SEED, HarnessModel
-    from codegen_jax.evaluation.harness_tasks import load_tasks
+    from codegen_jax.evaluation.harness.model import SEED, HarnessModel
+    from codegen_jax.evaluation.harness.run import in_words, require_new, run_harness
+    from codegen_jax.evaluation.harness.tasks import load_tasks
     from codegen_jax.evaluation.model_identity import model_identity
     from codegen_jax.evaluation.results import REPORT_IN_WORDS
-    from codegen_jax.evaluation.run_harness import in_words, require_new, run_harness
     from codegen_jax.inference.generate import tokenizer_of
     from codegen_jax.weights.open import open_model
 

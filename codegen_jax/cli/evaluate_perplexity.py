@@ -97,8 +97,8 @@ def of_tokens(arguments: argparse.Namespace) -> tuple["Measure", tuple[str, ...]
 
 
 def of_mtpb(arguments: argparse.Namespace) -> tuple["Measure", tuple[str, ...]]:
-    from codegen_jax.evaluation.mtpb import read_cases
-    from codegen_jax.evaluation.mtpb_perplexity import multi_turn, read_subprograms, single_turn_perplexity
+    from codegen_jax.evaluation.mtpb.cases import read_cases
+    from codegen_jax.evaluation.mtpb.perplexity import multi_turn, read_subprograms, single_turn_perplexity
 
     path, samples, mode = arguments.problems, arguments.samples, arguments.mode or "multi"
     require(path is not None, "problems: is needed; give benchmark/mtpb.jsonl of the authors' repository")

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from codegen_jax.errors import require
-from codegen_jax.evaluation.mtpb import Case
-from codegen_jax.evaluation.printed_check import Printed
+from codegen_jax.evaluation.mtpb.cases import Case
+from codegen_jax.evaluation.mtpb.printed import Printed
 from codegen_jax.evaluation.problems import Problem
 from codegen_jax.evaluation.sandbox import Layer
 from codegen_jax.evaluation.verdicts import Verdict
-from codegen_jax.evaluation.worker import CPU_SECONDS, PRINTED_CPU_SECONDS, Judged, Worker
+from codegen_jax.evaluation.worker import CPU_SECONDS, PRINTED_CPU_SECONDS, JudgedBy, Worker
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +41,13 @@ class Judges:
         self.layer, self.timeout = layer, timeout
         self.waiting, self.done = queue.SimpleQueue[Any](), queue.SimpleQueue[Any]()
         self.uncrossed: set[str] = set()
-        self.outstanding, self.late = 0, list[tuple[Any, Judged, str]]()
+        self.outstanding, self.late = 0, list[tuple[Any, JudgedBy, str]]()
         self.stopped = threading.Event()
         self.threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
         for thread in self.threads:
             thread.start()
 
-    def submit(self, key: Any, problem: Judged, program: str) -> None:
+    def submit(self, key: Any, problem: JudgedBy, program: str) -> None:
         """Have a program judged; its verdict comes with `key`."""
         self.outstanding += 1
         self.waiting.put((key, problem, program))
@@ -73,7 +73,7 @@ class Judges:
         finally:
             worker.close()
 
-    def _limit(self, problem: Judged) -> int:
+    def _limit(self, problem: JudgedBy) -> int:
         return math.ceil(self.timeout or (PRINTED_CPU_SECONDS if isinstance(problem, Printed) else CPU_SECONDS))
 
     def _taken(self, found: Any) -> Iterator[tuple[Any, Verdict]]:
@@ -130,7 +130,7 @@ def judge(
 
 
 def judge_all(
-    judged: Mapping[str, Judged],
+    judged: Mapping[str, JudgedBy],
     programs: Sequence[tuple[int, str, str]],
     layer: Layer,
     workers: int,

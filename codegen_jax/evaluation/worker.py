@@ -3,7 +3,7 @@
 A worker has two sandboxes, each with a warm interpreter that forks a process per task (inside/__main__.py): one for
 programs, one for tests. What a test calls crosses from one to the other through two pipes, as plain data
 (inside/values.py). So a program can end itself, print, or take its own process to pieces, and no test passes by it.
-A program whose printed value is compared needs one sandbox: the comparison is made here (printed_check.py).
+A program whose printed value is compared needs one sandbox: the comparison is made here (mtpb/printed.py).
 """
 
 import json
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from codegen_jax.evaluation.inside.frames import LENGTH
-from codegen_jax.evaluation.printed_check import Printed, difference
+from codegen_jax.evaluation.mtpb.printed import Printed, difference
 from codegen_jax.evaluation.problems import Problem
 from codegen_jax.evaluation.sandbox import OVER_MEMORY, Layer, Limits, Sandbox
 from codegen_jax.evaluation.verdicts import Outcome, Verdict
@@ -42,7 +42,7 @@ ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
 FOLDER = re.compile(r"[^\s'\"]*codegen-sandbox-\w*(/scratch)?")  # another one each time, like addresses
 
 
-Judged = Problem | Printed  # what a program is judged by: a problem's tests, or the value that it is to print
+JudgedBy = Problem | Printed  # what a program is judged by: a problem's tests, or the value that it is to print
 # from what a program is to do, its text and CPU seconds to the outcome, the last line of the error, the seconds used
 Way = Callable[[Any, str, int], tuple[Outcome, str, float]]
 
@@ -123,7 +123,7 @@ class Worker:
         self.programs: Interpreter | None = None
         self.checks: Interpreter | None = None
 
-    def judge(self, problem: Judged, program: str, cpu_seconds: int) -> Verdict:
+    def judge(self, problem: JudgedBy, program: str, cpu_seconds: int) -> Verdict:
         """The verdict on one program; one that breaks its sandbox is tried again in a new one."""
         if isinstance(problem, Printed):
             return self._tried(self._judge_printed, problem, program, cpu_seconds)
@@ -148,7 +148,7 @@ class Worker:
                 )
         return problem.task_id in self.crossed
 
-    def _tried(self, way: Way, problem: Judged, program: str, seconds: int) -> Verdict:
+    def _tried(self, way: Way, problem: JudgedBy, program: str, seconds: int) -> Verdict:
         began = time.monotonic()
         for tries_left in reversed(range(TRIES)):
             try:

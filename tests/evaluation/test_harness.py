@@ -16,9 +16,9 @@ from lm_eval.utils import make_table
 
 from codegen_jax.cli import main
 from codegen_jax.errors import UserError
-from codegen_jax.evaluation import harness_tasks
-from codegen_jax.evaluation.harness import HarnessModel, batches, options_of, sample_seed
-from codegen_jax.evaluation.run_harness import RESAMPLES
+from codegen_jax.evaluation.harness import tasks as harness_tasks
+from codegen_jax.evaluation.harness.model import HarnessModel, batches, options_of, sample_seed
+from codegen_jax.evaluation.harness.run import RESAMPLES
 from codegen_jax.inference.generate import Generator
 from tests.evaluation.benchmarks import write_lines
 from tests.peers import peer, save, tiny_bpe

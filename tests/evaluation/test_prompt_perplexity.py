@@ -11,8 +11,8 @@ from codegen_jax.cli import main
 from codegen_jax.data.tokenizer import TRUNCATE_BEFORE, truncate
 from codegen_jax.errors import UserError
 from codegen_jax.evaluation.humaneval_perplexity import JudgedSample, humaneval_perplexity, read_judged_samples
-from codegen_jax.evaluation.mtpb import PREFIX, read_cases
-from codegen_jax.evaluation.mtpb_perplexity import (
+from codegen_jax.evaluation.mtpb.cases import PREFIX, read_cases
+from codegen_jax.evaluation.mtpb.perplexity import (
     draw_subprograms,
     multi_turn,
     read_subprograms,

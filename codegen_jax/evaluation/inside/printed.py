@@ -150,7 +150,7 @@ def as_expected(value, expected, numpy):
 
 
 def encode(value, numpy, left):
-    """A value as JSON that `decode` of printed_check.py reads, by the builtin or numpy base of its type.
+    """A value as JSON that `decode` of mtpb/printed.py reads, by the builtin or numpy base of its type.
 
     No object of the program's own comes through, and nothing that no value of a JSON file equals: ["other"].
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from codegen_jax.evaluation.mtpb import Case, single_turn
+from codegen_jax.evaluation.mtpb.cases import Case, single_turn
 from codegen_jax.evaluation.samples import Sample, is_deep, read_lines
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from codegen_jax.evaluation.mtpb import Case
+from codegen_jax.evaluation.mtpb.cases import Case
 
 Checker = Literal["official", "repaired"]
 CHECKERS: tuple[Checker, ...] = get_args(Checker)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from codegen_jax.evaluation.markdown import fenced, page, table
-from codegen_jax.evaluation.mtpb_report import Execution
+from codegen_jax.evaluation.mtpb.report import Execution
 from codegen_jax.evaluation.published import marked, mtpb_beside, sources_in_words
 
 LONGEST = 10  # of a table that could go on

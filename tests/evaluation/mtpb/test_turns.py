@@ -18,10 +18,10 @@ from codegen_jax.evaluation.evaluate_model import Evaluation, evaluate_model
 from codegen_jax.evaluation.evaluation_report import Settings
 from codegen_jax.evaluation.execution import Judges
 from codegen_jax.evaluation.model_identity import model_identity
-from codegen_jax.evaluation.mtpb import PREFIX, read_cases, single_turn
+from codegen_jax.evaluation.mtpb.cases import PREFIX, read_cases, single_turn
+from codegen_jax.evaluation.mtpb.turns import Turns
 from codegen_jax.evaluation.protocol import Protocol
 from codegen_jax.evaluation.sandbox_layers import choose_layer
-from codegen_jax.evaluation.turns import Turns
 from codegen_jax.inference.generate import Generator
 from codegen_jax.weights.open import open_model
 from tests.evaluation.benchmarks import write_lines
@@ -34,7 +34,7 @@ PROBLEMS = [
 ]  # fmt: skip
 TOKENIZER = tiny_bpe([PREFIX + "# Set x to 1.\nx = 1\n\n# Double x.\nx *= 2\nprint(x)\n\n\n#"], vocab_size=330)
 TEMPERATURES = (0.5, 1.5)
-MTPB = Path(__file__).parents[3] / "shared/data/benchmarks/mtpb.jsonl"
+MTPB = Path(__file__).parents[4] / "shared/data/benchmarks/mtpb.jsonl"
 
 
 def model():

@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from codegen_jax.errors import listed, require
 from codegen_jax.evaluation.benchmark import batches
-from codegen_jax.evaluation.mtpb import Case, single_turn
-from codegen_jax.evaluation.mtpb_samples import read_mtpb_samples
+from codegen_jax.evaluation.mtpb.cases import Case, single_turn
+from codegen_jax.evaluation.mtpb.samples import read_mtpb_samples
+from codegen_jax.evaluation.mtpb.turns import Turns
 from codegen_jax.evaluation.prompt_perplexity import Mean, perplexities, piece_after
 from codegen_jax.evaluation.protocol import Protocol
-from codegen_jax.evaluation.turns import Turns
 from codegen_jax.inference.generate import Generator
 
 

@@ -8,10 +8,10 @@ from codegen_jax.errors import require
 from codegen_jax.evaluation.benchmark import Benchmark
 from codegen_jax.evaluation.evaluation_report import Settings
 from codegen_jax.evaluation.judged import named
-from codegen_jax.evaluation.mtpb import Case
-from codegen_jax.evaluation.mtpb_report import Execution, make_report
-from codegen_jax.evaluation.mtpb_report_page import in_words
-from codegen_jax.evaluation.printed_check import Checker, Printed
+from codegen_jax.evaluation.mtpb.cases import Case
+from codegen_jax.evaluation.mtpb.printed import Checker, Printed
+from codegen_jax.evaluation.mtpb.report import Execution, make_report
+from codegen_jax.evaluation.mtpb.report_page import in_words
 from codegen_jax.evaluation.protocol import Draw, Protocol, name_of
 from codegen_jax.evaluation.results import REPORT, REPORT_IN_WORDS
 from codegen_jax.evaluation.sample_folder import SampleFolder

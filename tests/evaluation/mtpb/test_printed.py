@@ -11,15 +11,15 @@ import pytest
 from codegen_jax.errors import UserError
 from codegen_jax.evaluation import worker as judging
 from codegen_jax.evaluation.execution import Judges, check_printing
-from codegen_jax.evaluation.mtpb import Case
-from codegen_jax.evaluation.printed_check import CHECKERS, Checker, Printed, decode, difference
+from codegen_jax.evaluation.mtpb.cases import Case
+from codegen_jax.evaluation.mtpb.printed import CHECKERS, Checker, Printed, decode, difference
 from codegen_jax.evaluation.sandbox_layers import LAYERS, choose_layer
 from codegen_jax.evaluation.verdicts import Verdict
 from codegen_jax.evaluation.worker import Worker
 
 # lines of [expected value, program, whether it passes, what of it our checker takes otherwise or ""]: seeded variations
 # on MTPB's outputs, judged by the authors' mtpb_exec.py with numpy 2.4 and pandas 3.1, each in a process of its own
-VERDICTS = Path(__file__).with_name("mtpb_verdicts.jsonl.gz")
+VERDICTS = Path(__file__).with_name("verdicts.jsonl.gz")
 # a value in a list is compared as its base; what ends their checker is the program's end; joblib is there; so is os
 DIFFERENCES = {
     "object equal to everything": "failed",

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from codegen_jax.evaluation.evaluation_report import Settings
-from codegen_jax.evaluation.mtpb import Case
-from codegen_jax.evaluation.mtpb_report import Execution, make_report
-from codegen_jax.evaluation.mtpb_report_page import in_words
-from codegen_jax.evaluation.run_mtpb import run_mtpb
+from codegen_jax.evaluation.mtpb.cases import Case
+from codegen_jax.evaluation.mtpb.report import Execution, make_report
+from codegen_jax.evaluation.mtpb.report_page import in_words
+from codegen_jax.evaluation.mtpb.run import run_mtpb
 from codegen_jax.evaluation.samples import Sample
 from codegen_jax.evaluation.verdicts import Verdict
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from codegen_jax.evaluation.intervals import mean_interval
-from codegen_jax.evaluation.mtpb import Case
+from codegen_jax.evaluation.mtpb.cases import Case
 from codegen_jax.evaluation.verdicts import OUTCOMES
 
 LACKING = ("FileNotFoundError", "ModuleNotFoundError")  # the benchmark's own files are not public

@@ -7,10 +7,10 @@ from dataclasses import astuple
 from typing import Any
 
 from codegen_jax.evaluation.evaluation_report import Settings
-from codegen_jax.evaluation.mtpb import Case
-from codegen_jax.evaluation.mtpb_report import Execution, make_report
-from codegen_jax.evaluation.mtpb_report_page import in_words
-from codegen_jax.evaluation.printed_check import Checker, Printed
+from codegen_jax.evaluation.mtpb.cases import Case
+from codegen_jax.evaluation.mtpb.printed import Checker, Printed
+from codegen_jax.evaluation.mtpb.report import Execution, make_report
+from codegen_jax.evaluation.mtpb.report_page import in_words
 from codegen_jax.evaluation.results import fingerprint
 from codegen_jax.evaluation.run_evaluation import judge_samples
 from codegen_jax.evaluation.samples import Sample

@@ -11,7 +11,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.utils import handle_non_serializable, make_table
 
 from codegen_jax.errors import require
-from codegen_jax.evaluation.harness import HarnessModel
+from codegen_jax.evaluation.harness.model import HarnessModel
 from codegen_jax.evaluation.results import REPORT, REPORT_IN_WORDS
 from codegen_jax.mistaken_paths import holds
 from codegen_jax.storage import open_path, write_whole

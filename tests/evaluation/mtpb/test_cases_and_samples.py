@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from codegen_jax.errors import UserError
-from codegen_jax.evaluation.mtpb import read_cases, single_turn
-from codegen_jax.evaluation.mtpb_samples import read_mtpb_samples
+from codegen_jax.evaluation.mtpb.cases import read_cases, single_turn
+from codegen_jax.evaluation.mtpb.samples import read_mtpb_samples
 from tests.evaluation.benchmarks import write_lines
 
-MTPB = Path(__file__).parents[3] / "shared/data/benchmarks/mtpb.jsonl"
+MTPB = Path(__file__).parents[4] / "shared/data/benchmarks/mtpb.jsonl"
 PROBLEM = {
     "id": "7",
     "prompts": ["Assign {A} to x.", "Print x{B}."],

@@ -13,7 +13,7 @@ from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.tasks import TaskManager
 
 from codegen_jax.errors import UserError, require
-from codegen_jax.evaluation.harness import options_of
+from codegen_jax.evaluation.harness.model import options_of
 from codegen_jax.fields import did_you_mean
 
 log = logging.getLogger(__name__)
