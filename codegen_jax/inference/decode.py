@@ -166,10 +166,14 @@ def decode(
 
 
 def slots_for(length: int, guesses: int) -> int:
-    """Slots of rows of this length, with room for a chunk: one of four numbers between two powers of two."""
-    needed = length + recent_slots(guesses)
-    step = max(128, (1 << (needed - 1).bit_length()) // 8)
-    return -(-needed // step) * step
+    """Slots of rows of this length, with room for a chunk."""
+    return rounded_up(length + recent_slots(guesses), 128)
+
+
+def rounded_up(count: int, step: int) -> int:
+    """The next multiple of `step`, and one of four numbers between two powers of two: few programs, little padding."""
+    step = max(step, (1 << (count - 1).bit_length()) // 8)
+    return -(-count // step) * step
 
 
 def recent_slots(guesses: int) -> int:

@@ -18,7 +18,7 @@ from codegen_jax.config import CodeGenConfig, MeshConfig
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import UserError, require
 from codegen_jax.fields import check_type
-from codegen_jax.inference.decode import CHUNK, Program, Rows, decode, grow, prefill, slots_for, take_rows
+from codegen_jax.inference.decode import CHUNK, Program, Rows, decode, grow, prefill, rounded_up, slots_for, take_rows
 from codegen_jax.inference.decode_weights import DecodeWeights, arrange_params, load_weights
 from codegen_jax.inference.matrix import Quantize
 from codegen_jax.inference.network import hidden, logits
@@ -367,7 +367,7 @@ class Generator:
         tokens_PS = np.zeros((self._rows(len(prompts)), slots), np.int32)
         for row, ids in enumerate(prompts):
             tokens_PS[row, : len(ids)] = ids
-        T = min(_power_of_two(longest), slots)
+        T = min(rounded_up(longest, 16), slots)
         caches = [
             self._call(
                 prefill,
