@@ -115,16 +115,32 @@ def prefill(weights: DecodeWeights, tokens_BT: jax.Array, *, config: CodeGenConf
     return put(empty_cache(config, rows, slots), cache, jnp.zeros(rows, jnp.int32)) if slots > T else cache
 
 
+@partial(jax.jit, static_argnames=("config", "slots"))
+def extend(
+    weights: DecodeWeights, cache: Cache, tokens_BT: jax.Array, known_B: jax.Array, *, config: CodeGenConfig, slots: int
+) -> Cache:
+    """A cache of at least `slots` slots with the keys and values of more tokens after the first known_B of each row."""
+    cache = _pad_cache(cache, max(slots, cache[0][1].shape[2]))
+    recent = empty_cache(config, *tokens_BT.shape)
+    _, recent = hidden(weights, config, tokens_BT, Past(cache, recent, known_B), known_B)
+    return merge(Past(cache, recent, known_B))
+
+
 @partial(jax.jit, static_argnames="slots")
 def grow(rows: Rows, *, slots: int) -> Rows:
     """The same rows with more slots: a step reads them all, so there are few as long as rows are short."""
+    grown = {
+        name: _pad(x, 1, slots) for name, x in rows._asdict().items() if name.endswith(("BS", "BSN")) and x.shape[1]
+    }
+    return rows._replace(**grown, cache=_pad_cache(rows.cache, slots), draft_cache=_pad_cache(rows.draft_cache, slots))
 
-    def pad(x: jax.Array, axis: int) -> jax.Array:
-        return jnp.pad(x, [(0, slots - x.shape[axis] if n == axis else 0) for n in range(x.ndim)])
 
-    pad_cache = lambda cache: tuple((pad(keys, 3), pad(values, 2)) for keys, values in cache)
-    grown = {name: pad(x, 1) for name, x in rows._asdict().items() if name.endswith(("BS", "BSN")) and x.shape[1]}
-    return rows._replace(**grown, cache=pad_cache(rows.cache), draft_cache=pad_cache(rows.draft_cache))
+def _pad_cache(cache: Cache, slots: int) -> Cache:
+    return tuple((_pad(keys, 3, slots), _pad(values, 2, slots)) for keys, values in cache)
+
+
+def _pad(x: jax.Array, axis: int, size: int) -> jax.Array:
+    return jnp.pad(x, [(0, size - x.shape[axis] if n == axis else 0) for n in range(x.ndim)])
 
 
 @jax.jit

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,21 @@ from codegen_jax.config import CodeGenConfig, MeshConfig
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import UserError, require
 from codegen_jax.fields import check_type
-from codegen_jax.inference.decode import CHUNK, Program, Rows, decode, grow, prefill, rounded_up, slots_for, take_rows
+from codegen_jax.inference.decode import (
+    CHUNK,
+    Program,
+    Rows,
+    decode,
+    extend,
+    grow,
+    prefill,
+    rounded_up,
+    slots_for,
+    take_rows,
+)
 from codegen_jax.inference.decode_weights import DecodeWeights, arrange_params, load_weights
 from codegen_jax.inference.matrix import Quantize
-from codegen_jax.inference.network import hidden, logits
+from codegen_jax.inference.network import Cache, hidden, logits
 from codegen_jax.inference.options import Options, takes_options
 from codegen_jax.inference.stops import Stops
 from codegen_jax.model.codegen import Params
@@ -89,6 +100,18 @@ class Request:
     top_logprobs: list[dict[int, float]] | None = None
     proposed: int = 0
     accepted: int = 0
+
+
+class Turn(NamedTuple):
+    """What `Generator.complete_turn` keeps for the next turn.
+
+    Attributes:
+        ids: of each row, prompt and completion.
+        caches: their keys and values, of the model and of a draft model.
+    """
+
+    ids: list[list[int]]
+    caches: tuple[Cache, ...]
 
 
 class Generator:
@@ -206,6 +229,29 @@ class Generator:
         return [self._completion(request, stops) for request in requests]
 
     @takes_options
+    def complete_turn(
+        self, prompts: Sequence[str | Sequence[int]], before: Turn | None = None, **options: Any
+    ) -> tuple[list[Completion], Turn]:
+        """Complete prompts that begin with what the rows held after the turn before, whose keys and values are reused.
+
+        Args:
+            prompts: `max_rows` at most; of a later turn, as many as of the first, in their order.
+            before: what this gave for the turn before.
+
+        Returns:
+            One completion per prompt, that of `complete`; and what the next turn needs.
+        """
+        chosen = Options.of(options)
+        require(chosen.num_samples == 1, "num_samples: a turn has one completion per prompt")
+        require(len(prompts) <= self.max_rows, f"prompts: {len(prompts)} are more than the {self.max_rows} rows")
+        stops, requests = chosen.stops(), self._requests(prompts, chosen)
+        caches = ()
+        for rows in self._run(requests, chosen, stops, CHUNK, before, keep=True):
+            caches = (rows.cache, rows.draft_cache)[: 1 + (self.draft_model is not None)]
+        after = Turn([request.ids + request.new for request in requests], caches)
+        return [self._completion(request, stops) for request in requests], after
+
+    @takes_options
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
         """The completion of one prompt in pieces, as soon as their text is sure; joined, what `generate` gives."""
         check_type("prompt", prompt, str)
@@ -318,17 +364,30 @@ class Generator:
             raise UserError(f"{name}: not valid Unicode ({error.reason} at character {error.start})") from error
         return self.tokenizer.encode(text)
 
-    def _run(self, requests: list[Request], options: Options, stops: Stops, chunk: int) -> Iterator[None]:
-        """Decode the requests together; after each `chunk` rounds they hold what has come, and this yields."""
+    def _run(
+        self,
+        requests: list[Request],
+        options: Options,
+        stops: Stops,
+        chunk: int,
+        before: Turn | None = None,
+        keep: bool = False,
+    ) -> Iterator[Rows]:
+        """Decode the requests together; after each `chunk` rounds they hold what has come, and this yields the rows.
+
+        Args:
+            before: the turn before, if there was one.
+            keep: also rows that have ended.
+        """
         live = list(requests)
         with jax.set_mesh(self.mesh):
-            rows = self._start(live, options)
+            rows = self._start(live, options, before)
         while live:
             longest = max(len(request.ids) + len(request.new) for request in live)
             with jax.set_mesh(self.mesh):
                 rows = self._decode(rows, longest, chunk, options)
-                live, rows = self._collect(live, rows, options, stops)
-            yield
+                live, rows = self._collect(live, rows, options, stops, keep)
+            yield rows
 
     def _guesses(self, options: Options) -> int:
         return options.num_guesses if self.speculates else 0
@@ -359,37 +418,22 @@ class Generator:
             program=program,
         )
 
-    def _start(self, requests: list[Request], options: Options) -> Rows:
-        """Prefill each prompt once, and a row for each request; rows that fill up a power of two have ended."""
-        prompts = list(dict.fromkeys(tuple(request.ids) for request in requests))
-        longest = max(map(len, prompts))
-        slots, draft = slots_for(longest, self._guesses(options)), self.draft_model
-        tokens_PS = np.zeros((self._rows(len(prompts)), slots), np.int32)
-        for row, ids in enumerate(prompts):
-            tokens_PS[row, : len(ids)] = ids
-        T = min(rounded_up(longest, 16), slots)
-        caches = [
-            self._call(
-                prefill,
-                f"prefill of {len(tokens_PS)} x {T} tokens",
-                (slots, model.config),
-                model.weights,
-                tokens_PS[:, :T],
-                config=model.config,
-                slots=slots,
-            )
-            for model in (self, *([draft] if draft else []))
-        ]
-        B = self._rows(len(requests))
-        index_B = np.zeros(B, np.int32)
-        index_B[: len(requests)] = [prompts.index(tuple(request.ids)) for request in requests]
-        if len(tokens_PS) != B or (index_B != np.arange(B)).any():
-            caches = [take_rows(cache, index_B) for cache in caches]
+    def _start(self, requests: list[Request], options: Options, before: Turn | None = None) -> Rows:
+        """A row for each request, with its prompt's keys and values; rows that fill up a power of two have ended."""
+        B, longest = self._rows(len(requests)), max(len(request.ids) for request in requests)
+        slots, known_B = slots_for(longest, self._guesses(options)), self._known(requests, before, B)
+        if before is None or known_B is None:
+            caches = self._prefill(requests, B, slots)
+        else:
+            caches, slots = self._extend(requests, before, known_B, slots)
         filled = [*requests, *[requests[0]] * (B - len(requests))]
+        tokens_BS = np.zeros((B, slots), np.int32)
+        for row, request in enumerate(filled):
+            tokens_BS[row, : len(request.ids)] = request.ids
         lengths_B = np.array([len(request.ids) for request in filled], np.int32)
         places, top = (0, 0) if options.logprobs is None else (slots, options.logprobs)
         values: dict[str, Any] = dict(
-            tokens_BS=tokens_PS[index_B],
+            tokens_BS=tokens_BS,
             length_B=lengths_B,
             prompt_B=lengths_B,
             limit_B=lengths_B + options.max_new_tokens,
@@ -405,10 +449,85 @@ class Generator:
             accepted_B=np.zeros(B, np.int32),
         )
         rows = Rows(**self._everywhere(values))
-        return rows._replace(cache=caches[0], draft_cache=caches[1] if draft else ())
+        return rows._replace(cache=caches[0], draft_cache=caches[1] if self.draft_model else ())
 
-    def _collect(self, live: list[Request], rows: Rows, options: Options, stops: Stops) -> tuple[list[Request], Rows]:
-        """Take what has come from the device, end requests that stop, and drop rows when half of them have ended."""
+    def _prefill(self, requests: list[Request], B: int, slots: int) -> list[Cache]:
+        """The caches of B rows; equal prompts are computed once."""
+        prompts = list(dict.fromkeys(tuple(request.ids) for request in requests))
+        longest = max(map(len, prompts))
+        tokens_PT = np.zeros((self._rows(len(prompts)), min(rounded_up(longest, 16), slots)), np.int32)
+        for row, ids in enumerate(prompts):
+            tokens_PT[row, : len(ids)] = ids
+        caches = [
+            self._call(
+                prefill,
+                f"prefill of {tokens_PT.shape[0]} x {tokens_PT.shape[1]} tokens",
+                (slots, model.config),
+                model.weights,
+                tokens_PT,
+                config=model.config,
+                slots=slots,
+            )
+            for model in self._models
+        ]
+        index_B = np.zeros(B, np.int32)
+        index_B[: len(requests)] = [prompts.index(tuple(request.ids)) for request in requests]
+        if len(tokens_PT) != B or (index_B != np.arange(B)).any():
+            caches = [take_rows(cache, index_B) for cache in caches]
+        return caches
+
+    def _known(self, requests: list[Request], before: Turn | None, B: int) -> np.ndarray | None:
+        """How many first tokens of each row the turn before has the keys of; None if most are to be computed anew."""
+        if before is None:
+            return None
+        require(len(requests) == len(before.ids), f"prompts: {len(requests)} after a turn of {len(before.ids)}")
+        known_B = np.zeros(B, np.int32)
+        for row, (request, ids) in enumerate(zip(requests, before.ids)):
+            # decode has not written the keys of the last token yet, nor a draft those of the last but one
+            pairs = zip(request.ids, ids[:-2])
+            known_B[row] = next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(request.ids), len(ids) - 2))
+        return known_B if 2 * known_B.sum() > sum(len(request.ids) for request in requests) else None
+
+    def _extend(
+        self, requests: list[Request], before: Turn, known_B: np.ndarray, slots: int
+    ) -> tuple[list[Cache], int]:
+        """The caches of the turn before with what its rows lack, and how many slots they have."""
+        T = rounded_up(max(len(request.ids) - known for request, known in zip(requests, known_B.tolist())), 16)
+        tokens_BT = np.zeros((len(known_B), T), np.int32)
+        for row, (request, known) in enumerate(zip(requests, known_B)):
+            new = request.ids[known:]
+            tokens_BT[row, : len(new)] = new
+        # padding is written, too, and must not be moved into what is known
+        slots = max(slots, before.caches[0][0][1].shape[2], slots_for(int(known_B.max()) + T, 0))
+        name = f"prefill of {len(known_B)} x {T} more tokens"
+        return [
+            self._call(
+                extend,
+                name,
+                (slots, cache[0][1].shape[2], model.config),
+                model.weights,
+                cache,
+                tokens_BT,
+                known_B,
+                config=model.config,
+                slots=slots,
+            )
+            for model, cache in zip(self._models, before.caches, strict=True)
+        ], slots
+
+    @property
+    def _models(self) -> "list[Generator]":
+        """The model, and its draft if that is one."""
+        return [self, *([self.draft_model] if self.draft_model else [])]
+
+    def _collect(
+        self, live: list[Request], rows: Rows, options: Options, stops: Stops, keep: bool
+    ) -> tuple[list[Request], Rows]:
+        """Take what has come from the device, end requests that stop, and drop rows when half of them have ended.
+
+        Args:
+            keep: drop none.
+        """
         names = ("tokens_BS", "length_B", "done_B", "proposed_B", "accepted_B")
         names += () if options.logprobs is None else ("logprobs_BS", "top_logprobs_BSN", "top_ids_BSN")
         found = dict(zip(names, jax.device_get([getattr(rows, name) for name in names])))
@@ -434,7 +553,7 @@ class Generator:
         done_B = np.ones(len(rows.done_B), bool)
         done_B[alive] = False
         rows = rows._replace(done_B=self._everywhere(done_B))
-        if len(rows.done_B) > B:
+        if len(rows.done_B) > B and not keep:
             index_B = np.array(alive + [int(np.argmax(done_B))] * (B - len(alive)), np.int32)
             return [live[row] for row in alive], take_rows(rows, index_B)
         return live, rows

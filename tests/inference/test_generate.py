@@ -390,3 +390,39 @@ def test_warmup_refuses_what_complete_would(generator):
 def test_the_prompt_of_generate_is_one_text(generator):
     with pytest.raises(UserError, match=re.escape("prompt: ['x'] must be text")):
         generator.generate(["x"])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("draft", [None, "lookup", "model"])
+def test_turns_that_reuse_keys_and_values_have_the_completions_of_their_whole_prompts(
+    generator, temperature, draft, monkeypatch
+):
+    drafts = {None: None, "lookup": "lookup", "model": generator}
+    model = Generator(generator.config, generator.weights, generator.tokenizer, generator.mesh, draft=drafts[draft])
+    prompts, before = [generator.tokenizer.encode(text) for text in ("def f(x):", "import os\n", "x")], None
+    options = {
+        "temperature": temperature,
+        "max_new_tokens": 12,
+        "stop_strings": ("\n",),
+        "num_guesses": 3,
+        "top_p": 1.0,
+    }
+    for turn in range(4):
+        seeds = [10 * turn + row for row in range(3)]
+        found, before = model.complete_turn(prompts, before, seed=seeds, **options)
+        alone = generator.complete(prompts, seed=seeds, **options)
+        assert [one.token_ids for one in found] == [one.token_ids for one in alone]
+        assert [one.completion for one in found] == [one.completion for one in alone]
+        comment = generator.tokenizer.encode(f"# {turn}\n")
+        prompts = [[*ids, *one.token_ids, *comment] for ids, one in zip(prompts, found)]
+        if turn == 0:  # from here on nothing is computed that was there before
+            monkeypatch.setattr(model, "_prefill", None)
+    with pytest.raises(UserError, match="prompts: 2 after a turn of 3"):
+        model.complete_turn(prompts[:2], before, max_new_tokens=1)
+
+
+def test_a_turn_whose_history_was_cut_is_computed_anew(generator):
+    found, before = generator.complete_turn(["x = 1\ny = 2\nz = 3\n"], temperature=0, max_new_tokens=8)
+    text = f"= 2\nz = 3\n{found[0].completion}\n"
+    (again,), _ = generator.complete_turn([text], before, temperature=0, max_new_tokens=8)
+    assert again == generator.complete([text], temperature=0, max_new_tokens=8)[0]

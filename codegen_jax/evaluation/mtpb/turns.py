@@ -75,7 +75,7 @@ class Turns(Benchmark):
             for draw, case in zip(batch, cases)
         ]
         options = protocol.options(temperature) | {"max_new_tokens": cases[0].max_new_tokens}
-        room = model.config.n_positions - cases[0].max_new_tokens
+        room, before = model.config.n_positions - cases[0].max_new_tokens, None
         for turn in range(len(cases[0].prompts)):
             prompts = []
             for case, record in zip(cases, records):
@@ -83,7 +83,8 @@ class Turns(Benchmark):
                 prompts.append(ids[-room:])
                 record["cut_tokens"] += len(ids) - len(prompts[-1])
             seeds = [protocol.seed_of(f"{case.task_id} turn {turn}", draw.sample) for case, draw in zip(cases, batch)]
-            for record, completion in zip(records, model.complete(prompts, seed=seeds, **options), strict=True):
+            completions, before = model.complete_turn(prompts, before, seed=seeds, **options)
+            for record, completion in zip(records, completions, strict=True):
                 record["completions"].append(completion.completion)
                 record["tokens"] += len(completion.token_ids)
                 record["finish_reasons"].append(completion.finish_reason)
