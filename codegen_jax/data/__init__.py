@@ -1,1 +1,1 @@
-"""From raw shards to the batch of a step."""
+"""The data pipeline, from raw shards to training batches."""

@@ -1,4 +1,4 @@
-"""Batches as global arrays: each host reads the rows that its devices own, ahead of the step that needs them."""
+"""Batches as global arrays. Each host reads only the rows its devices own and prefetches them for upcoming steps."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +17,9 @@ class Batches:
     """The training batches.
 
     Args:
-        windows: of each source.
-        order: which of them make up a step.
-        sharding: of a batch, over its rows.
+        windows: the windows of each source.
+        order: maps each row of each step to a window.
+        sharding: how the rows of a batch are sharded.
     """
 
     def __init__(self, windows: Sequence[Windows], order: Order, sharding: NamedSharding):
@@ -28,7 +28,7 @@ class Batches:
         self.sharding = sharding
 
     def __call__(self, step: int) -> jax.Array:
-        """The batch of a step, int32 [batch_size, sequence_length + 1]."""
+        """The batch for a step, int32 [batch_size, sequence_length + 1]."""
         first = self.order.first_row(step)
 
         def row_of(row: int) -> np.ndarray:
@@ -39,7 +39,10 @@ class Batches:
 
 
 def validation_batches(windows: Windows, batch_size: int, sharding: NamedSharding, most: int) -> Iterator[jax.Array]:
-    """The first rows of a validation set in their order, always the same; rows past its end are -1 (not trained on)."""
+    """Up to `most` batches from the start of a validation set, always in the same order.
+
+    Rows past the end of the set are filled with -1, which the loss ignores.
+    """
     shape = (batch_size, windows.sequence_length + 1)
     padding = np.full(shape[1], -1, np.int32)
     for first in range(0, min(len(windows), most * batch_size), batch_size):
@@ -58,7 +61,7 @@ def _global_array(shape: tuple[int, int], sharding: NamedSharding, row_of: Calla
 
 
 def prefetch(load: Callable[[int], jax.Array], steps: range, depth: int = 2) -> Iterator[jax.Array]:
-    """`load(step)` for each step, made by a thread that runs up to `depth` steps ahead."""
+    """Yield `load(step)` for each step; a background thread loads up to `depth` steps ahead."""
     with ThreadPoolExecutor(1) as pool:
         pending = deque(pool.submit(load, step) for step in steps[:depth])
         for step in range(steps.start + depth, steps.stop + depth):

@@ -1,4 +1,4 @@
-"""Where a long document may be cut, so that it is encoded in little memory and the ids are those of the whole."""
+"""Split long documents so that encoding them needs little memory and still gives the same ids as the whole text."""
 
 import re
 from collections.abc import Iterator
@@ -8,24 +8,25 @@ from itertools import islice
 from codegen_jax.data.tokenizer import Tokenizer
 
 PIECE = 100_000  # characters
-CONTEXT = 1_000  # characters on each side of a place, that are encoded to try it
-TRIES = 50  # places in a row that are tried, before the rest is left whole
-PLACE = re.compile(r"(?<=\S)(?=[ \t\r\n\f\v])")  # before whitespace, where words end in most rules
+CONTEXT = 1_000  # characters on each side of a candidate cut that are encoded to test it
+TRIES = 50  # consecutive candidates to test before leaving the rest of the text whole
+PLACE = re.compile(r"(?<=\S)(?=[ \t\r\n\f\v])")  # before whitespace, where most pre-tokenizers end a word
 
 
 class Cutter:
-    """Cuts texts for one tokenizer.
+    """Cuts texts into chunks for one tokenizer.
 
-    A cut between two characters keeps the ids if no id's text holds the two next to each other, so that a token ends
-    there whatever comes before or after; and if the text around, encoded as two, has the ids that it has as one: rules
-    for words, and what a tokenizer adds or strips at the ends of a text, reach no further than that.
+    A cut between two characters preserves the ids under two conditions. First, no token's text contains the two
+    characters side by side, so a token always ends at the cut. Second, the text around the cut gets the same ids when
+    it is encoded in two halves as when it is encoded whole. Pre-tokenization rules, and anything the tokenizer adds or
+    strips at the ends of a text, do not reach beyond that context.
     """
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
 
     def pieces(self, text: str) -> Iterator[str]:
-        """A text in pieces of about 100,000 characters; longer where there is no place to cut."""
+        """Yield a text in chunks of about 100,000 characters, or longer if there is no safe place to cut."""
         start = 0
         while len(text) - start > PIECE and (cut := self._place(text, start + PIECE)) is not None:
             yield text[start:cut]
@@ -33,7 +34,7 @@ class Cutter:
         yield text[start:]
 
     def _place(self, text: str, start: int) -> int | None:
-        """The first place from `start` on that keeps the ids, if one of the next few does."""
+        """The first safe cut at or after `start`, or None if none of the next `TRIES` candidates is safe."""
         places = (match.start() for match in islice(PLACE.finditer(text, start), TRIES))
         return next((place for place in places if self._may_cut(text, place)), None)
 
@@ -47,9 +48,9 @@ class Cutter:
 
     @cached_property
     def held(self) -> set[str]:
-        """The pairs of a character and whitespace after it that the text of some id holds.
+        """All pairs of a character and the whitespace after it that occur within the text of a single token.
 
-        Bytes that are a part of a character only are U+FFFD in that text.
+        Bytes that form only part of a character decode to U+FFFD.
         """
         texts = (self.tokenizer.decode([id]) for id in range(self.tokenizer.vocab_size))
         return {text[at - 1 : at + 1] for text in texts for at in (match.start() for match in PLACE.finditer(text))}

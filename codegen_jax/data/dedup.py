@@ -1,11 +1,11 @@
-"""Exact deduplication by SHA-256 over all shards, in three passes: digests, duplicates, dropping them.
+"""Exact deduplication by SHA-256 over all shards, in three passes: hash documents, find duplicates, drop them.
 
-datatrove's own passes hash to 64 bits, with which two different documents in some billions meet; here the digests are
-whole. Of equal documents the first stays, in the order of the shards, whatever the number of workers. A task holds 40
-bytes a document of its shard.
+datatrove's own passes use 64-bit hashes, which collide within a few billion documents; here the full digests are
+compared. The first copy in shard order is kept, whatever the number of workers. A task holds 40 bytes per document of
+its shard.
 
     WORK/digests/RANK.npy             records of one shard's documents, sorted by digest
-    WORK/duplicates/BUCKET/RANK.npy   documents of that shard to drop, of those whose digests are in this bucket's range
+    WORK/duplicates/BUCKET/RANK.npy   documents to drop from that shard, among those with digests in the bucket's range
 """
 
 import hashlib
@@ -25,7 +25,7 @@ DIGEST = np.dtype([("digest", "S32"), ("shard", "<u4"), ("document", "<u4")])
 
 
 class WriteDigests(PipelineStep):
-    """First pass, a task a shard."""
+    """First pass: hash every document; one task per shard."""
 
     type, name = "DEDUP", "digests"
 
@@ -46,7 +46,7 @@ class WriteDigests(PipelineStep):
 
 
 class FindDuplicates(PipelineStep):
-    """Second pass, a task for each range of digests; as many ranges as shards, so a task holds a shard's worth."""
+    """Second pass: one task per range of digests, with as many ranges as shards, so a task holds a shard's worth."""
 
     type, name = "DEDUP", "duplicates"
 
@@ -71,10 +71,10 @@ class FindDuplicates(PipelineStep):
 
 
 class DropDuplicates(PipelineStep):
-    """Third pass: what the first one read, without the duplicates.
+    """Third pass: yield the documents of the first pass without the duplicates.
 
     Raises:
-        UserError: if the shard does not hold as many documents as in the first pass.
+        UserError: if the number of documents in the shard has changed since the first pass.
     """
 
     type, name = "DEDUP", "drop"

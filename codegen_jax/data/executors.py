@@ -1,4 +1,4 @@
-"""Where the passes of a preparation run: on this machine, on a Slurm cluster or on a Ray cluster, by datatrove."""
+"""Run the passes of a preparation through datatrove: on this machine, on a Slurm cluster or on a Ray cluster."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ EXECUTORS = ("local", "slurm", "ray")
 
 
 class Pass(NamedTuple):
-    """A pipeline over all documents, or over what the passes before left; passes run one after the other."""
+    """A pipeline over all documents, or over the output of earlier passes. Passes run one after the other."""
 
     name: str
     steps: list[PipelineStep]
@@ -32,10 +32,11 @@ class Pass(NamedTuple):
 
 
 class QuietExecutor(LocalPipelineExecutor):
-    """datatrove's executor without its narration of every task on stderr; an error comes back as an exception.
+    """datatrove's local executor without its per-task logging on stderr; errors propagate as exceptions.
 
-    Its processes end when this one does, however that ends. datatrove's own `run` counts tasks in a manager process,
-    which outlives a SIGKILL, as does a worker in the middle of a task: it would go on writing beside the next launch.
+    Its worker processes always exit with this process. datatrove's own `run` counts tasks in a manager process, which
+    survives a SIGKILL of its parent. So does a worker in the middle of a task, which would keep writing to the same
+    folder as the next launch.
     """
 
     def run(self) -> None:
@@ -47,7 +48,7 @@ class QuietExecutor(LocalPipelineExecutor):
             try:
                 pipeline = self.pipeline
                 for rank in ranks:
-                    self.pipeline = deepcopy(pipeline)  # its steps count documents
+                    self.pipeline = deepcopy(pipeline)  # its steps keep document counts
                     self._run_for_rank(rank)
             finally:
                 logger.enable("datatrove")
@@ -58,23 +59,23 @@ class QuietExecutor(LocalPipelineExecutor):
 
 
 def _start_worker() -> None:
-    logger.disable("datatrove")  # in a process of its own, where nothing is quiet yet
+    logger.disable("datatrove")  # a new process starts with logging enabled
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
-    assert parent is not None  # a worker has one
+    assert parent is not None  # true in every worker
     parent.join()
     os._exit(1)
 
 
 def parse_options(words: list[str]) -> dict[str, Any]:
-    """["time=10:00:00", "cpus_per_task=2"] as keyword arguments; a value that is JSON is read as such.
+    """Parse words such as ["time=10:00:00", "cpus_per_task=2"] into keyword arguments. JSON values are decoded.
 
     Raises:
-        UserError: for a word without "=".
+        UserError: if a word has no "=".
     """
     options = {}
     for word in words:
@@ -89,20 +90,20 @@ def parse_options(words: list[str]) -> dict[str, Any]:
 
 
 def run_passes(passes: list[Pass], logs: str, executor: str, workers: int | None, options: dict[str, Any]) -> bool:
-    """Run what is not yet done of each pass.
+    """Run the unfinished tasks of each pass.
 
     Args:
-        passes: in order.
-        logs: folder for a folder of logs, statistics and completed tasks each.
+        passes: the passes, in order.
+        logs: folder that gets one subfolder per pass for logs, statistics and completed tasks.
         executor: one of `EXECUTORS`.
-        workers: tasks at a time; None: 1 on this machine, no limit elsewhere.
-        options: further arguments of datatrove's executor, such as Slurm's time and partition.
+        workers: number of parallel tasks; None means 1 on this machine and no limit elsewhere.
+        options: further arguments for datatrove's executor, such as Slurm's time and partition.
 
     Returns:
-        Whether all is done; False: Slurm has it in its queue.
+        True if everything is done, False if the passes were submitted to Slurm.
 
     Raises:
-        UserError: for options that the executor does not take, or tasks that failed.
+        UserError: if the executor does not accept an option, or tasks failed.
     """
     if executor == "slurm":
         require(
@@ -113,7 +114,7 @@ def run_passes(passes: list[Pass], logs: str, executor: str, workers: int | None
             import ray
         except ImportError as error:
             raise UserError("executor: ray: needs pip install 'codegen_jax[ray]'") from error
-        ray.init(ignore_reinit_error=True, log_to_driver=False)  # RAY_ADDRESS, a cluster on this machine, or a new one
+        ray.init(ignore_reinit_error=True, log_to_driver=False)  # RAY_ADDRESS, else a local cluster, else a new one
     before: Any = None
     for number, (name, steps, tasks) in enumerate(passes):
         arguments: dict[str, Any] = {"tasks": tasks, "logging_dir": f"{logs}/{number}_{name}"}
@@ -129,7 +130,7 @@ def run_passes(passes: list[Pass], logs: str, executor: str, workers: int | None
         before = job
     if executor == "slurm":
         try:
-            before.run()  # and those it depends on, before it
+            before.run()  # also submits the jobs it depends on
         except subprocess.CalledProcessError as error:
             raise UserError("executor: slurm: sbatch refused the job, for the reason that it gives above") from error
     return executor != "slurm"
@@ -150,7 +151,7 @@ def _executor(kind: str, steps: list[PipelineStep], workers: int | None, argumen
 
 @contextmanager
 def _progress(job: PipelineExecutor, name: str) -> Iterator[None]:
-    """A bar of a pass's tasks, drawn by a thread that counts the completed ones; only on a terminal."""
+    """Show a progress bar for the tasks of a pass, updated by a thread; only on a terminal."""
     bar = tqdm(total=job.world_size, desc=name, unit="task", disable=None)
     done = threading.Event()
 

@@ -1,4 +1,4 @@
-"""Which documents are dropped for what they are: the paper's rules for code, and lines that no tokenizer can take."""
+"""Filters that drop documents by content: the paper's rules for code, and text too long to tokenize in one chunk."""
 
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +9,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from codegen_jax.data.cut import PLACE, Cutter
 from codegen_jax.data.tokenizer import load_tokenizer
 
-# of the six languages of BigQuery
+# extensions of the six languages in BigQuery
 CODE_EXTENSIONS = (
     *(".c", ".h"),
     *(".cc", ".cpp", ".cxx", ".c++", ".hh", ".hpp", ".hxx", ".h++"),
@@ -18,15 +18,15 @@ CODE_EXTENSIONS = (
     *(".js", ".mjs", ".cjs", ".jsx"),
     ".py",
 )
-MOST_PIECE = 16_000_000  # characters; tokenizing takes about a hundred times that in bytes
+MOST_PIECE = 16_000_000  # characters; tokenizing needs about 100 bytes of memory per character
 
 
 class CodeFilter(BaseFilter):
-    """The paper's rules for code (its section on the data sets).
+    """The paper's filtering rules for code (see its section on datasets).
 
-    Dropped are documents of other file extensions (those without a path are kept), with an average line of 100
-    characters or more, a line of more than 1000, or more than 90 % of the characters decimal or hexadecimal digits.
-    Line ends do not count as characters of a line.
+    It drops documents with other file extensions (documents without a path are kept), with an average line length of
+    100 characters or more, with a line of more than 1,000 characters, or in which more than 90% of the characters are
+    decimal or hexadecimal digits. Line endings do not count toward the length of a line.
     """
 
     name = "code rules"
@@ -52,10 +52,10 @@ class CodeFilter(BaseFilter):
 
 
 class LineFilter(BaseFilter):
-    """Drops documents that a tokenizer would have to encode in pieces of more than 16 million characters.
+    """Drops documents that would have to be encoded in chunks of more than 16 million characters.
 
     Args:
-        tokenizer: its folder.
+        tokenizer: the tokenizer's folder.
     """
 
     name = "encodable"

@@ -1,4 +1,4 @@
-"""Which files the inputs of a preparation name, and what is left of them, and why."""
+"""Resolve the inputs of a preparation to files, and record which files are skipped and why."""
 
 import glob
 import os
@@ -18,17 +18,17 @@ from codegen_jax.storage import is_remote
 HUB = "hub:"
 SUFFIXES = ".jsonl, .ndjson (also with .zst, .gz, .xz, .bz2), .json with one of these, .parquet"
 SHARD = re.compile(r".\.((jsonl|ndjson)(\.(zst|gz|xz|bz2))?|json\.(zst|gz|xz|bz2)|parquet)$")
-NAMED = re.compile(SHARD.pattern.replace("|parquet", "|json|parquet"))  # a .json that is named is taken for JSON lines
+NAMED = re.compile(SHARD.pattern.replace("|parquet", "|json|parquet"))  # a .json named explicitly is read as JSON lines
 
 
 @dataclass
 class Inputs:
-    """What is read, and what is not.
+    """The shards to read and the files to skip.
 
     Attributes:
-        shards: sorted within an input; files, URLs, and hub datasets as they were given.
-        nbytes: of all files.
-        left: the files that are not read, by reason.
+        shards: files, URLs and hub datasets (as given), sorted within each input.
+        nbytes: total size of the files.
+        left: skipped files, by reason.
     """
 
     shards: list[str] = field(default_factory=list)
@@ -36,7 +36,8 @@ class Inputs:
     left: dict[str, list[str]] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """As report.json holds it: files by suffix, bytes, and of what is left the number and the first of each."""
+        """The entry for report.json: file counts by suffix, total bytes, and for each reason to skip files their number
+        and the first one."""
         left = {reason: {"files": len(paths), "first": paths[0]} for reason, paths in sorted(self.left.items())}
         return {"files": dict(Counter(map(_suffix, self.shards))), "bytes": self.nbytes, "left": left}
 
@@ -50,7 +51,7 @@ class Inputs:
 
 
 class Found(NamedTuple):
-    """A file; `reason` tells why it is not read."""
+    """A file that was found; `reason` says why it is skipped, or is empty if it is read."""
 
     path: str
     size: int
@@ -58,19 +59,19 @@ class Found(NamedTuple):
 
 
 def list_shards(inputs: list[str]) -> Inputs:
-    """Every shard that the inputs name.
+    """List every shard that the inputs refer to.
 
     Args:
-        inputs: files, folders, globs or fsspec URLs of the `SUFFIXES`, or hub datasets as "hub:OWNER/NAME" (split
-            train) or "hub:OWNER/NAME@SPLIT". What exists by an input's name is taken, whatever signs are in it, before
-            it is tried as a glob. Hidden files are left; linked folders are followed, each once.
+        inputs: files, folders, globs or fsspec URLs with one of the `SUFFIXES`, or hub datasets as "hub:OWNER/NAME"
+            (split train) or "hub:OWNER/NAME@SPLIT". An existing path is used as is, even if it contains glob
+            characters; only other inputs are tried as globs. Hidden files are skipped. Linked folders are followed,
+            each once.
 
     Raises:
-        UserError: for an input that holds no shard, a dataset that the hub does not give, or a file that two inputs
-            name.
+        UserError: if an input contains no shard, the hub does not provide a dataset, or two inputs name the same file.
     """
     result = Inputs()
-    names: dict[str, str] = {}  # by the file that they lead to
+    names: dict[str, str] = {}  # path as listed, by the real file it resolves to
     for source in inputs:
         if source.startswith(HUB):
             name = source.removeprefix(HUB).partition("@")[0]
@@ -167,7 +168,7 @@ def _remote(source: str) -> Iterator[Found]:
 
 
 def _suffix(path: str) -> str:
-    """Of `a.b.jsonl.zst`: .jsonl.zst; of a hub dataset: itself."""
+    """The suffix of a file, such as .jsonl.zst for `a.b.jsonl.zst`; a hub dataset is returned unchanged."""
     if path.startswith(HUB):
         return path
     name = os.path.basename(path)

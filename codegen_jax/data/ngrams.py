@@ -1,4 +1,4 @@
-"""What compares documents by n-grams of words, with datatrove's steps: near-deduplication and decontamination."""
+"""Near-deduplication and decontamination: datatrove steps that compare documents by word n-grams."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +22,11 @@ from codegen_jax.data.executors import Pass
 from codegen_jax.data.shards import read_records
 from codegen_jax.errors import UserError
 
-PROMPT_FIELDS = ("prompt", "prompts", "canonical_solution", "text")  # HumanEval's, MTPB's, MBPP's
+PROMPT_FIELDS = ("prompt", "prompts", "canonical_solution", "text")  # fields of HumanEval, MTPB and MBPP
 
 
 class CodeWords(WordTokenizer):
-    """Words between spaces. datatrove has lower-cased the text and turned punctuation into spaces by then."""
+    """Splits at whitespace. By then datatrove has lowercased the text and replaced punctuation with spaces."""
 
     def word_tokenize(self, text: str) -> list[str]:
         return text.split()
@@ -43,12 +43,12 @@ HASH = HashConfig(hash_fc="sha1")  # datatrove 0.10's default gives xxhash a str
 
 
 def near_dedup(work: Path, documents: list[PipelineStep], shards: int) -> tuple[list[Pass], PipelineStep]:
-    """MinHash with datatrove's defaults: 5-grams, 14 buckets of 8 hashes, alike from a similarity of about 0.72.
+    """MinHash with datatrove's defaults: 5-grams, 14 buckets of 8 hashes, similarity threshold about 0.72.
 
     Args:
-        work: folder for signatures and pairs.
+        work: folder for signatures, pairs and clusters.
         documents: the steps that yield the documents.
-        shards: their number of tasks.
+        shards: number of shards, which is the number of tasks.
 
     Returns:
         The passes that find near-duplicates, and the step that drops them from the same documents.
@@ -64,14 +64,14 @@ def near_dedup(work: Path, documents: list[PipelineStep], shards: int) -> tuple[
 
 
 def decontamination(work: Path, benchmarks: Sequence[str]) -> PipelineStep:
-    """A step that drops documents which share 12 words in a row with a benchmark's prompts or solutions.
+    """A step that drops documents sharing 12 consecutive words with a benchmark's prompts or solutions.
 
     Args:
-        work: folder for the index, which is written here.
-        benchmarks: JSON lines files such as HumanEval's and MTPB's, whose `PROMPT_FIELDS` are taken.
+        work: folder for the n-gram index; this function writes it.
+        benchmarks: JSON lines files such as HumanEval's and MTPB's; their `PROMPT_FIELDS` are indexed.
 
     Raises:
-        UserError: for a file that cannot be read or holds none of the fields.
+        UserError: if a file cannot be read or has none of the fields.
     """
     config = NGramsDecontConfig(hash_config=HASH)
     hashed: Any = create_hash_func(HASH)

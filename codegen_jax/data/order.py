@@ -1,7 +1,7 @@
-"""Which window is row r of step n: a pure function of the seed, whatever the mesh, the hosts, and when a run stopped.
+"""Maps row r of step n to a window: a pure function of the seed, independent of mesh, hosts and restarts.
 
-Rows are numbered through all batches. Row g belongs to one source of the mixture and is the i-th of that source; the
-source's windows come in an order that the seed shuffles anew each epoch.
+Rows are numbered consecutively across batches. Row g belongs to one source of the mixture and is the i-th row of that
+source. Each source's windows are reshuffled every epoch, using the seed.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ class Row(NamedTuple):
     """Where a row comes from.
 
     Attributes:
-        source: number of the source.
-        epoch: how often its windows were all used before.
-        window: number of the window.
+        source: index of the source.
+        epoch: number of completed epochs of that source.
+        window: index of the window within the source.
     """
 
     source: int
@@ -27,11 +27,11 @@ class Row(NamedTuple):
 
 
 class Mixture:
-    """Interleaves sources in proportion to their weights, evenly: of any n rows each has n * share, but for rounding.
+    """Interleaves sources evenly in proportion to their weights: any n rows contain n * share of each, up to rounding.
 
-    The first source takes row g if (g + 1) * share reaches a whole number that g * share has not; the others share the
-    rows that it leaves in the same way. Weights are the decimal numbers that they are written as, and all sums are
-    whole numbers, so nothing drifts.
+    The first source gets row g if (g + 1) * share reaches an integer that g * share has not reached. The other sources
+    divide the remaining rows in the same way. Weights are read as exact decimal fractions and all arithmetic is on
+    integers, so nothing drifts.
     """
 
     def __init__(self, weights: Sequence[float]):
@@ -40,7 +40,7 @@ class Mixture:
         self.weights = [int(fraction * denominator) for fraction in fractions]
 
     def locate(self, row: int) -> tuple[int, int]:
-        """The source of a row, and how many rows of that source come before it."""
+        """The source of a row, and the number of earlier rows from that source."""
         rest = sum(self.weights)
         for source, weight in enumerate(self.weights):
             before = row * weight // rest
@@ -50,7 +50,7 @@ class Mixture:
         raise AssertionError("the last source takes every row that is left")
 
     def counts(self, rows: int) -> list[int]:
-        """How many of the first rows each source has."""
+        """How many of the first `rows` rows come from each source."""
         rest, counts = sum(self.weights), []
         for weight in self.weights:
             counts.append(rows * weight // rest)
@@ -62,12 +62,12 @@ class Order:
     """The rows of every step.
 
     Args:
-        lengths: windows of each source.
-        weights: of each source.
-        batch_size: rows a step.
-        seed: of the shuffles.
-        skip_steps: pairs [first, last] of steps as the log numbers them, from 1; what they would have trained on is
-            left out. A pair counts in the numbering that the pairs before it make.
+        lengths: number of windows in each source.
+        weights: weight of each source.
+        batch_size: rows per step.
+        seed: seed of the shuffles.
+        skip_steps: pairs [first, last] of steps, numbered as in the log, starting at 1. The data of these steps is
+            skipped. Each pair uses the step numbers that result from applying the pairs before it.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Order:
         self.shuffles: list[Any] = [grain.MapDataset.range(length).shuffle(seed=seed).repeat() for length in lengths]
 
     def first_row(self, step: int) -> int:
-        """Number of the first row of a step; steps count from 0 here, and pass over what is left out."""
+        """Number of the first row of a step, excluding skipped data. Steps are numbered from 0 here."""
         skipped = sum(last - first + 1 for first, last in self.skip_steps if first <= step + 1)
         return (step + skipped) * self.batch_size
 
@@ -92,6 +92,6 @@ class Order:
         return Row(source, index // self.lengths[source], int(self.shuffles[source][index]))
 
     def epochs(self, steps: int) -> list[float]:
-        """How often each source was gone through in the first steps; what they left out counts as gone through."""
+        """The number of epochs of each source consumed by the first `steps` steps; skipped data counts as consumed."""
         counts = self.mixture.counts(self.first_row(steps))
         return [count / length for count, length in zip(counts, self.lengths, strict=True)]
