@@ -1,8 +1,8 @@
-"""Raw shards to token files, as passes of datatrove pipelines: read, filter, deduplicate, tokenize, shuffle, write.
+"""Turn raw shards into token files with datatrove pipelines: read, filter, deduplicate, tokenize, shuffle, write.
 
-One task a shard, so the files do not depend on the number of workers, and a preparation that was stopped goes on with
-the tasks that are missing. Deduplication must have seen all documents before it drops one, so each pass reads them
-anew, which costs little beside tokenizing.
+There is one task per shard, so the files do not depend on the number of workers, and an interrupted preparation
+resumes with the missing tasks. Deduplication must see all documents before it drops any, so each pass rereads the
+shards, which is cheap compared with tokenizing.
 """
 
 import json
@@ -36,12 +36,12 @@ DEDUP = ("none", "exact", "minhash")
 
 
 class ShardReader(PipelineStep):
-    """Task i reads shard i; out come documents with source, path and UTF-8 length as metadata.
+    """Task i reads shard i and yields documents with source, path and UTF-8 length as metadata.
 
     Args:
-        shards: "" for one that was removed, which has no documents.
-        work: folder for what the report says of them.
-        text_field: which holds the documents.
+        shards: the shards; "" stands for a shard that was removed and yields no documents.
+        work: folder for per-shard records that go into the report.
+        text_field: the field that contains the documents.
     """
 
     type, name = "READER", "shards"
@@ -80,30 +80,30 @@ def prepare(
     workers: int | None = None,
     seed: int = 0,
 ) -> Manifest | None:
-    """Tokenize shards into a folder of token files; what became of the documents is in its report.json.
+    """Tokenize shards into a folder of token files. Its report.json accounts for every document.
 
     Args:
-        inputs: as in `list_shards`.
-        output: a new or empty folder, or one whose preparation with the same arguments was stopped: it goes on. Shards
-            that it has not read yet may be gone by then.
-        tokenizer: is copied into the folder.
-        text_field: of the lines or rows, that holds the documents.
-        special_tokens: read <|endoftext|> and the like in a document as special tokens; they are text otherwise.
+        inputs: see `list_shards`.
+        output: a new or empty folder, or a folder with an interrupted preparation, which resumes if the arguments are
+            the same. Shards that it has not read yet may have been removed in between.
+        tokenizer: the tokenizer; it is copied into the folder.
+        text_field: the field of each line or row that contains the document.
+        special_tokens: whether to encode <|endoftext|> and the like in a document as special tokens rather than text.
         filters: "code" applies the paper's rules for code.
-        extensions: of file names that "code" keeps.
-        dedup: "exact" drops repeated texts over all shards; "minhash" near-duplicates of what that leaves, too.
-        decontaminate: JSON lines files of benchmarks; documents that share 12 words in a row with them are dropped.
+        extensions: file extensions that "code" keeps.
+        dedup: "exact" drops repeated texts across all shards; "minhash" also drops near-duplicates among the rest.
+        decontaminate: JSON lines files of benchmarks; documents sharing 12 consecutive words with them are dropped.
         executor: "local", "slurm" or "ray".
-        executor_options: further arguments of datatrove's executor.
-        workers: tasks at a time; None: 1 on this machine, no limit elsewhere.
-        seed: of the document shuffle.
+        executor_options: further arguments for datatrove's executor.
+        workers: number of parallel tasks; None means 1 on this machine and no limit elsewhere.
+        seed: seed of the document shuffle.
 
     Returns:
-        The manifest; None if a Slurm queue has the work.
+        The manifest, or None if the work was submitted to Slurm.
 
     Raises:
-        UserError: for inputs without shards or documents, an unreadable shard, a tokenizer that does not keep code, or
-            a folder that holds something else.
+        UserError: if the inputs have no shards or documents, a shard is unreadable, the tokenizer does not preserve
+            code, or the folder contains something else.
     """
     for name, value, valid in (
         ("filters", filters, FILTERS),
@@ -143,7 +143,7 @@ def prepare(
         documents += [drop, Tally("near dedup")]
     if decontaminate:
         documents += [decontamination(work, decontaminate), Tally("decontamination")]
-    # a core a task, but for a single task at a time: then the tokenizer's own threads use the others
+    # one core per task; only when tasks run one at a time may the tokenizer's threads use the other cores
     writer = TokenWriter(str(folder), seed, special_tokens, threads=executor == "local" and (workers or 1) == 1)
     statistics = logs / f"{len(passes)}_tokens" / "stats"
     passes.append(Pass("tokens", [*documents, writer], len(shards)))
@@ -157,11 +157,11 @@ def prepare(
 
 
 def _claim(folder: Path, tokenizer: Tokenizer, arguments: dict[str, Any], shards: list[str]) -> list[str]:
-    """Take a folder for a preparation with these arguments; refuse one that holds anything else.
+    """Claim a folder for a preparation with these arguments; refuse a folder that contains anything else.
 
     Returns:
-        The shards by the number of their task: of a preparation that goes on, those that it began with, and "" for each
-        that is gone since.
+        The shards, indexed by task. A resumed preparation keeps its original list, with "" for each shard that has
+        been removed since.
     """
     record, arguments = folder / "logs" / "arguments.json", {"tokenizer": tokenizer.fingerprint, **arguments}
     removed: list[int] = []
@@ -179,7 +179,7 @@ def _claim(folder: Path, tokenizer: Tokenizer, arguments: dict[str, Any], shards
         if read or [shard for shard in began if shard in shards] != shards:
             named = f" ({read[0]} was there, or was not, when it was read)" if read else ""
             raise UserError(f"output: {folder}: an unfinished preparation with other sources{named}; remove it")
-        for rank in changed:  # what a task that was stopped in the middle has left
+        for rank in changed:  # files left behind by an interrupted task
             for file in folder.glob(f"{rank:05d}_*"):
                 file.unlink()
         shards = began

@@ -1,6 +1,6 @@
-"""What a preparation did: documents and bytes in and out of each stage by source, reasons of drops, tokens.
+"""The report of a preparation: documents and bytes after each stage by source, reasons for drops, and token counts.
 
-Steps count while they run, datatrove keeps a task's counts on disk, and the report adds them up.
+Steps count as they run, datatrove saves each task's counts to disk, and the report adds them up.
 """
 
 import json
@@ -18,11 +18,11 @@ from codegen_jax.data.shards import Skipped
 
 REPORT = "report.json"
 TALLY = "TALLY"
-DROPPED = "dropped_"  # prefix of datatrove's statistics by reason
+DROPPED = "dropped_"  # prefix of the datatrove statistics that count drops by reason
 
 
 class Tally(PipelineStep):
-    """Counts the documents that leave a stage, by source, and lets them pass."""
+    """Counts the documents that leave a stage, by source, and passes them on."""
 
     type = TALLY
 
@@ -43,26 +43,29 @@ class Tally(PipelineStep):
 
 
 def note_read(work: Path, rank: int, shard: str, documents: int, skipped: Skipped) -> None:
-    """Keep for the report what a task has read."""
+    """Record what a task has read, for the report."""
     (work / "read").mkdir(parents=True, exist_ok=True)
     first = {reason: {"shard": shard, **where} for reason, where in skipped.first.items()}
     (work / f"read/{rank:05d}.json").write_text(json.dumps({"shard": shard, "documents": documents, "first": first}))
 
 
 def make_report(statistics: Path, work: Path, inputs: Inputs) -> dict[str, Any]:
-    """The report of a finished preparation.
+    """Compute the report of a finished preparation.
 
     Args:
-        statistics: folder of datatrove's statistics of the last pass, a file per task: `Tally` and others in turn.
-        work: where `note_read` has kept what the tasks have read.
-        inputs: what was read.
+        statistics: folder with datatrove's statistics of the tokens pass: one file per task, one entry per pipeline
+            step (`Tally` and others).
+        work: folder with the records written by `note_read`.
+        inputs: the inputs of the preparation.
 
     Returns:
+        A dict with these entries:
         "inputs": {"files": {suffix: files}, "bytes", "left": {reason: {"files", "first"}},
             "without_documents": shards},
-        "first": {reason: {"shard", "line", "starts"}}, the first line that was dropped for each reason while reading,
-        "stages": a list of {"stage", "sources": {source: {"documents", "bytes"}}, "dropped": {reason: documents}}, what
-        came out of each stage and why the rest did not; "tokens": {source: tokens}, eos included.
+        "first": {reason: {"shard", "line", "starts"}}, the first line dropped while reading, for each reason,
+        "stages": a list of {"stage", "sources": {source: {"documents", "bytes"}}, "dropped": {reason: documents}}, the
+            output of each stage and the reasons for its drops,
+        "tokens": {source: tokens}, including eos.
     """
     tasks = [json.loads(file.read_text()) for file in sorted(statistics.glob("*.json"))]
     stages: list[dict[str, Any]] = []
@@ -74,7 +77,7 @@ def make_report(statistics: Path, work: Path, inputs: Inputs) -> dict[str, Any]:
             totals.update({name: stat.total for name, stat in MetricStatsDict.from_dict(task["stats"]).items()})
         reasons = {name.removeprefix(DROPPED): n for name, n in totals.items() if name.startswith(DROPPED)}
         if not reasons and totals["dropped"]:
-            reasons = {"near-duplicate": totals["dropped"]}  # MinhashDedupFilter gives no reason
+            reasons = {"near-duplicate": totals["dropped"]}  # MinhashDedupFilter records no reason
         dropped.update(reasons)
         tokens.update({name.removeprefix("tokens "): n for name, n in totals.items() if name.startswith("tokens ")})
         kind, _, stage = step[0]["name"].partition(": ")
@@ -101,12 +104,12 @@ def load_report(folder: str | Path) -> dict[str, Any]:
 
 
 def total(stage: dict[str, Any], field: str) -> int:
-    """Documents or bytes that came out of a stage, over all sources."""
+    """Documents or bytes that a stage passed on, summed over all sources."""
     return sum(counts[field] for counts in stage["sources"].values())
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people: a row a source with what came out of each stage, then the reasons of drops."""
+    """The report as text: one row per source with the output of each stage, then the reasons for drops."""
     stages, tokens = report["stages"], report["tokens"]
     rows = [["source", *(f"{stage['stage']}" for stage in stages), "tokens"]]
     for source in stages[0]["sources"]:

@@ -1,4 +1,4 @@
-"""What a tokenizer does to hard texts: data that it changes would train a model to write it so."""
+"""Check that a tokenizer preserves difficult texts; a model trained on altered text would learn to reproduce it."""
 
 import logging
 
@@ -7,7 +7,7 @@ from codegen_jax.errors import UserError, listed, require
 
 log = logging.getLogger(__name__)
 
-# code that any tokenizer must give back, but for a space before it
+# code that every tokenizer must round-trip, except for a leading space
 CODE = (
     "def f(x):\n    return x + 1\n\n\n\tif y:\n\t\tpass\n",
     "    indented\n  twice  \n",
@@ -15,9 +15,9 @@ CODE = (
     "x = {'a': 1}  # 0123456789 !\"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\n",
     "Upper and lower: ABC abc, don't, can't . , !\n",
 )
-# what is rare in code; a change of it may be bearable
+# text that is rare in code; changes to it may be acceptable
 RARE = (
-    "a\u2581b",  # sentencepiece writes a space so
+    "a\u2581b",  # sentencepiece's symbol for a space
     "e\u0301 \u00e9 \u212b \uff21 \ufb01 \u00bd",  # NFC and NFKC change these
     "\u65e5\u672c\u8a9e \u0440\u0443\u0441 \u0639\u0631\u0628\u064a",
     "\U0001f600 \U0001f468\u200d\U0001f469\u200d\U0001f467",
@@ -29,10 +29,10 @@ RARE = (
 
 
 def check_tokenizer(tokenizer: Tokenizer) -> None:
-    """Encode hard texts as documents and look at what comes back; warn of rare ones that change.
+    """Encode and decode difficult texts as documents; warn if rare text changes.
 
     Raises:
-        UserError: if code is changed, no id ends documents, or a text has that id in it.
+        UserError: if code changes, there is no end-of-document id, or a text contains that id.
     """
     require(
         tokenizer.eos_id >= 0,

@@ -1,4 +1,4 @@
-"""The documents of raw shards: JSON lines with any compression, .parquet, local or by URL, and hub datasets."""
+"""Read documents from raw shards: JSON lines (optionally compressed) or .parquet, local or by URL, and hub datasets."""
 
 import json
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from codegen_jax.mistaken_paths import stand_in
 from codegen_jax.storage import is_remote
 
 BOM = b"\xef\xbb\xbf"
-# what a file is that holds no JSON lines: its first bytes, the ending of names where they belong, what to say
+# file types that are not plain JSON lines: first bytes, the suffix under which they are expected, the message
 KINDS = (
     (b"\xff\xfe", None, "UTF-16 text; convert it to UTF-8"),
     (b"\xfe\xff", None, "UTF-16 text; convert it to UTF-8"),
@@ -33,9 +33,9 @@ class RawDocument(NamedTuple):
     """One document of a shard.
 
     Attributes:
-        text: not empty, encodable as UTF-8.
+        text: non-empty text that can be encoded as UTF-8.
         source: meta.pile_set_name, or "unknown".
-        path: meta.path, else the field path, the name that the document had as a file, or "".
+        path: the file that the document came from: meta.path, else the field "path", else "".
     """
 
     text: str
@@ -44,11 +44,11 @@ class RawDocument(NamedTuple):
 
 
 class Skipped:
-    """The lines or rows of a shard that hold no document.
+    """The lines or rows of a shard that contain no document.
 
     Attributes:
-        counts: by reason.
-        first: of each reason, {"line": its number from 1, "starts": its first 200 characters}.
+        counts: number of lines, by reason.
+        first: the first line for each reason: {"line": its number, starting at 1, "starts": its first 200 characters}.
     """
 
     def __init__(self) -> None:
@@ -66,9 +66,9 @@ class Record(NamedTuple):
     """A line of JSON, or a row.
 
     Attributes:
-        line: its number, from 1.
-        content: its bytes or its fields.
-        value: its fields; or the reason why it has none.
+        line: line or row number, starting at 1.
+        content: the bytes of the line, or the fields of the row.
+        value: the fields, or the reason why there are none.
     """
 
     line: int
@@ -77,11 +77,11 @@ class Record(NamedTuple):
 
 
 def read_documents(shard: str, skipped: Skipped, text_field: str = "text") -> Iterator[RawDocument]:
-    """The documents of a shard; lines that hold none go to `skipped`.
+    """Yield the documents of a shard; lines without a document are counted in `skipped`.
 
     Raises:
-        UserError: if the shard cannot be read to its end, truncated compression included, has lines but no JSON
-            objects, or objects none of which has the field.
+        UserError: if the shard cannot be read to its end (for example, its compressed data is truncated), has lines
+            but no JSON objects, or has objects of which none contains the field.
     """
     lines, objects, missing = 0, 0, f"no field {text_field}"
     fields: list[str] = []
@@ -144,7 +144,7 @@ def _kind(value: Any) -> str:
 
 
 def _meta(record: dict[str, Any]) -> dict[str, Any]:
-    """The field meta; some copies of the Pile hold it as a string of JSON."""
+    """The field meta; some copies of the Pile store it as a JSON string."""
     meta = record.get("meta")
     if isinstance(meta, str):
         meta = _parse(meta.encode(errors="surrogatepass"))
@@ -152,19 +152,20 @@ def _meta(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_records(shard: str, text_field: str | None = None) -> Iterator[Record]:
-    """The lines or rows of a shard.
+    """Yield the lines or rows of a shard.
 
     Args:
-        text_field: where the rows are columns, only it and what tells source and path are read; None: all.
+        shard: as listed by `list_shards`.
+        text_field: in Parquet files, read only this column and those with source and path; None reads all columns.
 
     Raises:
-        UserError: if the shard cannot be read to its end, truncated compression included.
+        UserError: if the shard cannot be read to its end (for example, its compressed data is truncated).
     """
     try:
         yield from _records(shard, text_field)
     except UserError:
         raise
-    except Exception as error:  # each codec, parquet and hub library raises its own
+    except Exception as error:  # each codec, Parquet and hub library raises its own exceptions
         what = what_it_is(shard)
         reason = f"it is {what}" if what else f"{error or type(error).__name__}; restore or remove it"
         raise UserError(f"{shard}: cannot be read ({reason})") from error
@@ -181,7 +182,7 @@ def _records(shard: str, text_field: str | None) -> Iterator[Record]:
         yield from _rows(shard, text_field)
     else:
         with _open(shard, "infer") as file:
-            # some files end their lines with CR alone, which JSON has as \r inside its strings
+            # some files end lines with a bare CR; inside JSON strings it is always escaped as \r
             lines = (part for line in file for part in (line.split(b"\r") if b"\r" in line[:-2] else [line]))
             for number, line in enumerate(lines, 1):
                 if line.strip():
@@ -207,26 +208,26 @@ def _rows(shard: str, text_field: str | None) -> Iterator[Record]:
 
 @contextmanager
 def _open(shard: str, compression: str | None) -> Iterator[Any]:
-    """A file to read; fsspec.open would take signs in a name for a glob."""
+    """Open a file for reading. fsspec.open is not used, since it would expand glob characters in a name."""
     files, path = fsspec.core.url_to_fs(shard) if is_remote(shard) else (fsspec.filesystem("file"), shard)
     is_zst = compression == "infer" and shard.endswith(".zst")
     with ExitStack() as opened:
         file = opened.enter_context(files.open(path, "rb", compression=None if is_zst else compression))
         if is_zst:
-            # several frames, an error at one that is cut short, and windows of up to 2 GiB, as of zstd --long=31
+            # reads multiple frames, fails on a truncated one, and allows windows of up to 2 GiB (zstd --long=31)
             options = {int(zstd.DecompressionParameter.window_log_max): 31}
             file = opened.enter_context(zstd.ZstdFile(file, options=options))
         yield file
 
 
 def _parse(line: bytes) -> dict[str, Any] | str:
-    """A line's JSON, or the reason why there is none."""
+    """The JSON object in a line, or the reason why there is none."""
     line = line.removeprefix(BOM)
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError:
         try:
-            # what orjson refuses: NaN, Infinity, 1e999, numbers of any length, lone surrogates
+            # orjson rejects NaN, Infinity, 1e999, very long numbers and lone surrogates
             record = json.loads(line.decode(), parse_int=_whole)
         except UnicodeDecodeError:
             return "not UTF-8"
@@ -239,12 +240,12 @@ def _parse(line: bytes) -> dict[str, Any] | str:
 
 
 def _whole(digits: str) -> int | float:
-    """A whole number; those that need more than 64 bits are rounded, since Python refuses to read very long ones."""
+    """Parse an integer. Numbers of 19 or more digits become floats, since Python refuses to parse very long ones."""
     return int(digits) if len(digits) < 19 else float(digits)
 
 
 def what_it_is(shard: str) -> str:
-    """What a file without JSON lines seems to be and what to do, by its first bytes; "" where they do not tell."""
+    """What a file without JSON lines appears to be, and what to do, judging by its first bytes; "" if unknown."""
     try:
         for compression in (None, "infer"):
             with _open(shard, compression) as file:
@@ -254,6 +255,6 @@ def what_it_is(shard: str) -> str:
             for kind, suffix, name in KINDS:
                 if start.startswith(kind) and not (suffix and shard.endswith(suffix)):
                     return name
-    except Exception:  # of any codec, or of a hub dataset, which is no file
+    except Exception:  # from any codec, or because a hub dataset is not a file
         pass
     return ""

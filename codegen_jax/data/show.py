@@ -1,4 +1,4 @@
-"""What did the model see at step N? A batch's rows as text, with token and document boundaries."""
+"""Show what the model saw at step N: the rows of a batch as text, with token and document boundaries."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,15 +13,15 @@ TOKEN = "│"  # between two tokens
 
 
 def show(config: RunConfig, step: int, row: int | None = None) -> Iterator[str]:
-    """Each row of a step, or one of them, as text.
+    """Yield the rows of a step, or one row, as text: a heading, then the tokens.
 
     Args:
-        config: of the run; only its data, batch size and seed matter.
-        step: as the log numbers them, from 1.
-        row: of the batch, from 0.
+        config: the run's config; only data, batch size and seed matter.
+        step: step number as in the log, starting at 1.
+        row: row of the batch, starting at 0; None means all rows.
 
     Raises:
-        UserError: for a step or row that does not exist, or data that cannot be read.
+        UserError: if the step or row does not exist, or the data cannot be read.
     """
     require(step >= 1, f"step: {step} must be at least 1; steps are numbered as in the log")
     rows = range(config.training.batch_size)
@@ -42,15 +42,15 @@ def show(config: RunConfig, step: int, row: int | None = None) -> Iterator[str]:
 
 
 def text_of(tokens: np.ndarray, tokenizer: Tokenizer, documents: Sequence[int]) -> str:
-    """Tokens as text with `TOKEN` between them; a line with the next document's number follows each eos.
+    """Tokens as text, separated by `TOKEN`; each eos is followed by a line with the next document's number.
 
-    Tokens that share a character stand together, since none of them is text alone.
+    Tokens that share a character are shown together, since none of them is text on its own.
     """
     text, held, numbers = f"-- document {documents[0]}\n", [], iter(documents[1:])
     for token in tokens.tolist():
         held.append(token)
         piece = END_OF_TEXT if token == tokenizer.eos_id else tokenizer.decode(held)
-        if "\ufffd" in piece and len(held) < 4:  # the bytes of a character so far
+        if "\ufffd" in piece and len(held) < 4:  # only part of a character's bytes so far
             continue
         text, held = text + piece + TOKEN, []
         if token == tokenizer.eos_id:

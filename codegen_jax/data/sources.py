@@ -1,4 +1,4 @@
-"""The token files of a run's config, opened and checked: what it trains on, and what it validates on."""
+"""Open and check the token files in a run's config, for training and validation."""
 
 from typing import NamedTuple
 
@@ -14,10 +14,10 @@ class Source(NamedTuple):
 
     Attributes:
         name: its key in data.sources; "" for data.train.
-        weight: its share, before the weights are made to sum to 1.
-        files: what it trains on.
-        windows: of those files.
-        validation: what it validates on, or None.
+        weight: its weight, before the weights are normalized to sum to 1.
+        files: token files for training.
+        windows: the windows of those files.
+        validation: token files for validation, or None.
     """
 
     name: str
@@ -28,15 +28,15 @@ class Source(NamedTuple):
 
     @property
     def suffix(self) -> str:
-        """What tells this source's metrics from those of the others."""
+        """Suffix of the names of this source's metrics."""
         return f"/{self.name}" if self.name else ""
 
 
 def open_sources(config: DataConfig) -> tuple[list[Source], Tokenizer]:
-    """All sources, sorted by name, and the tokenizer that made them.
+    """Open all sources, sorted by name, and the tokenizer that encoded them.
 
     Raises:
-        UserError: for files that are missing, damaged, too short or not of one tokenizer.
+        UserError: if files are missing, damaged, too short, or were made with different tokenizers.
     """
     sources = []
     for name, source in sorted(config.mixture.items()):
@@ -57,6 +57,6 @@ def open_sources(config: DataConfig) -> tuple[list[Source], Tokenizer]:
 
 
 def make_order(config: RunConfig, sources: list[Source]) -> Order:
-    """Which windows of the sources make up each step of a run."""
+    """The order in which the windows of the sources make up the steps of a run."""
     lengths, weights = [len(source.windows) for source in sources], [source.weight for source in sources]
     return Order(lengths, weights, config.training.batch_size, config.seed, config.data.skip_steps)
