@@ -1,4 +1,4 @@
-"""Text to ids and back: GPT-2's byte-level BPE with CodeGen's whitespace tokens, and sentencepiece models for code."""
+"""Tokenizers: GPT-2's byte-level BPE with CodeGen's whitespace tokens, and sentencepiece models for code."""
 
 import hashlib
 import json
@@ -32,22 +32,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Runs of 31..2 spaces are ids 50257..50286, runs of 9..2 tabs 50287..50294 (authors' sample.py); NL models have none.
+# Runs of 31..2 spaces are ids 50257..50286 and runs of 9..2 tabs are ids 50287..50294 (the authors' sample.py). NL
+# models have neither.
 WHITESPACE_TOKENS = [" " * n for n in range(31, 1, -1)] + ["\t" * n for n in range(9, 1, -1)]
 END_OF_TEXT = "<|endoftext|>"
-TRUNCATE_BEFORE = ("^#", re.escape(END_OF_TEXT), "^'''", '^"""', "\n\n\n")  # the authors' sample.py
-FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # in the order that they are looked for
-BESIDES = ("merges.txt", "added_tokens.json")  # of vocab.json
+TRUNCATE_BEFORE = ("^#", re.escape(END_OF_TEXT), "^'''", '^"""', "\n\n\n")  # from the authors' sample.py
+FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # in order of preference
+BESIDES = ("merges.txt", "added_tokens.json")  # files that accompany vocab.json
 
 
 class Tokenizer(ABC):
-    """What the rest of the program needs of a tokenizer. Encoding adds nothing: no BOS, no eos.
+    """The interface to a tokenizer. Encoding adds neither BOS nor eos.
 
     Attributes:
-        vocab_size: number of ids; a model may have more rows, which are never sampled.
-        eos_id: the id that ends a document; -1 of a sentencepiece model without one, which can't prepare data.
-        end_ids: ids that end a completion: eos_id, and that of the eos_token which the metadata name.
-        metadata: files beside it that say more than the ids, such as a chat template; see tokenizer_metadata.py.
+        vocab_size: number of ids; a model may have more rows in its embedding, which are never sampled.
+        eos_id: the id that ends a document; -1 if a sentencepiece model has none, in which case it can't prepare data.
+        end_ids: ids that end a completion: eos_id, and the id of the eos_token in the metadata.
+        metadata: files that accompany the tokenizer, such as a chat template; see tokenizer_metadata.py.
     """
 
     vocab_size: int
@@ -58,19 +59,19 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def former_fingerprint(self) -> str:
-        """A hash of its file, which was the fingerprint until November 2026."""
+        """A hash of the tokenizer file, which served as the fingerprint until November 2026."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """Equal for tokenizers that encode alike, as far as hard texts show; travels with token files."""
+        """A hash that is equal for tokenizers that encode alike, judging by difficult texts; recorded in manifests."""
         return identity(*self._vocabulary(), self.eos_id, lambda texts: self.encode_batch(texts, special_tokens=False))
 
     @abstractmethod
     def _vocabulary(self) -> tuple[list[str], Sequence[Sequence[str | float]]]:
-        """The piece of each id, and the rules by which pieces come to be, see `identity`."""
+        """The piece of each id, and the rules that form pieces; see `identity`."""
 
     def is_named(self, fingerprint: str) -> bool:
-        """Whether a manifest that names this fingerprint means this tokenizer."""
+        """Whether a fingerprint recorded in a manifest refers to this tokenizer."""
         is_former = "-" in fingerprint  # "bpe-...", "sentencepiece-..."
         return fingerprint == (self.former_fingerprint if is_former else self.fingerprint)
 
@@ -82,12 +83,13 @@ class Tokenizer(ABC):
         """The ids of each text.
 
         Args:
-            special_tokens: whether <|endoftext|> and other special tokens in a text become their ids, as transformers
-                has it for prompts; if not, they are text, as documents want it.
+            texts: the texts to encode.
+            special_tokens: whether <|endoftext|> and other special tokens in a text become their ids, as in
+                transformers (right for prompts), or are encoded as plain text (right for documents).
         """
 
     def decode(self, ids: Sequence[int], truncate_before: Sequence[str] | None = None) -> str:
-        """Text of ids; with `truncate_before`, a list of patterns, cut by `truncate`."""
+        """The text of ids, cut by `truncate` if patterns are given in `truncate_before`."""
         text = self._decode(ids)
         return text if truncate_before is None else truncate(text, truncate_before)
 
@@ -95,21 +97,21 @@ class Tokenizer(ABC):
     def _decode(self, ids: Sequence[int]) -> str: ...
 
     def with_metadata_of(self, other: "Tokenizer | None") -> "Tokenizer":
-        """The other, if it has metadata where this one has none, and the same ids."""
+        """The other tokenizer if it has the same ids plus metadata that this one lacks, else this tokenizer."""
         if other is None or not other.metadata or self.metadata or other.vocab_size != self.vocab_size:
             return self
         return other if self.extends(other) else self
 
     @abstractmethod
     def stands_for_text(self, id: int) -> bool:
-        """Whether an id is of the vocabulary and no token apart, such as one that ends a turn."""
+        """Whether an id is in the vocabulary and is an ordinary piece rather than a special or added token."""
 
     @abstractmethod
     def files(self) -> dict[str, bytes]:
-        """The tokenizer and its metadata as files by name, for a folder that `load_tokenizer` reads."""
+        """The tokenizer and its metadata as file contents by name, in the form that `load_tokenizer` reads."""
 
     def extends(self, other: "Tokenizer") -> bool:
-        """Whether each id that another tokenizer writes for a text means it here, too, as NL's do in Multi's."""
+        """Whether the ids produced by another tokenizer mean the same text here, as NL's ids do in Multi."""
         if other.fingerprint == self.fingerprint:
             return True
         if other.vocab_size > self.vocab_size or other.eos_id != self.eos_id:
@@ -127,7 +129,7 @@ class Tokenizer(ABC):
 
 
 class BpeTokenizer(Tokenizer):
-    """A model of the `tokenizers` library: GPT-2's vocabulary, with or without the whitespace tokens."""
+    """A tokenizer from the `tokenizers` library: GPT-2's vocabulary, with or without the whitespace tokens."""
 
     def __init__(self, tokenizer_json: str, whitespace_tokens: bool = False, metadata: Mapping[str, bytes] = {}):
         from tokenizers import AddedToken
@@ -145,7 +147,7 @@ class BpeTokenizer(Tokenizer):
                 f"no token {END_OF_TEXT}, which ends documents, nor an eos_token that tokenizer_config.json names; use "
                 "a GPT-2 vocabulary"
             )
-        # those that tokenizer_config.json names are special, as transformers has it, with the habits of their file
+        # as in transformers, tokens named in tokenizer_config.json are special; they keep the flags of tokenizer.json
         added = {token.content: token for token in self._tokenizer.get_added_tokens_decoder().values()}
         known = [token for token in special.values() if to_id(token) is not None]
         self._tokenizer.add_special_tokens([added.get(token, AddedToken(token, normalized=False)) for token in known])
@@ -162,7 +164,7 @@ class BpeTokenizer(Tokenizer):
         return "bpe-" + hashlib.sha256(_plain(self._json).to_str().encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """The content of tokenizer.json in the form of the installed `tokenizers`; older files have others."""
+        """The content of tokenizer.json in the format of the installed `tokenizers`; older files may differ."""
         return json.loads(self._tokenizer.to_str())
 
     def _vocabulary(self) -> tuple[list[str], Sequence[Sequence[str | float]]]:
@@ -177,7 +179,10 @@ class BpeTokenizer(Tokenizer):
 
     @cached_property
     def _text_only(self) -> "FastTokenizer":
-        """The same without special tokens. <|endoftext|> becomes one here, which it is not in every file."""
+        """The same tokenizer, but encoding special tokens as plain text.
+
+        Not every file marks <|endoftext|> as special, so it is marked here.
+        """
         from tokenizers import AddedToken
         from tokenizers import Tokenizer as FastTokenizer
 
@@ -200,7 +205,7 @@ class BpeTokenizer(Tokenizer):
 class SentencePieceTokenizer(Tokenizer):
     """A sentencepiece model made by train_tokenizer.py; any text round-trips exactly."""
 
-    # sentencepiece writes a space as U+2581, so a U+2581 of the text itself goes in as its bytes, ids after <0x00>.
+    # sentencepiece represents a space as U+2581, so a literal U+2581 in the text is encoded by its byte pieces.
     SPACE = "\u2581"
 
     def __init__(self, model: bytes, metadata: Mapping[str, bytes] = {}):
@@ -218,14 +223,14 @@ class SentencePieceTokenizer(Tokenizer):
         self._space_ids = [first_byte + byte for byte in self.SPACE.encode()]
 
     def encode_batch(self, texts: Sequence[str], special_tokens: bool = True) -> list[list[int]]:
-        """As the base class says; a sentencepiece model reads no special tokens in text."""
+        """See the base class; a sentencepiece model does not recognize special tokens in text."""
         encoded = self._fast(texts)
         if self._has_bytes:
             encoded = [self._encode(text) if self.SPACE in text else ids for text, ids in zip(texts, encoded)]
         return encoded
 
     def _fast(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._processor.encode(list(texts), num_threads=1)  # prepare has a process a core already
+        return self._processor.encode(list(texts), num_threads=1)  # prepare already runs one process per core
 
     def _encode(self, text: str) -> list[int]:
         first, *others = self._fast(text.split(self.SPACE))
@@ -243,7 +248,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @cached_property
     def proto(self) -> Any:
-        """The model as sentencepiece's file format has it."""
+        """The model in sentencepiece's protobuf format."""
         from sentencepiece import sentencepiece_model_pb2
 
         return sentencepiece_model_pb2.ModelProto.FromString(self._model)  # pyright: ignore[reportAttributeAccessIssue]
@@ -254,8 +259,10 @@ class SentencePieceTokenizer(Tokenizer):
 
     @cached_property
     def merges(self) -> list[tuple[str, str]]:
-        """Of a BPE model, whose file does not list them: all splits of a piece into two, likeliest piece first; none of
-        a unigram model."""
+        """The merges of a BPE model; empty for a unigram model.
+
+        The model file does not list merges. They are all splits of a piece into two pieces, most likely piece first.
+        """
         if self.proto.trainer_spec.model_type != self.proto.trainer_spec.BPE:
             return []
         ids = {piece: id for id, piece in enumerate(self.pieces)}
@@ -274,15 +281,15 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def truncate(completion: str, truncate_before: Sequence[str]) -> str:
-    """End a completion where the authors' sample.py does: at its second `print` or second `def` at the start of a line,
-    then before the earliest match of any pattern.
+    """Truncate a completion as the authors' sample.py does: before the second `print` or second `def` at the start of
+    a line, then before the earliest match of any pattern.
 
     Args:
-        completion: text.
-        truncate_before: regular expressions, MULTILINE; sample.py's own are `TRUNCATE_BEFORE`.
+        completion: the text.
+        truncate_before: regular expressions, matched with MULTILINE; sample.py uses `TRUNCATE_BEFORE`.
 
     Raises:
-        UserError: for a pattern that is no regular expression.
+        UserError: if a pattern is not a valid regular expression.
     """
     for keyword in ("^print", "^def"):
         starts = [match.start() for match in re.finditer(keyword, completion, re.MULTILINE)]
@@ -298,13 +305,13 @@ def load_tokenizer(source: epath.PathLike, whitespace_tokens: bool = False) -> T
     """Load a tokenizer from a folder, a file or a hub id.
 
     Args:
-        source: a sentencepiece `.model`, a `tokenizer.json`, a folder with either or with `vocab.json` and
-            `merges.txt`, or a hub id such as "Salesforce/codegen-350M-mono", with a revision as "...@REVISION"; a
-            folder may be gs:// or s3://.
-        whitespace_tokens: add the 38 tokens of Multi and Mono to a GPT-2 vocabulary that lacks them.
+        source: a sentencepiece `.model` file, a `tokenizer.json`, a folder with either or with `vocab.json` and
+            `merges.txt`, or a hub id such as "Salesforce/codegen-350M-mono", optionally with "@REVISION". Folders may
+            be on gs:// or s3://.
+        whitespace_tokens: add the 38 whitespace tokens of Multi and Mono to a GPT-2 vocabulary that lacks them.
 
     Raises:
-        UserError: if there is no such tokenizer, or its file is damaged.
+        UserError: if the tokenizer does not exist or its file is damaged.
     """
     path = local_copy(source)
     if not path.exists():
@@ -332,7 +339,7 @@ def load_tokenizer(source: epath.PathLike, whitespace_tokens: bool = False) -> T
         return SentencePieceTokenizer(path.read_bytes(), metadata)
     except UserError as error:
         raise error if str(source) in str(error) else UserError(f"{source}: {error}") from error
-    except Exception as error:  # the two libraries raise bare Exception and RuntimeError for a damaged file
+    except Exception as error:  # for a damaged file, the two libraries raise bare Exception and RuntimeError
         raise UserError(f"{source}: not a tokenizer that can be read ({error}); fetch it again") from error
 
 
@@ -341,7 +348,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def _plain(tokenizer_json: str) -> "FastTokenizer":
-    """Without padding, truncation and merges left out by chance, which give the same text other ids."""
+    """Load a tokenizer with padding, truncation and BPE dropout turned off, since they change the ids of a text."""
     from tokenizers import Tokenizer as FastTokenizer
 
     tokenizer = FastTokenizer.from_str(tokenizer_json)
@@ -353,7 +360,7 @@ def _plain(tokenizer_json: str) -> "FastTokenizer":
 
 
 def _gpt2_json(folder: Path, metadata: Mapping[str, bytes]) -> str:
-    """One tokenizer.json of vocab.json, merges.txt and what added_tokens.json or tokenizer_config.json adds."""
+    """Build a tokenizer.json from vocab.json, merges.txt, and added_tokens.json or else tokenizer_config.json."""
     from tokenizers import AddedToken, decoders, pre_tokenizers
     from tokenizers import Tokenizer as FastTokenizer
     from tokenizers.models import BPE

@@ -1,15 +1,15 @@
-"""When two tokenizers are the same: their ids stand for the same pieces, and texts get the same ids.
+"""Decide whether two tokenizers are the same: their ids stand for the same pieces, and they encode texts alike.
 
-Files don't tell: one vocabulary is a tokenizer.json, or vocab.json and merges.txt, or a sentencepiece model and what
-`convert --to hf` makes of it.
+Comparing files would not work: the same vocabulary may be stored as tokenizer.json, as vocab.json and merges.txt, or
+as a sentencepiece model and its export by `convert --to hf`.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Sequence
 
-# What pre-tokenizers, normalizers and added tokens of many kinds would treat apart. A change of it changes every
-# fingerprint, and token files would be refused.
+# Texts that distinguish many kinds of pre-tokenizers, normalizers and added tokens. Changing them changes every
+# fingerprint, and existing token files would be refused.
 PROBES = (
     "def f(x):\n    return x + 1\n\n\n\tif y:\n\t\tpass\n",
     "    indented\n  twice  \n" + " " * 40 + "\n",
@@ -31,18 +31,18 @@ def identity(
     eos_id: int,
     encode: Callable[[list[str]], list[list[int]]],
 ) -> str:
-    """16 hex digits, equal for tokenizers that encode documents alike.
+    """A fingerprint of 16 hex digits, equal for tokenizers that encode documents alike.
 
     Args:
-        pieces: of each id, as the tokenizer's files write them.
-        rules: by which pieces come to be: the merges in their order, or pieces with their scores in a unigram model.
-        eos_id: that ends documents.
-        encode: the ids of documents.
+        pieces: the piece of each id, as written in the tokenizer's files.
+        rules: the rules that form pieces: the merges in order, or the pieces with their scores for a unigram model.
+        eos_id: the id that ends documents.
+        encode: a function that encodes documents to ids.
     """
-    plain = lambda piece: piece.replace("\u2581", " ") if isinstance(piece, str) else piece  # as sentencepiece has it
+    plain = lambda piece: piece.replace("\u2581", " ") if isinstance(piece, str) else piece  # sentencepiece's space
     pieces, rules = [plain(piece) for piece in pieces], [[plain(part) for part in rule] for rule in rules]
     derived = {"".join(part for part in rule if isinstance(part, str)) for rule in rules}
-    # an added token is found before words are made, maybe with the spaces around it: nothing but its use shows how
+    # added tokens are matched before pre-tokenization, perhaps including surrounding spaces; only encoding reveals how
     others = [piece for piece in pieces if piece not in derived]
     probes = [*PROBES, *(f"a{piece}b {piece} c\n{piece}" for piece in others)]
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""What lies beside a tokenizer in a Hugging Face folder and says more of it than its ids; carried wherever it goes."""
+"""Files that accompany a tokenizer in a Hugging Face folder, such as chat templates. They are copied along with it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,21 +8,21 @@ from codegen_jax.errors import UserError, require
 from codegen_jax.mistaken_paths import decode, refuse_stand_in
 from codegen_jax.strict_json import loads
 
-VOCABULARY = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")  # of slow tokenizers
+VOCABULARY = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")  # files of slow tokenizers
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
 NAMED_TEMPLATES = "additional_chat_templates/*.jinja"
 CONFIG = "tokenizer_config.json"
-SAID = ("special_tokens_map.json", CONFIG)  # the latter is the newer, and has the last word
+SAID = ("special_tokens_map.json", CONFIG)  # the latter is the newer format and takes precedence
 NAMES = (*SAID, *TEMPLATES, *VOCABULARY)
 ROLES = ("eos_token", "pad_token", "bos_token", "unk_token", "sep_token", "cls_token", "mask_token")
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
 def read_metadata(folder: Path) -> dict[str, bytes]:
-    """The files by name; those of `NAMES` and `NAMED_TEMPLATES` that are there.
+    """Read the files among `NAMES` and `NAMED_TEMPLATES` that exist: contents by name.
 
     Raises:
-        UserError: for one that does not parse.
+        UserError: if a file does not parse.
     """
     paths = [path for path in (folder / name for name in NAMES) if path.is_file()] + [*folder.glob(NAMED_TEMPLATES)]
     for path in paths:
@@ -42,7 +42,7 @@ def read_metadata(folder: Path) -> dict[str, bytes]:
 
 
 def special_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
-    """The text of each special token by its role ("eos_token"); of further ones by itself."""
+    """The text of each special token, keyed by its role ("eos_token"), or by the text itself for additional tokens."""
     found: dict[str, str] = {}
     for said in (parse(files, name) for name in SAID):
         for role in ROLES:
@@ -57,11 +57,11 @@ def special_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def parse(files: Mapping[str, bytes], name: str) -> Any:
-    """What a file of these says; nothing if it is not among them."""
+    """The parsed content of one of these files; an empty dict if it is absent."""
     return loads(files.get(name, b"{}").decode("utf-8-sig"))
 
 
 def _text(token: Any) -> str | None:
-    """A token as transformers writes it: its text, or an object with that and its habits."""
+    """The text of a token, which transformers writes either as a string or as an object with "content" and flags."""
     token = token.get("content") if isinstance(token, dict) else token
     return token if isinstance(token, str) and token else None

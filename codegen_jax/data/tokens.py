@@ -1,8 +1,8 @@
-"""Token files on disk, as datatrove writes them, with one manifest: open, validate, cut into windows.
+"""Token files in datatrove's format, with one manifest: open, validate, split into windows.
 
-A folder holds `*.ds` (flat uint16, or uint32 past 65,536 ids; documents end with eos), `*.ds.index` (uint64 document
-ends), the tokenizer under `tokenizer/`, `report.json`, and `manifest.json`, written last: without it the folder is
-unfinished.
+A folder contains `*.ds` files (flat uint16, or uint32 for vocabularies of more than 65,536 ids; documents end with
+eos), `*.ds.index` files (document ends as uint64), the tokenizer under `tokenizer/`, `report.json` and `manifest.json`.
+The manifest is written last; a folder without it is unfinished.
 """
 
 import dataclasses
@@ -25,22 +25,22 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What the token files of a folder are.
+    """Description of the token files in a folder.
 
     Attributes:
-        tokenizer: fingerprint of the tokenizer that made them, maybe its former one; see `Tokenizer.is_named`.
-        vocab_size: its number of ids.
+        tokenizer: fingerprint of the tokenizer, possibly in the former format; see `Tokenizer.is_named`.
+        vocab_size: number of ids of the tokenizer.
         eos_id: the id at the end of each document.
         token_bytes: 2 for uint16, 4 for uint32.
-        documents: in all files.
-        tokens: in all files, eos included.
+        documents: number of documents in all files.
+        tokens: number of tokens in all files, including eos.
         text_bytes: UTF-8 bytes of the documents, for bits per byte.
-        files: tokens of each file by name, in reading order.
-        checksums: of each file by name, see `checksum`.
+        files: number of tokens by file name, in reading order.
+        checksums: checksum by file name; see `checksum`.
         sources: the shards that were read.
-        seed: of the document shuffle.
-        windows: how the tokens are cut: folder, over the borders of files, or file, each by itself, as in folders of
-            before there was this field.
+        seed: seed of the document shuffle.
+        windows: how tokens are split into windows: "folder" (windows may cross file boundaries) or "file" (each file
+            separately, as in folders written before this field existed).
     """
 
     tokenizer: str
@@ -57,7 +57,7 @@ class Manifest:
     windows: Literal["folder", "file"] = "file"
 
     def bits_per_byte(self, loss: float) -> float:
-        """A loss on these tokens, in nats per token, as bits per byte of their text: comparable among tokenizers."""
+        """Convert a loss on these tokens from nats per token to bits per byte, comparable across tokenizers."""
         return loss / math.log(2) * self.tokens / self.text_bytes
 
     def save(self, folder: epath.PathLike) -> None:
@@ -65,10 +65,10 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: epath.PathLike) -> "Manifest":
-        """The manifest of a folder.
+        """Load the manifest of a folder.
 
         Raises:
-            UserError: if the folder is missing, empty or unfinished, or the manifest damaged.
+            UserError: if the folder is missing, empty or unfinished, or the manifest is damaged.
         """
         folder = open_path(folder)
         path = folder / MANIFEST
@@ -82,13 +82,13 @@ class Manifest:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a run records of its token files: equal for the same ones wherever they lie."""
+        """What a run records about its token files; equal for identical files in different locations."""
         content = hashlib.sha256(json.dumps([self.files, self.checksums]).encode()).hexdigest()[:16]
         return {"tokenizer": self.tokenizer, "tokens": self.tokens, "content": content, "windows": self.windows}
 
 
 def checksum(file: epath.PathLike) -> str:
-    """SHA-256 of a file's first and last 64 KiB: enough to tell token files apart, at once on any size."""
+    """A hash of the first and last 64 KiB of a file: enough to tell token files apart, and fast for any file size."""
     file = epath.Path(file)
     with file.open("rb") as content:
         ends = content.read(1 << 16)
@@ -97,10 +97,10 @@ def checksum(file: epath.PathLike) -> str:
 
 
 class TokenFiles:
-    """The token files of a folder: memory-mapped, or read by ranges where they are remote.
+    """The token files of a folder: memory-mapped, or read by byte ranges if they are remote.
 
     Raises:
-        UserError: if the folder is missing, empty or unfinished, or a file is not the manifest's.
+        UserError: if the folder is missing, empty or unfinished, or a file does not match the manifest.
     """
 
     def __init__(self, folder: epath.PathLike):
@@ -120,10 +120,10 @@ class TokenFiles:
         return RemoteArray(path, dtype, tokens) if is_remote(path) else np.memmap(path, dtype, mode="r")
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that made the files.
+        """The tokenizer that produced the files.
 
         Raises:
-            UserError: if the copy in the folder is not the one that the manifest names.
+            UserError: if the copy in the folder does not match the manifest.
         """
         tokenizer = load_tokenizer(self.folder / "tokenizer")
         if not tokenizer.is_named(self.manifest.tokenizer):
@@ -134,15 +134,15 @@ class TokenFiles:
         return tokenizer
 
     def are_of(self, tokenizer: Tokenizer) -> bool:
-        """Whether a tokenizer encodes as the one that made the files."""
-        # the copy in the folder is asked only where the names differ, which they do for folders of before
+        """Whether a tokenizer encodes like the one that produced the files."""
+        # load the copy in the folder only if the fingerprints differ, as they may for folders from older versions
         return tokenizer.is_named(self.manifest.tokenizer) or self.tokenizer().fingerprint == tokenizer.fingerprint
 
     def name(self, file: int) -> str:
         return list(self.manifest.files)[file]
 
     def documents(self, file: int, start: int, stop: int) -> range:
-        """Numbers of the documents that tokens start .. stop - 1 of a file belong to."""
+        """Indices of the documents that contain tokens start .. stop - 1 of a file."""
         path = self.folder / f"{self.name(file)}.index"
         ends = np.frombuffer(path.read_bytes(), "<u8") if is_remote(path) else np.memmap(path, "<u8", mode="r")
         first, last = np.searchsorted(ends, [start, stop - 1], side="right")
@@ -150,7 +150,7 @@ class TokenFiles:
 
 
 class RemoteArray:
-    """The tokens of a remote file; each slice is one request for its bytes."""
+    """The tokens of a remote file; each slice is one byte-range request."""
 
     def __init__(self, path: epath.Path, dtype: np.dtype, tokens: int):
         self.files, self.path = fsspec.url_to_fs(str(path))
@@ -175,20 +175,21 @@ class Part(NamedTuple):
 class Windows:
     """Random access to windows of sequence_length + 1 tokens over the concatenated documents of a folder.
 
-    Neighbours overlap by one token, so that every token but the first is a target exactly once, up to the last `left`,
-    which fill no window. Under the manifest's old rule, "file", that holds for each file by itself.
+    Adjacent windows overlap by one token, so every token except the first is a target exactly once, apart from the
+    last `left` tokens, which do not fill a window. Under the manifest's old rule, "file", this applies to each file
+    separately.
 
     Attributes:
-        left: tokens at the end (of each file) that no window holds.
+        left: number of tokens at the end (of each file) that are in no window.
 
     Raises:
-        UserError: if the tokens are too few for one window.
+        UserError: if there are too few tokens for one window.
     """
 
     def __init__(self, files: TokenFiles, sequence_length: int):
         self.sequence_length = sequence_length
         self.files, self.arrays = files, files.arrays
-        self.offsets = np.cumsum([0, *map(len, self.arrays)])  # of each file's first token among all
+        self.offsets = np.cumsum([0, *map(len, self.arrays)])  # global position of each file's first token
         borders = self.offsets if files.manifest.windows == "file" else self.offsets[[0, -1]]
         counts = np.maximum(np.diff(borders) - 1, 0) // sequence_length
         self.starts, self.ends = borders[:-1], np.cumsum(counts)
@@ -208,7 +209,7 @@ class Windows:
         return np.concatenate(parts).astype(np.int32)
 
     def parts(self, index: int) -> list[Part]:
-        """Where a window's tokens lie: in one file, or in several that follow each other."""
+        """The location of a window's tokens, in one file or in several consecutive files."""
         span = int(np.searchsorted(self.ends, index, side="right"))
         before = int(self.ends[span - 1]) if span else 0
         start = int(self.starts[span]) + (index - before) * self.sequence_length

@@ -18,17 +18,17 @@ log = logging.getLogger(__name__)
 def train_tokenizer(
     inputs: list[str], output: str, vocab_size: int, max_megabytes: float, text_field: str = "text"
 ) -> SentencePieceTokenizer:
-    """Train on the first documents of the shards and save into a new folder.
+    """Train on the first documents of the shards and save the tokenizer to a new folder.
 
     Args:
-        inputs: as in `list_shards`.
+        inputs: see `list_shards`.
         output: a new or empty folder.
         vocab_size: number of ids.
-        max_megabytes: how much text to read, 1e6 UTF-8 bytes each.
-        text_field: of the lines or rows, that holds the documents.
+        max_megabytes: how much text to read, in units of 1e6 UTF-8 bytes.
+        text_field: the field of each line or row that contains the document.
 
     Raises:
-        UserError: if the folder holds something, or the shards cannot be read or yield too few ids.
+        UserError: if the folder is not empty, or the shards cannot be read or yield too few ids.
     """
     require(max_megabytes > 0, f"max_megabytes: {max_megabytes} must be positive")
     folder = Path(output)
@@ -51,17 +51,17 @@ def _first_texts(shards: list[str], most_bytes: float, text_field: str) -> Itera
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
-    """Train a BPE sentencepiece model for code: no normalisation, whitespace kept, byte fallback.
+    """Train a BPE sentencepiece model for code: no normalization, whitespace preserved, byte fallback.
 
     Args:
         texts: documents; a few tens of MB are plenty.
-        vocab_size: number of ids, at least 300 or so: 256 bytes, the characters seen, and merges.
+        vocab_size: number of ids, at least about 300: 256 bytes, the characters that occur, and merges.
 
     Raises:
         UserError: if the texts do not yield that many ids.
     """
     model = io.BytesIO()
-    # the trainer drops sentences of more than 4192 bytes, so documents go in as pieces of 1000 characters
+    # the trainer drops sentences of more than 4,192 bytes, so documents are split into chunks of 1,000 characters
     pieces = (text[i : i + 1000] for text in texts for i in range(0, len(text), 1000))
     try:
         SentencePieceTrainer.train(  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,4 +1,4 @@
-"""Documents to token files: tokenize, end with eos, shuffle, and the manifest when all files are there."""
+"""Write documents to token files: tokenize, append eos, shuffle, and write the manifest once all files are complete."""
 
 import json
 import os
@@ -21,17 +21,17 @@ from codegen_jax.data.tokenizer import Tokenizer, load_tokenizer
 from codegen_jax.data.tokens import Manifest, checksum
 from codegen_jax.errors import UserError
 
-BATCH = 1_000_000  # characters that are encoded at a time
+BATCH = 1_000_000  # characters encoded per call to the tokenizer
 
 
 class TokenWriter(DocumentTokenizer):
-    """datatrove's tokenizer step with our tokenizers; each document ends with eos, documents are shuffled in a file.
+    """datatrove's tokenizer step with our tokenizers; each document ends with eos, and each file is shuffled.
 
     Args:
-        output: folder of the token files, with the tokenizer in it.
-        seed: of the shuffle.
-        special_tokens: read those in documents as such.
-        threads: let the tokenizer use all cores; False where each core has a task.
+        output: folder of the token files, which contains the tokenizer.
+        seed: seed of the shuffle.
+        special_tokens: whether to encode special tokens in documents as such, rather than as text.
+        threads: whether the tokenizer may use all cores; False if tasks already run in parallel.
     """
 
     def __init__(self, output: str, seed: int, special_tokens: bool, threads: bool):
@@ -47,7 +47,7 @@ class TokenWriter(DocumentTokenizer):
         return token_bytes(self.tokenizer)
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
-        self.rand = np.random.default_rng([self.seed, rank])  # whatever this process has shuffled before
+        self.rand = np.random.default_rng([self.seed, rank])  # independent of earlier shuffles in this process
         os.environ["TOKENIZERS_PARALLELISM"] = str(self.threads).lower()
         super().run(data, rank, world_size)
 
@@ -60,7 +60,7 @@ class TokenWriter(DocumentTokenizer):
                 if is_last:
                     ids = [*ids, self.tokenizer.eos_id]
                 tokens[source] += len(ids)
-                # None: these tokens end a document
+                # None: a document ends after these tokens
                 file.write_bytes(np.array(ids, f"<u{self.token_size}").tobytes(), doc_ends=None if is_last else [])
         file.close()
         for source, count in tokens.items():
@@ -69,7 +69,7 @@ class TokenWriter(DocumentTokenizer):
 
 
 def _batches(documents: Iterator[Document], cutter: Cutter) -> Iterator[list[tuple[str, str, bool]]]:
-    """(source, piece, whether it is its document's last), about `BATCH` characters at a time."""
+    """Batches of (source, chunk of text, whether it is the last of its document), about `BATCH` characters each."""
     batch, size = [], 0
     for document in documents:
         rest = len(document.text)
@@ -85,12 +85,12 @@ def _batches(documents: Iterator[Document], cutter: Cutter) -> Iterator[list[tup
 
 
 def token_bytes(tokenizer: Tokenizer) -> int:
-    """Bytes of a token on disk."""
+    """Bytes per token on disk."""
     return 2 if tokenizer.vocab_size <= 65536 else 4
 
 
 class NoDocuments(UserError):
-    """A preparation that ends with nothing to train on."""
+    """The preparation left no documents to train on."""
 
 
 def _why_nothing(shards: list[str], report: dict[str, Any]) -> str:
@@ -101,10 +101,10 @@ def _why_nothing(shards: list[str], report: dict[str, Any]) -> str:
 
 
 class ManifestWriter(PipelineStep):
-    """The last pass, one task: report.json, and manifest.json, which makes the folder whole.
+    """The last pass, a single task: write report.json, then manifest.json, which marks the folder as complete.
 
     Raises:
-        NoDocuments: if nothing is left of the documents.
+        NoDocuments: if no documents are left.
     """
 
     type, name = "WRITER", "manifest"
