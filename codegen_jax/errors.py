@@ -1,7 +1,7 @@
-"""What a user is told: the exceptions that are meant for users, the checks that raise them, and their report.
+"""User-facing errors: the exceptions meant for users, the checks that raise them, and how they are reported.
 
-Messages are records of the logger "codegen_jax" and those below it. The command prints them; a program that imports the
-package handles them as it likes.
+Messages are records of the logger "codegen_jax" and its children. The command prints them; a program that imports the
+package can handle them as it likes.
 """
 
 import logging
@@ -10,26 +10,25 @@ from collections.abc import Sequence
 
 log = logging.getLogger("codegen_jax")
 
-RUN_LOG = "codegen_jax.run"  # the logger of what a training run says of itself, step by step
-PREEMPTED = 75  # the exit code of a run that saved and stopped when a cluster told it to; sysexits.h: try again
-UNREAD = 141  # where what reads the output has ended (`| head`), as of a program that SIGPIPE kills
-INTERRUPTED = 130  # after Ctrl-C, as of every program: what starts a run again after 75 does not after this
+RUN_LOG = "codegen_jax.run"  # the logger for a training run's step-by-step output
+PREEMPTED = 75  # exit code of a run that saved and stopped at a cluster's request; EX_TEMPFAIL of sysexits.h: try again
+UNREAD = 141  # exit code when the reader of the output has exited (`| head`), as for a program killed by SIGPIPE
+INTERRUPTED = 130  # exit code after Ctrl-C, by convention; supervisors that restart a run after 75 do not after this
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; the message names the field or file and the remedy.
+    """A mistake that the user can fix; the message names the field or file and the remedy.
 
-    Where one field is at fault the message begins with its name and a colon ("top_p: 2 must be ..."). The command
-    prints it as one line without a traceback and exits with 2. Anything else that escapes is a bug of ours and keeps
-    its traceback.
+    If a single field is at fault, the message begins with its name and a colon ("top_p: 2 must be ..."). The command
+    prints it as one line without a traceback and exits with code 2. `report` lists the exit codes of other exceptions.
     """
 
 
 class Preempted(Exception):
-    """The run was told to stop and has saved; the same command goes on with it.
+    """The run received a signal to stop and has saved a checkpoint; the same command resumes it.
 
     Attributes:
-        code: the command's exit code, 75 after SIGTERM and 130 after Ctrl-C.
+        code: the command's exit code: 75 after SIGTERM, 130 after Ctrl-C.
     """
 
     def __init__(self, told_by: signal.Signals, step: int):
@@ -40,10 +39,10 @@ class Preempted(Exception):
 
 
 def report(error: BaseException, where: str = "") -> int:
-    """Log an error for the user and return the command's exit code; bugs of ours keep their traceback.
+    """Log an error for the user and return the command's exit code.
 
-    2 for a `UserError` or `OSError` (a disk that is full, a folder that may not be written: the text names it), that of
-    `Preempted`, 130 after Ctrl-C, 1 for all else.
+    The code is 2 for a `UserError` or an `OSError` (such as a full disk or a read-only folder, which the text names),
+    75 or 130 for `Preempted`, 130 after Ctrl-C, and 1 for anything else, which is a bug and keeps its traceback.
     """
     text, code, bug = str(error), 2, None
     if isinstance(error, Preempted):
@@ -65,10 +64,10 @@ def require(condition: bool, message: str) -> None:
 
 
 def listed(items: Sequence[str], most: int = 5) -> str:
-    """Items for a message, such as problems: the first few, and how many more there are."""
+    """List items such as problems for a message: the first few, and the number of the rest."""
     return "; ".join(items[:most]) + (f"; and {len(items) - most} more" if len(items) > most else "")
 
 
 def require_seed(name: str, seed: int) -> None:
-    """Seeds are what NumPy, grain and JAX all take: unsigned, 32 bits."""
+    """Require a seed that NumPy, grain and JAX all accept: an unsigned 32-bit integer."""
     require(0 <= seed < 2**32, f"{name}: {seed} must be in [0, 2**32)")

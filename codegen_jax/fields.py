@@ -1,4 +1,4 @@
-"""What a dataclass says of its fields to users: their types checked and put into words, their documentation."""
+"""Dataclass fields for users: check values against types, put types into words, and extract documentation."""
 
 import collections.abc
 import dataclasses
@@ -15,8 +15,9 @@ WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or f
 
 
 def check_fields(instance: Any, prefix: str = "") -> None:
-    """Raise `UserError` for the first field whose value is not of its type, or NaN or infinite; to be called in
-    `__post_init__`.
+    """Raise `UserError` for the first field that has a value of the wrong type, or a NaN or infinite value.
+
+    Call it in `__post_init__`.
 
     >>> check_fields(OptimizerConfig(learning_rate="fast"), "optimizer.")
     UserError: optimizer.learning_rate: 'fast' must be a number
@@ -30,14 +31,14 @@ def check_fields(instance: Any, prefix: str = "") -> None:
 
 
 def check_type(name: str, value: Any, hint: Any) -> None:
-    """Raise `UserError` that begins with the name, if a value is not of a type."""
+    """Raise a `UserError` that begins with `name` if a value does not match a type."""
     if not _matches(value, hint):
         given = repr(value)
         raise UserError(f"{name}: {given if len(given) < 80 else given[:77] + '...'} must be {in_words(hint)}")
 
 
 def in_words(hint: Any) -> str:
-    """A type as a user would say it: `list[int] | None` is "a list of whole numbers"."""
+    """Put a type into words: `list[int] | None` is "a list of whole numbers"."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint in WORDS:
         return WORDS[hint]
@@ -64,13 +65,13 @@ def _matches(value: Any, hint: Any) -> bool:
     if origin is dict:
         key, item = arguments
         return isinstance(value, dict) and all(_matches(k, key) and _matches(v, item) for k, v in value.items())
-    if hint in (int, float):  # NumPy's numbers, too, and a whole number where any is wanted; but no bool
+    if hint in (int, float):  # NumPy numbers match, too, and so do integers for float; bool does not
         return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
     return isinstance(value, hint)
 
 
 def documentation(cls: type) -> dict[str, str]:
-    """The text of each field in the docstrings' "Attributes", those of base classes included."""
+    """The text of each field in the "Attributes" section of the class docstring and those of its base classes."""
     from docstring_parser import parse
 
     docs = [parse(base.__doc__ or "") for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)]
@@ -78,6 +79,6 @@ def documentation(cls: type) -> dict[str, str]:
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """ "; did you mean NAME?" for a name that is close to one of those that there are; else nothing."""
+    """ "; did you mean NAME?" if `name` is close to one of `names`, else an empty string."""
     close = difflib.get_close_matches(name, list(names), 1)
     return f"; did you mean {close[0]}?" if close else ""

@@ -1,4 +1,4 @@
-"""Ids of Hugging Face's hub: which names may be one, and the files of a repository there."""
+"""Hugging Face hub: recognize repository ids, and download or find cached files of a repository."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(@.*)?")
 
 
 def hub_id(name: str) -> tuple[str, str | None]:
-    """Repository and revision (a branch, tag or commit) of OWNER/NAME[@REVISION]; None: the newest."""
+    """Split OWNER/NAME[@REVISION] into repository and revision: a branch, tag or commit, or None for the newest."""
     repository, at, revision = name.partition("@")
     require(not at or bool(revision), f"{name}: a branch, tag or commit must follow the @")
     return repository, revision or None
@@ -24,19 +24,19 @@ def hub_id(name: str) -> tuple[str, str | None]:
 def hub_files(
     name: str, patterns: Sequence[str], either: Sequence[str] = (), needs: Sequence[Sequence[str]] = ()
 ) -> Path:
-    """The folder in the hub's cache that holds files of a repository, which are downloaded if need be.
+    """Return the hub cache folder with the files of a repository, downloading them if necessary.
 
-    A name that is a path by its looks is not looked for in the network, and a hub that does not answer within
-    `HF_HUB_ETAG_TIMEOUT` seconds (10, unless the environment says otherwise) is not asked again.
+    A name that looks like a local path is not looked up on the hub. If the hub does not answer within
+    `HF_HUB_ETAG_TIMEOUT` seconds (10 by default), it is not asked again.
 
     Args:
-        name: of what is no path on this machine, perhaps OWNER/NAME[@REVISION].
-        patterns: of the files.
-        either: of more files; the first of these that the repository has.
-        needs: of each of these sequences of patterns one file must be there, or what the cache has is of no use.
+        name: a name that is not an existing path on this machine, perhaps OWNER/NAME[@REVISION].
+        patterns: patterns of the files to download.
+        either: patterns of further files, in order of preference; only the first one that matches is downloaded.
+        needs: a cached copy is usable only if, for each of these sequences, a file matches one of its patterns.
 
     Raises:
-        UserError: if the files are neither in the cache nor to be had.
+        UserError: if the files are neither in the cache nor available from the hub.
     """
     from huggingface_hub import snapshot_download
 
@@ -55,22 +55,22 @@ def hub_files(
                 if any(fetched([pattern]).glob(pattern)):
                     break
             return found
-        except Exception as error:  # of huggingface_hub, the network or the disk, such as a cache that is read-only
+        except Exception as error:  # from huggingface_hub, the network or the disk, such as a read-only cache
             reason = f"the hub's files can't be fetched ({_line(error.__cause__ or error)})"
     found = _cached(name, reason)
     if found is None:
         raise UserError(f"{missing(name)}; {reason}" if meant_here else nowhere(name, reason))
-    is_there = lambda pattern: any(file.exists() for file in found.glob(pattern))  # a link may lead nowhere
+    is_there = lambda pattern: any(file.exists() for file in found.glob(pattern))  # a link may be dangling
     lacks = [" or ".join(one_of) for one_of in needs if not any(map(is_there, one_of))]
     require(not lacks, f"{name}: the hub's cache {_what_is_of_use(found)}, and lacks {' and '.join(lacks)}; {reason}")
     return found
 
 
 def _cached(name: str, reason: str) -> Path | None:
-    """The folder of a revision in the hub's cache; None if the cache has nothing of the repository.
+    """The hub cache folder of a revision, or None if no revision of the repository is cached.
 
     Raises:
-        UserError: if it has other revisions only; `reason` says why the hub gives no more.
+        UserError: if only other revisions are cached; `reason` says why they cannot be downloaded from the hub.
     """
     from huggingface_hub import constants
 
@@ -81,7 +81,7 @@ def _cached(name: str, reason: str) -> Path | None:
     if not commits:
         return None
     wanted = refs.get(revision or "main", revision)
-    if wanted is None and len(commits) == 1:  # whoever fetched it named a commit
+    if wanted is None and len(commits) == 1:  # it was downloaded by commit, which leaves no ref
         wanted = commits[0]
     if wanted not in commits:
         has = [ref for ref, commit in refs.items() if commit in commits]
@@ -92,7 +92,7 @@ def _cached(name: str, reason: str) -> Path | None:
 
 
 def _what_is_of_use(folder: Path) -> str:
-    """What a revision's folder in the cache holds, in words, and what came to nothing."""
+    """Describe the files in a revision's cache folder, including dangling links and interrupted downloads."""
     files = {str(file.relative_to(folder)): file.exists() for file in _files(folder)}
     gone = [file for file, exists in files.items() if not exists]
     dangling = f" ({', '.join(gone)}: a link whose file is gone)" if gone else ""
@@ -101,13 +101,16 @@ def _what_is_of_use(folder: Path) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Files at any depth, and links that lead nowhere."""
+    """Files at any depth, including dangling links."""
     return sorted(path for path in folder.rglob("*") if not path.is_dir())
 
 
 def _is_meant_here(name: str) -> bool:
-    """Whether a name that could be the hub's was meant for a path: its first part is a folder here, or it has but one
-    part and is the name of something here with a slip. One with a @REVISION is the hub's."""
+    """Whether a name that could be a hub id was probably meant as a local path.
+
+    That is the case if its first part is a folder here, or if it has one part only and resembles the name of something
+    here. A name with a @REVISION is always a hub id.
+    """
     owner, slash, _ = name.partition("/")
     is_here = Path(owner).is_dir() if slash else bool(_nearest(name))
     return is_here and "@" not in name
@@ -118,13 +121,13 @@ def _nearest(name: str) -> str:
 
 
 def nowhere(name: str, reason: str) -> str:
-    """The message for what neither this machine has nor the hub gives, with the clause that `refusal` gave."""
+    """The message for a name found neither on this machine nor on the hub; `reason` is the clause from `refusal`."""
     near = _nearest(name.partition("/")[0]).removeprefix("; ")
     return f"{name}: neither on this machine{f' ({near})' if near else ''} nor in the hub's cache, and {reason}"
 
 
 def refusal(name: str, kind: Literal["model", "dataset"] = "model") -> str | None:
-    """Why the hub has nothing for us by this name, as a clause; None if it has."""
+    """Why the hub does not provide a repository of this name, as a clause; None if it does."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -150,14 +153,17 @@ def refusal(name: str, kind: Literal["model", "dataset"] = "model") -> str | Non
         return "the hub is not asked where HF_HUB_OFFLINE is set"
     except TimeoutError:
         return f"the hub can't be reached (no answer in {seconds} s)"
-    except Exception as error:  # of DNS, proxies, certificates: OSError, and what httpx raises
+    except Exception as error:  # DNS, proxies, certificates: OSError and httpx's exceptions
         return f"the hub can't be reached ({_line(error)})"
     return None
 
 
 def _within(seconds: float, question: Callable[[], Any]) -> None:
-    """Ask, and raise TimeoutError when the time is over: the limits of a client hold for one address of a host and not
-    for its name, and huggingface_hub tries again for half a minute."""
+    """Run a query in a thread and raise TimeoutError if it takes longer than `seconds`.
+
+    The HTTP client's own timeout applies to each address of a host separately and not to name resolution, and
+    huggingface_hub retries for half a minute.
+    """
     answer: Future[Any] = Future()
 
     def ask() -> None:

@@ -1,4 +1,4 @@
-"""What is said of a path that is not there, lies above what is wanted, or holds only a stand-in for a file."""
+"""Messages about a path that does not exist, is a parent of the right folder, or is only a placeholder for a file."""
 
 import os
 import re
@@ -11,17 +11,17 @@ from codegen_jax.errors import UserError, require
 from codegen_jax.fields import did_you_mean
 from codegen_jax.storage import is_remote, open_path
 
-STAND_INS = {  # what lies in place of a file that was not fetched, by how it begins, in lower case
+STAND_INS = {  # placeholders for files that were not downloaded, by their first bytes in lower case
     b"version https://git-lfs.github.com/spec/": "a pointer of Git LFS, not the file; git lfs pull brings it",
     b"/annex/objects/": "a pointer of git-annex, not the file; git annex get brings it",
     b"<!doctype html": "a web page, not the file; download it again (the hub's files have /resolve/ in their address)",
     b"<html": "a web page, not the file; download it again (the hub's files have /resolve/ in their address)",
 }
-VERSION = re.compile(r"(?:checkpoint-)?(\d+)|[0-9a-f]{40}")  # a checkpoint of a run; a commit in the hub's cache
+VERSION = re.compile(r"(?:checkpoint-)?(\d+)|[0-9a-f]{40}")  # a run's checkpoint, or a commit in the hub cache
 
 
 def missing(path: epath.PathLike) -> str:
-    """The message for a path that is not there: what lies in its place, and which of that has nearly its name."""
+    """The message for a path that does not exist: what its nearest existing parent contains, and a similar name."""
     name = os.fspath(path)
     written_out = os.path.expanduser(os.path.expandvars(name))
     if written_out != name:
@@ -38,10 +38,10 @@ def missing(path: epath.PathLike) -> str:
 
 
 def read_text(path: epath.PathLike) -> str:
-    """The text of a file that a user has named.
+    """Read the text of a file named by a user.
 
     Raises:
-        UserError: if there is no such file, or it can't be read or is no text.
+        UserError: if the file does not exist, can't be read or is not text.
     """
     file = open_path(path)
     require(file.exists(), missing(path))
@@ -54,7 +54,7 @@ def read_text(path: epath.PathLike) -> str:
 
 
 def decode(path: epath.PathLike, content: bytes) -> str:
-    """A file's content as text, without a BOM; `UserError` if it is none."""
+    """Decode a file's content as UTF-8, without a BOM; raise `UserError` if it is not text."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -62,15 +62,16 @@ def decode(path: epath.PathLike, content: bytes) -> str:
 
 
 def holds(names: list[str], most: int = 8) -> str:
-    """Names of files in words, not more than the first few."""
+    """Say which files a folder contains, listing at most `most` names."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"holds {', '.join(names[:most])}{more}" if names else "is empty"
 
 
 def instead(folder: Path, is_it: Callable[[Path], bool]) -> str:
-    """ "; give FOLDER" where what is looked for lies at most four levels below a folder; else nothing.
+    """ "; give FOLDER" if what is wanted lies at most four levels below `folder`, else an empty string.
 
-    Of the versions of one thing, such as checkpoints or what the hub's cache has of a repository, it names the newest.
+    Among versions of one thing, such as checkpoints of a run or cached revisions of a repository, it suggests the
+    newest.
     """
     level, found = [folder], list[Path]()
     for _ in range(4):
@@ -87,7 +88,7 @@ def instead(folder: Path, is_it: Callable[[Path], bool]) -> str:
 
 
 def _age(folder: Path) -> tuple[bool, int, float]:
-    """Larger for what is newer."""
+    """Sort key that is larger for newer versions."""
     main, step = folder.parent.parent / "refs/main", VERSION.fullmatch(folder.name)
     is_main = main.is_file() and main.read_text().strip() == folder.name
     return is_main, int(step[1] or 0) if step else 0, folder.stat().st_mtime
@@ -96,21 +97,21 @@ def _age(folder: Path) -> tuple[bool, int, float]:
 def _folders(folder: Path) -> list[Path]:
     try:
         return [Path(found.path) for found in os.scandir(folder) if found.is_dir()]
-    except OSError:  # one that may not be read
+    except OSError:  # no permission to read it
         return []
 
 
 def stand_in(head: bytes) -> str | None:
-    """What a file that begins so is, if it only stands in place of another, and the remedy: a pointer, a web page.
+    """Describe a placeholder (an LFS or git-annex pointer, a web page) and the remedy; None if it is not one.
 
     Args:
-        head: the first 64 bytes or more.
+        head: the first 64 bytes or more of the file.
     """
     return next((what for begin, what in STAND_INS.items() if head.lstrip().lower().startswith(begin)), None)
 
 
 def refuse_stand_in(path: epath.PathLike) -> None:
-    """Raise `UserError` for a file that only stands in place of another."""
+    """Raise `UserError` if a file is only a placeholder for another."""
     with epath.Path(path).open("rb") as file:
         what = stand_in(file.read(64))
     require(what is None, f"{path}: {what}")

@@ -22,7 +22,7 @@ from codegen_jax.errors import UserError, require
 log = logging.getLogger(__name__)
 
 KNOWN = "a local path, gs:// or s3://, or OWNER/NAME of Hugging Face's hub"
-UNFINISHED = ".tmp"  # ends the names of files that are being written
+UNFINISHED = ".tmp"  # suffix of files that are being written
 LIBRARIES = {"gs": "gcsfs", "s3": "s3fs"}  # the extras [gcs] and [s3]
 
 
@@ -31,10 +31,12 @@ def is_remote(path: epath.PathLike) -> bool:
 
 
 def expand(path: str) -> str:
-    """A path as a shell would read it: ~ and ~USER are homes, $NAME and ${NAME} variables; what exists stays as it is.
+    """Expand a path like a shell: ~ and ~USER to home folders, $NAME and ${NAME} to variables.
+
+    A path that exists as written is returned unchanged.
 
     Raises:
-        UserError: for a variable that is not set or is empty, another use of $ than that and $$, or no such home.
+        UserError: if a variable is unset or empty, $ is used in any other way (except $$), or a home does not exist.
     """
     if not is_remote(path) and epath.Path(path).exists():
         return path
@@ -52,10 +54,10 @@ def expand(path: str) -> str:
 
 
 def open_path(path: epath.PathLike) -> epath.Path:
-    """The path, absolute.
+    """The absolute path.
 
     Raises:
-        UserError: if it is of a storage that we do not know, whose library is not installed, or that does not answer.
+        UserError: if the kind of storage is unknown, its library is not installed, or it does not respond.
     """
     if not is_remote(path):
         return epath.Path(path).absolute()
@@ -75,15 +77,15 @@ def open_path(path: epath.PathLike) -> epath.Path:
 def _named(path: epath.PathLike) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # of DNS, credentials, permissions: OSError, and what gcsfs, s3fs and boto raise
+    except Exception as error:  # DNS, credentials, permissions: OSError and the exceptions of gcsfs, s3fs and boto
         raise UserError(f"{path}: can't be reached ({' '.join(str(error).split())[:200]})") from error
 
 
 def local_copy(folder: epath.PathLike) -> Path:
-    """A remote folder as a temporary local one, which lasts as long as the process; a local folder itself.
+    """Copy a remote folder to a temporary local one that is deleted at exit; a local folder is returned as is.
 
     Raises:
-        UserError: if it can't be read.
+        UserError: if the folder can't be read.
     """
     if not is_remote(folder):
         return Path(folder)
@@ -97,8 +99,8 @@ def local_copy(folder: epath.PathLike) -> Path:
 
 
 def write_whole(path: epath.Path, text: str) -> None:
-    """Write a small file at once: a kill leaves the old one or the new one, and so does another writer of the same."""
-    if is_remote(path):  # objects appear when they are whole
+    """Write a small file atomically: a kill or a concurrent writer leaves either the old or a complete new file."""
+    if is_remote(path):  # objects become visible only when complete
         path.write_text(text)
         return
     written = path.with_name(f"{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
@@ -115,10 +117,10 @@ def require_local(name: str, path: epath.PathLike) -> None:
 
 
 def locked(path: epath.PathLike) -> FileIO | None:
-    """A local file, open to read and write, that this process alone has; None if another one has it.
+    """Open a local file for reading and writing with an exclusive lock; None if another process holds the lock.
 
-    It is held until it is closed or this process ends, however it ends: POSIX locks do, and NFS keeps them for all its
-    hosts. Where a file system has none, the file is open all the same, with a warning.
+    The lock is held until the file is closed or this process ends in any way. It is a POSIX lock, which NFS enforces
+    across hosts. If the file system has no locks, the file is opened anyway, with a warning.
     """
     file = open(path, "a+b", buffering=0)  # noqa: SIM115 - it stays open
     try:

@@ -1,4 +1,4 @@
-"""JSON that every parser reads, where Python's own writes and reads NaN and Infinity: here these are null."""
+"""JSON that every parser can read: NaN and Infinity, which Python's json writes by default, become null."""
 
 import json
 import math
@@ -6,12 +6,12 @@ from typing import Any
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
-    """A value of dicts, lists, tuples and plain values as JSON; null for each number that is not finite."""
+    """Encode a value of dicts, lists, tuples and plain values as JSON, with null for each non-finite number."""
     return json.dumps(_with_null(value), indent=indent, allow_nan=False)
 
 
 def loads(text: str | bytes) -> Any:
-    """What JSON says; NaN and Infinity, which older versions wrote, are None like null."""
+    """Decode JSON; NaN and Infinity, which older versions wrote, become None, like null."""
     return json.loads(text, parse_constant=lambda _: None)
 
 
