@@ -1,1 +1,1 @@
-"""A model's weights: where they come from and go to, in any format."""
+"""Reading and writing a model's weights in any format."""

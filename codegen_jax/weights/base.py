@@ -1,7 +1,7 @@
-"""A model's weights, wherever and in whatever layout they lie, read region by region as our parameters.
+"""Interface to a model's weights in any format and layout: our parameters, read region by region.
 
-A region is one of our parameters by its dotted name ("blocks.query") and a tuple of slices, as JAX asks for a shard:
-so a host reads just what its devices hold, and a conversion never holds more than a piece of one parameter.
+A region is the dotted name of a parameter ("blocks.query") and a tuple of slices, the form in which JAX requests a
+shard. A host therefore reads only its devices' shards, and a conversion holds only a chunk of a parameter in memory.
 """
 
 import dataclasses
@@ -33,12 +33,12 @@ class Weights(ABC):
 
     Attributes:
         source: the folder, for messages.
-        config: of the network; where the folder does not say what to compute in, dtype is float32 for float32 weights
-            and bfloat16 for others.
-        tokenizer: None if the folder has none.
-        generation_config: what the folder says of completions: the ids of config.json that end and pad them, and all of
-            generation_config.json; else empty.
-        fingerprints: of the parameters by name, where the format has them; else empty.
+        config: the model config. If the folder does not specify a compute dtype, it is float32 for float32 weights and
+            bfloat16 for others.
+        tokenizer: the tokenizer, or None if the folder has none.
+        generation_config: the folder's settings for completions: the special token ids in config.json, and all of
+            generation_config.json; empty if there are none.
+        fingerprints: fingerprints by parameter name if the format stores them, else empty.
     """
 
     def __init__(self, source: str, config: CodeGenConfig, tokenizer: Tokenizer | None):
@@ -48,21 +48,21 @@ class Weights(ABC):
 
     @abstractmethod
     def dtype(self, name: str) -> np.dtype:
-        """The dtype that a parameter is stored in."""
+        """The dtype in which a parameter is stored."""
 
     @abstractmethod
     def read(self, name: str, index: Index) -> np.ndarray:
-        """A region of a parameter, in our layout and the stored dtype. Every slice has a start and a stop."""
+        """Read a region of a parameter, in our layout and the stored dtype. Every slice has a start and a stop."""
 
     def check(self, found: dict[str, int]) -> None:  # noqa: B027
-        """Raise `UserError` if these fingerprints of parameters are not those that were written."""
+        """Raise `UserError` if these fingerprints of parameters differ from the stored ones."""
 
 
 class StoredWeights(Weights):
-    """Weights in files. A region that holds NaN or infinity is refused as it is read: one such weight makes scores NaN.
+    """Weights in files. Reading a region with NaN or infinity is an error, since one such weight makes the logits NaN.
 
     Attributes:
-        allow_nonfinite: give it all the same; the first such region is warned of.
+        allow_nonfinite: whether to return such regions anyway, with a warning about the first one.
     """
 
     allow_nonfinite = False
@@ -70,17 +70,17 @@ class StoredWeights(Weights):
 
     @abstractmethod
     def read_stored(self, name: str, index: Index) -> np.ndarray:
-        """As `read`, unchecked."""
+        """Like `read`, but without the check for finite values."""
 
     def stored_name(self, name: str, layer: int | None) -> str:
-        """What the files call a parameter, or one of its layers."""
+        """The name of a parameter, or of one of its layers, in the files."""
         return name if layer is None else f"{name} of layer {layer}"
 
     def read(self, name: str, index: Index) -> np.ndarray:
-        """As the base class says.
+        """See the base class.
 
         Raises:
-            UserError: for NaN or infinity.
+            UserError: if the region contains NaN or infinity, unless `allow_nonfinite` is set.
         """
         region = self.read_stored(name, index)
         if not self.has_warned and not is_finite(region):
@@ -103,7 +103,7 @@ class StoredWeights(Weights):
 
 
 class FoldedWeights(Weights):
-    """Weights whose embedding bias is added to every row of the embedding, as in the authors' releases."""
+    """Weights with the embedding bias added to every row of the embedding, as in the authors' releases."""
 
     def __init__(self, weights: Weights):
         super().__init__(weights.source, dataclasses.replace(weights.config, embedding_bias=False), weights.tokenizer)
@@ -143,7 +143,7 @@ def axes_by_name(config: CodeGenConfig) -> dict[str, tuple[str, ...]]:
 
 @cache
 def matrix_shapes(config: CodeGenConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes with heads and head_dim as one axis, which is how every other format stores them."""
+    """Shapes with heads and head_dim merged into one axis, as in every other format."""
 
     def merged(shape: tuple[int, ...], axes: tuple[str, ...]) -> tuple[int, ...]:
         if "heads" not in axes:
@@ -155,20 +155,20 @@ def matrix_shapes(config: CodeGenConfig) -> dict[str, tuple[int, ...]]:
 
 
 def dotted(path: jax.tree_util.KeyPath) -> str:
-    """The name of a leaf of the parameter tree."""
+    """The dotted name of a leaf of the parameter tree."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def pieces(shape: tuple[int, ...], chunk: tuple[int, ...]) -> Iterator[Index]:
-    """The regions of a grid of chunks, in order."""
+    """Yield the regions of a grid of chunks, in order."""
     for starts in itertools.product(*(range(0, size, step) for size, step in zip(shape, chunk, strict=True))):
         yield tuple(slice(a, min(a + step, size)) for a, step, size in zip(starts, chunk, shape, strict=True))
 
 
 def load_params(weights: Weights, abstract: Params) -> Params:
-    """All parameters, in the dtypes and on the shardings of `abstract`; without shardings, on the first device.
+    """Load all parameters with the dtypes and shardings of `abstract`; without a sharding, onto the first device.
 
-    An embedding bias that the weights lack is 0; one that `abstract` lacks is folded into the embedding.
+    An embedding bias that the weights lack is set to 0; one that `abstract` lacks is folded into the embedding.
     """
     if "embedding_bias" not in abstract:
         weights = fold_embedding_bias(weights)
@@ -176,7 +176,7 @@ def load_params(weights: Weights, abstract: Params) -> Params:
     def load(path: jax.tree_util.KeyPath, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         name = dotted(path)
 
-        @cache  # replicas ask for the same region
+        @cache  # replicas request the same region
         def region(*bounds: tuple[int, int]) -> np.ndarray:
             if name == "embedding_bias" and not weights.config.embedding_bias:
                 return np.zeros([stop - start for start, stop in bounds], leaf.dtype)
@@ -190,6 +190,6 @@ def load_params(weights: Weights, abstract: Params) -> Params:
         return jax.make_array_from_callback(leaf.shape, sharding, shard)
 
     params = jax.tree_util.tree_map_with_path(load, abstract)
-    if weights.fingerprints and jax.process_count() > 1:  # none of the processes has read all regions
+    if weights.fingerprints and jax.process_count() > 1:  # no single process has read all regions
         weights.check(fingerprints(params))
     return params

@@ -1,14 +1,14 @@
-"""The format of our checkpoints on disk: every fact of it, reading it, and what counts as damage.
+"""The on-disk format of our checkpoints: its layout, how to read it, and what counts as damage.
 
-    OUTPUT/run.json                       config and data of the run, to recognise it
-    OUTPUT/checkpoints/STEP/params        float32 parameters: one zarr array each, in OCDBT, chunks of a layer
-    OUTPUT/checkpoints/STEP/optimizer     step, optax's state and the guard's
+    OUTPUT/run.json                       config and data that identify the run
+    OUTPUT/checkpoints/STEP/params        float32 parameters: one zarr array each, in OCDBT, in chunks of one layer
+    OUTPUT/checkpoints/STEP/optimizer     step, optax state and guard state
     OUTPUT/checkpoints/STEP/run           config, data, tokenizer files and fingerprints, as JSON
     OUTPUT/checkpoints/STEP/metrics       validation loss
-    OUTPUT/damaged/STEP-TIME              a checkpoint that was found damaged, set aside
+    OUTPUT/damaged/STEP-TIME              a damaged checkpoint that was set aside
 
-A converted model is one such STEP folder with params, in any dtype, and run. A folder without `_CHECKPOINT_METADATA`
-was cut short while it was written and does not count.
+A converted model is one such STEP folder with only params, in any dtype, and run. A folder without
+`_CHECKPOINT_METADATA` is an interrupted write and is ignored.
 """
 
 import base64
@@ -36,23 +36,25 @@ from codegen_jax.weights.generation_config import GenerationConfig
 log = logging.getLogger(__name__)
 
 PARAMS, OPTIMIZER, RUN = "params", "optimizer", "run"  # items of a checkpoint
-RUN_RECORD = "metadata"  # Orbax's name for the file of an item that is JSON
-# what TensorStore's errors begin with where stored data is gone, short, changed or does not decode
+RUN_RECORD = "metadata"  # Orbax's file name for a JSON item
+# prefixes of TensorStore errors about data that is missing, truncated, changed or undecodable
 LOST = ("NOT_FOUND:", "OUT_OF_RANGE:", "DATA_LOSS:", "FAILED_PRECONDITION:")
-METADATA = "_METADATA"  # of an item of arrays: their names and shapes, as JSON
-CHUNK_BYTES = 128 << 20  # of a parameter on disk, at most: what a conversion holds, and a host reads in vain
+METADATA = "_METADATA"  # file in an item of arrays with their names and shapes, as JSON
+# Maximum size of a chunk on disk. It bounds a conversion's memory, and the bytes that a host reads beyond its shards.
+CHUNK_BYTES = 128 << 20
 
 
 class Run(NamedTuple):
-    """What a checkpoint says of itself.
+    """The metadata of a checkpoint.
 
     Attributes:
-        config: the run's config as nested dicts; of a converted model, its section "model".
-        data: of a trained model, tokenizer, number of tokens and content of each source by name.
-        tokenizer: that made the data; None if a model was converted without.
-        generation_config: of the model that was converted, or that training started from; empty if it had none.
-        fingerprints: of the arrays that were saved, by path in the training state ("params.head"); of a converted
-            model, of its parameters; None in checkpoints of before they were written.
+        config: the run's config as nested dicts; for a converted model, only the section "model".
+        data: the identity (tokenizer, number of tokens, content hash, ...) of each source of a trained model, by name;
+            empty for a converted model.
+        tokenizer: the tokenizer of the data; None if a model was converted without one.
+        generation_config: that of the converted model, or of the model from which training started; may be empty.
+        fingerprints: fingerprints of the saved arrays, by path in the training state ("params.head"). A converted model
+            has them for its parameters only. None in checkpoints written before fingerprints existed.
     """
 
     config: dict[str, Any]
@@ -73,7 +75,7 @@ def run_record(
     generation_config: GenerationConfig,
     fingerprints: dict[str, int],
 ) -> dict[str, Any]:
-    """What the item "run" holds."""
+    """The content of the item "run"."""
     files = {} if tokenizer is None else tokenizer.files()
     encoded = {name: base64.b64encode(content).decode() for name, content in files.items()}
     return {
@@ -86,10 +88,10 @@ def run_record(
 
 
 def load_run(checkpoint: epath.Path) -> Run:
-    """Config and tokenizer of a checkpoint.
+    """Load the metadata of a checkpoint.
 
     Raises:
-        Damaged: if it does not parse.
+        Damaged: if the metadata is missing or does not parse.
         UserError: if it can't be read.
     """
     try:
@@ -103,14 +105,14 @@ def load_run(checkpoint: epath.Path) -> Run:
                 tokenizer = load_tokenizer(folder)
         said = record.get("generation_config", {})
         return Run(record["config"], record["data"], tokenizer, said, record.get("fingerprints"))
-    except (ValueError, KeyError, UserError) as error:  # the last of the tokenizer's files
+    except (ValueError, KeyError, UserError) as error:  # UserError comes from the tokenizer files
         raise damaged(checkpoint, error) from error
     except OSError as error:
         raise unreadable(checkpoint, error) from error
 
 
 def state_items(params: Params, optimizer: dict[str, Any], record: dict[str, Any]) -> ocp.args.Composite:
-    """A training state's items as Orbax saves them."""
+    """The items of a training state, as arguments for Orbax."""
     return ocp.args.Composite(
         **{
             PARAMS: ocp.args.StandardSave(params, save_args(params)),  # pyright: ignore[reportCallIssue]
@@ -121,17 +123,17 @@ def state_items(params: Params, optimizer: dict[str, Any], record: dict[str, Any
 
 
 def read_item(checkpoint: epath.Path, name: str, abstract: Any) -> Any:
-    """PARAMS or OPTIMIZER on the shardings of `abstract`; each process reads what its devices own.
+    """Read PARAMS or OPTIMIZER with the shardings of `abstract`; each process reads its devices' shards.
 
-    Without Orbax's barriers, so that one process may fail alone.
+    Orbax's barriers are not used, so one process can fail without blocking the others.
 
     Raises:
-        Damaged: if there is evidence of it.
-        UserError: if it can't be read.
+        Damaged: if there is evidence of damage.
+        UserError: if the item can't be read.
     """
     handler, args = ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(abstract)  # pyright: ignore
     try:
-        json.loads((checkpoint / name / METADATA).read_text())  # without it Orbax reads on
+        json.loads((checkpoint / name / METADATA).read_text())  # Orbax itself does not fail if the file is missing
         handler.metadata(checkpoint / name)
     except (LookupError, TypeError, AttributeError) as error:  # JSON, but not what Orbax writes
         raise damaged(checkpoint / name, f"{METADATA} does not parse: {error}") from error
@@ -144,7 +146,7 @@ def read_item(checkpoint: epath.Path, name: str, abstract: Any) -> Any:
 
 
 def save_args(params: Params) -> Any:
-    """How parameters are cut into chunks: a layer to itself, so that one layer can be read without the others."""
+    """How parameters are split into chunks: no chunk spans two layers, so a layer can be read without the others."""
 
     def chunks(path: jax.tree_util.KeyPath, leaf: Any) -> ocp.SaveArgs:
         stacked = dotted(path).startswith("blocks.") and len(leaf.shape) > 2
@@ -154,7 +156,7 @@ def save_args(params: Params) -> Any:
 
 
 class Damaged(UserError):
-    """Evidence that a checkpoint is not what was written, unlike a fault of the way to it, which may pass."""
+    """A checkpoint provably differs from what was written, as opposed to an access error, which may be temporary."""
 
 
 def damaged(path: epath.Path, reason: object) -> Damaged:
@@ -162,14 +164,14 @@ def damaged(path: epath.Path, reason: object) -> Damaged:
 
 
 def unreadable(path: epath.Path, error: Exception) -> UserError:
-    """What an exception while reading a checkpoint means to a user.
+    """Convert an exception raised while reading a checkpoint into an error for the user.
 
-    `Damaged` where a file is missing, cut short, fails its checksum, or does not parse as JSON. All else, such as a
-    network or disk that does not answer, permissions, memory, or what we do not know, may pass.
+    It is `Damaged` if a file is missing, is truncated, fails its checksum or is not valid JSON. Everything else, such
+    as an unresponsive network or disk, permissions, memory or an unknown error, may be temporary.
     """
     cause: BaseException | None = error
     while cause is not None:
-        # TensorStore raises ValueError for all, and begins its text with the name of a status
+        # TensorStore raises ValueError for everything; the message begins with a status name
         lost = isinstance(cause, ValueError) and str(cause).startswith(LOST)
         if lost or isinstance(cause, FileNotFoundError | json.JSONDecodeError):
             return damaged(path, cause)
@@ -182,11 +184,11 @@ def _line(reason: object) -> str:
 
 
 class CheckpointWeights(StoredWeights):
-    """One checkpoint's parameters; each is checked as soon as all of its regions have been read.
+    """The parameters of one checkpoint. Each is verified as soon as all of its regions have been read.
 
     Raises:
-        Damaged: if there is evidence of it, also later, when a region is read.
-        UserError: if it can't be read.
+        Damaged: if there is evidence of damage; also later, when a region is read.
+        UserError: if the checkpoint can't be read.
     """
 
     def __init__(self, checkpoint: epath.Path):

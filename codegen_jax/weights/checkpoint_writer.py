@@ -1,4 +1,4 @@
-"""A model written as a checkpoint of ours, chunk by chunk, without the whole of a parameter in memory."""
+"""Write a model as one of our checkpoints, chunk by chunk, without holding a whole parameter in memory."""
 
 import asyncio
 import dataclasses
@@ -24,10 +24,11 @@ from codegen_jax.weights.fingerprint import region_fingerprint
 
 
 def write_checkpoint(weights: Weights, folder: Path, progress: Callable[[int], object]) -> None:
-    """Write the parameters, in their stored dtypes, and the tokenizer as a checkpoint, a chunk at a time.
+    """Write the parameters, in their stored dtypes, and the tokenizer as a checkpoint, one chunk at a time.
 
     Raises:
-        UserError: from the weights; the folder is no checkpoint then, and nothing writes to it any more.
+        UserError: if reading the weights fails. In that case the folder is not a valid checkpoint, and nothing writes
+            to it anymore.
     """
     handler = _StreamHandler(weights, progress)
     params = jax.tree_util.tree_map_with_path(
@@ -49,7 +50,7 @@ def write_checkpoint(weights: Weights, folder: Path, progress: Callable[[int], o
             RUN: ocp.args.JsonSave(record),  # pyright: ignore[reportCallIssue]
         }
     )
-    # in a thread, so that Ctrl-C ends the chunks and then waits for Orbax, whose own threads it would leave behind
+    # save in a thread, so that Ctrl-C stops the chunks and then waits for Orbax instead of leaving its threads behind
     with ocp.Checkpointer(items) as checkpointer, ThreadPoolExecutor(1) as thread:
         try:
             thread.submit(checkpointer.save, folder.absolute(), args).result()
@@ -59,12 +60,12 @@ def write_checkpoint(weights: Weights, folder: Path, progress: Callable[[int], o
     if handler.failure is not None:
         shutil.rmtree(folder)
         raise handler.failure
-    (folder / RUN / RUN_RECORD).write_text(json.dumps(record, allow_nan=False))  # again: the fingerprints are known now
+    (folder / RUN / RUN_RECORD).write_text(json.dumps(record, allow_nan=False))  # rewrite it, now with fingerprints
 
 
 @dataclasses.dataclass(frozen=True)
 class _Stream:
-    """A parameter to write, as Orbax sees it: an array whose elements come later."""
+    """A parameter to write, as presented to Orbax: an array with elements that are read later."""
 
     name: str
     shape: tuple[int, ...]
@@ -80,7 +81,7 @@ class _Stream:
 
 
 class _StreamHandler(type_handlers.NumpyHandler):
-    """Writes a `_Stream` chunk by chunk, and one parameter at a time, where Orbax's own writes whole arrays at once."""
+    """Writes `_Stream`s one parameter at a time, chunk by chunk; Orbax's own handler writes whole arrays at once."""
 
     def __init__(self, weights: Weights, progress: Callable[[int], object]):
         super().__init__(deepcopy_host_arrays=False)
@@ -91,7 +92,7 @@ class _StreamHandler(type_handlers.NumpyHandler):
         self.failure: Exception | None = None
 
     async def _open_and_write(self, value: Any, tspec: dict[str, Any], ts_context: tensorstore.Context) -> None:
-        """An error is kept for the end: raised here, it would leave the other parameters' files in the making."""
+        """Write one parameter. Errors are kept until the end; raised here, they would leave other files unfinished."""
         writing: deque[Any] = deque()
         try:
             spec = tensorstore.Spec(tspec)  # pyright: ignore[reportCallIssue]
@@ -101,7 +102,7 @@ class _StreamHandler(type_handlers.NumpyHandler):
                 for index in pieces(value.shape, chunk):
                     if self.stopped:
                         break
-                    region = self.weights.read(value.name, index)  # while TensorStore's threads write the two before
+                    region = self.weights.read(value.name, index)  # TensorStore's threads write the previous two
                     first = tuple(part.start for part in index)
                     self.fingerprints[f"{PARAMS}.{value.name}"] += region_fingerprint(region, first)
                     writing.append(array[index].write(region, can_reference_source_data_indefinitely=True))

@@ -1,8 +1,8 @@
-"""Fingerprints of arrays: 32-bit sums over the bits of their values and the places where they stand.
+"""Fingerprints of arrays: 32-bit sums over the bits of each value, multiplied by a factor for its position.
 
-They are the same on every mesh, and those of an array's regions add up to the array's, so what is read piece by piece
-is checked piece by piece. The place of an element is odd, so no single changed bit is lost. Values of 16 bits count as
-the float32 that they are: a fingerprint does not change when they are read into float32.
+A fingerprint does not depend on the mesh. The fingerprints of an array's regions add up to that of the array, so an
+array read in regions can be checked in regions. The position factor is odd, so every single-bit change is detected.
+16-bit values count as the float32 values that they represent, so converting them to float32 keeps the fingerprint.
 """
 
 from math import prod
@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-FACTOR = 0x9E3779B1  # the odd number nearest to 2^32 over the golden ratio: places far apart differ in all bits
-PIECE = 1 << 22  # elements whose bits are looked at together: 16 MB
+FACTOR = 0x9E3779B1  # a prime near 2^32 / golden ratio: factors of distant positions differ in all bits
+PIECE = 1 << 22  # maximum number of elements summed at once: 16 MB
 
 
 def fingerprints(tree: Any) -> dict[str, int]:
-    """The fingerprint of each array of a tree, by its path with dots ("params.blocks.query")."""
+    """The fingerprint of each array in a tree, by dotted path ("params.blocks.query")."""
     found = jax.device_get(_of_leaves(tree))
     leaves = jax.tree_util.tree_leaves_with_path(found)
     return {jax.tree_util.keystr(path, simple=True, separator="."): int(value) for path, value in leaves}
@@ -37,11 +37,11 @@ def _of_leaves(tree: Any) -> Any:
 
 
 def region_fingerprint(region: np.ndarray, first: tuple[int, ...]) -> int:
-    """What a region adds to the fingerprint of its array, modulo 2^32.
+    """The contribution of a region to the fingerprint of its array, modulo 2^32.
 
     Args:
-        region: one axis or more; float32, float16 or bfloat16.
-        first: the index of its first element in the array.
+        region: float32, float16 or bfloat16, with at least one axis.
+        first: index of the region's first element within the array.
     """
     if region.size > PIECE and max(region.shape[:-1], default=1) > 1:
         axis = int(np.argmax(region.shape[:-1]))
@@ -53,7 +53,7 @@ def region_fingerprint(region: np.ndarray, first: tuple[int, ...]) -> int:
         bits = np.ascontiguousarray(region).view(np.uint16).astype(np.uint32) << 16
     else:
         bits = np.ascontiguousarray(region, np.float32).view(np.uint32)
-    # place[i, .., j] = base[i, ..] + 2 j, so two sums over a row do for its elements
+    # place[i, .., j] = base[i, ..] + 2 j, so two sums per row suffice
     with np.errstate(over="ignore"):
         base = np.ones((1,) * (region.ndim - 1), np.uint32)
         for axis, (start, size) in enumerate(zip(first[:-1], region.shape[:-1])):
@@ -67,18 +67,18 @@ def region_fingerprint(region: np.ndarray, first: tuple[int, ...]) -> int:
 
 
 class Regions:
-    """The regions of one array that have been read, until they cover it."""
+    """Tracks the regions of one array that have been read, until they cover it."""
 
     def __init__(self, shape: tuple[int, ...]):
         self.size = prod(shape)
         self.seen: dict[tuple[tuple[int, int], ...], int] = {}  # fingerprints by (start, stop) of each axis
 
     def add(self, region: np.ndarray, first: tuple[int, ...]) -> int | None:
-        """The array's fingerprint, if it is covered now."""
+        """Add a region; return the array's fingerprint once the regions cover the array, else None."""
         box = tuple((start, start + size) for start, size in zip(first, region.shape, strict=True))
         if box in self.seen:
             return None
-        if any(_overlap(box, other) for other in self.seen):  # somebody cuts it anew: the sum would count twice
+        if any(_overlap(box, other) for other in self.seen):  # read again on another grid: start over, or sum twice
             self.seen.clear()
         self.seen[box] = region_fingerprint(region, first)
         covered = sum(prod(stop - start for start, stop in box) for box in self.seen)

@@ -1,4 +1,4 @@
-"""What a Hugging Face folder says of where completions end and how they are padded; carried wherever a model goes."""
+"""A Hugging Face folder's settings for ending and padding completions; they are carried along with the model."""
 
 import logging
 from collections.abc import Mapping
@@ -17,15 +17,15 @@ CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 GPT2_EOS_ID = 50256
 
-# by file: of config.json the IDS that it has, of generation_config.json all that it says
+# by file name: for config.json the IDS that it sets, for generation_config.json its whole content
 GenerationConfig = dict[str, dict[str, Any]]
 
 
 def read_generation_config(folder: Path, config: Mapping[str, Any]) -> GenerationConfig:
-    """What the two files of a folder say; `config` is the content of config.json.
+    """Read the settings of a folder from generation_config.json and `config`, the content of config.json.
 
     Raises:
-        UserError: for a generation_config.json that does not parse, or an id that is none.
+        UserError: if generation_config.json does not parse, or an id is invalid.
     """
     said = {CONFIG: {name: config[name] for name in IDS if config.get(name) is not None}}
     path = folder / GENERATION_CONFIG
@@ -44,10 +44,11 @@ def read_generation_config(folder: Path, config: Mapping[str, Any]) -> Generatio
 
 
 def fitted(said: GenerationConfig, tokenizer: Tokenizer, source: str) -> GenerationConfig:
-    """The same with ids that the tokenizer can mean.
+    """Replace token ids that do not fit the tokenizer.
 
-    The first releases of CodeGen have eos_token_id 2, which is "#". An id that a tokenizer has for ordinary text, or
-    not at all, gives way to the tokenizer's own, with a warning where it is eos: the others change no completion.
+    The first releases of CodeGen have eos_token_id 2, which is "#". An id that stands for ordinary text in the
+    tokenizer, or is outside its vocabulary, is dropped; if none are left, the tokenizer's eos_id is used. A change to
+    eos_token_id is logged as a warning; the other ids do not affect completions.
     """
     files: GenerationConfig = {}
     for file, values in said.items():
@@ -65,24 +66,22 @@ def fitted(said: GenerationConfig, tokenizer: Tokenizer, source: str) -> Generat
 
 
 def ids_of(value: Any) -> list[int]:
-    """An id, a list of ids, or null, as a list."""
+    """Convert an id, a list of ids or null to a list."""
     return [] if value is None else list(value) if isinstance(value, list) else [value]
 
 
 def end_ids(said: GenerationConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The ids that end a completion.
-
-    They are generation_config.json's or else config.json's, as in transformers, or else the tokenizer's own.
-    """
+    """The ids that end a completion: from generation_config.json, else from config.json (as in transformers), else the
+    tokenizer's own."""
     values = said.get(GENERATION_CONFIG, {}).get("eos_token_id", said.get(CONFIG, {}).get("eos_token_id"))
     return tuple(sorted({*(ids_of(values) or tokenizer.end_ids)}))
 
 
 def complete(said: GenerationConfig, tokenizer: Tokenizer | None) -> GenerationConfig:
-    """What is written in both files.
+    """The settings to write to both files.
 
-    Where a model brings none, or its tokenizer no tokenizer_config.json, bos and padding are the end of a document, so
-    that batches work, and eos is what ends our completions.
+    If the model has no settings, or its tokenizer no tokenizer_config.json, missing values get defaults: eos_token_id
+    is the set of ids that end our completions, and bos and pad are the end-of-document id, which makes batching work.
     """
     default: dict[str, Any] = {}
     if tokenizer is None:
