@@ -1,4 +1,4 @@
-"""Hugging Face folders: config.json, weights and tokenizer files, read and written."""
+"""Read and write Hugging Face folders: config.json, weights and tokenizer files."""
 
 import json
 import logging
@@ -27,12 +27,16 @@ log = logging.getLogger(__name__)
 
 
 def open_huggingface(folder: Path, mp_num: int | None = None) -> HuggingFaceWeights:
-    """A folder as `save_pretrained` writes it: safetensors or .bin, whole or in shards.
+    """Open a folder written by `save_pretrained`: safetensors or .bin, single files or shards.
 
-    What config.json is known to get wrong is taken from the weights and the tokenizer, with a warning.
+    Fields that are often wrong in config.json are taken from the weights and the tokenizer, with a warning.
+
+    Args:
+        folder: the folder.
+        mp_num: groups in qkv_proj; None reads it from config.json, with `MP_NUM` as the default.
 
     Raises:
-        UserError: if it is no CodeGen, or its files are damaged.
+        UserError: if the model is not a CodeGen or its files are damaged.
     """
     path = folder / "config.json"
     refuse_stand_in(path)
@@ -69,11 +73,14 @@ def write_huggingface(
     """Write a folder that transformers loads: config.json, generation_config.json, safetensors, tokenizer files.
 
     Args:
-        weights: of the model; an embedding bias is folded in.
-        folder: to make.
-        progress: is told the bytes of each piece.
-        gptj: write GPT-J's layout, for engines that do not know CodeGen: separate q, k, v, each in the heads' order.
-        mp_num: groups in qkv_proj; transformers' CodeGen reads 4.
+        weights: the weights; an embedding bias is folded in.
+        folder: a folder that does not exist yet.
+        progress: called with the number of bytes of each chunk written.
+        gptj: write GPT-J's layout, for engines without CodeGen support: separate q, k and v, each in head order.
+        mp_num: groups in qkv_proj; transformers' CodeGen assumes 4.
+
+    Raises:
+        UserError: if transformers could not load the model.
     """
     weights = fold_embedding_bias(weights)
     config = weights.config

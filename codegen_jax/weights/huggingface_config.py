@@ -1,4 +1,4 @@
-"""config.json of a Hugging Face folder -> our config, each field as transformers reads it, or refused by name."""
+"""Convert a Hugging Face config.json to our config: fields are read as in transformers, or refused by name."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from codegen_jax.weights.tensors import DTYPES, Tensor
 
 log = logging.getLogger(__name__)
 
-DEFAULTS: dict[str, Any] = {  # of transformers' CodeGenConfig, for fields that a config.json leaves out
+DEFAULTS: dict[str, Any] = {  # defaults of transformers' CodeGenConfig for fields missing from config.json
     "n_layer": 28,
     "n_embd": 4096,
     "n_head": 16,
@@ -31,20 +31,20 @@ DEFAULTS: dict[str, Any] = {  # of transformers' CodeGenConfig, for fields that 
     "activation_function": "gelu_new",
     "tie_word_embeddings": False,
 }
-ALIASES = {  # transformers' attribute_map of CodeGenConfig
+ALIASES = {  # attribute_map of transformers' CodeGenConfig
     "n_layer": "num_hidden_layers",
     "n_embd": "hidden_size",
     "n_head": "num_attention_heads",
     "n_positions": "max_position_embeddings",
 }
 SUPPORTED = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of one function
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names for the same function
     "tie_word_embeddings": (False,),
 }
 
 
 def refuse_other_model(path: Path, written: Mapping[str, Any]) -> None:
-    """Raise `UserError` for a config.json that is not of a CodeGen whose weights are floats."""
+    """Raise `UserError` unless config.json describes a CodeGen with unquantized weights."""
     if "model_type" not in written:
         no_codegen = 'no model_type; of a CodeGen, write "model_type": "codegen" into it'
         raise UserError(f"{path}: {other_program(path.parent) or no_codegen}")
@@ -57,17 +57,17 @@ def refuse_other_model(path: Path, written: Mapping[str, Any]) -> None:
 
 
 def parse_config(path: Path, written: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CodeGenConfig:
-    """Our config from a config.json, each field as transformers reads it.
+    """Convert config.json to our config, interpreting each field as transformers does.
 
-    Vocabulary and dtype are the embedding's, since files in the wild err there.
+    Vocabulary size and dtype are taken from the embedding, since config.json files in the wild get them wrong.
 
     Args:
-        path: of the file, for messages.
+        path: the path of config.json, for messages.
         written: its content.
-        tensors: of the model, by transformers' names.
+        tensors: the model's tensors, by their names in transformers.
 
     Raises:
-        UserError: naming the field, for a value that transformers does not take, does not heed, or that is not ours.
+        UserError: names the field if a value is one that transformers rejects or ignores, or that we do not support.
     """
     names, values = dict[str, str](), dict[str, Any]()
     for name, default in DEFAULTS.items():
@@ -76,7 +76,7 @@ def parse_config(path: Path, written: Mapping[str, Any], tensors: Mapping[str, T
         require(values[name] in supported, f"{path}: {name} {values[name]} is not supported; {supported[0]} is")
     epsilon = values["layer_norm_epsilon"]
     require(
-        0 <= epsilon <= sys.float_info.max,  # JSON's whole numbers know no end
+        0 <= epsilon <= sys.float_info.max,  # integers in JSON are unbounded
         f"{path}: layer_norm_epsilon: {str(epsilon)[:20]} must be a number from 0 on, in the range of floats",
     )
     _, head_dim = _read_field(path, written, "head_dim", 0, nullable=True)
@@ -109,7 +109,7 @@ def parse_config(path: Path, written: Mapping[str, Any], tensors: Mapping[str, T
 def _read_field(
     path: Path, written: Mapping[str, Any], name: str, default: Any, *, nullable: bool = False
 ) -> tuple[str, Any]:
-    """The name that a field has in a config.json, and its value; transformers reads some by either of two names."""
+    """The name and value of a field in config.json; transformers accepts either of two names for some fields."""
     given = [key for key in dict.fromkeys((name, ALIASES.get(name, name))) if key in written]
     for key in given:
         if written[key] is None and not nullable:
@@ -128,7 +128,7 @@ def _read_field(
 
 
 def _check_sizes(path: Path, names: Mapping[str, str], config: CodeGenConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse a depth or width that the weights do not have, before anything of that size is made."""
+    """Refuse a depth or width that does not match the weights, before allocating anything of that size."""
     sizes = {"n_layer": len({name.split(".")[2] for name in tensors if name.startswith("transformer.h.")})}
     embedding = tensors.get(TOP["embedding"])
     if embedding is not None and len(embedding.shape) == 2:

@@ -1,7 +1,7 @@
-"""The layout of transformers' CodeGen tensors, and GPT-J's: from them to our parameters and back.
+"""Convert between the tensor layout of transformers' CodeGen and our parameters; also write GPT-J's layout.
 
-All that is particular to it is here: the fused qkv_proj in groups of q, v, k, interleaved rotary channels, and kernels
-stored as [out, in].
+Everything specific to that layout is here: the fused qkv_proj in groups of q, v, k, interleaved rotary channels, and
+kernels stored as [out, in].
 
 Axes: D n_embd, H heads, K head_dim, F MLP width, V vocabulary.
 """
@@ -18,11 +18,11 @@ from codegen_jax.weights.base import Index, StoredWeights, Weights, matrix_shape
 from codegen_jax.weights.other_programs import QUANTIZED
 from codegen_jax.weights.tensors import DTYPES, Tensor, TensorStream
 
-MP_NUM = 4  # groups in qkv_proj: the authors' TPU cores; of every CodeGen 1 release
-BUFFERS = ("attn.bias", "attn.masked_bias", "attn.causal_mask", "attn.embed_positions")  # masks, not parameters
-BLOCK_BYTES = 256 << 20  # of the embedding and the head that are held at a time
+MP_NUM = 4  # groups in qkv_proj of every CodeGen 1 release, from the authors' TPU cores
+BUFFERS = ("attn.bias", "attn.masked_bias", "attn.causal_mask", "attn.embed_positions")  # not parameters
+BLOCK_BYTES = 256 << 20  # bytes of the embedding or the head that are held in memory at a time
 PROJECTIONS = ("blocks.query", "blocks.value", "blocks.key")  # in the order within a group
-TOP = {  # ours to theirs
+TOP = {  # our name -> name in transformers
     "embedding": "transformer.wte.weight",
     "ln_f.scale": "transformer.ln_f.weight",
     "ln_f.bias": "transformer.ln_f.bias",
@@ -44,9 +44,10 @@ LAYER = {
 
 
 def rotary_order(config: CodeGenConfig, name: str) -> np.ndarray:
-    """Their channel at each place of our heads: interleaved pairs (2i, 2i+1) go to (i, i + rotary_dim/2).
+    """For each channel of our heads, the channel in transformers: interleaved pairs (2i, 2i+1) become
+    (i, i + rotary_dim/2).
 
-    q and k are permuted alike, so q.k stays; values are not rotated.
+    q and k get the same permutation, so q.k is unchanged. Values are not rotated, so they keep their order.
     """
     if name == "blocks.value":
         return np.arange(config.head_dim)
@@ -55,9 +56,9 @@ def rotary_order(config: CodeGenConfig, name: str) -> np.ndarray:
 
 
 def head_groups(config: CodeGenConfig, mp_num: int, name: str, heads: slice) -> Iterator[tuple[slice, slice]]:
-    """Where the heads of query, key or value lie in qkv_proj's 3 H K output channels: (heads, channels) by group.
+    """Locate heads of query, key or value among the 3 H K output channels of qkv_proj: (heads, channels) per group.
 
-    The channels are mp_num groups, each with q, **v**, k of its share of the heads.
+    The channels form mp_num groups. Each contains q, **v** and k, in this order, for its share of the heads.
     """
     share = config.n_head // mp_num
     place = PROJECTIONS.index(name)
@@ -70,7 +71,7 @@ def head_groups(config: CodeGenConfig, mp_num: int, name: str, heads: slice) -> 
 
 
 def transpose_into(target: np.ndarray, source: np.ndarray) -> None:
-    """target[:] = source.T in strips that stay in the cache: 1.4 GB/s where one assignment makes 0.3 (16 bits)."""
+    """target[:] = source.T in cache-sized strips: 1.4 GB/s, versus 0.3 GB/s for one assignment (16-bit dtypes)."""
     for start in range(0, source.shape[0], 64):
         target[:, start : start + 64] = source[start : start + 64].T
 
@@ -79,9 +80,12 @@ class HuggingFaceWeights(StoredWeights):
     """The state dict of a CodeGenForCausalLM.
 
     Args:
-        tensors: by transformers' names.
-        config: of the network.
-        mp_num: groups in qkv_proj; 8 for CodeGen2-1B and 3.7B and what was trained on TPU v3. Shapes cannot tell it.
+        tensors: the tensors, by their names in transformers.
+        config: the model config.
+        mp_num: groups in qkv_proj; 8 for CodeGen2-1B, CodeGen2-3.7B and models trained on TPU v3. It cannot be inferred
+            from shapes.
+        tokenizer: the tokenizer, if there is one.
+        source: name of the model for messages.
 
     Raises:
         UserError: for missing, unexpected or misshapen tensors.
@@ -104,7 +108,7 @@ class HuggingFaceWeights(StoredWeights):
         check_tensors(source, tensors, tensor_shapes(config))
 
     def dtype(self, name: str) -> np.dtype:
-        """The stored dtype; float32 if the layers' differ."""
+        """The stored dtype, or float32 if it differs between layers."""
         if name in TOP:
             return self.tensors[TOP[name]].dtype
         found = {self._layer(i, name).dtype for i in range(self.config.n_layer)}
@@ -123,7 +127,7 @@ class HuggingFaceWeights(StoredWeights):
 
     def stored_name(self, name: str, layer: int | None) -> str:
         theirs = TOP[name] if layer is None else _in_layer(layer, name)
-        return getattr(self.tensors[theirs], "name", theirs)  # in a file it may begin with a wrapper's name
+        return getattr(self.tensors[theirs], "name", theirs)  # the name in the file may have a wrapper's prefix
 
     def _layer(self, layer: int, name: str) -> Tensor:
         return self.tensors[_in_layer(layer, name)]
@@ -153,11 +157,11 @@ def _in_layer(layer: int, name: str) -> str:
 
 
 def tensor_shapes(config: CodeGenConfig) -> dict[str, tuple[int, ...]]:
-    """Every parameter of CodeGenForCausalLM, by name."""
+    """The shape of every parameter of CodeGenForCausalLM, by name."""
     ours = matrix_shapes(config)
 
     def theirs(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        if name in PROJECTIONS:  # the three in one
+        if name in PROJECTIONS:  # fused into one tensor
             return (len(PROJECTIONS) * shape[1], shape[0])
         return shape if name == "embedding" else shape[::-1]
 
@@ -169,7 +173,7 @@ def tensor_shapes(config: CodeGenConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_tensors(source: str, tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise `UserError` with what is missing, unexpected, of another shape, or not of floats."""
+    """Raise `UserError` that lists tensors that are missing, unexpected, misshapen or of an unsupported dtype."""
     present = {name for name in tensors if not name.endswith(BUFFERS)}
     problems = [f"missing {name}" for name in expected if name not in present]
     problems += [f"unexpected {name}" for name in sorted(present - expected.keys())]
@@ -190,7 +194,7 @@ def check_tensors(source: str, tensors: Mapping[str, Tensor], expected: Mapping[
 
 
 def tensor_streams(weights: Weights, mp_num: int | None) -> Iterator[tuple[str, TensorStream]]:
-    """CodeGen's tensors by name; or GPT-J's, with separate q, k, v, if mp_num is None."""
+    """Yield CodeGen's tensors by name, or GPT-J's (with separate q, k and v) if mp_num is None."""
     ours = {theirs: name for name, theirs in TOP.items()}
     for name, shape in tensor_shapes(weights.config).items():
         if name in ours:
@@ -240,7 +244,7 @@ def _layer_chunks(weights: Weights, name: str, layer: int) -> Iterator[np.ndarra
 
 
 def _projection_rows(weights: Weights, name: str, layer: int) -> np.ndarray:
-    """Query, key or value of a layer as rows [H, K, D], in their order of channels."""
+    """Query, key or value of a layer as rows [H, K, D], in transformers' channel order."""
     region_DHK = _layer(weights, name, layer)
     rows_HKD = np.empty((*region_DHK.shape[1:], region_DHK.shape[0]), region_DHK.dtype)
     order = rotary_order(weights.config, name)

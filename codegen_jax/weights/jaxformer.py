@@ -1,7 +1,7 @@
-"""The authors' own checkpoints: STEP/model/0.npz, 14 arrays in the order of Haiku's sorted names (checkpoint.py).
+"""Read the authors' own checkpoints: STEP/model/0.npz, 14 arrays in the order of Haiku's sorted names (checkpoint.py).
 
-Every process wrote the whole model, so file 0 has it all. Kernels are [in, out] with the layers stacked; qkv columns
-are in mp_num groups of q, v, k, as in transformers' layout; bfloat16 arrays come back as two raw bytes (dtype V2).
+Every process wrote the whole model, so file 0 is complete. Kernels are [in, out] with layers stacked. The qkv columns
+are in mp_num groups of q, v, k, as in transformers' layout. bfloat16 arrays are stored as two raw bytes (dtype V2).
 
 Axes: L layers, D n_embd, H heads, K head_dim, V vocabulary.
 """
@@ -24,7 +24,7 @@ from codegen_jax.weights.huggingface_layout import MP_NUM, PROJECTIONS, head_gro
 from codegen_jax.weights.tensors import DTYPES
 
 WEIGHTS = Path("model") / "0.npz"
-LEAVES = (  # in their order; each line a Haiku module: embed, proj (head), transformer
+LEAVES = (  # in file order, by Haiku module: embed (1 line), proj, i.e. the head (1 line), transformer (2 lines)
     *("embedding_bias", "embedding"),
     *("ln_f.bias", "ln_f.scale", "head_bias", "head"),
     *("blocks.attention_out", "qkv", "blocks.fc_in_bias", "blocks.fc_in", "blocks.fc_out_bias", "blocks.fc_out"),
@@ -38,16 +38,17 @@ def is_jaxformer(folder: Path) -> bool:
 
 
 class JaxformerWeights(StoredWeights):
-    """One checkpoint of jaxformer.
+    """A jaxformer checkpoint.
 
     Args:
-        folder: with model/0.npz. Shapes do not tell the heads: they are those of the published sizes, or those of a
-            jaxformer config.json beside model/ (model_heads, model_pe_rotary_dims), or `config`'s.
-        mp_num: groups in the qkv columns.
-        config: of the network, where it is known.
+        folder: the folder that contains model/0.npz. The number of heads cannot be inferred from shapes. It is taken
+            from `config`, else from a jaxformer config.json (model_heads, model_pe_rotary_dims) next to model/ or one
+            folder above, else from the published model of this width.
+        mp_num: groups in the qkv columns; None means `MP_NUM`.
+        config: the model config, if it is known; it is ignored if its width differs.
 
     Raises:
-        UserError: for a file that is damaged or not of 14 such arrays, or heads that are not known.
+        UserError: if the file is damaged or does not contain these 14 arrays, or the number of heads is unknown.
     """
 
     def __init__(self, folder: Path, mp_num: int | None = None, config: CodeGenConfig | None = None):
@@ -97,7 +98,7 @@ class JaxformerWeights(StoredWeights):
         require(two_axes, f"{folder / WEIGHTS}: not jaxformer's arrays in their order")
         V, D = shapes["embedding"]
         n_positions = 2048
-        if config is not None and config.n_embd == D:  # else it is another network's
+        if config is not None and config.n_embd == D:  # otherwise it belongs to another model
             heads, n_positions = (config.n_head, config.rotary_dim, config.head_dim), config.n_positions
         elif files := [path for path in (folder / "config.json", folder.parent / "config.json") if path.exists()]:
             heads = _read_heads(files[0])
@@ -147,7 +148,7 @@ def _read_heads(path: Path) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class NpzArray:
-    """An array in an .npz; mapped anew for each read, if it is not compressed."""
+    """An array in an .npz file; if it is uncompressed, it is memory-mapped anew for each read."""
 
     path: Path
     name: str
@@ -164,7 +165,7 @@ class NpzArray:
 
 
 def _open_npz(path: Path) -> list[NpzArray]:
-    """The arrays by number (arr_0, arr_1, ...). Nothing is unpickled."""
+    """Open the arrays in numerical order (arr_0, arr_1, ...). Nothing is unpickled."""
     refuse_stand_in(path)
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as raw:
@@ -184,7 +185,7 @@ def _open_npy(path: Path, raw: BinaryIO, info: zipfile.ZipInfo, archive: zipfile
     require(not dtype.hasobject, f"{path}: {info.filename} holds pickled objects, which no weights need; refused")
     offset = None
     if info.compress_type == zipfile.ZIP_STORED:
-        raw.seek(info.header_offset + 26)  # lengths of the name and the extra field, which precede the data
+        raw.seek(info.header_offset + 26)  # the lengths of the name and of the extra field, which precede the data
         lengths = raw.read(4)
         name, extra = int.from_bytes(lengths[:2], "little"), int.from_bytes(lengths[2:], "little")
         offset = info.header_offset + 30 + name + extra + header_size

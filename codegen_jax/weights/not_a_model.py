@@ -1,4 +1,4 @@
-"""What a path is that holds no model which we read, in words, and what to give or do instead."""
+"""Messages for paths without a model that we can read: what the path is, and what to use or do instead."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from codegen_jax.weights.jaxformer import is_jaxformer
 from codegen_jax.weights.other_programs import other_program
 from codegen_jax.weights.run_folder import RUN_FILE, find_checkpoint
 
-PARTS = {  # what a folder with a file of this name has, and lacks
+PARTS = {  # by file pattern: what a folder with such a file contains, and what it lacks
     "*.safetensors": "weights without their config.json; copy it from the model that they are of",
     "*.bin": "weights without their config.json; copy it from the model that they are of",
     "manifest.json": "token files, not a model; a model is what train writes",
@@ -17,7 +17,7 @@ PARTS = {  # what a folder with a file of this name has, and lacks
 
 
 def what_it_is(path: Path) -> str:
-    """The end of a message about an existing path that is no model."""
+    """The end of a message about an existing path that is not a model."""
     above = next((parent for parent in list(path.absolute().parents)[:2] if _is_model(parent)), None)
     if not path.is_dir():
         refuse_stand_in(path)

@@ -1,4 +1,4 @@
-"""Where a model is: a hub id, a Hugging Face folder, a jaxformer checkpoint, or a run or checkpoint of ours."""
+"""Open a model: a hub id, a Hugging Face folder, a jaxformer checkpoint, or one of our runs or checkpoints."""
 
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.data.tokenizer_metadata import NAMED_TEMPLATES, NAMES
@@ -16,19 +16,19 @@ from codegen_jax.weights.run_folder import find_checkpoint
 def open_model(
     model: str, mp_num: int | None = None, config: CodeGenConfig | None = None, allow_nonfinite: bool = False
 ) -> StoredWeights:
-    """Find a model; nothing but headers is read yet.
+    """Find and open a model. Only headers are read at this point.
 
     Args:
-        model: a folder, local or gs:// or s3://, or a hub id such as "Salesforce/codegen-350M-mono", which is
-            downloaded to the hub's cache; "...@REVISION" takes that branch, tag or commit. Of a checkpoint of ours only
-            what is needed is read.
-        mp_num: groups of query, value and key in Hugging Face and jaxformer weights; None takes config.json's mp_num,
-            or 4.
-        config: of the network, for jaxformer weights, which do not tell their heads.
-        allow_nonfinite: read NaN and infinities, with a warning, where they are refused else.
+        model: a folder (local, gs:// or s3://), or a hub id such as "Salesforce/codegen-350M-mono", which is downloaded
+            to the hub cache; append "@REVISION" for a branch, tag or commit. Remote folders are copied, except for our
+            own checkpoints, which are read in place as needed.
+        mp_num: groups of query, value and key in Hugging Face and jaxformer weights; None means mp_num from config.json
+            for Hugging Face weights, and 4 otherwise.
+        config: the model config, for jaxformer weights, which do not specify their number of heads.
+        allow_nonfinite: read NaN and infinities with a warning, instead of refusing them.
 
     Raises:
-        UserError: if there is no such model, or its files are damaged.
+        UserError: if the model does not exist or its files are damaged.
     """
     weights = _open(model, mp_num, config)
     weights.allow_nonfinite = allow_nonfinite
@@ -41,12 +41,12 @@ def _open(model: str, mp_num: int | None, config: CodeGenConfig | None) -> Store
         return CheckpointWeights(checkpoint)
     folder = local_copy(model)
     if not folder.exists():
-        # safetensors first; a repository has .bin files of the same weights besides, or has only those
+        # safetensors first: a repository may also have .bin files of the same weights, or only those
         weights = ["model*.safetensors", "pytorch_model*.bin"]
         folder = hub_files(model, ["*.json", *NAMES, NAMED_TEMPLATES], either=weights, needs=[["config.json"], weights])
     if is_jaxformer(folder):
         return JaxformerWeights(folder, mp_num, config)
     if (folder / "config.json").exists():
         return open_huggingface(folder, mp_num)
-    # of a remote folder's copy the user knows only the original
+    # a remote folder was copied; name the original in the message
     raise UserError(f"{model}: {what_it_is(folder).replace(str(folder), model)}")

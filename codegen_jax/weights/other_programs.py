@@ -1,4 +1,4 @@
-"""Weights of other programs, known by the names of files or tensors: what they are, and what to do with them."""
+"""Recognize other programs' weights by file or tensor names, and say what they are and what to do with them."""
 
 import re
 from collections.abc import Iterable
@@ -33,11 +33,11 @@ FILES = {
     "optimizer.pt": "what a Trainer keeps beside a model (optimizer.pt); give a folder with config.json and the "
     "model's weights",
 }
-MODELS = {  # by config.json's model_type; of others there is no more to say
+MODELS = {  # hints by model_type in config.json
     "gptj": "; of what convert --to gptj made, give the source",
     "llama": "; CodeGen2.5 is one, too",
 }
-TENSORS = {  # by a part of their names, between dots
+TENSORS = {  # by pattern of a dot-separated component of the name
     r"lora_.*|vera_.*|hada_.*|lokr_.*|b?oft_.*|ia3_l|base_layer|modules_to_save|original_module": "of a PEFT adapter; "
     "merge it into its model (merge_and_unload) and save that",
     r"qweight|qzeros|scales|g_idx|SCB|weight_format|absmax|nested_absmax|quant_map|quant_state|W_q|weight_packed|"
@@ -47,7 +47,7 @@ TENSORS = {  # by a part of their names, between dots
 
 
 def other_tensor(names: Iterable[str]) -> str | None:
-    """The first tensor that is known to be no plain weight, and what it is; None if there is none."""
+    """The first tensor known not to be a plain weight, and what it is; None if there is no such tensor."""
     for name in names:
         for pattern, what in TENSORS.items():
             if any(re.fullmatch(pattern, part) for part in name.split(".")):
@@ -56,13 +56,13 @@ def other_tensor(names: Iterable[str]) -> str | None:
 
 
 def other_model(model_type: object) -> str:
-    """What is said of a config.json of another kind of model than CodeGen."""
+    """The message for a config.json of a model other than CodeGen."""
     hint = MODELS.get(str(model_type), "")
     return f"model_type is {model_type}, not codegen, and only CodeGen is read; load it with transformers{hint}"
 
 
 def other_program(path: Path) -> str | None:
-    """What a file, or the first known one of a folder, is; None for one that is not known."""
+    """What a file is, or what a folder contains, judging by file names; None if nothing is recognized."""
     files = list(path.iterdir()) if path.is_dir() else [path]
     for patterns, what in FILES.items():
         if any(file.match(pattern) for pattern in patterns.split() for file in files):

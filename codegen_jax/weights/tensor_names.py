@@ -1,4 +1,4 @@
-"""The names that tensors were saved by: what training programs put around a model's own names is taken off."""
+"""Names of saved tensors: remove the prefixes that training programs add to a model's own names."""
 
 import logging
 from collections.abc import Mapping
@@ -10,28 +10,28 @@ from codegen_jax.weights.tensors import Tensor
 
 log = logging.getLogger(__name__)
 
-WRAPPERS = {  # parts of names, none of which CodeGen's own have: at any depth
+WRAPPERS = {  # name components that are removed at any depth; CodeGen itself uses none of them
     "module",  # DataParallel, DeepSpeed
     "_orig_mod",  # torch.compile
     "_fsdp_wrapped_module",
     "_checkpoint_wrapped_module",
     "_forward_module",  # Lightning Fabric
 }
-OWNERS = {  # the same, but only in front
+OWNERS = {  # name components that are removed at the beginning only
     "model",  # Lightning's attribute
-    "base_model",  # PEFT's base_model.model, which a merge leaves behind
+    "base_model",  # PEFT's base_model.model, which remains after a merge
 }
 
 
 def plain_tensors(source: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by their model's own names: `module.transformer.wte.weight` is transformer.wte.weight.
+    """Map tensors to the model's own names: `module.transformer.wte.weight` becomes `transformer.wte.weight`.
 
     Args:
-        source: for messages.
-        tensors: by the names in their files.
+        source: name of the model for messages.
+        tensors: the tensors, by their names in the files.
 
     Raises:
-        UserError: if two become one, or the names or shapes show that this is not the whole of a plain CodeGen.
+        UserError: if two tensors get the same name, or names or shapes show that this is not a complete, plain CodeGen.
     """
     other = other_tensor(tensors)
     require(other is None, f"{source}: {other}")

@@ -1,4 +1,4 @@
-"""Named tensors in files: safetensors and PyTorch's .bin, whole or in shards; read lazily, written as a stream."""
+"""Named tensors in safetensors and PyTorch .bin files, single or sharded: read lazily, written as a stream."""
 
 import json
 import os
@@ -24,7 +24,7 @@ DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F32": np.dtype(np.float32),
 }
-UNREAD = {  # only named in messages
+UNREAD = {  # unsupported dtypes, only named in messages
     "F64": np.dtype(np.float64),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
@@ -38,7 +38,7 @@ STATE_DICT = "; save the model's weights alone: torch.save(model.state_dict(), F
 
 
 class Tensor(Protocol):
-    """What is read of a stored tensor; a NumPy array is one."""
+    """Interface to a stored tensor; a NumPy array satisfies it."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -49,7 +49,7 @@ class Tensor(Protocol):
 
 @dataclass(frozen=True)
 class SafetensorsTensor:
-    """A tensor in a .safetensors file. Each read opens the file anew: pages of a mapping that stays count as memory."""
+    """A tensor in a .safetensors file. Each read reopens the file, since pages of a lasting mapping count as memory."""
 
     path: Path
     name: str
@@ -63,7 +63,7 @@ class SafetensorsTensor:
 
 @dataclass(frozen=True)
 class TorchTensor:
-    """A tensor in a .bin file, which is mapped anew for each read."""
+    """A tensor in a .bin file, which is memory-mapped anew for each read."""
 
     path: Path
     name: str
@@ -73,18 +73,18 @@ class TorchTensor:
     def __getitem__(self, index: Any) -> np.ndarray:
         import torch
 
-        tensor = _load_torch(self.path)[self.name].detach()  # some files hold parameters, which NumPy does not take
-        if tensor.dtype == torch.bfloat16:  # NumPy has none of its own
+        tensor = _load_torch(self.path)[self.name].detach()  # NumPy does not accept the parameters in some files
+        if tensor.dtype == torch.bfloat16:  # NumPy has no bfloat16 of its own
             return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)[index]
         return tensor.numpy()[index]
 
 
 def open_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a Hugging Face folder, from the first that is there: safetensors, .bin; of each whole, sharded.
+    """Open the tensors of a Hugging Face folder. safetensors is preferred to .bin, and a single file to shards.
 
     Raises:
-        UserError: if there is none, or a file is missing, a pointer, truncated or corrupt, or a pickle asks for other
-            code.
+        UserError: if there are no tensors, a file is missing, truncated, corrupt or only a pointer, or a pickle refers
+            to code.
     """
     for name, open_file in (("model.safetensors", _open_safetensors), ("pytorch_model.bin", _open_torch)):
         if (folder / name).exists():
@@ -99,7 +99,7 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _open_shards(index: Path, open_file: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors that an index names, each from the file that it names; shards may hold others, or stale copies."""
+    """Open each tensor in an index from the file listed there; shards may also contain others, or stale copies."""
     refuse_stand_in(index)
     try:
         weight_map = {str(name): str(file) for name, file in json.loads(read_text(index))["weight_map"].items()}
@@ -132,14 +132,14 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _dtype(code: str | None) -> np.dtype:
-    """By safetensors' code; void for what is not known."""
+    """The dtype of a safetensors code; void if it is unknown."""
     return (DTYPES | UNREAD).get(code or "", np.dtype("V"))
 
 
 def _open_torch(path: Path) -> dict[str, Tensor]:
     import torch
 
-    codes = {dtype.name: code for code, dtype in (DTYPES | UNREAD).items()}  # PyTorch's names are NumPy's
+    codes = {dtype.name: code for code, dtype in (DTYPES | UNREAD).items()}  # PyTorch uses NumPy's dtype names
     tensors = _load_torch(path)
     for name, value in tensors.items():
         require(
@@ -157,7 +157,7 @@ def _open_torch(path: Path) -> dict[str, Tensor]:
 
 
 def _load_torch(path: Path) -> dict[str, Any]:
-    """The state dict, mapped. Only tensors are unpickled; whatever else a pickle asks for is refused by name."""
+    """Load a state dict, memory-mapped. Only tensors are unpickled; any other global in a pickle is refused by name."""
     try:
         import torch
     except ImportError as error:
@@ -168,7 +168,7 @@ def _load_torch(path: Path) -> dict[str, Any]:
     require(is_zip, f"{path}: truncated, corrupt, or older than PyTorch 1.6; load and save it again with torch")
     try:
         tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # PyTorch raises RuntimeError, UnpicklingError, EOFError, ... for a damaged file
+    except Exception as error:  # for a damaged file, PyTorch raises RuntimeError, UnpicklingError, EOFError, ...
         if name := _refused_global(error):
             raise UserError(f"{path}: its pickle asks for {name}, which no weights need; refused") from error
         raise UserError(f"{path}: truncated or corrupt ({str(error).splitlines()[0]}); fetch it again") from error
@@ -177,7 +177,7 @@ def _load_torch(path: Path) -> dict[str, Any]:
 
 
 def _refused_global(error: Exception) -> str | None:
-    """What a pickle asked for that `weights_only` refuses: PyTorch says it in the text of an UnpicklingError only."""
+    """The global that `weights_only` refused, which PyTorch reports only in the text of an UnpicklingError."""
     asked = re.search(r"GLOBAL (\S+)|class (\S+)", str(error))
     return (asked[1] or asked[2]) if asked else None
 
@@ -200,7 +200,7 @@ def write_tensors(
 ) -> None:
     """Write model.safetensors, or shards with an index if the tensors exceed max_shard_size.
 
-    safetensors' own writer takes a whole file's tensors at once, 5 GB; this one holds a chunk.
+    safetensors' own writer needs all tensors of a file in memory, up to 5 GB; this one needs only a few chunks.
     """
     split = split_state_dict_into_shards_factory(
         dict(tensors),
@@ -216,7 +216,8 @@ def write_tensors(
 
 
 def _write_safetensors(path: Path, tensors: Mapping[str, TensorStream], progress: Callable[[int], object]) -> None:
-    """The format: 8 bytes of length, a JSON header padded to 8, then the tensors' bytes, little-endian."""
+    """Write one file: 8 bytes for the header length, a JSON header padded to a multiple of 8 bytes, then the tensors in
+    little-endian order."""
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -230,12 +231,12 @@ def _write_safetensors(path: Path, tensors: Mapping[str, TensorStream], progress
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         following, flushing = threads.submit(next, chunks, None), threads.submit(os.fsync, file.fileno())
         while (chunk := following.result()) is not None:
-            following = threads.submit(next, chunks, None)  # made while this one is written
+            following = threads.submit(next, chunks, None)  # prepared while this chunk is written
             file.write(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data)
             progress(chunk.nbytes)
             if flushing.done():
-                flushing.result()  # raises what the disk refused
-                flushing = threads.submit(os.fsync, file.fileno())  # keeps the disk busy from the start
+                flushing.result()  # raises disk errors
+                flushing = threads.submit(os.fsync, file.fileno())  # keeps the disk busy throughout
         flushing.result()
         file.flush()
         os.fsync(file.fileno())

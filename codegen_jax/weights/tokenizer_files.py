@@ -1,4 +1,4 @@
-"""Our tokenizers as the files that transformers' AutoTokenizer reads: its versions 4 and 5, fast and slow."""
+"""Export our tokenizers as files for transformers' AutoTokenizer: versions 4 and 5, fast and slow."""
 
 import json
 import logging
@@ -12,18 +12,18 @@ from codegen_jax.data.tokenizer_metadata import CONFIG, VOCABULARY, parse
 
 log = logging.getLogger(__name__)
 
-# transformers 4 gives token_type_ids unless told, and its CodeGen adds their embeddings to the tokens'
+# By default transformers 4 returns token_type_ids, and its CodeGen adds their embeddings to those of the tokens.
 INPUTS = {"model_input_names": ["input_ids", "attention_mask"]}
 
 
 def tokenizer_files(tokenizer: Tokenizer, n_positions: int) -> dict[str, bytes]:
-    """Content by file name: tokenizer.json, tokenizer_config.json and, for CodeGen's slow tokenizer, vocab.json and
-    merges.txt.
+    """The tokenizer files, contents by name: tokenizer.json, tokenizer_config.json and, for CodeGen's slow tokenizer,
+    vocab.json and merges.txt.
 
-    They encode as ours do, but for one habit of transformers: the text of the special token <|endoftext|> becomes its
-    id, with sentencepiece, too. A sentencepiece model of which no right tokenizer.json can be made is warned of, and
-    written under a name that transformers does not read. Where the tokenizer brings a tokenizer_config.json, its files
-    stay what they are, but for what both versions of transformers need to know.
+    They encode like our tokenizer, except that transformers always encodes the text <|endoftext|> as the special token,
+    even with sentencepiece. If a sentencepiece model cannot be converted to an exact tokenizer.json, a warning is
+    logged, and it is written under a name that transformers does not read. If the tokenizer comes with its own
+    tokenizer_config.json, its files are kept, apart from changes that transformers 4 or 5 needs.
     """
     if CONFIG in tokenizer.metadata:
         if isinstance(tokenizer, SentencePieceTokenizer):
@@ -40,7 +40,7 @@ def tokenizer_files(tokenizer: Tokenizer, n_positions: int) -> dict[str, bytes]:
 
 
 def _made(tokenizer: Tokenizer, n_positions: int) -> dict[str, bytes]:
-    """The files of a tokenizer that brings no tokenizer_config.json."""
+    """The files of a tokenizer without a tokenizer_config.json of its own."""
     if isinstance(tokenizer, BpeTokenizer):
         return _bpe_files(tokenizer, n_positions)
     assert isinstance(tokenizer, SentencePieceTokenizer)
@@ -56,8 +56,8 @@ def _made(tokenizer: Tokenizer, n_positions: int) -> dict[str, bytes]:
 
 
 def _for_all_versions(metadata: Mapping[str, bytes]) -> bytes:
-    """The source's tokenizer_config.json; what the tokenizer returns is added where it is left open, and a class that
-    transformers 4 does not know has its older name."""
+    """The source's tokenizer_config.json, with model_input_names added if it is missing, and with a class unknown to
+    transformers 4 replaced by its older name."""
     config = parse(metadata, CONFIG)
     needed = {} if str(config.get("tokenizer_class")).startswith("CodeGenTokenizer") else INPUTS | config
     if config.get("tokenizer_class") == "TokenizersBackend":
@@ -70,14 +70,14 @@ def _json(value: Any) -> bytes:
 
 
 def _config(made: bytes, eos_id: int, n_positions: int, **more: Any) -> bytes:
-    """tokenizer_config.json of a tokenizer.json, `more` of which is not as here."""
+    """tokenizer_config.json for a tokenizer.json; fields in `more` override the defaults."""
     from tokenizers import Tokenizer as FastTokenizer
 
     eos = None if eos_id < 0 else FastTokenizer.from_str(made.decode()).id_to_token(eos_id)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), eos),
-        "padding_side": "left",  # a model goes on from the right end
+        "padding_side": "left",  # generation continues from the right end
         **INPUTS,
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
@@ -90,7 +90,7 @@ def _bpe_files(tokenizer: BpeTokenizer, n_positions: int) -> dict[str, bytes]:
     written = tokenizer.to_json()
     words, after = written["pre_tokenizer"] or {}, written["post_processor"] or {}
     if after.get("type") != "ByteLevel":
-        written["post_processor"] = None  # it adds tokens, and our encoding adds nothing
+        written["post_processor"] = None  # it adds tokens, and our encoding adds none
     made = json.dumps(written, ensure_ascii=False).encode()
     config = partial(_config, made, tokenizer.eos_id, n_positions)
     if not _is_codegens(written):
@@ -107,7 +107,7 @@ def _bpe_files(tokenizer: BpeTokenizer, n_positions: int) -> dict[str, bytes]:
 
 
 def _is_codegens(written: dict[str, Any]) -> bool:
-    """Whether a tokenizer.json has the rules of transformers' CodeGenTokenizer, which takes no others from the file."""
+    """Whether a tokenizer.json has exactly the rules that are built into transformers' CodeGenTokenizer."""
     from tokenizers import pre_tokenizers
 
     model, words, decoder = written["model"], written["pre_tokenizer"] or {}, written["decoder"] or {}
@@ -125,16 +125,17 @@ def _is_codegens(written: dict[str, Any]) -> bool:
 
 
 def _from_sentencepiece(tokenizer: SentencePieceTokenizer) -> bytes:
-    """A sentencepiece BPE as a tokenizer.json.
+    """Convert a sentencepiece BPE model to a tokenizer.json.
 
-    Spaces are spaces here, so a U+2581 of the text is no piece and becomes bytes, where there are bytes, as in ours.
+    Spaces remain spaces here, so a literal U+2581 is not a piece and is encoded as bytes if there is byte fallback, as
+    in our own tokenizer.
     """
     from tokenizers import AddedToken, Regex, decoders, normalizers
     from tokenizers import Tokenizer as FastTokenizer
     from tokenizers.models import BPE
 
     space = SentencePieceTokenizer.SPACE
-    # a piece that has spaces of its own never occurs in sentencepiece's text
+    # pieces with literal spaces never match in sentencepiece, since it replaces spaces in the text
     theirs = lambda piece: piece.translate(str.maketrans({space: " ", " ": space}))
     proto, pieces = tokenizer.proto, [theirs(piece) for piece in tokenizer.pieces]
     kinds, merges = proto.SentencePiece, [(theirs(left), theirs(right)) for left, right in tokenizer.merges]
@@ -144,7 +145,7 @@ def _from_sentencepiece(tokenizer: SentencePieceTokenizer) -> bytes:
     fast = FastTokenizer(BPE(vocab, merges, unk_token=unknown, fuse_unk=not has_bytes, byte_fallback=has_bytes))
     before = [] if has_bytes else [normalizers.Replace(space, " ")]
     after = [decoders.ByteFallback(), decoders.Fuse()]
-    if proto.normalizer_spec.add_dummy_prefix:  # ours puts one behind each U+2581, too
+    if proto.normalizer_spec.add_dummy_prefix:  # our tokenizer also adds one after each U+2581
         before.append(normalizers.Replace(Regex(f"(?<![^{space}])(?=[^{space}])"), " "))
         after.append(decoders.Strip(" ", 1, 0))
     fast.normalizer, fast.decoder = normalizers.Sequence(before), decoders.Sequence(after)
@@ -156,9 +157,9 @@ def _from_sentencepiece(tokenizer: SentencePieceTokenizer) -> bytes:
 
 
 def _difference(tokenizer: SentencePieceTokenizer, made: bytes) -> str | None:
-    """A text that the tokenizer.json encodes or decodes in another way, in words; the shortest of those tried.
+    """Describe the shortest test text that the tokenizer.json encodes or decodes differently; None if there is none.
 
-    What is unknown to both may come back in two ways.
+    Texts that contain unknown tokens may decode differently.
     """
     from tokenizers import Tokenizer as FastTokenizer
 
