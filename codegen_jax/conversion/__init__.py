@@ -1,1 +1,1 @@
-"""Other formats' weights to and from our parameter tree."""
+"""Convert weights between our parameter tree and other formats, and verify the result."""

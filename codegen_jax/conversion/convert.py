@@ -1,4 +1,4 @@
-"""convert(): read a model in any format, write it in another, piece by piece, and prove it before it gets its name."""
+"""convert(): read a model in any format, write it in another chunk by chunk, and verify it before it gets its name."""
 
 import logging
 import resource
@@ -36,15 +36,15 @@ Format = Literal["jax", "hf", "gptj"]
 
 @dataclass(frozen=True)
 class Summary:
-    """What a conversion did.
+    """Summary of a conversion.
 
     Attributes:
-        parameters: their number.
+        parameters: number of parameters.
         nbytes: bytes of weights written.
         dtypes: names of the dtypes written.
-        seconds: of reading and writing.
-        peak_bytes: most memory that the process has held.
-        agreement: the proof, if there was one.
+        seconds: time for reading and writing.
+        peak_bytes: peak memory of the process.
+        agreement: the result of the verification, if one was requested.
     """
 
     parameters: int
@@ -56,7 +56,7 @@ class Summary:
 
 
 class CastWeights(Weights):
-    """Weights in another dtype; a value that it cannot hold is an error, not inf."""
+    """Weights cast to another dtype; a value that would overflow to infinity is an error."""
 
     def __init__(self, weights: Weights, dtype: np.dtype):
         super().__init__(weights.source, weights.config, weights.tokenizer)
@@ -83,21 +83,21 @@ def convert(
     proof: Proof | None = None,
     allow_nonfinite: bool = False,
 ) -> Summary:
-    """Convert a model. The destination appears when all is written and proven; until then there is none.
+    """Convert a model. The destination appears only after everything has been written and verified.
 
     Args:
-        source: as in `open_model`.
-        destination: a new folder.
-        to: our checkpoint, transformers' CodeGen, or the same network as transformers' GPT-J.
-        dtype: of the weights; None keeps the source's. An embedding bias is folded in before.
-        mp_num: groups in the qkv_proj of a source that is not ours, or else of the destination.
-        tokenizer: in place of the source's.
-        proof: compare with an independent implementation in NumPy, or with transformers.
-        allow_nonfinite: convert NaN and infinities as they are, with a warning, where they are refused else.
+        source: see `open_model`.
+        destination: a new or empty folder.
+        to: "jax" for our checkpoint, "hf" for transformers' CodeGen, "gptj" for the same network as a GPT-J.
+        dtype: dtype of the weights; None keeps the source's. An embedding bias is folded in before the cast.
+        mp_num: groups in qkv_proj of the source, or, if the source is our own checkpoint, of the destination.
+        tokenizer: replaces the source's tokenizer.
+        proof: verify against an independent implementation in NumPy ("numpy") or against transformers ("torch").
+        allow_nonfinite: convert NaN and infinities as they are with a warning, instead of refusing them.
 
     Raises:
-        UserError: for a model or destination that cannot be used, weights that are not finite, a value beyond the
-            dtype's range, or a failed proof.
+        UserError: if the model or destination cannot be used, weights are not finite, a value exceeds the dtype's
+            range, or the verification fails.
     """
     require(mp_num is None or mp_num > 0, f"mp_num: {mp_num} must be positive")
     require(
@@ -160,9 +160,9 @@ def _check_space(target: Path, needed: int) -> None:
 
 @contextmanager
 def _appears_when_done(target: Path) -> Iterator[Path]:
-    """A path beside the target, for a folder that is renamed to it at the end, and removed if there is no end.
+    """Yield a temporary path next to the target; it is renamed to the target on success and removed on failure.
 
-    What a kill leaves behind is hidden, and the next conversion to that target removes it.
+    Anything left behind by a kill is in a hidden folder, which the next conversion to the same target removes.
     """
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -1,8 +1,9 @@
-"""A second implementation of the forward pass, in NumPy on a format's own tensors, to prove conversions with.
+"""A second implementation of the forward pass, in NumPy on a format's own tensors, used to verify conversions.
 
 It shares no code with model/ or weights/ and keeps the original layout: q, v, k in mp_num groups of channels, rotary
-pairs interleaved. Written from the authors' modules.py and modeling_codegen.py. float32, one layer in memory. Sizes are
-read here a second time, too, since not all of them show in scores: n_positions never does.
+pairs interleaved. It was written from the authors' modules.py and modeling_codegen.py. It computes in float32 with one
+layer in memory. It also reads the model's sizes independently, since not all of them affect logits: n_positions never
+does.
 
 Axes: B batch, T time, D width, V vocabulary.
 """
@@ -20,7 +21,7 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Architecture:
-    """The sizes of a network by our config's names, each from shapes where they tell it, else from config.json."""
+    """The sizes of a model under our config's names, taken from tensor shapes if possible, else from config.json."""
 
     n_layer: int
     n_embd: int
@@ -34,7 +35,7 @@ class Architecture:
 
 
 def transformers_architecture(folder: Path, tensors: Mapping[str, Any]) -> Architecture:
-    """Of a folder of CodeGenForCausalLM or GPTJForCausalLM, whose configs have the same names and defaults."""
+    """The sizes of a CodeGenForCausalLM or GPTJForCausalLM folder; both configs have the same names and defaults."""
     written = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
 
     def field(default: Any, *names: str) -> Any:
@@ -56,7 +57,8 @@ def transformers_architecture(folder: Path, tensors: Mapping[str, Any]) -> Archi
 
 
 def jaxformer_architecture(folder: Path, arrays: Sequence[Any]) -> Architecture:
-    """Of a jaxformer checkpoint: heads from config.json, in it or beside it, or else as the authors published them."""
+    """The sizes of a jaxformer checkpoint. The number of heads comes from config.json in `folder` or its parent, else
+    from the published model of this width."""
     files = [path for path in (folder / "config.json", folder.parent / "config.json") if path.exists()]
     vocab_size, n_embd = arrays[1].shape
     n_layer, attended, _ = arrays[6].shape
@@ -73,21 +75,21 @@ def jaxformer_architecture(folder: Path, arrays: Sequence[Any]) -> Architecture:
         head_dim=attended // n_head,
         n_inner=arrays[9].shape[2],
         rotary_dim=rotary_dim,
-        n_positions=2048,  # of every model that the authors trained; their configs do not limit it
-        layer_norm_epsilon=1e-5,  # Haiku's
+        n_positions=2048,  # true of every model that the authors trained; their configs do not limit it
+        layer_norm_epsilon=1e-5,  # Haiku's default
         vocab_size=vocab_size,
     )
 
 
 class Original(Protocol):
-    """A model in its own layout; kernels come out as [in, out], float32."""
+    """A model in its original layout; kernels are returned as [in, out] in float32."""
 
     config: Architecture
     mp_num: int
 
     @property
     def dtype(self) -> np.dtype:
-        """Stored, of the embedding."""
+        """The stored dtype of the embedding."""
         ...
 
     def embed(self, ids: np.ndarray) -> np.ndarray: ...
@@ -97,7 +99,7 @@ class Original(Protocol):
 
 
 def logits(model: Original, tokens_BT: np.ndarray) -> np.ndarray:
-    """float32 scores [B, T, V] of every next token."""
+    """Next-token logits, float32 [B, T, V]."""
     config = model.config
     ids, places = np.unique(tokens_BT, return_inverse=True)
     x = model.embed(ids)[places.reshape(tokens_BT.shape)]
@@ -146,7 +148,7 @@ def attention(h: np.ndarray, qkv: np.ndarray, config: Architecture, mp_num: int)
 
 
 def rotate_every_two(x: np.ndarray, rotary_dim: int) -> np.ndarray:
-    """x [B, heads, T, head_dim], pairs (2i, 2i+1) of the first rotary_dim channels rotated by their angle."""
+    """Rotate channel pairs (2i, 2i+1) of the first rotary_dim channels of x [B, heads, T, head_dim] by their angles."""
     T = x.shape[2]
     angles = np.outer(np.arange(T), 10000.0 ** (-np.arange(0, rotary_dim, 2) / rotary_dim))
     sin, cos = np.sin(angles).astype(np.float32), np.cos(angles).astype(np.float32)
@@ -159,7 +161,7 @@ def rotate_every_two(x: np.ndarray, rotary_dim: int) -> np.ndarray:
 
 @dataclass
 class TransformersOriginal:
-    """The tensors of CodeGenForCausalLM or GPTJForCausalLM."""
+    """A model given as the tensors of CodeGenForCausalLM or GPTJForCausalLM."""
 
     tensors: Mapping[str, Any]
     config: Architecture
@@ -202,7 +204,7 @@ class TransformersOriginal:
 
 @dataclass
 class JaxformerOriginal:
-    """The 14 arrays of a jaxformer checkpoint, in their order."""
+    """A model given as the 14 arrays of a jaxformer checkpoint, in file order."""
 
     arrays: list[Any]
     config: Architecture

@@ -1,6 +1,7 @@
-"""Prove a conversion: our network on one side's weights against another implementation on the other side's.
+"""Verify a conversion: our network on the weights of one side against another implementation on those of the other.
 
-The other implementation is reference.py, or transformers. Both sides work layer by layer or, with transformers, whole.
+The other implementation is reference.py or transformers. Our network and reference.py hold one layer in memory at a
+time, transformers the whole model.
 
 Axes: B batch, T time, D width, V vocabulary.
 """
@@ -38,20 +39,21 @@ TEXT = '''def fibonacci(n):
 '''
 
 
-EXACT, ROUNDED, KL = 1e-3, 5e-2, 0.015  # tolerances: of the difference if no weight is rounded, or else; of KL
+# tolerances: for the difference if no weight is rounded, for the difference otherwise, for the KL divergence
+EXACT, ROUNDED, KL = 1e-3, 5e-2, 0.015
 
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """How far the next-token scores of two implementations agree on a few sequences.
+    """How closely the next-token logits of two implementations agree on a few sequences.
 
     Attributes:
-        difference: largest difference of two scores, relative to the largest score.
-        kl: Kullback-Leibler divergence, mean in nats per token.
-        top_10: share of the ten likeliest tokens that both have.
-        greedy: share of positions where both have the same likeliest token.
-        loss: mean cross-entropy of a piece of Python in nats per token; None without a tokenizer. Both sides read
-            qkv_proj with the same mp_num, so a wrong one shows here only: 2 or so becomes 8.
+        difference: largest absolute difference between logits, relative to the largest absolute logit.
+        kl: mean Kullback-Leibler divergence in nats per token.
+        top_10: overlap of the ten most likely tokens.
+        greedy: share of positions at which the most likely token is the same.
+        loss: mean cross-entropy of our network on a snippet of Python, in nats per token; None without a tokenizer.
+            Both sides read qkv_proj with the same mp_num, so a wrong value shows only here: about 2 becomes 8.
     """
 
     difference: float
@@ -69,7 +71,7 @@ class Agreement:
 
 
 def check_proof(proof: Proof, opened: Weights, to: str) -> None:
-    """Raise `UserError` if a conversion cannot be proven this way."""
+    """Raise `UserError` if a conversion cannot be verified this way."""
     ours = isinstance(opened, CheckpointWeights)
     require(not (ours and to == "jax"), "proof: source and destination are both ours; there is nothing to compare")
     if proof == "torch":
@@ -84,13 +86,13 @@ def check_proof(proof: Proof, opened: Weights, to: str) -> None:
 
 
 def verify(proof: Proof, opened: Weights, written: Path, to: str) -> Agreement:
-    """Compare source and destination of a conversion.
+    """Compare the source and the destination of a conversion.
 
-    The other implementation runs on the source; or on the destination, if the source is our own, or the destination a
-    GPT-J, which our code does not read. Our network runs on the other of the two.
+    The other implementation runs on the source, unless the source is our own checkpoint or the destination is a GPT-J,
+    which our code does not read; then it runs on the destination. Our network runs on the other side.
 
     Raises:
-        UserError: above tolerance, or for a size in config.json that a second reader finds otherwise.
+        UserError: if the difference exceeds the tolerance, or an independent reading of the sizes gives other values.
     """
     if to == "gptj":
         ours, folder = opened, str(written)
@@ -119,14 +121,14 @@ def verify(proof: Proof, opened: Weights, written: Path, to: str) -> Agreement:
     is_rounded = is_folded or ours.dtype("embedding") != original.dtype
     tolerance = ROUNDED if is_rounded else EXACT
     require(
-        agreement.difference <= tolerance and agreement.kl <= KL,  # false for NaN, too
+        agreement.difference <= tolerance and agreement.kl <= KL,  # also false for NaN
         f"proof: {opened.source} and what was made of it disagree: {agreement}; tolerated are {tolerance} and {KL}",
     )
     return agreement
 
 
 def original_of(weights: Weights) -> reference.Original:
-    """The second implementation on the tensors that these weights are read from, with sizes that it reads itself."""
+    """The second implementation on the tensors behind these weights, with sizes that it reads independently."""
     folder = Path(weights.source)
     if isinstance(weights, JaxformerWeights):
         arrays = list(weights.leaves.values())
@@ -137,14 +139,14 @@ def original_of(weights: Weights) -> reference.Original:
 
 
 def check_reading(folder: str, config: CodeGenConfig, second: reference.Architecture) -> None:
-    """Raise `UserError` for a field that a second reader of a folder finds otherwise than our config of it has it."""
+    """Raise `UserError` if a second reading of a folder gives a field another value than our config."""
     for name, found in vars(second).items():
         ours = getattr(config, name)
         require(ours == found, f"proof: {name} is {ours} to us, but {found} by a second reading of {folder}")
 
 
 def sequences(config: CodeGenConfig, tokenizer: Tokenizer | None) -> tuple[np.ndarray, int]:
-    """Two rows of ids, and how many of the first are those of TEXT; the others are random."""
+    """Two rows of ids, and the number of ids of TEXT at the start of the first row; all other ids are random."""
     length = min(64, config.n_positions)
     tokens_BT = np.random.default_rng(0).integers(0, config.vocab_size, (2, length))
     text = [] if tokenizer is None else [id for id in tokenizer.encode(TEXT) if id < config.vocab_size][:length]
@@ -153,7 +155,7 @@ def sequences(config: CodeGenConfig, tokenizer: Tokenizer | None) -> tuple[np.nd
 
 
 class OneLayer(Weights):
-    """A model of one of another's layers, with the same embedding and head; float32 is what it computes in."""
+    """A model with a single layer of another model and the same embedding and head; it computes in float32."""
 
     def __init__(self, weights: Weights, number: int):
         config = dataclasses.replace(weights.config, n_layer=1, dtype="float32")
@@ -170,13 +172,13 @@ class OneLayer(Weights):
 
 
 def our_logits(weights: Weights, tokens_BT: np.ndarray) -> np.ndarray:
-    """float32 scores [B, T, V] of our network, with the embedding, one layer or the head in memory at a time."""
+    """Logits of our network, float32 [B, T, V], with only the embedding, one layer or the head in memory at a time."""
     config = OneLayer(weights, 0).config
     absent = abstract_params(config)
 
     def run(part: Callable[[CodeGen, jax.Array], jax.Array], names: set[str], x: Any, layer: int = 0) -> jax.Array:
         params = load_params(OneLayer(weights, layer), {name: absent[name] for name in names & absent.keys()})
-        # the wait frees these parameters before the next ones are read
+        # wait, so that these parameters are freed before the next ones are read
         return jax.block_until_ready(run_part(part, params, x))
 
     @partial(jax.jit, static_argnums=0)
@@ -191,13 +193,13 @@ def our_logits(weights: Weights, tokens_BT: np.ndarray) -> np.ndarray:
 
 
 def load_transformers(folder: str) -> Any:
-    """The model that transformers makes of a folder, in float32."""
+    """Load a folder with transformers, in float32."""
     import torch
     from transformers import AutoModelForCausalLM
 
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    except Exception as error:  # whatever the checks of its configs, PyTorch or safetensors raise
+    except Exception as error:  # from config validation, PyTorch or safetensors
         text = " ".join(str(error).split())[:300]
         raise UserError(f"proof: torch: transformers does not load {folder} ({text}); take numpy") from error
     model, information = loaded
@@ -207,7 +209,7 @@ def load_transformers(folder: str) -> Any:
 
 
 def architecture_of(config: Any) -> reference.Architecture:
-    """The sizes in transformers' own config of a CodeGen or GPT-J."""
+    """The sizes in transformers' own config object of a CodeGen or GPT-J."""
     derived = {
         "head_dim": config.n_embd // config.n_head,
         "n_inner": 4 * config.n_embd if config.n_inner is None else config.n_inner,
@@ -217,7 +219,7 @@ def architecture_of(config: Any) -> reference.Architecture:
 
 
 def transformers_logits(model: Any, tokens_BT: np.ndarray) -> np.ndarray:
-    """float32 scores [B, T, V] of a model of transformers."""
+    """Logits of a transformers model, float32 [B, T, V]."""
     import torch
 
     with torch.no_grad():
@@ -225,7 +227,7 @@ def transformers_logits(model: Any, tokens_BT: np.ndarray) -> np.ndarray:
 
 
 def compare(ours_BTV: np.ndarray, theirs_BTV: np.ndarray, text: np.ndarray) -> Agreement:
-    """Agreement of two implementations' scores; `text` are the ids at the start of the first row whose loss counts."""
+    """The agreement of two implementations' logits; the loss is over `text`, the ids at the start of the first row."""
     ours, theirs = (log_softmax(scores.astype(np.float64), axis=-1) for scores in (ours_BTV, theirs_BTV))
     top = min(10, ours.shape[-1])
     sets = [np.sort(np.argpartition(-scores, top - 1, axis=-1)[..., :top]) for scores in (ours, theirs)]
