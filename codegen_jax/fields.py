@@ -71,7 +71,7 @@ def _matches(value: Any, hint: Any) -> bool:
 
 
 def documentation(cls: type) -> dict[str, str]:
-    """The text of each field in the "Attributes" section of the class docstring and those of its base classes."""
+    """The text of each field in the "Attributes" sections of a dataclass and its base classes."""
     from docstring_parser import parse
 
     docs = [parse(base.__doc__ or "") for base in reversed(cls.__mro__) if dataclasses.is_dataclass(base)]

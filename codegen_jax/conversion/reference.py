@@ -129,10 +129,10 @@ def gelu_new(x: np.ndarray) -> np.ndarray:
 
 
 def attention(h: np.ndarray, qkv: np.ndarray, config: Architecture, mp_num: int) -> np.ndarray:
-    """Heads' outputs [B, T, heads * head_dim], before the output projection."""
+    """The outputs of all heads, [B, T, heads * head_dim], before the output projection."""
     B, T, _ = h.shape
     channels = config.n_head // mp_num * config.head_dim
-    groups = np.split(h @ qkv, mp_num, axis=-1)  # one for each of the authors' cores
+    groups = np.split(h @ qkv, mp_num, axis=-1)  # one group per TPU core of the authors' setup
     q, v, k = (
         np.concatenate([group[..., i * channels : (i + 1) * channels] for group in groups], axis=-1)
         .reshape(B, T, config.n_head, config.head_dim)

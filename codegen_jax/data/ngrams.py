@@ -39,7 +39,7 @@ class CodeWords(WordTokenizer):
 
 
 WORDS: Any = CodeWords()
-HASH = HashConfig(hash_fc="sha1")  # datatrove 0.10's default gives xxhash a str, which xxhash 4 refuses
+HASH = HashConfig(hash_fc="sha1")  # datatrove 0.10's default passes a str to xxhash, which xxhash 4 rejects
 
 
 def near_dedup(work: Path, documents: list[PipelineStep], shards: int) -> tuple[list[Pass], PipelineStep]:

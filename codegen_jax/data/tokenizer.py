@@ -129,7 +129,7 @@ class Tokenizer(ABC):
 
 
 class BpeTokenizer(Tokenizer):
-    """A tokenizer from the `tokenizers` library: GPT-2's vocabulary, with or without the whitespace tokens."""
+    """A tokenizer of the `tokenizers` library, such as GPT-2's BPE, optionally with the whitespace tokens added."""
 
     def __init__(self, tokenizer_json: str, whitespace_tokens: bool = False, metadata: Mapping[str, bytes] = {}):
         from tokenizers import AddedToken
@@ -203,9 +203,9 @@ class BpeTokenizer(Tokenizer):
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A sentencepiece model made by train_tokenizer.py; any text round-trips exactly."""
+    """A sentencepiece model. With models from train_tokenizer.py, any text round-trips exactly."""
 
-    # sentencepiece represents a space as U+2581, so a literal U+2581 in the text is encoded by its byte pieces.
+    # sentencepiece represents a space as U+2581, so a literal U+2581 is encoded as byte pieces if the model has them.
     SPACE = "\u2581"
 
     def __init__(self, model: bytes, metadata: Mapping[str, bytes] = {}):

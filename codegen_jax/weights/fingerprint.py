@@ -78,7 +78,7 @@ class Regions:
         box = tuple((start, start + size) for start, size in zip(first, region.shape, strict=True))
         if box in self.seen:
             return None
-        if any(_overlap(box, other) for other in self.seen):  # read again on another grid: start over, or sum twice
+        if any(_overlap(box, other) for other in self.seen):  # read on another grid: start over to avoid double counts
             self.seen.clear()
         self.seen[box] = region_fingerprint(region, first)
         covered = sum(prod(stop - start for start, stop in box) for box in self.seen)

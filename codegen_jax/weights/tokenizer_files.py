@@ -56,8 +56,11 @@ def _made(tokenizer: Tokenizer, n_positions: int) -> dict[str, bytes]:
 
 
 def _for_all_versions(metadata: Mapping[str, bytes]) -> bytes:
-    """The source's tokenizer_config.json, with model_input_names added if it is missing, and with a class unknown to
-    transformers 4 replaced by its older name."""
+    """The source's tokenizer_config.json, adapted to transformers 4 and 5.
+
+    model_input_names is added if it is missing (except for CodeGenTokenizer), and a class unknown to
+    transformers 4 is replaced by its older name.
+    """
     config = parse(metadata, CONFIG)
     needed = {} if str(config.get("tokenizer_class")).startswith("CodeGenTokenizer") else INPUTS | config
     if config.get("tokenizer_class") == "TokenizersBackend":
