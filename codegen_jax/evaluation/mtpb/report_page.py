@@ -60,7 +60,7 @@ def _head(head: Mapping[str, Any], reports: Mapping[str, Mapping[str, Any]]) -> 
             f"over the other {one['attempted']} and compares with no figure of the whole benchmark.**"
         )
     elif one["empty_cases"]:
-        yield f"**{one['empty_cases']} cases have no program; a problem's share is that of its other cases.**"
+        yield f"**Cases without a program: {one['empty_cases']}. A problem's share is that of its other cases.**"
     broke = sum(report["outcomes"]["sandbox error"] for report in reports.values())
     if broke:
         yield (
@@ -109,7 +109,8 @@ def _details(reports: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     hard = sorted((item for item in best["rates"].items() if 0 < item[1] < 1), key=lambda item: item[1])[:LONGEST]
     if never:
         of = f"{len(never)} of {len(best['rates'])} problems"
-        yield f"{of} were never solved at the best temperature: {', '.join(never)}."
+        at = "" if "-" in reports else " at the best temperature"
+        yield f"Never solved{at}: {of}, {', '.join(never)}."
     if hard:
         yield f"The lowest shares of programs that passed{', of the others' if never else ''}:"
         yield table(["problem", "passed"], [[problem, f"{rate:.2%}"] for problem, rate in hard])

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -418,6 +419,22 @@ def test_a_worker_judges_problems_and_printed_values_in_turn(worker):
 def test_a_word_in_another_form_is_refused(data):
     with pytest.raises((ValueError, TypeError, KeyError, ArithmeticError)):
         decode(data)
+
+
+@pytest.mark.parametrize("part", ["1e9", ["Decimal", "1E+9"], ["float", "0x1p900"]])
+def test_a_fraction_that_a_program_has_written_itself_is_of_integers_only(part):
+    with pytest.raises((ValueError, TypeError)):
+        decode(["Fraction", [part]])
+
+
+def test_texts_of_an_array_take_no_more_room_than_they_have():
+    tracemalloc.start()
+    try:
+        decode(["numpy", ["U", [1001], [*[""] * 1000, "x" * 20_000]]])
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert difference(printed(["a"]), {"value": ["list", [["numpy", ["U", [1], ["a"]]]]], "printed": "x"}) == ""
 
 
 def test_a_numpy_value_is_what_it_was():
