@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from codegen_jax.evaluation.markdown import fenced, page, table
+from codegen_jax.evaluation.markdown import fenced, page, span, table
 from codegen_jax.evaluation.mtpb.report import Execution
 from codegen_jax.evaluation.published import marked, mtpb_beside, sources_in_words
 
@@ -97,7 +97,7 @@ def _details(reports: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     lacking = {problem: error for report in reports.values() for problem, error in report["lacking"].items()}
     if lacking:
         yield "Problems whose programs miss a file or a package here, with one error each:"
-        yield "\n".join(f"- {problem}: `{error}`" for problem, error in sorted(lacking.items(), key=_number))
+        yield "\n".join(f"- {problem}: {span(error)}" for problem, error in sorted(lacking.items(), key=_number))
     only = {problem: 0 for report in reports.values() for problem in report["only_repaired"]}
     for problem in only:
         only[problem] = sum(report["only_repaired"].get(problem, 0) for report in reports.values())

@@ -250,6 +250,18 @@ print(5)
     assert verdict[:2] == ("exception", "it wrote to the pipe of its value") and verdict.wall_seconds < judging.WALL
 
 
+def test_an_error_that_a_program_has_written_itself_is_one_line_of_bounded_length(worker):
+    program = """
+import os
+os.write(5, b'{"raised": {"kind": "OSError", "type": "Own", "text": "' + WHAT + b'"}, "printed": 1}')
+os._exit(0)
+"""
+    verdict = worker.judge(printed(5), program.replace("WHAT", r"b'a\\n# b'"), 2)
+    assert verdict[:2] == ("exception", "Own: a # b")
+    verdict = worker.judge(printed(5), program.replace("WHAT", "b'a' * 60_000"), 2)
+    assert verdict.outcome == "exception" and len(verdict.error) == judging.ERROR_CHARACTERS
+
+
 def test_a_program_that_has_taken_all_its_memory_can_still_say_what_it_printed(worker):
     program = f"print('x' * 30_000){FULL}"
     assert worker.judge(printed("x" * 30_000), program, 5)[:2] == ("passed", "")

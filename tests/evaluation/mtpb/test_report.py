@@ -48,6 +48,13 @@ def test_what_is_not_there_is_counted_and_named():
     assert "**1 of the benchmark's 3 problems have no program." in page and "Beside the paper" not in page
 
 
+def test_a_name_with_backticks_does_not_leave_its_place_on_the_page():
+    lacking = Execution(CASES[0], 0, "", "exception", "FileNotFoundError: 'a`**b**.csv'")
+    report = make_report([lacking], CASES, "multi", "official")
+    page = in_words(HEAD, {"0.2": report}, {"0.2": [lacking]})
+    assert "- 1: `` FileNotFoundError: 'a`**b**.csv' ``" in page
+
+
 def page_of(mode, head=HEAD, **by_temperature):
     found = {at: executions(passed) for at, passed in by_temperature.items()}
     reports = {at: make_report(ones, CASES, mode, "official") for at, ones in found.items()}
