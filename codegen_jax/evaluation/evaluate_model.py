@@ -77,9 +77,9 @@ def evaluate_model(
         {
             "benchmark": benchmark.name,
             **identity,
+            **benchmark.conditions,  # before the problems, which are others in another mode
             "problems": fingerprint(benchmark.tasks),
             **{name: value for name, value in asdict(protocol).items() if name not in left_out},
-            **benchmark.conditions,
             "timeout": settings.timeout,
             "unsafe": settings.unsafe,
         },

@@ -19,9 +19,22 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def fenced(text: str, language: str) -> str:
     """A block of code, whose fence is longer than any in it."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
+    fence = "`" * max(3, _longest_fence(text) + 1)
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def span(text: str) -> str:
+    """Code within a line, whatever it holds.
+
+    >>> print(span("a"), span("a `b"))
+    `a` `` a `b ``
+    """
+    longest = _longest_fence(text)
+    return f"`{text}`" if not longest else f"{'`' * (longest + 1)} {text} {'`' * (longest + 1)}"
+
+
+def _longest_fence(text: str) -> int:
+    return max((len(run) for run in re.findall("`+", text)), default=0)
 
 
 def page(paragraphs: Iterable[str]) -> str:

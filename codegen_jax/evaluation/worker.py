@@ -36,6 +36,7 @@ MEMORY_BYTES, OUTPUT_BYTES, ANSWER_BYTES = 1 << 30, 1 << 20, 1 << 20
 PACKAGES = ("numpy", "pandas", "scikit-learn")  # that MTPB's prompts name, where they are installed
 TRIES = 3  # of a program whose sandbox breaks
 END_SECONDS = 1.0  # in which a process ends that has closed its pipes by ending
+ERROR_CHARACTERS = 1000  # that are kept of an error
 KILLED = "killed for memory"
 PIPE_BYTES = 60 << 10  # that a pipe takes before anybody reads
 ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
@@ -155,6 +156,7 @@ class Worker:
                 outcome, error, cpu = way(problem, program, seconds)
                 if error == KILLED and tries_left:
                     continue  # by the machine, it may be, for what others took: it counts if it happens each time
+                error = " ".join(error[:ERROR_CHARACTERS].splitlines())  # a program can write a long one of many lines
                 error = FOLDER.sub(".", ADDRESS.sub("0x...", error))
                 return Verdict(outcome, error, cpu, time.monotonic() - began)
             except (Broken, OSError):

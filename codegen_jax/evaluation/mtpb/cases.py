@@ -14,6 +14,7 @@ from codegen_jax.storage import open_path
 
 PREFIX = "# Import libraries.\n\nimport numpy as np\n\n"  # what every history begins with
 MAX_NEW_TOKENS = 256  # per turn, of a problem that does not say
+MOST_DIGITS = 18  # of a problem's number
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ def _cases(record: dict[str, Any]) -> list[Case] | str:
         if type(record[name]) is not kind:
             return f"{name} is {record[name]!r:.40}, which is no {kind.__name__}"
     problem, tokens = record["id"], record.get("max_gen_length", MAX_NEW_TOKENS)
-    if not (problem.isascii() and problem.isdigit()):
-        return f"id is {problem!r:.40}, which is no number"
+    if not (problem.isascii() and problem.isdigit() and len(problem) <= MOST_DIGITS):
+        return f"id is {problem!r:.40}, which is no number of up to {MOST_DIGITS} digits"
     if type(tokens) is not int or tokens <= 0:
         return f"max_gen_length is {tokens!r:.40}, which is no positive number"
     prompts, pairs = record["prompts"], list(zip(record["inputs"], record["outputs"]))
@@ -102,5 +103,5 @@ def _cases(record: dict[str, Any]) -> list[Case] | str:
             Case(problem, number, tuple(f"# {prompt.format(**given)}\n" for prompt in prompts), expected, tokens, given)
             for number, (given, expected) in enumerate(pairs)
         ]
-    except (KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError, OverflowError, MemoryError) as error:
         return f"a prompt can't be filled with its inputs ({type(error).__name__}: {error})"

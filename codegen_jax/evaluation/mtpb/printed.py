@@ -104,7 +104,7 @@ def decode(data: Any) -> Any:
         return _Other()
     (content,) = content
     if kind == "int":
-        return int(content, 16)
+        return _integer(data)
     if kind == "float":
         return float.fromhex(content)
     if kind == "complex":
@@ -112,7 +112,7 @@ def decode(data: Any) -> Any:
     if kind == "Decimal":
         return Decimal(content)
     if kind == "Fraction":
-        return Fraction(*map(decode, content))
+        return Fraction(*map(_integer, content))  # of a text such as "1e999999999" it would be made for hours
     if kind == "list":
         return [decode(item) for item in content]
     if kind == "dict":
@@ -121,9 +121,18 @@ def decode(data: Any) -> Any:
         dtype, shape, items = content
         if not DTYPE.fullmatch(dtype):
             raise ValueError(f"no dtype: {dtype}")
+        if dtype == "U" and len(items) > 1:
+            return _Other()  # it equals nothing, and each item would take the room of the longest
         array = np.empty(len(items), dtype if dtype != "U" else f"U{max(map(len, items), default=0)}")
         for place, item in enumerate(items):  # one by one, since an item of an array of objects may be a list
             array[place] = decode(item)
         array = array.reshape(shape)
         return array if shape else array[()]
     raise ValueError(f"no kind of value: {kind}")
+
+
+def _integer(data: Any) -> int:
+    kind, digits = data
+    if kind != "int":
+        raise ValueError(f"no integer: {kind}")
+    return int(digits, 16)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from codegen_jax.evaluation.markdown import fenced, page, table
+from codegen_jax.evaluation.markdown import fenced, page, span, table
 from codegen_jax.evaluation.mtpb.report import Execution
 from codegen_jax.evaluation.published import marked, mtpb_beside, sources_in_words
 
@@ -60,7 +60,7 @@ def _head(head: Mapping[str, Any], reports: Mapping[str, Mapping[str, Any]]) -> 
             f"over the other {one['attempted']} and compares with no figure of the whole benchmark.**"
         )
     elif one["empty_cases"]:
-        yield f"**{one['empty_cases']} cases have no program; a problem's share is that of its other cases.**"
+        yield f"**Cases without a program: {one['empty_cases']}. A problem's share is that of its other cases.**"
     broke = sum(report["outcomes"]["sandbox error"] for report in reports.values())
     if broke:
         yield (
@@ -97,7 +97,7 @@ def _details(reports: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     lacking = {problem: error for report in reports.values() for problem, error in report["lacking"].items()}
     if lacking:
         yield "Problems whose programs miss a file or a package here, with one error each:"
-        yield "\n".join(f"- {problem}: `{error}`" for problem, error in sorted(lacking.items(), key=_number))
+        yield "\n".join(f"- {problem}: {span(error)}" for problem, error in sorted(lacking.items(), key=_number))
     only = {problem: 0 for report in reports.values() for problem in report["only_repaired"]}
     for problem in only:
         only[problem] = sum(report["only_repaired"].get(problem, 0) for report in reports.values())
@@ -109,7 +109,8 @@ def _details(reports: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     hard = sorted((item for item in best["rates"].items() if 0 < item[1] < 1), key=lambda item: item[1])[:LONGEST]
     if never:
         of = f"{len(never)} of {len(best['rates'])} problems"
-        yield f"{of} were never solved at the best temperature: {', '.join(never)}."
+        at = "" if "-" in reports else " at the best temperature"
+        yield f"Never solved{at}: {of}, {', '.join(never)}."
     if hard:
         yield f"The lowest shares of programs that passed{', of the others' if never else ''}:"
         yield table(["problem", "passed"], [[problem, f"{rate:.2%}"] for problem, rate in hard])

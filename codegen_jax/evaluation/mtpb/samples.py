@@ -1,5 +1,6 @@
 """Samples of MTPB: JSON lines of ours, a text per turn, or of the authors' mtpb_sample.py, whole histories."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,24 +13,28 @@ def read_mtpb_samples(path: str, cases: Sequence[Case]) -> tuple[list[Sample], s
 
     Ours are {"task_id": "1", "case": 0, "completions": [a text per turn]}. A single text is of all prompts in one turn,
     and the mode is multi or single, or mixed. The authors' are {"id", "input", "gold_output", "completions": the whole
-    program, "prompts_completions": [...]}; their case is found by the input, which need not be written as here.
+    program, "prompts_completions": [...]}; their case is found by the input, which need not be written as here. Where
+    cases share an input (problem 10), such lines go to each in turn.
 
     Raises:
         UserError: if the file can't be read or holds no samples, or a line is cut, is no JSON object, is of no case, or
             has not as many completions as there are turns.
     """
     by_place = {(case.problem, case.case): case for case in cases}
-    found = read_lines(path, lambda record: _sample(record, by_place))
+    count = Counter[str]()
+    found = read_lines(path, lambda record: _sample(record, by_place, count))
     samples, modes = [sample for sample, _ in found], {mode for _, mode in found}
     return samples, modes.pop() if len(modes) == 1 else "mixed"
 
 
-def _sample(record: dict[str, Any], cases: Mapping[tuple[str, int], Case]) -> tuple[Sample, str] | str:
-    """A line's sample and mode, or what is wrong with it."""
+def _sample(
+    record: dict[str, Any], cases: Mapping[tuple[str, int], Case], count: Counter[str]
+) -> tuple[Sample, str] | str:
+    """A line's sample and mode, or what is wrong with it; `count` is of the authors' lines by case."""
     if is_deep(record):
         return "JSON nested too deeply"
     if "gold_output" in record:
-        return _authors_sample(record, cases)
+        return _authors_sample(record, cases, count)
     for name in ("task_id", "case", "completions"):
         if name not in record:
             return f"no field {name}"
@@ -47,12 +52,21 @@ def _sample(record: dict[str, Any], cases: Mapping[tuple[str, int], Case]) -> tu
     return Sample(case.task_id, program, record), "single" if is_single else "multi"
 
 
-def _authors_sample(record: dict[str, Any], cases: Mapping[tuple[str, int], Case]) -> tuple[Sample, str] | str:
+def _authors_sample(
+    record: dict[str, Any], cases: Mapping[tuple[str, int], Case], count: Counter[str]
+) -> tuple[Sample, str] | str:
     if not isinstance(record.get("completions"), str):
         return "completions must be the whole program, as text"
     if not isinstance(record.get("input"), dict):
         return "input must be an object"
-    for case in cases.values():
-        if case.problem == str(record.get("id")) and case.given == record["input"]:
-            return Sample(case.task_id, record["completions"], record), "multi"
-    return f"id {record.get('id')!r:.40} with input {record['input']!r:.60} is no case of the benchmark"
+    problem, given, gold = str(record.get("id")), record["input"], record["gold_output"]
+    same = [case for case in cases.values() if case.problem == problem and case.given == given]
+    if not same:
+        return f"id {record.get('id')!r:.40} with input {given!r:.60} is no case of the benchmark"
+    ours = [case.task_id for case in same if case.expected == gold]
+    if not ours:
+        theirs = f"gold_output is {gold!r:.40}, where --problems has {same[0].expected!r:.40}"
+        return f"{theirs}; give the file that the samples were drawn with"
+    task_id = min(ours, key=count.__getitem__)
+    count[task_id] += 1
+    return Sample(task_id, record["completions"], record), "multi"

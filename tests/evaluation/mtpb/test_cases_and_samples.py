@@ -66,6 +66,8 @@ def test_the_authors_file_has_575_cases():
     [
         ({"id": 7}, "line 1: id is 7, which is no str"),
         ({"id": "x"}, "line 1: id is 'x', which is no number"),
+        ({"id": "1" * 5000}, "line 1: id is '1111"),
+        ({"prompts": ["{B:>99999999999999}"]}, "line 1: a prompt can't be filled with its inputs (MemoryError: "),
         ({"prompts": []}, "line 1: prompts must hold texts"),
         ({"prompts": ["{C}"]}, "line 1: a prompt can't be filled with its inputs (KeyError: 'C')"),
         ({"prompts": ["{"]}, "line 1: a prompt can't be filled with its inputs (ValueError: "),
@@ -112,6 +114,14 @@ def test_samples_of_ours_and_of_the_authors_become_programs(samples, problems):
     assert samples(OURS | {"task_id": 7})[0][0].task_id == "7/1"
 
 
+def test_authors_samples_of_an_input_that_two_cases_share_go_to_both(problems, tmp_path):
+    shared = {"inputs": [{"A": 1, "B": 2}, {"A": 3, "B": 4}, {"A": 1, "B": 2}], "outputs": [0, 0, 0]}
+    cases = read_cases(problems(PROBLEM | shared))
+    drawn = [{"id": "7", "input": case.given, "gold_output": 0, "completions": "x"} for case in cases for _ in "12"]
+    found, _ = read_mtpb_samples(write_lines(tmp_path / "authors.jsonl", drawn), cases)
+    assert Counter(sample.task_id for sample in found) == {"7/0": 2, "7/1": 2, "7/2": 2}
+
+
 @pytest.mark.parametrize(
     ("record", "said"),
     [
@@ -123,6 +133,7 @@ def test_samples_of_ours_and_of_the_authors_become_programs(samples, problems):
         (OURS | {"completions": ["a"] * 3}, "3 completions, where problem 7 has 2 turns"),
         (OURS | {"completions": []}, "0 completions, where problem 7 has 2 turns"),
         (AUTHORS | {"input": {"A": 2}}, "id '7' with input {'A': 2} is no case of the benchmark"),
+        (AUTHORS | {"gold_output": 4}, "gold_output is 4, where --problems has None; give the file that "),
         (AUTHORS | {"completions": ["x"]}, "completions must be the whole program, as text"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -249,6 +250,18 @@ print(5)
     assert verdict[:2] == ("exception", "it wrote to the pipe of its value") and verdict.wall_seconds < judging.WALL
 
 
+def test_an_error_that_a_program_has_written_itself_is_one_line_of_bounded_length(worker):
+    program = """
+import os
+os.write(5, b'{"raised": {"kind": "OSError", "type": "Own", "text": "' + WHAT + b'"}, "printed": 1}')
+os._exit(0)
+"""
+    verdict = worker.judge(printed(5), program.replace("WHAT", r"b'a\\n# b'"), 2)
+    assert verdict[:2] == ("exception", "Own: a # b")
+    verdict = worker.judge(printed(5), program.replace("WHAT", "b'a' * 60_000"), 2)
+    assert verdict.outcome == "exception" and len(verdict.error) == judging.ERROR_CHARACTERS
+
+
 def test_a_program_that_has_taken_all_its_memory_can_still_say_what_it_printed(worker):
     program = f"print('x' * 30_000){FULL}"
     assert worker.judge(printed("x" * 30_000), program, 5)[:2] == ("passed", "")
@@ -418,6 +431,22 @@ def test_a_worker_judges_problems_and_printed_values_in_turn(worker):
 def test_a_word_in_another_form_is_refused(data):
     with pytest.raises((ValueError, TypeError, KeyError, ArithmeticError)):
         decode(data)
+
+
+@pytest.mark.parametrize("part", ["1e9", ["Decimal", "1E+9"], ["float", "0x1p900"]])
+def test_a_fraction_that_a_program_has_written_itself_is_of_integers_only(part):
+    with pytest.raises((ValueError, TypeError)):
+        decode(["Fraction", [part]])
+
+
+def test_texts_of_an_array_take_no_more_room_than_they_have():
+    tracemalloc.start()
+    try:
+        decode(["numpy", ["U", [1001], [*[""] * 1000, "x" * 20_000]]])
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert difference(printed(["a"]), {"value": ["list", [["numpy", ["U", [1], ["a"]]]]], "printed": "x"}) == ""
 
 
 def test_a_numpy_value_is_what_it_was():

@@ -48,6 +48,13 @@ def test_what_is_not_there_is_counted_and_named():
     assert "**1 of the benchmark's 3 problems have no program." in page and "Beside the paper" not in page
 
 
+def test_a_name_with_backticks_does_not_leave_its_place_on_the_page():
+    lacking = Execution(CASES[0], 0, "", "exception", "FileNotFoundError: 'a`**b**.csv'")
+    report = make_report([lacking], CASES, "multi", "official")
+    page = in_words(HEAD, {"0.2": report}, {"0.2": [lacking]})
+    assert "- 1: `` FileNotFoundError: 'a`**b**.csv' ``" in page
+
+
 def page_of(mode, head=HEAD, **by_temperature):
     found = {at: executions(passed) for at, passed in by_temperature.items()}
     reports = {at: make_report(ones, CASES, mode, "official") for at, ones in found.items()}
@@ -58,7 +65,9 @@ def test_the_best_temperature_stands_beside_the_paper_s_rows():
     page = page_of("multi", **{"0.2": ["1"], "0.6": ["1", "10"]})
     assert "| **this model** | **66.67%** |" in page and "| CodeGen-Mono 350M | 16.98% |" in page
     assert "| CodeGen-NL 350M | 0.23% (?) |" in page and "2B" not in page and "construction" not in page
-    assert "1 of 3 problems were never solved at the best temperature: 2." in page
+    assert "Never solved at the best temperature: 1 of 3 problems, 2." in page
+    given = page_of("multi", HEAD | {"model": None, "config": None}, **{"-": ["1"]})
+    assert "Never solved: 2 of 3 problems, 2, 10." in given and "best" not in given
     single = page_of("single", **{"0.2": ["1"]})
     assert "| CodeGen-Mono 350M | 5.75% |" in single and "NL" not in single
     assert "this construction is ours" in single

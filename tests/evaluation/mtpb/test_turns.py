@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from codegen_jax.cli import main
+from codegen_jax.errors import UserError
 from codegen_jax.evaluation.evaluate_model import Evaluation, evaluate_model
 from codegen_jax.evaluation.evaluation_report import Settings
 from codegen_jax.evaluation.execution import Judges
@@ -204,6 +205,13 @@ def test_a_part_of_another_case_is_damaged(evaluate, whole, tmp_path):
     (tmp_path / "out/parts/T0.5/1.jsonl").write_bytes((whole / "parts/T0.5/0.jsonl").read_bytes())
     with pytest.raises(Exception, match=r"parts/T0.5/1.jsonl is damaged; remove it"):
         evaluate(tmp_path / "out")
+
+
+def test_a_folder_of_the_other_mode_is_refused_by_the_mode(evaluate, whole, cases):
+    before = content(whole)
+    with pytest.raises(UserError, match=r"holds another evaluation \(mode: multi there, single here\)"):
+        evaluate(whole, mode="single", given=[single_turn(case) for case in cases])
+    assert content(whole) == before
 
 
 def command(files, output):
