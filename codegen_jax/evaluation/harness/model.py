@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 SEED = 1234  # lm_eval's of few-shot examples
 NEW_TOKENS = 256  # where a task names no max_gen_toks, as in lm_eval's own models
 GENERATION_KWARGS = ("do_sample", "temperature", "top_p", "top_k", "until", "max_gen_toks")
+THEIR_NAMES = {"stop_strings": "until", "max_new_tokens": "max_gen_toks"}  # by the name of the option
 
 
 class HarnessModel(TemplateLM):
@@ -199,7 +200,8 @@ def options_of(generation_kwargs: Mapping[str, Any], end_of_text: str) -> dict[s
     try:
         Options.of(options)
     except UserError as error:
-        raise UserError(f"tasks: generation_kwargs: {error}") from error
+        field, colon, rest = str(error).partition(":")
+        raise UserError(f"tasks: generation_kwargs: {THEIR_NAMES.get(field, field)}{colon}{rest}") from error
     return options
 
 
