@@ -224,6 +224,12 @@ def test_generation_kwargs_that_cannot_be_honoured_are_refused_by_name(kwargs, s
         options_of(kwargs, "<|endoftext|>")
 
 
+def test_prompts_that_are_cut_before_a_completion_are_counted_in_a_warning(ours, caplog):
+    kwargs = {"until": [], "max_gen_toks": CONTEXT - 4}
+    ours.generate_until(asked("generate_until", ("z" * 4, kwargs), ("z" * 5, kwargs)))
+    assert "1 of 2 prompts leave no room for max_gen_toks; they are cut on the left" in caplog.text
+
+
 def test_more_new_tokens_than_the_context_are_refused(ours):
     with pytest.raises(UserError, match="tasks: max_gen_toks = 256 leaves no room for a prompt in the model's context"):
         ours.generate_until(asked("generate_until", ("a", {"until": []})))
@@ -276,7 +282,9 @@ def test_a_report_says_of_which_model_and_how(run, folder):
     assert config["model"] == str(folder / "model") and config["tokenizer"] == TOKENIZER.fingerprint
     assert done.stdout.endswith(f"report: {output}/report.md\n")
     cut, *others = [line for line in done.stderr.splitlines() if "warning" in line.lower()]
-    assert "requests are longer than the model's context" in cut and not others
+    assert "requests are longer than the model's context" in cut and all(
+        "prompts leave no room" in line for line in others
+    )
 
 
 def test_the_same_command_writes_the_same_report_and_json_prints_it(run, folder, capsys):

@@ -145,9 +145,13 @@ class HarnessModel(TemplateLM):
                     f"tasks: max_gen_toks = {options['max_new_tokens']} leaves no room for a prompt in the model's "
                     f"context of {self.max_length}; set it in the task's generation_kwargs",
                 )
-                prompts = [
-                    (self.tok_encode(requests[n].arguments[0]) or [self.prefix_token_id])[-room:] for n in numbers
-                ]
+                prompts = [self.tok_encode(requests[n].arguments[0]) or [self.prefix_token_id] for n in numbers]
+                cut = sum(len(prompt) > room for prompt in prompts)
+                if cut:
+                    log.warning(
+                        f"{cut} of {len(prompts)} prompts leave no room for max_gen_toks; they are cut on the left"
+                    )
+                prompts = [prompt[-room:] for prompt in prompts]
                 for batch in batches(list(map(len, prompts)), self.model.max_rows):
                     completions = self.model.complete(
                         [prompts[i] for i in batch], seed=[seeds[numbers[i]] for i in batch], **options
