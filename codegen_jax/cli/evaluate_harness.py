@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from typing import Any
 
@@ -59,7 +60,8 @@ def harness(arguments: argparse.Namespace) -> None:
         disable_progress_bars()
     require_new(arguments.output)
     names = [name for word in arguments.tasks for name in word.split(",") if name]
-    tasks = load_tasks(names, num_fewshot, seed, arguments.unsafe)
+    with redirect_stdout(sys.stderr):  # what tasks and their libraries print is no part of the report
+        tasks = load_tasks(names, num_fewshot, seed, arguments.unsafe)
     weights = open_model(arguments.model, allow_nonfinite=arguments.allow_nonfinite)
     tokenizer_of(weights, arguments.model)
     config = model_identity(arguments.model, weights) | {

@@ -52,7 +52,7 @@ def add_verb(measures: Any) -> None:
         "--results", metavar="FILE", help="humaneval: a results_T*.jsonl; what passed and what did not are told apart"
     )
     add_loading(verb)
-    verb.add_argument("--json", action="store_true", help="one object")
+    verb.add_argument("--json", action="store_true", help="one object; with --quantize a line for each of the two")
     verb.calls(perplexity)
 
 

@@ -18,7 +18,7 @@ from codegen_jax.cli import main
 from codegen_jax.errors import UserError
 from codegen_jax.evaluation.harness import tasks as harness_tasks
 from codegen_jax.evaluation.harness.model import HarnessModel, batches, options_of, sample_seed
-from codegen_jax.evaluation.harness.run import RESAMPLES
+from codegen_jax.evaluation.harness.run import RESAMPLES, run_harness
 from codegen_jax.inference.generate import Generator
 from tests.evaluation.benchmarks import write_lines
 from tests.peers import peer, save, tiny_bpe
@@ -216,12 +216,18 @@ def test_batches_hold_every_row_once_longest_first_within_their_bounds():
         ({"do_sample": True}, "do_sample is true without a temperature above 0"),
         ({"temperature": 1, "top_p": 2}, "top_p: 2 must be above 0 and at most 1"),
         ({"max_gen_toks": "many"}, "invalid literal"),
-        ({"until": [""]}, "stop_strings: must not be empty"),
+        ({"until": [""]}, "until: must not be empty"),
     ],
 )
 def test_generation_kwargs_that_cannot_be_honoured_are_refused_by_name(kwargs, said):
     with pytest.raises(UserError, match=f"^tasks: generation_kwargs: {said}"):
         options_of(kwargs, "<|endoftext|>")
+
+
+def test_prompts_that_are_cut_before_a_completion_are_counted_in_a_warning(ours, caplog):
+    kwargs = {"until": [], "max_gen_toks": CONTEXT - 4}
+    ours.generate_until(asked("generate_until", ("z" * 4, kwargs), ("z" * 5, kwargs)))
+    assert "1 of 2 prompts leave no room for max_gen_toks; they are cut on the left" in caplog.text
 
 
 def test_more_new_tokens_than_the_context_are_refused(ours):
@@ -276,7 +282,9 @@ def test_a_report_says_of_which_model_and_how(run, folder):
     assert config["model"] == str(folder / "model") and config["tokenizer"] == TOKENIZER.fingerprint
     assert done.stdout.endswith(f"report: {output}/report.md\n")
     cut, *others = [line for line in done.stderr.splitlines() if "warning" in line.lower()]
-    assert "requests are longer than the model's context" in cut and not others
+    assert "requests are longer than the model's context" in cut and all(
+        "prompts leave no room" in line for line in others
+    )
 
 
 def test_the_same_command_writes_the_same_report_and_json_prints_it(run, folder, capsys):
@@ -362,6 +370,72 @@ def test_a_mistake_is_one_line_and_writes_nothing(mistakes, lm_eval_tasks, monke
     line = error.splitlines()[-1]
     assert line.startswith(f"codegen-jax: error: {said}") and "Traceback" not in error, error
     assert "helaswag" not in words or line.endswith("did you mean hellaswag?")
+
+
+CHOICE = {"output_type": "multiple_choice", "doc_to_text": "{{q}}", "doc_to_choice": "{{c}}", "doc_to_target": "a"}
+WRITE = {"output_type": "generate_until", "doc_to_text": "{{q}}", "doc_to_target": "b"}
+WRITE |= {"generation_kwargs": {"until": ["\n"], "max_gen_toks": 4}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            CHOICE | {"metric_list": [{"metric": "acc", "aggregation": "x", "higher_is_better": True}]},
+            "can't be scored",
+        ),
+        (
+            WRITE | {"filter_list": [{"name": "f", "filter": [{"function": "regex", "regex_pattern": "(["}]}]},
+            "can't be",
+        ),
+        (CHOICE | {"num_fewshot": "x", "fewshot_split": "test"}, "num_fewshot: 'x' must be a whole number"),
+        (CHOICE | {"num_fewshot": -3, "fewshot_split": "test"}, "num_fewshot: -3 must be a whole number"),
+        (WRITE | {"generation_kwargs": {"until": ["\n"], "max_gen_toks": -1}}, "generation_kwargs: max_gen_toks: -1"),
+        (WRITE | {"generation_kwargs": {"until": [""]}}, "generation_kwargs: until: must not be empty"),
+    ],
+)
+def test_a_task_that_fails_anywhere_is_one_line_and_no_report(folder, tmp_path, capsys, fields, said):
+    write_task(tmp_path / "tasks", "odd", [{"q": "def", "c": ["a", "b"], "a": 0}], **fields)
+    output = tmp_path / "output"
+    with pytest.raises(SystemExit) as ended:
+        words = ["--tasks", str(tmp_path / "tasks"), "--output", str(output)]
+        main(["evaluate", str(folder / "model"), "harness", *words])
+    printed, error = capsys.readouterr()
+    assert ended.value.code == 2 and not printed and not list(output.glob("*"))
+    assert error.splitlines()[-1].startswith(f"codegen-jax: error: --tasks: odd: {said}"), error
+
+
+def test_a_group_in_itself_and_a_name_that_is_no_text_are_refused(tmp_path):
+    (tmp_path / "groups").mkdir()
+    for group, child in ("one", "two"), ("two", "one"):
+        (tmp_path / f"groups/{group}.yaml").write_text(f"group: {group}\ntask: [{child}]\n")
+    with pytest.raises(UserError, match="tasks: one: a group that is in itself, by two"):
+        harness_tasks.load_tasks([str(tmp_path / "groups")])
+    write_task(tmp_path / "numbers", "five", [{"q": "a"}], **CHOICE | {"task": 5})
+    with pytest.raises(UserError, match="a task's name is 5, no text; put it in quotes"):
+        harness_tasks.load_tasks([str(tmp_path / "numbers")])
+
+
+def test_samples_that_would_share_a_file_are_refused_before_the_model_is_loaded(tmp_path):
+    with pytest.raises(UserError, match="log_samples: tasks whose names differ in / and _ alone"):
+        run_harness(pytest.fail, {"tasks": {"a/b": None, "a_b": None}}, {}, str(tmp_path / "new"), log_samples=True)
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_model_is_loaded(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"output: .*file/new can't be made"):
+        run_harness(pytest.fail, {"tasks": {}}, {}, str(tmp_path / "file/new"))
+
+
+def test_what_a_task_prints_while_it_is_loaded_is_not_in_the_report(folder, tmp_path, capsys):
+    write_task(tmp_path / "tasks", "loud", [{"q": "def", "c": ["a", "b"], "a": 0}], **CHOICE)
+    (tmp_path / "tasks/loud.py").write_text("print('loud')\ndef text(doc):\n    return doc['q']\n")
+    yaml = tmp_path / "tasks/loud.yaml"
+    yaml.write_text(yaml.read_text().replace('"{{q}}"', "!function loud.text"))
+    words = ["--tasks", str(tmp_path / "tasks"), "--output", str(tmp_path / "output"), "--json"]
+    main(["evaluate", str(folder / "model"), "harness", *words])
+    printed, error = capsys.readouterr()
+    assert json.loads(printed)["results"].keys() == {"loud"} and "loud\n" in error
 
 
 def test_unsafe_takes_a_task_that_runs_programs(mistakes):

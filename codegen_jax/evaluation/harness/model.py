@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 SEED = 1234  # lm_eval's of few-shot examples
 NEW_TOKENS = 256  # where a task names no max_gen_toks, as in lm_eval's own models
 GENERATION_KWARGS = ("do_sample", "temperature", "top_p", "top_k", "until", "max_gen_toks")
+THEIR_NAMES = {"stop_strings": "until", "max_new_tokens": "max_gen_toks"}  # by the name of the option
 
 
 class HarnessModel(TemplateLM):
@@ -144,9 +145,13 @@ class HarnessModel(TemplateLM):
                     f"tasks: max_gen_toks = {options['max_new_tokens']} leaves no room for a prompt in the model's "
                     f"context of {self.max_length}; set it in the task's generation_kwargs",
                 )
-                prompts = [
-                    (self.tok_encode(requests[n].arguments[0]) or [self.prefix_token_id])[-room:] for n in numbers
-                ]
+                prompts = [self.tok_encode(requests[n].arguments[0]) or [self.prefix_token_id] for n in numbers]
+                cut = sum(len(prompt) > room for prompt in prompts)
+                if cut:
+                    log.warning(
+                        f"{cut} of {len(prompts)} prompts leave no room for max_gen_toks; they are cut on the left"
+                    )
+                prompts = [prompt[-room:] for prompt in prompts]
                 for batch in batches(list(map(len, prompts)), self.model.max_rows):
                     completions = self.model.complete(
                         [prompts[i] for i in batch], seed=[seeds[numbers[i]] for i in batch], **options
@@ -199,7 +204,8 @@ def options_of(generation_kwargs: Mapping[str, Any], end_of_text: str) -> dict[s
     try:
         Options.of(options)
     except UserError as error:
-        raise UserError(f"tasks: generation_kwargs: {error}") from error
+        field, colon, rest = str(error).partition(":")
+        raise UserError(f"tasks: generation_kwargs: {THEIR_NAMES.get(field, field)}{colon}{rest}") from error
     return options
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from lm_eval.evaluator import evaluate
 from lm_eval.utils import handle_non_serializable, make_table
 
-from codegen_jax.errors import require
+from codegen_jax.errors import UserError, require
 from codegen_jax.evaluation.harness.model import HarnessModel
 from codegen_jax.evaluation.results import REPORT, REPORT_IN_WORDS
 from codegen_jax.mistaken_paths import holds
@@ -36,7 +36,7 @@ def run_harness(
     limit: int | None = None,
     log_samples: bool = False,
 ) -> dict[str, Any]:
-    """Run tasks and write report.json, report.md and, with `log_samples`, samples_TASK.jsonl; nothing before the end.
+    """Run tasks and write report.json, report.md and, with `log_samples`, samples_TASK.jsonl, all at the end.
 
     Args:
         load: gives the model, once `output` is known to be new.
@@ -49,26 +49,44 @@ def run_harness(
         The content of report.json: lm_eval's results, with `config` and `lm_eval_version`.
 
     Raises:
-        UserError: for a folder that holds something, or a task that does not fit the model.
+        UserError: for a folder that holds something or can't be made, or a task that can't be scored or does not fit
+            the model.
     """
     require_new(output)
+    folder = open_path(output)
+    files = {name: f"samples_{name.replace('/', '_')}.jsonl" for name in tasks["tasks"]}
+    require(
+        not log_samples or len(set(files.values())) == len(files),
+        f"log_samples: tasks whose names differ in / and _ alone ({', '.join(files)}) have one file; run them apart",
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)  # what can't be made is to fail before the work
+    except OSError as error:
+        raise UserError(f"output: {folder} can't be made ({error.strerror or error}); choose another folder") from error
     lm = load()
     with redirect_stdout(sys.stderr):  # lm_eval prints there, and so may a task
-        found: Any = evaluate(
-            lm,
-            tasks,
-            limit=limit,
-            bootstrap_iters=RESAMPLES,
-            log_samples=log_samples,
-            confirm_run_unsafe_code=True,  # load_tasks has refused those that are not wanted
-        )
+        try:
+            found: Any = evaluate(
+                lm,
+                tasks,
+                limit=limit,
+                bootstrap_iters=RESAMPLES,
+                log_samples=log_samples,
+                confirm_run_unsafe_code=True,  # load_tasks has refused those that are not wanted
+            )
+        except (UserError, OSError, RuntimeError, MemoryError):  # the device's errors are RuntimeErrors
+            raise
+        except Exception as error:  # whatever a task's filters, metrics and data come to
+            said = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"tasks: {', '.join(tasks['tasks'])}: can't be scored ({type(error).__name__}: {said}); "
+                "mend the YAML or data"
+            ) from error
     samples = found.pop("samples", {})
     report = _plain({**found, "config": config, "lm_eval_version": version("lm_eval")})
-    folder = open_path(output)
-    folder.mkdir(parents=True, exist_ok=True)
     for name, records in samples.items():
         lines = "".join(dumps(_plain(record)) + "\n" for record in records)
-        write_whole(folder / f"samples_{name.replace('/', '_')}.jsonl", lines)
+        write_whole(folder / files[name], lines)
     write_whole(folder / REPORT, dumps(report, indent=2) + "\n")
     write_whole(folder / REPORT_IN_WORDS, in_words(report))
     return report

@@ -80,10 +80,12 @@ def _tasks_of(folder: str, manager: TaskManager) -> list[str]:
         if path not in known:
             log.warning(f"{path}: no task of its own (no valid YAML with task or group, or a name that is there twice)")
     require(bool(names), f"tasks: {folder}: a folder without a task's YAML file")
+    for name in names:
+        require(isinstance(name, str), f"tasks: {folder}: a task's name is {name!r}, no text; put it in quotes")
     return names
 
 
-def _configs(manager: TaskManager, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _configs(manager: TaskManager, name: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
     """The tasks behind a name, a tag's and a group's included, with what their YAML says before it is run."""
     entry = manager.task_index.get(name)
     config = (entry and entry.cfg) or {}
@@ -92,9 +94,10 @@ def _configs(manager: TaskManager, name: str) -> Iterator[tuple[str, dict[str, A
     for child in sorted(entry.tags) if entry and not config else children if isinstance(children, list) else ():
         if isinstance(child, dict):
             yield name, child
-        child = child if isinstance(child, str) else child.get("task", child.get("group"))
+            child = child.get("task", child.get("group"))
         if isinstance(child, str) and child != name:
-            yield from _configs(manager, child)
+            require(child not in above, f"tasks: {child}: a group that is in itself, by {name}; mend its YAML")
+            yield from _configs(manager, child, (*above, name))
 
 
 def _load(manager: TaskManager, name: str) -> Any:
@@ -103,7 +106,11 @@ def _load(manager: TaskManager, name: str) -> Any:
         empty = [task for task, loaded in found["tasks"].items() if not len(loaded.eval_docs)]
     except Exception as error:  # whatever a task's YAML, functions and data come to
         said = " ".join(str(error).split())
-        remedy = "data on the hub takes the network" if isinstance(error, OSError) else "mend its YAML"
+        remedy = (
+            "paths count from the current folder, and data on the hub takes the network"
+            if isinstance(error, OSError)
+            else "mend its YAML or data"
+        )
         raise UserError(f"tasks: {name}: can't be loaded ({type(error).__name__}: {said[:300]}); {remedy}") from error
     require(not empty, f"tasks: {', '.join(empty)}: its data has no documents")
     return found
@@ -122,6 +129,10 @@ def _check(name: str, task: Any, unsafe: bool) -> None:
 def _set_examples(name: str, task: Any, num_fewshot: int | None, seed: int) -> None:
     """Set how many there are as `lm_eval.simple_evaluate` does, and make sure that there are as many."""
     own = task.get_config("num_fewshot")
+    require(
+        own is None or (isinstance(own, int) and own >= 0),
+        f"tasks: {name}: num_fewshot: {own!r} must be a whole number, not negative; mend its YAML",
+    )
     if num_fewshot is not None and own == 0:
         log.warning(f"{name}: its YAML says num_fewshot: 0, which stays")
     elif num_fewshot is not None or own is None:
