@@ -97,7 +97,7 @@ def of_tokens(arguments: argparse.Namespace) -> tuple["Measure", tuple[str, ...]
 
 
 def of_mtpb(arguments: argparse.Namespace) -> tuple["Measure", tuple[str, ...]]:
-    from codegen_jax.evaluation.mtpb.cases import read_cases
+    from codegen_jax.evaluation.mtpb.cases import PROBLEMS, read_cases
     from codegen_jax.evaluation.mtpb.perplexity import multi_turn, read_subprograms, single_turn_perplexity
 
     path, samples, mode = arguments.problems, arguments.samples, arguments.mode or "multi"
@@ -109,7 +109,7 @@ def of_mtpb(arguments: argparse.Namespace) -> tuple["Measure", tuple[str, ...]]:
     names = list(dict.fromkeys(case.problem for case in cases))
     first = set(names[: read_limit(arguments, len(names))])
     chosen = [case for case in cases if case.problem in first]
-    beside = (f"{mode}-turn",) if len(first) == len(names) else ()
+    beside = (f"{mode}-turn",) if len(first) == PROBLEMS else ()
     if mode == "single":
         return lambda model: single_turn_perplexity(model, chosen), beside
     return lambda model: multi_turn(model, chosen, subprograms), beside

@@ -295,6 +295,8 @@ def run(files, monkeypatch, capsys, words):
 
 def test_the_command_prints_figures_in_words_and_as_an_object(model, cases, files, monkeypatch, capsys):
     ours = multi_turn(model, cases)
+    assert len(run(files, monkeypatch, capsys, "mtpb --problems mtpb.jsonl")) == 2  # the paper's is of all problems
+    monkeypatch.setattr("codegen_jax.evaluation.mtpb.cases.PROBLEMS", 3)
     line, problems, paper = run(files, monkeypatch, capsys, "mtpb --problems mtpb.jsonl")
     assert line == (
         f"MTPB, multi-turn: perplexity of the prompts {ours.perplexity:.3f}, the mean over 6 cases of 3 problems "

@@ -13,6 +13,7 @@ from codegen_jax.mistaken_paths import missing
 from codegen_jax.storage import open_path
 
 PREFIX = "# Import libraries.\n\nimport numpy as np\n\n"  # what every history begins with
+PROBLEMS = 115  # of the whole benchmark, which the paper's figures are of
 MAX_NEW_TOKENS = 256  # per turn, of a problem that does not say
 MOST_DIGITS = 18  # of a problem's number
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from codegen_jax.evaluation.markdown import fenced, page, span, table
+from codegen_jax.evaluation.mtpb.cases import PROBLEMS
 from codegen_jax.evaluation.mtpb.report import Execution
 from codegen_jax.evaluation.published import marked, mtpb_beside, sources_in_words
 
@@ -71,7 +72,7 @@ def _head(head: Mapping[str, Any], reports: Mapping[str, Mapping[str, Any]]) -> 
 
 def _beside_the_paper(head: Mapping[str, Any], reports: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     one = next(iter(reports.values()))
-    if head["config"] is None or one["attempted"] < one["problems"]:
+    if head["config"] is None or one["attempted"] < PROBLEMS:
         return
     figures = mtpb_beside(one["mode"], head["config"])
     if not figures:
