@@ -4,10 +4,8 @@ import errno
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -27,6 +25,7 @@ from codegen_jax.inference.generate import Generator
 from codegen_jax.storage import write_whole
 from codegen_jax.weights.open import open_model
 from tests.evaluation.benchmarks import write_lines
+from tests.evaluation.folders import assert_kills_change_nothing, content, rows
 from tests.peers import peer, save, tiny_bpe
 
 TEMPERATURES = (0.5, 1.5)
@@ -78,22 +77,12 @@ def evaluate(files):
     return run
 
 
-def content(folder):
-    """The files of a finished evaluation by name, but timings and parts, which hold them."""
-    names = [path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("timings")]
-    return {name: (folder / name).read_bytes() for name in sorted(names)}
-
-
 @pytest.fixture(scope="module")
 def whole(evaluate, tmp_path_factory):
     """A run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("whole") / "out"
     evaluate(folder)
     return folder
-
-
-def rows(folder, name):
-    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
 def assert_same_samples(some, others):
@@ -204,20 +193,8 @@ def command(files, output, *words):
 
 
 def test_a_command_that_is_killed_goes_on_to_the_same_files(files, tmp_path):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    subprocess.run(command(files, tmp_path / "whole"), check=True, env=environment, capture_output=True)
-    for parts in (1, 7):
-        process = subprocess.Popen(
-            command(files, tmp_path / "killed"), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        while len(list(tmp_path.glob("killed/parts/*/*.jsonl"))) < parts and process.poll() is None:
-            time.sleep(0.005)
-        time.sleep(random.random() / 5)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    subprocess.run(command(files, tmp_path / "killed"), check=True, env=environment, capture_output=True)
-    whole, killed = content(tmp_path / "whole"), content(tmp_path / "killed")
-    assert whole == killed and len(rows(tmp_path / "killed", "results_T1.5.jsonl")) == 6 * 64
+    killed = assert_kills_change_nothing(lambda output: command(files, output), tmp_path, parts=(1, 7))
+    assert len(rows(killed, "results_T1.5.jsonl")) == 6 * 64
 
 
 @pytest.mark.parametrize(("writes", "left"), [(0, 36), (1, 28), (2, 28), (3, 28), (5, 20)])

@@ -31,18 +31,6 @@ check(add)
 ADD = Problem("add", 'def add(a, b):\n    """The sum."""\n', "    return a + b\n", "", TESTS, ("add",))
 
 
-@pytest.fixture(scope="module")
-def layer():
-    return choose_layer("auto")
-
-
-@pytest.fixture(scope="module")
-def worker(layer):
-    worker = Worker(layer)
-    yield worker
-    worker.close()
-
-
 def humaneval_says(problem, program):
     record = {"task_id": problem.task_id, "prompt": "", "test": problem.tests, "entry_point": problem.entry_points[-1]}
     return check_correctness(record, program, timeout=3.0)["passed"]

@@ -56,18 +56,6 @@ VERDICT = Verdict("passed", "", 0.0, 0.0)
 
 
 @pytest.fixture(scope="module")
-def layer():
-    return choose_layer("auto")
-
-
-@pytest.fixture(scope="module")
-def worker(layer):
-    worker = Worker(layer)
-    yield worker
-    worker.close()
-
-
-@pytest.fixture(scope="module")
 def verdicts():
     """Of the authors' checker, on programs that import nothing which is not installed here."""
     missing = [name for name in ("pandas", "sklearn", "joblib") if find_spec(name) is None]

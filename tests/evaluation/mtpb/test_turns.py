@@ -4,10 +4,8 @@ import json
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from codegen_jax.evaluation.sandbox_layers import choose_layer
 from codegen_jax.inference.generate import Generator
 from codegen_jax.weights.open import open_model
 from tests.evaluation.benchmarks import write_lines
+from tests.evaluation.folders import assert_kills_change_nothing, content, rows
 from tests.peers import peer, save, tiny_bpe
 
 # A random model writes next to nothing that runs, so the tests of reports give samples; here it is what it writes
@@ -87,15 +86,6 @@ def whole(evaluate, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "out"
     evaluate(folder)
     return folder
-
-
-def rows(folder, name):
-    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
-
-
-def content(folder):
-    names = [path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("timings")]
-    return {name: (folder / name).read_bytes() for name in sorted(names)}
 
 
 def test_what_a_run_leaves(whole):
@@ -221,20 +211,8 @@ def command(files, output):
 
 @pytest.mark.slow
 def test_a_command_that_is_killed_goes_on_to_the_same_files(files, tmp_path):
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    subprocess.run(command(files, tmp_path / "whole"), check=True, env=environment, capture_output=True)
-    for parts in (1, 5):
-        process = subprocess.Popen(
-            command(files, tmp_path / "killed"), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        while len(list(tmp_path.glob("killed/parts/*/*.jsonl"))) < parts and process.poll() is None:
-            time.sleep(0.005)
-        time.sleep(random.random() / 5)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    subprocess.run(command(files, tmp_path / "killed"), check=True, env=environment, capture_output=True)
-    assert content(tmp_path / "whole") == content(tmp_path / "killed")
-    assert len(rows(tmp_path / "killed", "results_T0.8.jsonl")) == 4 * 40
+    killed = assert_kills_change_nothing(lambda output: command(files, output), tmp_path, parts=(1, 5))
+    assert len(rows(killed, "results_T0.8.jsonl")) == 4 * 40
 
 
 # each turn of the first five problems, with the input filled in as in the prompts
