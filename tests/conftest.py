@@ -1,4 +1,4 @@
-"""Eight simulated CPU devices, unless JAX_PLATFORMS names others, and small data that every test may share."""
+"""Eight simulated CPU devices, unless JAX_PLATFORMS selects others, and small data shared by all tests."""
 
 import json
 import os
@@ -7,18 +7,18 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-# a test's program runs for less time than optimizing it takes; scripts/test_slow runs it as users do
+# optimizing a test's program takes longer than running it; scripts/test_slow compiles as users do
 if os.environ["JAX_PLATFORMS"] == "cpu" and "optimization_level" not in os.environ["XLA_FLAGS"]:
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    if version("jax").startswith("0.10."):  # XLA aborts on a flag that it does not know, and later ones do not
+    if version("jax").startswith("0.10."):  # XLA aborts on unknown flags, and later versions lack this one
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
-# XLA's collectives on CPUs block a thread of its pool each, and eight devices that have two under way used up its eight
-# (not of the processes that tests start: the more such threads, the likelier one aborts as the interpreter ends)
+# on CPUs each XLA collective blocks a pool thread, and eight devices with two collectives each used up all 8 threads
+# (not for processes that tests start: the more such threads, the likelier an abort when the interpreter exits)
 os.environ.setdefault("PJRT_NPROC", "32")
-# many tests, and the processes that they start, compile the same few programs
+# many tests, and the processes they start, compile the same few programs
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache/xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
-os.environ["HF_HUB_OFFLINE"] = "1"  # tests bring what they load; without it each absent id is asked for several times
+os.environ["HF_HUB_OFFLINE"] = "1"  # tests make what they load; without this, each unknown id is requested repeatedly
 
 import fsspec
 import pytest
@@ -30,7 +30,7 @@ from codegen_jax.data.train_tokenizer import train_sentencepiece
 
 
 def write_shard(path: Path, texts: list[str]) -> str:
-    """A Pile-format shard, compressed by its name's ending."""
+    """Write a Pile-format shard, compressed according to its suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with fsspec.open(str(path), "wt", compression="infer", encoding="utf-8") as file:
         for text in texts:
@@ -40,7 +40,7 @@ def write_shard(path: Path, texts: list[str]) -> str:
 
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
-    """74 files of this package as they once were: real code that does not change when ours does."""
+    """74 files from an old version of this package: real code that does not change when ours does."""
     return [text for text, *_ in read_documents(str(Path(__file__).parent / "data/corpus.jsonl.zst"), Skipped())]
 
 
@@ -51,7 +51,7 @@ def tokenizer(texts) -> SentencePieceTokenizer:
 
 @pytest.fixture(scope="session")
 def token_folder(tmp_path_factory, texts, tokenizer) -> Path:
-    """Token files of those texts, from two shards; read only."""
+    """Token files of these texts, from two shards; read-only."""
     root = tmp_path_factory.mktemp("tokens")
     shards = [write_shard(root / f"{i}.jsonl.zst", texts[i::2]) for i in range(2)]
     prepare(shards, str(root / "tokens"), tokenizer)

@@ -1,4 +1,4 @@
-"""What happens to checkpoints on disks and networks."""
+"""Ways in which disks and networks damage checkpoints."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def flip_a_bit(file: Path) -> None:
 
 
 def change_a_value(params: Path, name: str) -> None:
-    """The lowest bit of one value, written by TensorStore itself, so that no checksum of its own tells."""
+    """Flip the lowest bit of one value through TensorStore, so that its own checksums do not notice."""
     kvstore = {"driver": "ocdbt", "base": f"file://{params}/", "path": f"{name}/"}
     array = tensorstore.open({"driver": "zarr", "kvstore": kvstore}).result()
     place = tuple(size // 2 for size in array.shape)
@@ -28,7 +28,7 @@ def change_a_value(params: Path, name: str) -> None:
 
 
 def forget_fingerprints(checkpoint: Path) -> None:
-    """As if an older version had written it."""
+    """Make a checkpoint look as if an older version had written it."""
     file = checkpoint / "run/metadata"
     record = json.loads(file.read_text())
     assert record.pop("fingerprints")

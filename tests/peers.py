@@ -1,9 +1,9 @@
-"""CodeGen models of transformers with random weights, and the folders that they are found in."""
+"""CodeGen models of transformers with random weights, and folders that hold them."""
 
 import json
 import os
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here is on the hub
+os.environ["HF_HUB_OFFLINE"] = "1"  # none of these models is on the hub
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -17,14 +17,14 @@ FORMS = ["safetensors", "sharded safetensors", "bin", "sharded bin"]
 
 
 def peer(seed=0, dtype=torch.float32, **sizes) -> CodeGenForCausalLM:
-    """A random network whose logits are large, whose biases are not 0 and whose scales are not 1."""
+    """A random network with large logits, biases other than 0 and scales other than 1."""
     sizes = dict(n_layer=2, n_embd=32, n_head=4, rotary_dim=4, vocab_size=300, n_positions=64) | sizes
     torch.manual_seed(seed)
     config = HuggingFaceConfig(
         **sizes, n_ctx=sizes["n_positions"], initializer_range=0.2, bos_token_id=0, eos_token_id=0
     )
     model = CodeGenForCausalLM(config).eval()
-    with torch.no_grad():  # transformers starts biases at 0 and scales at 1, where mistakes would not show
+    with torch.no_grad():  # transformers initializes biases to 0 and scales to 1, which would hide mistakes
         for name, parameter in model.named_parameters():
             if "ln_" in name or name.endswith("bias"):
                 parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -32,7 +32,7 @@ def peer(seed=0, dtype=torch.float32, **sizes) -> CodeGenForCausalLM:
 
 
 def save(model, folder, form="safetensors", tokenizer=None, buffers=False):
-    """A folder as the hub has them; with buffers, the causal masks of old files are among the weights."""
+    """Save a folder like those on the hub; `buffers` adds causal masks to the weights, as old files have them."""
     folder.mkdir(parents=True, exist_ok=True)
     if form == "safetensors":
         model.save_pretrained(folder)
@@ -69,7 +69,7 @@ def tiny_bpe(texts=("def f(x): return x",), vocab_size=270) -> BpeTokenizer:
 
 
 def state(model):
-    """Its parameters as NumPy arrays by name."""
+    """The model's state dict as NumPy arrays."""
     return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
 
 

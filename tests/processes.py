@@ -1,4 +1,4 @@
-"""Real training processes for the tests: started, joined over loopback, slowed down, ended."""
+"""Real training processes for tests: started, joined over loopback, slowed down and waited for."""
 
 import os
 import socket
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-# `codegen-jax train`, with pauses between the steps, a step that fails, or steps in which large files are refused
+# `codegen-jax train` with pauses between steps, a step that fails, or steps in which large writes are refused
 PROGRAM = """
 import resource, sys, time
 sys.modules["torch"] = None  # tensorboardX imports it where it is installed, which takes longer than these runs
@@ -41,14 +41,14 @@ def free_port() -> int:
 
 
 def start(config, file: Path, *, count=1, devices=8, pause=0.0, fails_at=(), refused="0-0", first="", **environment):
-    """Processes of one run, with so many devices each, in order; process i fails at step fails_at[i] (0: never).
+    """Start `count` processes of a run, with `devices` devices each; process i fails at step fails_at[i] (0: never).
 
     In the steps `refused`, such as "5-9", the system refuses to write more than 20 kB to a file. `first` is code that
-    each process runs before all else.
+    each process runs before anything else.
     """
     file.write_text(yaml.safe_dump(config.to_dict()))
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"  # the last one counts
-    inherited = {name: value for name, value in os.environ.items() if name != "PJRT_NPROC"}  # conftest's, see there
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"  # the last flag wins
+    inherited = {name: value for name, value in os.environ.items() if name != "PJRT_NPROC"}  # see conftest.py
     environment = inherited | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"} | environment
     words = ["train", str(file)]
     if count > 1:
@@ -69,7 +69,7 @@ def start(config, file: Path, *, count=1, devices=8, pause=0.0, fails_at=(), ref
 
 
 def wait_for(process: subprocess.Popen, text: str) -> None:
-    """Read a process's output up to a line with this text."""
+    """Read a process's output up to a line that contains this text."""
     for line in process.stdout:
         if text in line:
             return
@@ -77,7 +77,7 @@ def wait_for(process: subprocess.Popen, text: str) -> None:
 
 
 def wait_until(happens: Callable[[], bool], timeout=60) -> None:
-    """Look every millisecond whether it has happened."""
+    """Check every millisecond until it happens."""
     end = time.monotonic() + timeout
     while not happens():
         assert time.monotonic() < end, "it never happened"
@@ -85,6 +85,6 @@ def wait_until(happens: Callable[[], bool], timeout=60) -> None:
 
 
 def finish(processes: list[subprocess.Popen], timeout=120) -> list[tuple[int, str]]:
-    """Exit code and standard error of each process, when all have ended."""
+    """Wait for all processes; return the exit code and standard error of each."""
     errors = [process.communicate(timeout=timeout)[1] for process in processes]
     return [(process.returncode, error) for process, error in zip(processes, errors)]

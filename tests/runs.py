@@ -1,4 +1,4 @@
-"""Configs of small runs for the tests."""
+"""Configs for small test runs."""
 
 import dataclasses
 from typing import Any
@@ -18,7 +18,7 @@ from codegen_jax.config import (
 
 
 def tiny_run(output="unused", tokens="unused", **sections) -> RunConfig:
-    """A run of six float32 steps on 16 x 32 tokens; `training={"steps": 9}` changes fields of a section."""
+    """A run of six float32 steps on 16 x 32 tokens each; `training={"steps": 9}` changes fields of a section."""
     config = RunConfig(
         output=str(output),
         model=CodeGenConfig(n_layer=2, n_embd=32, n_head=4, rotary_dim=4, vocab_size=512, dtype="float32"),
@@ -36,7 +36,7 @@ def tiny_run(output="unused", tokens="unused", **sections) -> RunConfig:
 
 
 def devices(count: int) -> list[Any]:
-    """The first so many; where there are fewer, as on a machine with one GPU, the test is skipped."""
+    """The first `count` devices; skips the test if there are fewer, as on a machine with one GPU."""
     if len(jax.devices()) < count:
         pytest.skip(f"wants {count} devices, here are {len(jax.devices())}")
     return jax.devices()[:count]

@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 @pytest.fixture
 def file(tmp_path):
-    """A function that writes tiny_cpu.yaml with changes by dotted name; None removes a field."""
+    """A function that writes tiny_cpu.yaml with changes keyed by dotted name; None removes a field."""
 
     def write(changes=None):
         tree = yaml.safe_load((CONFIGS / "tiny_cpu.yaml").read_text())
@@ -137,6 +137,6 @@ def test_published_recipes_are_kept(stem, tokens_per_step, learning_rate):
 
 def test_model_flops_are_six_a_parameter_and_causal_attention():
     model = dataclasses.replace(load_config(CONFIGS / "16b_nl.yaml").model)
-    # 16,032,155,648 parameters, and the embedding bias until it is folded
+    # 16,032,155,648 parameters, plus the embedding bias until it is folded in
     expected = 6 * (16_032_155_648 + 6144) + 12 * 34 * 6144 * 2048 / 2
     assert math.isclose(model.flops_per_token(2048), expected)

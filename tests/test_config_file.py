@@ -1,4 +1,4 @@
-"""Mistakes in a config say where they stand, and what was probably meant."""
+"""Error messages for mistakes in a config say where the mistake is and what was probably meant."""
 
 import json
 from operator import attrgetter
@@ -83,7 +83,7 @@ def test_a_list_can_be_appended_to(tmp_path):
 
 
 def write_field(file: Path, field: str, text: str) -> None:
-    """The tiny config with one field written as `text`."""
+    """Write the tiny config with one field written as `text`."""
     *section, name = field.split(".")
     tree = yaml.safe_load(TINY)
     (tree[section[0]] if section else tree)[name] = "HERE"
@@ -91,7 +91,7 @@ def write_field(file: Path, field: str, text: str) -> None:
 
 
 def mixture(name: str, tmp_path: Path, words: list[str] | None = None) -> RunConfig:
-    """The tiny config with two sources, en and one whose key is written as `name`."""
+    """Load the tiny config with two sources: en, and one with its key written as `name`."""
     text = TINY.replace(
         "  train: demo/tokens/train\n",
         f"  sources:\n    {name}: {{path: p, weight: 1}}\n    en: {{path: q, weight: 1}}\n",

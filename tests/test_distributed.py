@@ -1,4 +1,4 @@
-"""What one process of many does by itself; processes together are in training/test_processes.py."""
+"""The behavior of a single process; multi-process runs are tested in training/test_processes.py."""
 
 import threading
 import time
@@ -8,7 +8,7 @@ from codegen_jax.config import DistributedConfig
 
 
 class SlowStore:
-    """A coordinator's store that takes its time to answer."""
+    """A coordinator's key-value store that answers slowly."""
 
     def key_value_set(self, *_):
         time.sleep(0.3)

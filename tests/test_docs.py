@@ -1,8 +1,8 @@
-"""What the documents tell a reader to type works, in their order and as it is written, but for a table of replacements.
+"""The commands in the docs work, in order and as written, apart from a table of replacements.
 
-Every block between ``` has a language, which says what becomes of it: `bash` runs; `console` runs, too, and prints what
-is shown, but for numbers; `text` was printed by the block before; `python` runs as a script; a section in `yaml`
-replaces that of the config that the text above it names, in the copy that it names.
+Every fenced block has a language that determines how it is tested. `bash` is run. `console` is run and must print the
+output shown, apart from numbers. `text` must have been printed by the previous block. `python` runs as a script. A
+`yaml` section replaces that section of the config named in the text above, in the copy named there.
 """
 
 import contextlib
@@ -46,12 +46,12 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Document:
-    """How a document is followed.
+    """How a document is tested.
 
     Attributes:
-        replaced: what is written -> what is run, in all of its blocks.
-        slow: how blocks begin that take more than a minute; scripts/test_slow runs them.
-        unrun: how blocks begin that cannot be run -> why; their words are checked.
+        replaced: text as written -> text as run, in all blocks.
+        slow: beginnings of blocks that take more than a minute; scripts/test_slow runs them.
+        unrun: beginnings of blocks that cannot be run -> the reason; only their arguments are checked.
     """
 
     replaced: dict[str, str] = field(default_factory=dict)
@@ -66,7 +66,7 @@ SMALL = (
 DOCUMENTS = {
     "README.md": Document(
         replaced={
-            "/usr/lib/python3.11": "python3.11",  # a few files
+            "/usr/lib/python3.11": "python3.11",  # only a few files
             "train configs/tiny_cpu.yaml": "train configs/tiny_cpu.yaml --training.steps 5 --training.log_every 1 "
             "--training.eval_every 5",
         },
@@ -99,7 +99,7 @@ DOCUMENTS = {
         replaced={
             "host0:1234": f"localhost:{free_port()}",
             "--distributed.num_processes 2": "--distributed.num_processes 1 --training.steps 2",
-            "CONFIG.yaml": "run.yaml",  # six steps
+            "CONFIG.yaml": "run.yaml",  # a run of six steps
             "--step 4990": "--step 3",
             "[[4985,4990]]": "[[3,4]]",
         },
@@ -111,11 +111,13 @@ LANGUAGES = {".c": "C", ".cpp": "C++", ".go": "Go", ".java": "Java", ".js": "Jav
 
 
 class Block(NamedTuple):
-    """What stands between ```.
+    """A fenced block.
 
     Attributes:
         place: file and line.
-        above: the document's text up to it.
+        language: the language after the opening fence.
+        text: the block's content.
+        above: the document's text before the block.
     """
 
     place: str
@@ -138,18 +140,18 @@ def blocks(document: str) -> list[Block]:
 
 
 def commands(block: Block) -> list[tuple[str, str]]:
-    """Each command of a console with what is shown below it."""
+    """Each command in a console block, with the output shown below it."""
     return re.findall(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", block.text, re.MULTILINE)
 
 
 class Reader:
-    """Someone who does in a folder what a document says."""
+    """A reader who follows a document in a folder."""
 
     def __init__(self, folder: Path, replaced: dict[str, str], xla_flags: str):
         self.folder = folder
         self.replaced = replaced
         self.xla_flags = xla_flags
-        self.printed = ""  # by the block before
+        self.printed = ""  # output of the previous block
 
     def do(self, block: Block) -> None:
         text = block.text
@@ -183,7 +185,7 @@ class Reader:
         (self.folder / copy).write_text(yaml.safe_dump(sections))
 
     def shell(self, script: str) -> tuple[int, str]:
-        """Exit code, and what comes on a terminal."""
+        """The exit code and combined output of a script."""
         environment = os.environ | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
@@ -197,15 +199,15 @@ class Reader:
 
 
 def assert_like(printed: str, shown: str, folder: Path, place: str) -> None:
-    """A line ... stands for any lines."""
+    """Assert that the output matches what is shown, where a line ... stands for any lines."""
     printed, shown = shape(printed.replace(str(folder), "/home/me/codegen_jax")), shape(shown)
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     assert doctest.OutputChecker().check_output(shown, printed, flags), f"{place} shows\n{shown}\nbut it is\n{printed}"
 
 
 def shape(text: str) -> str:
-    """Output without what differs between machines, models and data: numbers are N."""
-    text = re.sub(r"^codegen-jax: compiled .*\n", "", text, flags=re.MULTILINE)  # said where it takes over a second
+    """Output without the parts that differ between machines, models and data; numbers become N."""
+    text = re.sub(r"^codegen-jax: compiled .*\n", "", text, flags=re.MULTILINE)  # logged if it takes over a second
     text = re.sub(r'"completion": .*', '"completion": ...', text)
     text = re.sub(r"(-- document \d+\n).*", r"\1", text, flags=re.DOTALL)
     text = re.sub(r"ids, [0-9a-f]{16}", "ids, N", text)
@@ -215,7 +217,7 @@ def shape(text: str) -> str:
 
 @pytest.fixture
 def folder(tmp_path, texts) -> Path:
-    """A checkout's root with what a reader has at hand, but small: source files, raw shards, GPT-2's tokenizer."""
+    """A small version of a reader's checkout: source files, raw shards and a GPT-2 tokenizer."""
     for name in ("configs", "scripts"):
         shutil.copytree(ROOT / name, tmp_path / name)
     (tmp_path / ".venv").symlink_to(Path(sys.executable).parents[1])
@@ -237,7 +239,7 @@ def folder(tmp_path, texts) -> Path:
 
 
 def write_code(shard: Path, texts: list[str]) -> None:
-    """A shard of six languages with a document for each reason to drop one."""
+    """Write a shard of six languages, with one document for each reason to drop one."""
     shard.parent.mkdir(parents=True)
     documents = [(f"{number}{list(LANGUAGES)[number % 6]}", text) for number, text in enumerate(texts)]
     documents += [("wide.go", "x = 1;" * 40), ("long.js", "x\n" * 20 + "y" * 1001), ("again.py", texts[5])]
@@ -247,11 +249,11 @@ def write_code(shard: Path, texts: list[str]) -> None:
 
 
 def follow(document: str, folder: Path) -> None:
-    """Do all of a document that takes less than a minute."""
+    """Run the blocks of a document that take less than a minute."""
     how = DOCUMENTS[document]
     text = "".join(block.text for block in blocks(document))
     assert all(row in text for row in (*how.replaced, *how.slow, *how.unrun)), "a row of the table is about nothing"
-    one_device = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"  # the last one counts
+    one_device = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"  # the last flag wins
     reader = Reader(folder, how.replaced, one_device)
     for block in blocks(document):
         if block.begins((*how.slow, *how.unrun)):
@@ -261,7 +263,7 @@ def follow(document: str, folder: Path) -> None:
 
 
 def check_words(block: Block, folder: Path) -> None:
-    """Of a block that is not run: its programs exist, and take its words."""
+    """Check a block that is not run: its programs exist and accept its arguments."""
     scripts = [command for command, _ in commands(block)] if block.language == "console" else [block.text]
     for line in "\n".join(scripts).replace("\\\n", " ").splitlines() if block.language != "text" else ():
         program, *words = shlex.split(line, comments=True)
@@ -292,7 +294,7 @@ def test_the_page_on_finetuning_starts_from_released_weights_and_ends_in_a_folde
     released = peer(n_positions=2048)
     hub_id, tokenizer = "Salesforce/codegen-350M-mono", tiny_bpe(texts, vocab_size=290)
     save(released, folder / hub_id, "bin", tokenizer, buffers=True)
-    # as the released ones have it: nothing pads
+    # as in the released models: no pad token
     config = {"tokenizer_class": "CodeGenTokenizer"} | dict.fromkeys(
         ("bos_token", "eos_token", "unk_token"), "<|endoftext|>"
     )
@@ -311,7 +313,7 @@ def test_the_page_on_finetuning_starts_from_released_weights_and_ends_in_a_folde
 
 
 def peer_loss(model, folder: Path) -> float:
-    """transformers' loss on the first batch of the run."""
+    """transformers' loss on the run's first batch."""
     config = load_config(folder / "configs/finetune_350m.yaml", SMALL.split())
     data = dataclasses.replace(config.data, train=str(folder / "data/finetune/train"), validation="")
     sources, _ = open_sources(data)
@@ -334,7 +336,7 @@ def test_a_block_that_takes_long_prints_what_is_shown(folder, block):
 
 @pytest.mark.slow
 def test_the_demo_ends_in_completions_of_its_prompts(folder):
-    """All but the installation."""
+    """Everything in the demo except the installation."""
     (folder / ".venv").unlink()
     (folder / ".venv/bin").mkdir(parents=True)
     for name, line in (("python", '[ "$2" = pip ] || exec python "$@"'), ("codegen-jax", 'exec codegen-jax "$@"')):

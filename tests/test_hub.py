@@ -1,4 +1,4 @@
-"""Ids of the hub, against a hub on this machine: what is asked of it, and what is said where it has nothing."""
+"""Hub ids, against a hub on this machine: the requests that are made, and the errors for what it does not have."""
 
 import json
 import socket
@@ -19,8 +19,10 @@ COMMIT = "0" * 40
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as a download asks for: one repository, someone/tiny, whose files are the server's; one
-    without content is listed and refused."""
+    """As much of the hub as a download needs: one repository, someone/tiny, with the server's files.
+
+    A file without content is listed, but its download is refused.
+    """
 
     def log_message(self, *_):
         pass
@@ -68,7 +70,7 @@ def served(files=None, pause=0.0, status=None, **headers):
 
 @pytest.fixture
 def online(monkeypatch, tmp_path):
-    """Makes a server the hub, with an empty cache and an empty folder to work in."""
+    """A function that makes a server the hub, with an empty cache and an empty working folder."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     (tmp_path / "work").mkdir()

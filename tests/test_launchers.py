@@ -1,4 +1,4 @@
-"""The launchers, as far as one can go without a cloud: linted, validated, and run with stand-ins for its commands."""
+"""The launchers, tested as far as possible without a cloud: linted, validated and run with fake cloud commands."""
 
 import math
 import os
@@ -61,7 +61,7 @@ exit "${code:-0}"
 
 
 def sbatch(tmp_path, config_file, **environment):
-    """Run the batch file as Slurm would, with two tasks on this machine."""
+    """Run the batch file as Slurm would, on this machine."""
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     (tmp_path / ".venv").exists() or (tmp_path / ".venv").symlink_to(Path(sys.executable).parents[1])
     environment = os.environ | {"PATH": path, "SLURM_JOB_ID": str(os.getpid() % 4096)} | environment
@@ -92,7 +92,7 @@ GCLOUD = """
 [ "${*: -2}" = "--worker all" ] || exit 9
 case $4 in scp) cp "$5" "$WORKER/codegen_jax.tar.gz" ;; ssh) cd "$WORKER" && eval "$7" && wait ;; esac
 """
-# saved and stopped at first, finished then
+# the first run saves and stops, the second finishes
 PYTHON3 = """
 mkdir -p .venv/bin
 printf '#!/bin/sh\\n' > .venv/bin/pip

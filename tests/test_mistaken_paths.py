@@ -1,4 +1,4 @@
-"""Paths that are not there, that lie above what is wanted, and files that only stand in for others."""
+"""Errors for paths that are missing or one folder too high, and for files that are only placeholders for others."""
 
 import os
 import subprocess

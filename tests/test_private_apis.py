@@ -1,4 +1,4 @@
-"""Private parts of libraries that we rely on, as docs/architecture.md lists them: still there, still of that shape."""
+"""The private parts of libraries listed in docs/architecture.md still exist and have not changed."""
 
 import inspect
 
@@ -19,7 +19,7 @@ def parameters(function):
 
 
 def test_jax_keeps_the_coordinators_client_in_its_global_state():
-    # what it does is tested by the real processes of test_processes.py that fail together
+    # its behavior is tested in test_processes.py, with real processes that fail together
     assert distributed.global_state.client is None
 
 

@@ -1,4 +1,4 @@
-"""gs:// on an emulated server: tokens read by ranges, a run's folder written, resumed and read back."""
+"""gs:// on an emulated server: tokens are read by range; a run's folder is written, resumed and read back."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tests.peers import peer, save, tiny_bpe
 from tests.processes import free_port, start
 from tests.runs import tiny_run
 
-# TensorStore wants the generation of what it reads, which this emulator leaves out
+# TensorStore needs the generation of each object it reads, which this emulator omits
 SERVER = """
 import sys, time
 from gcp_storage_emulator.handlers import objects
@@ -37,7 +37,7 @@ time.sleep(1000)
 
 @pytest.fixture(scope="module")
 def bucket():
-    """An emulated Cloud Storage; the environment that makes gcsfs and TensorStore use it."""
+    """An emulated Cloud Storage; the value is the environment that makes gcsfs and TensorStore use it."""
     port = free_port()
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER, str(port)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -70,7 +70,7 @@ def test_a_run_whose_data_and_output_are_remote_is_the_local_one(tmp_path, token
 
     losses = lambda folder: {line["step"]: line["loss"] for line in read_metrics(folder) if "loss" in line}
     assert losses(copy) == losses(tmp_path / "local")
-    names = sorted(path.name for path in (tmp_path / "local").iterdir() if path.name != "lock")  # gs:// has none
+    names = sorted(path.name for path in (tmp_path / "local").iterdir() if path.name != "lock")  # gs:// has no lock
     assert sorted(path.name for path in copy.iterdir()) == names
 
     words = ["generate", "MODEL", "--prompt", "def f", "--temperature", "0", "--max-new-tokens", "4", "--json"]

@@ -1,4 +1,4 @@
-"""JSON as any parser reads it: what a strict one takes, and what it means."""
+"""JSON that every parser can read: what a strict parser accepts, and how its values are interpreted."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from codegen_jax.strict_json import dumps, loads
 
 
 def strictly(text):
-    """Read JSON as the standard has it, where Python's parser takes NaN and Infinity."""
+    """Parse JSON by the standard; Python's own parser also accepts NaN and Infinity."""
     return json.loads(text, parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
 
 

@@ -1,4 +1,4 @@
-"""The command codegen-jax. Each file holds a family of verbs; they parse, call and print, and compute nothing."""
+"""The codegen-jax command. Each file holds a family of verbs, which parse arguments, call the library and print."""
 
 import argparse
 import dataclasses
@@ -21,7 +21,7 @@ from codegen_jax.fields import did_you_mean
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run the command; exits with 0, or what `report` says of an error."""
+    """Run the command. On an error, exit with the code from `report`, or with `UNREAD` if stdout's reader is gone."""
     choose_platform()
     quiet_libraries()
     with console():
@@ -41,16 +41,16 @@ def run(parser: Parser, words: Sequence[str] | None) -> None:
     refuse_unknown(arguments.overrides, verb, arguments.takes_fields)
     try:
         arguments.verb(arguments)
-    except UserError as error:  # the library's messages begin with a field's name; here the field has a flag
+    except UserError as error:  # library messages begin with a field's name; the command shows its flag
         field, colon, rest = str(error).partition(":")
         flag = verb.flags.get(field)
-        if flag is None or field in given_words(arguments):  # the latter: a file or model of that name
+        if flag is None or field in given_words(arguments):  # a file or model may share the field's name
             raise
         raise UserError(f"{flag}{colon}{rest}") from error
 
 
 def refuse_unknown(words: list[str], verb: Parser, takes_fields: bool) -> None:
-    """Raise `UserError` for the first word that is no argument of a verb, nor might be a field of a config."""
+    """Raise `UserError` for the first word that is neither an argument of the verb nor possibly a config field."""
     top_fields = {f"--{field.name}" for field in dataclasses.fields(RunConfig)}
     for flag in (word.partition("=")[0] for word in words):
         hint = did_you_mean(flag, verb.flags.values())
@@ -60,7 +60,7 @@ def refuse_unknown(words: list[str], verb: Parser, takes_fields: bool) -> None:
 
 
 def given_words(arguments: argparse.Namespace) -> set[str]:
-    """What the user typed as values."""
+    """Every value the user typed."""
     values = [value if isinstance(value, list) else [value] for value in vars(arguments).values()]
     return {word for value in values for word in value if isinstance(word, str)}
 
@@ -75,17 +75,19 @@ def make_parser() -> Parser:
 
 
 def choose_platform() -> None:
-    """Without a TPU, libtpu (which is here for `codegen-jax plan`) makes the start of JAX slow and prints errors."""
+    """Keep JAX off libtpu, installed for `codegen-jax plan`, if there is no TPU: it slows startup and prints errors."""
     if find_spec("libtpu") and not glob("/dev/accel*") + glob("/dev/vfio/*"):
         gpu = find_spec("jax_cuda13_plugin") and glob("/dev/nvidia[0-9]*")
         os.environ.setdefault("JAX_PLATFORMS", "cuda,cpu" if gpu else "cpu")
 
 
 def quiet_libraries() -> None:
-    """Orbax narrates every save through absl, asyncio prints a traceback for each chunk of one that fails, and what
-    gcsfs logs it raises, too; the command says such things in a line. Chunks that end after their failed save or read
-    find that nobody waits for them, or are never begun, which Python tells as a warning or the hook for errors that
-    cannot be caught."""
+    """Silence output that the command already reports in one line.
+
+    Orbax logs every save through absl, asyncio prints a traceback for each chunk of a failed save, and gcsfs both logs
+    and raises its errors. Chunks that finish after their save or read has failed, or never start, have no awaiter;
+    Python reports them with a warning or through `sys.unraisablehook`.
+    """
     for name in ("absl", "asyncio", "gcsfs"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)

@@ -1,4 +1,4 @@
-"""Arguments that several verbs share, and the parser that reads them."""
+"""Arguments shared by several verbs, and the parser that reads them."""
 
 import argparse
 from collections.abc import Callable
@@ -15,12 +15,12 @@ CONFIG = "CONFIG.yaml, or a run's output folder, whose config it is then"
 MODEL = "a run's output folder, a checkpoint, a Hugging Face folder or a hub id (OWNER/NAME[@REVISION])"
 
 
-# metavars
+# metavars of path arguments
 PATHS = {"CONFIG", "MODEL", "SOURCE", "DESTINATION", "INPUT", "DIR", "FILE", "FILE.png", "T", "TASK", "TOKENS"}
 
 
 def path(word: str) -> str:
-    """For `type=`: a quoted ~ or $NAME, or one behind a =, has not been read by the shell."""
+    """Expand ~ and $NAME, for `type=`: the shell leaves them alone when they are quoted or follow an =."""
     try:
         return expand(word)
     except UserError as error:
@@ -28,10 +28,10 @@ def path(word: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations, whose errors are the command's."""
+    """argparse without abbreviations; errors are raised as `UserError`."""
 
     def __init__(self, **keywords: Any):
-        self.flags: dict[str, str] = {}  # by the field that each sets
+        self.flags: dict[str, str] = {}  # keyed by the field each flag sets
         super().__init__(allow_abbrev=False, **keywords)
 
     def add_argument(self, *names: Any, **keywords: Any) -> argparse.Action:
@@ -46,12 +46,12 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
 
     def calls(self, verb: Callable[[argparse.Namespace], None], takes_fields: bool = False) -> None:
-        """What runs when this parser has read its words; with `takes_fields` any --section.field VALUE may follow."""
+        """Set the function that runs once the arguments are parsed; `takes_fields` allows any --section.field VALUE."""
         self.set_defaults(verb=verb, parser=self, takes_fields=takes_fields)
 
 
 def whole_number(word: str) -> int:
-    """For `type=`; argparse would say "invalid int value"."""
+    """Parse an int, for `type=`; argparse's own message would be "invalid int value"."""
     try:
         return int(word)
     except ValueError:
@@ -66,7 +66,7 @@ def number(word: str) -> float:
 
 
 def add_config(parser: Parser) -> None:
-    """A run's config and changes of its fields."""
+    """Add a run's config and overrides of its fields."""
     parser.add_argument(
         "config",
         metavar="CONFIG",
@@ -75,8 +75,10 @@ def add_config(parser: Parser) -> None:
 
 
 def read_config(arguments: argparse.Namespace) -> "RunConfig":
-    """The config that the arguments name, with their changes; a run's output folder, even if it was moved, stands for
-    that run's config with this output."""
+    """The config named by the arguments, with their overrides applied.
+
+    A run's output folder, even if it has been moved, stands for that run's config with `output` set to the folder.
+    """
     from codegen_jax.config_file import load_config
     from codegen_jax.mistaken_paths import holds
     from codegen_jax.storage import open_path
@@ -93,7 +95,7 @@ def read_config(arguments: argparse.Namespace) -> "RunConfig":
 
 
 def add_loading(parser: Parser) -> None:
-    """How a model is loaded to run."""
+    """Add the arguments that control how a model is loaded."""
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="of the computation (default: the model's)")
     parser.add_argument("--quantize", choices=("int8",), help="weights as int8 with a scale for each output")
     parser.add_argument(
@@ -112,7 +114,7 @@ def add_allow_nonfinite(parser: Parser) -> None:
 
 
 def load(arguments: argparse.Namespace, **changes: Any) -> "Generator":
-    """The model that the arguments name."""
+    """Load the model named by the arguments."""
     from codegen_jax.compilation import use_compilation_cache
     from codegen_jax.config import MeshConfig
     from codegen_jax.inference.generate import Generator

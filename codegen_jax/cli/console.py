@@ -1,4 +1,4 @@
-"""What the command prints of the library's messages."""
+"""How the command prints the library's log messages."""
 
 import logging
 import os
@@ -17,9 +17,9 @@ STDOUT, STDERR = 1, 2
 
 
 class Console(logging.Handler):
-    """A run's own log goes to stdout, all else to stderr, both above a progress bar; and a warning only once.
+    """Print a run's own log to stdout and everything else to stderr, above any progress bar; print each warning once.
 
-    A line that can't be written is left out: training outlives the terminal, `head` or disk that took its log.
+    Lines that can't be written are dropped: training outlives the terminal, `head` or disk that received its log.
     """
 
     def __init__(self) -> None:
@@ -43,14 +43,14 @@ class Console(logging.Handler):
         if record.exc_info:
             traceback.print_exception(record.exc_info[1])
         kind = getattr(record, "kind", "" if record.levelno == logging.INFO else record.levelname.lower())
-        # above a progress bar, too, whose line it would continue
+        # tqdm.write clears a progress bar first; print would continue its line
         tqdm.write(f"codegen-jax: {kind}{': ' if kind else ''}{message}", file=sys.stderr)
         sys.stderr.flush()
 
 
 @contextmanager
 def leave_out() -> Iterator[None]:
-    """Go on where a line can't be written; what nobody reads any more gets no more."""
+    """Ignore lines that can't be written, and discard all later output to a stream without a reader."""
     try:
         yield
     except OSError:
@@ -60,20 +60,20 @@ def leave_out() -> Iterator[None]:
 
 
 def is_unread(descriptor: int) -> bool:
-    """Whether a file is a pipe whose reader has ended, such as `head` after its lines."""
+    """Whether a descriptor is a pipe whose reader has exited, such as `head` after its last line."""
     pipes = select.poll()
     pipes.register(descriptor, 0)
     return any(event & select.POLLERR for _, event in pipes.poll(0))
 
 
 def discard(descriptor: int) -> None:
-    """Let what is written there go nowhere from now on."""
+    """Redirect a descriptor to the null device."""
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), descriptor)
 
 
 def drop_unwritten() -> None:
-    """Drop output that can't be written; the interpreter's last flush would fail, and say so."""
+    """Discard output that can't be written, which would make the interpreter's final flush fail and print an error."""
     try:
         print(end="", flush=True)
     except OSError:
@@ -82,14 +82,14 @@ def drop_unwritten() -> None:
 
 @contextmanager
 def console() -> Iterator[None]:
-    """Print the package's messages, and lm_eval's warnings, for as long as the context lasts."""
+    """Print the package's log messages and lm_eval's warnings while the context is active."""
     handler = Console()
     levels = {logging.getLogger("codegen_jax"): logging.INFO, logging.getLogger("lm_eval"): logging.WARNING}
     before = {log: (log.level, log.propagate) for log in levels}
     for log, level in levels.items():
         log.addHandler(handler)
         log.setLevel(level)
-        log.propagate = False  # absl gives the root a handler, which would print all of it again
+        log.propagate = False  # absl adds a handler to the root logger, which would print everything twice
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""tokenizer train, prepare, data show: from raw shards to token files, and a look at them."""
+"""The verbs tokenizer train, prepare and data show: turn raw shards into token files, and show what they hold."""
 
 import argparse
 from typing import Any
@@ -66,7 +66,7 @@ def add_verbs(verbs: Any) -> None:
 
 
 def add_shards(parser: Parser) -> None:
-    """What is read, and where the result goes."""
+    """Add the input and output arguments."""
     parser.add_argument(
         "inputs",
         nargs="+",

@@ -1,4 +1,4 @@
-"""convert, generate: models, from any format."""
+"""The verbs convert and generate, for models in any format."""
 
 import argparse
 import dataclasses
@@ -56,11 +56,11 @@ def add_verbs(verbs: Any) -> None:
 
 
 def add_options(parser: Parser) -> None:
-    """A flag for each field of `Options`, of its type and with its documentation."""
+    """Add a flag for each field of `Options`, with the field's type and documentation."""
     from codegen_jax.inference.options import Options
 
     for field in dataclasses.fields(Options):
-        kinds = get_args(field.type) or (field.type,)  # of `int | None`: int
+        kinds = get_args(field.type) or (field.type,)  # `int | None` gives int
         flag = field.metadata.get("flag", "--" + field.name.replace("_", "-"))
         about: dict[str, Any] = {"dest": field.name, "default": field.default, "metavar": field.metadata.get("metavar")}
         text = documentation(Options)[field.name].replace("%", "%%")
@@ -116,7 +116,7 @@ def generate(arguments: argparse.Namespace) -> None:
         arguments.logprobs is None or arguments.json,
         "logprobs: printed with --json only; give both, or leave it out",
     )
-    Options.of(options)  # bad ones are refused before a model is loaded
+    Options.of(options)  # reject bad options before loading a model
     model = load(arguments, quantize=arguments.quantize, draft=arguments.draft)
     if arguments.stream:
         pieces = model.stream(prompts[0], **options)

@@ -1,4 +1,4 @@
-"""plan: whether a run fits TPUs that are not here, and how fast."""
+"""The verb plan: whether a run fits a TPU slice that is not attached, and how fast it would be."""
 
 import argparse
 import os
@@ -42,14 +42,14 @@ def add_verbs(verbs: Any) -> None:
 
 
 def plan(arguments: argparse.Namespace) -> None:
-    """In a thread: a compilation does not hear Ctrl-C, and the main thread that waits for it does."""
+    """Run `make` in a thread: a compilation ignores Ctrl-C, but the main thread that waits for it does not."""
     with ThreadPoolExecutor(1) as thread:
         try:
             work = thread.submit(make, arguments)
             while not work.done():
                 wait([work], timeout=0.2)
         except KeyboardInterrupt as error:
-            os._exit(report(error))  # the compilation would go on to its end
+            os._exit(report(error))  # a normal exit would wait for the compilation
         work.result()
 
 

@@ -1,4 +1,4 @@
-"""Prompts from the command line, from a file or from standard input."""
+"""Prompts from the command line, a file or standard input."""
 
 import argparse
 import json
@@ -22,11 +22,11 @@ def add_prompts(parser: Parser) -> None:
 
 
 def read_prompts(arguments: argparse.Namespace) -> list[str]:
-    """The prompts that the arguments name, in their order.
+    """The prompts given by the arguments, in order.
 
     Raises:
-        UserError: for both ways of giving them or neither, or a file that can't be read, has no prompt, or has a line
-            that is none.
+        UserError: if both --prompt and --prompt-file are given, or neither; or if the file can't be read, has no
+            prompts or has an invalid line.
     """
     prompts, path = arguments.prompt, arguments.prompt_file
     if path is None:

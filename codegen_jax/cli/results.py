@@ -1,4 +1,4 @@
-"""results: what evaluations have left on disk, compared and shown."""
+"""The verbs results compare and results show, which read finished evaluations from disk."""
 
 import argparse
 import re
@@ -56,5 +56,5 @@ def show(arguments: argparse.Namespace) -> None:
 
 
 def printable(text: str) -> str:
-    """What a model wrote, with escapes for signs that would steer the terminal, and for those that no output takes."""
+    """A model's output with control characters and lone surrogates escaped, so that it can be printed safely."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", lambda sign: ascii(sign[0])[1:-1], text)

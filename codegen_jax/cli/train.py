@@ -1,4 +1,4 @@
-"""train, config show: a run from its config."""
+"""The verbs train and config show, which start from a run's config."""
 
 import argparse
 from typing import Any
@@ -7,7 +7,7 @@ from codegen_jax.cli.arguments import CONFIG, add_config, read_config
 
 
 class FieldsHelp(argparse.Action):
-    """--help that also lists the fields of a config. The list is made on request: jsonargparse is slow to import."""
+    """--help that also lists every config field. The list is built on demand, since jsonargparse is slow to import."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from codegen_jax.config_file import fields_help
@@ -36,7 +36,7 @@ def train(arguments: argparse.Namespace) -> None:
     if is_finished(config):
         print(f"{config.output}: all {config.training.steps} steps are done; raise training.steps to go on")
         return
-    from codegen_jax.training.loop import train  # after the config is known to be good: importing jax takes a second
+    from codegen_jax.training.loop import train  # after the config is checked: importing jax takes a second
 
     train(config)
 

@@ -1,11 +1,11 @@
-"""A model's weights as decoding wants them: few large products per layer, each output's row contiguous, maybe int8.
+"""A model's weights laid out for decoding: two large products per layer, contiguous output rows, optionally int8.
 
-Decoding one sequence reads every weight once per token, so its speed is that of memory. A layer is two products:
-`inner` holds query, key, value and fc_in, `outer` holds attention_out and fc_out, whose sum the block takes anyway.
-Layers are separate arrays: a scan over stacked ones would copy each before its use on CPUs.
+Decoding one sequence reads every weight once per token, so memory bandwidth limits its speed. A layer is two products:
+`inner` combines query, key, value and fc_in, and `outer` combines attention_out and fc_out, which the block adds
+anyway. Layers are separate arrays, because on CPUs a scan over stacked layers would copy each one before its use.
 
-Along a mesh's tensor axis both are cut into G groups of whole heads, each with its part of the MLP: a device owns the
-rows of `inner` and the columns of `outer` of its group, so a layer needs one reduction.
+Along a mesh's tensor axis both matrices are split into G groups of whole heads, each with its part of the MLP. A device
+owns the rows of `inner` and the columns of `outer` in its group, so a layer needs only one reduction.
 
 Axes: D n_embd, V vocabulary, N rows of `inner` = 3 H K + F, M columns of `outer` = H K + F.
 """
@@ -30,7 +30,7 @@ OUTER = ("attention_out", "fc_out")
 
 
 class Layer(NamedTuple):
-    """One block: its two products, and its other parameters, float32, by their own names ("ln.scale")."""
+    """One block: its two matrices, and its remaining float32 parameters keyed by name ("ln.scale")."""
 
     inner_ND: Matrix
     outer_DM: Matrix
@@ -38,7 +38,7 @@ class Layer(NamedTuple):
 
 
 class DecodeWeights(NamedTuple):
-    """All of a network: its blocks, the head, and the other parameters by their own names ("embedding")."""
+    """A whole network: its blocks, the head, and the remaining parameters keyed by name ("embedding")."""
 
     layers: tuple[Layer, ...]
     head_VD: Matrix
@@ -46,7 +46,7 @@ class DecodeWeights(NamedTuple):
 
 
 def load_weights(weights: Weights, config: CodeGenConfig, mesh: Mesh, quantize: Quantize) -> DecodeWeights:
-    """Read a model onto a mesh, a tensor at a time: the peak is the model in its run dtype and one tensor."""
+    """Read a model onto a mesh one tensor at a time; peak memory is the model in its compute dtype plus one tensor."""
     weights = fold_embedding_bias(weights)
 
     def read(name: str, layer: int | None) -> np.ndarray:
@@ -56,7 +56,7 @@ def load_weights(weights: Weights, config: CodeGenConfig, mesh: Mesh, quantize: 
         return weights.read(name, (slice(layer, layer + 1), *bounds[1:]))[0]
 
     def place(value: Any, axes: Any, dtype: Any) -> Any:
-        with np.errstate(invalid="ignore"):  # of NaN as int8, where it is allowed: the row's scale is NaN, too
+        with np.errstate(invalid="ignore"):  # casting NaN to int8, if NaN is allowed: the row's scale is NaN too
             stored = np.ascontiguousarray(value).astype(dtype)
         return jax.device_put(stored, NamedSharding(mesh, spec(*axes)))
 
@@ -64,7 +64,7 @@ def load_weights(weights: Weights, config: CodeGenConfig, mesh: Mesh, quantize: 
 
 
 def arrange_params(params: Params, config: CodeGenConfig, groups: int) -> DecodeWeights:
-    """The same from parameters on devices, inside jit; an embedding bias is folded in."""
+    """Like `load_weights`, but from parameters already on devices and inside jit; an embedding bias is folded in."""
 
     def place(value: jax.Array, axes: Any, dtype: Any) -> jax.Array:
         return constrain(value.astype(dtype), *axes)
@@ -73,7 +73,7 @@ def arrange_params(params: Params, config: CodeGenConfig, groups: int) -> Decode
 
 
 def abstract_weights(config: CodeGenConfig, mesh: Mesh, quantize: Quantize) -> DecodeWeights:
-    """Shapes, dtypes and shardings of the weights, for compiling ahead of time."""
+    """Shapes, dtypes and shardings of the weights, for ahead-of-time compilation."""
     found: list[DecodeWeights] = []
 
     def place(value: jax.Array, axes: Any, dtype: Any) -> jax.ShapeDtypeStruct:

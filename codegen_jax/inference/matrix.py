@@ -1,4 +1,4 @@
-"""A matrix as decoding multiplies it: [out, in], each output's row contiguous, maybe int8."""
+"""Matrices in the layout that decoding uses: [out, in], with each output's row contiguous, optionally int8."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -12,25 +12,28 @@ Quantize = Literal["int8"] | None
 
 
 class Matrix(NamedTuple):
-    """A weight [out, in]: in the compute dtype, or int8 with a float32 scale for each output."""
+    """A weight [out, in], either in the compute dtype or in int8 with a float32 scale per output."""
 
     values: Any
     scale: Any = None
 
 
 def quantized(values: Any, xp: Any) -> Matrix:
-    """A matrix [out, in] as int8, the largest of each row 127, with NumPy or jax.numpy as `xp`; values are float32."""
+    """Quantize a matrix [out, in] so that the largest magnitude in each row becomes 127; `xp` is NumPy or jax.numpy.
+
+    The rounded values are returned as float32; the caller casts them to int8.
+    """
     values = xp.asarray(values, xp.float32)
     scale = xp.maximum(xp.abs(values).max(1), 1e-12) / 127
     return Matrix(xp.rint(values / scale[:, None]), scale)
 
 
 def linear(x: jax.Array, matrix: Matrix) -> jax.Array:
-    """x [..., in] times a matrix [out, in], float32 [..., out].
+    """Multiply x [..., in] by a matrix [out, in]; the result is float32 [..., out].
 
-    On a CPU XLA has fast kernels for products of two int8 and of two bfloat16 matrices (AMX, VNNI), but none for mixed
-    types. So a row of activations becomes two int8 rows, its value and 254 times what rounding left, which keeps 15
-    bits of it.
+    On CPUs XLA has fast kernels for int8 x int8 and bfloat16 x bfloat16 products (AMX, VNNI), but none for mixed types.
+    For an int8 matrix, each row of activations therefore becomes two int8 rows, the rounded value and 254 times the
+    rounding error, which keeps 15 bits of precision.
     """
     rows = x.reshape(-1, x.shape[-1])
     if matrix.scale is None:
@@ -48,17 +51,20 @@ def linear(x: jax.Array, matrix: Matrix) -> jax.Array:
 
 
 def few_rows(dtype: Any) -> int:
-    """How many rows a product has at least: fewer are padded, which costs nothing where memory is what is waited for.
+    """Minimum number of rows in a product; smaller inputs are padded, which is free when memory is the bottleneck.
 
-    On a TPU a single row would be multiplied by the vector unit, at a quarter of the speed. On a CPU a single row of
-    bfloat16 is slow, while float32 has a kernel for it, and int8 comes in two rows.
+    A TPU would multiply a single row on the vector unit, at a quarter of the speed. On a CPU a single bfloat16 row is
+    slow, whereas float32 has a kernel for it, and int8 always has two rows.
     """
     return {"cpu": 4 if dtype == jnp.bfloat16 else 1, "TPU": 8}.get(device_kind()[:3], 1)
 
 
 def _product(rows: jax.Array, values: jax.Array, dtype: Any) -> jax.Array:
-    """On a CPU the kernels for two rows or more repack their second matrix, so the rows are the second there: 16 of
-    float32 then read weights at 20 GB/s instead of 10. The barrier keeps XLA from swapping them back."""
+    """Multiply rows [n, in] by values [out, in].
+
+    On CPUs the kernels for two or more rows repack their second operand, so the activations are passed second: with 16
+    float32 rows, weights are then read at 20 GB/s instead of 10. The barrier keeps XLA from swapping the operands back.
+    """
     padded = jnp.pad(rows, ((0, max(0, few_rows(rows.dtype) - len(rows))), (0, 0)))
     multiply = lambda a, b: jax.lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
     with products_of(rows.dtype):

@@ -1,10 +1,11 @@
-"""The network as it decodes: the blocks of model/block.py over `DecodeWeights` and a cache of keys and values.
+"""The network for decoding: the blocks of model/block.py applied to `DecodeWeights` and a KV cache.
 
-The slot of a token in the cache is its position, and a query sees the slots up to its own position. So rows of any
-lengths stand side by side, padded behind: what padding wrote is written over before a query can see it.
+A token's slot in the cache is its position, and a query sees the slots up to its own position. Rows of different
+lengths can therefore share a batch, padded on the right: slots written by padding are overwritten before any query can
+see them.
 
-A loop that decodes reads the cache and writes to a small second one, `recent`, which `merge` puts into the first when
-the loop ends: a cache that the loop also wrote to would be copied at each token by XLA on CPUs.
+The decoding loop reads the cache and writes to a small second cache, `recent`, which `merge` writes into the first when
+the loop ends. If the loop wrote to the large cache, XLA would copy it at every token on CPUs.
 
 Axes: B rows, T tokens, S slots, R recent slots, H heads, K head_dim, G groups of heads.
 """
@@ -24,12 +25,12 @@ from codegen_jax.model.precision import products_of
 from codegen_jax.model.rotary import rotary_angles
 from codegen_jax.sharding import constrain
 
-# keys [B, H, K, S] and values [B, H, S, K] of each layer: the orders in which XLA on CPU multiplies without a copy
+# keys [B, H, K, S] and values [B, H, S, K] per layer: the layouts that XLA on CPU multiplies without a copy
 Cache = tuple[tuple[jax.Array, jax.Array], ...]
 
 
 class Past(NamedTuple):
-    """What a row has seen: positions 0 .. length_B - 1 in `cache`, from length_B on in `recent`."""
+    """What each row has seen: positions 0 .. length_B - 1 are in `cache`, later ones in `recent`."""
 
     cache: Cache
     recent: Cache
@@ -43,7 +44,7 @@ def empty_cache(config: CodeGenConfig, rows: int, slots: int) -> Cache:
 
 
 def put(cache: Cache, new: Cache, first_B: jax.Array) -> Cache:
-    """A cache with another written into it, from a slot of each row on."""
+    """`cache` with `new` written into it, starting at slot first_B[b] of row b."""
     return tuple((_put(k, new_k, first_B, 3), _put(v, new_v, first_B, 2)) for (k, v), (new_k, new_v) in zip(cache, new))
 
 
@@ -58,12 +59,12 @@ def hidden(
     past: Past | None = None,
     first_B: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache]:
-    """The states that the head reads [B, T, D], and `recent` with these tokens in it.
+    """The head's input states [B, T, D], and `recent` with these tokens added.
 
     Args:
         tokens_BT: int32 ids at positions first_B[b] .. first_B[b] + T - 1 of row b.
-        past: what has been seen; None: nothing, and a cache of T slots is returned.
-        first_B: int32; 0 without a past.
+        past: the tokens seen so far. None means prefill: a cache of T slots is returned in place of `recent`.
+        first_B: int32, the position of each row's first token; None, which means 0, without a past.
     """
     positions_BT = jnp.arange(tokens_BT.shape[1]) + (0 if first_B is None else first_B[:, None])
     positions_BT = jnp.broadcast_to(positions_BT, tokens_BT.shape)
@@ -89,9 +90,9 @@ def hidden(
 
 
 class FusedProducts(NamedTuple):
-    """A block's products as one matrix each, in G groups of heads (`Products` in model/block.py).
+    """The `Products` of model/block.py with one matrix for each side, split into G groups of heads.
 
-    Axes: G groups, N outputs of a group, M inputs of all groups, F the MLP's states of a group.
+    Axes: G groups, N outputs per group, M inputs of all groups, F MLP states per group.
     """
 
     layer: Layer
@@ -111,14 +112,14 @@ class FusedProducts(NamedTuple):
 
 
 def logits(weights: DecodeWeights, x: jax.Array) -> jax.Array:
-    """float32 scores [..., V] of the next token."""
+    """float32 logits [..., V] of the next token."""
     return linear(x, weights.head_VD) + weights.others["head_bias"]
 
 
 def cached_attention(
     q_BTHK: jax.Array, cached: Any, recent: Any, length_B: jax.Array, positions_BT: jax.Array
 ) -> jax.Array:
-    """Attention of each query to the cached slots before length_B and the recent ones up to its position.
+    """Attention of each query to the cached slots before length_B and the recent slots up to its own position.
 
     Scores and softmax are float32.
     """
@@ -136,7 +137,7 @@ def cached_attention(
 
 
 def _multiply(a_BHTC: jax.Array, b_BHCN: jax.Array) -> jax.Array:
-    """float32 [B, H, T, N]. Few rows are padded as in `linear`; the barrier keeps XLA from taking that back."""
+    """Product as float32 [B, H, T, N]. Few rows are padded as in `linear`; the barrier keeps XLA from undoing that."""
     T = a_BHTC.shape[2]
     padded = jnp.pad(a_BHTC, ((0, 0), (0, 0), (0, max(0, few_rows(a_BHTC.dtype) - T)), (0, 0)))
     with products_of(a_BHTC.dtype):
@@ -145,7 +146,11 @@ def _multiply(a_BHTC: jax.Array, b_BHCN: jax.Array) -> jax.Array:
 
 
 def _put(old: jax.Array, new: jax.Array, first_B: jax.Array, axis: int) -> jax.Array:
-    """An update by rows is a scatter: 25 ms a token on a CPU for 16 rows of bfloat16. So few tokens are selected."""
+    """Write `new` into `old` along `axis`, starting at first_B[b] in row b.
+
+    An update at a different slot per row is a scatter, which takes 25 ms per token on a CPU for 16 bfloat16 rows, so up
+    to 16 tokens are written with selects instead.
+    """
     if len(first_B) == 1:
         return jax.lax.dynamic_update_slice_in_dim(old, new, first_B[0], axis)
     if new.shape[axis] > 16:

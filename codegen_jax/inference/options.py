@@ -1,4 +1,4 @@
-"""The options of completions, declared once: checked here, and turned into flags, signatures and traced scalars."""
+"""Options for completions, declared once: validated here, and turned into flags, signatures and traced scalars."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -17,14 +17,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How a token is drawn. Inside a program these are scalars, which may change without compiling anew.
+    """How a token is sampled. Inside a compiled program these are scalars, which may change without recompilation.
 
     Attributes:
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_p: the smallest set of tokens with at least this probability is kept; 1 keeps all.
-        top_k: number of tokens kept; 0 keeps all.
-        min_p: tokens at least this likely relative to the likeliest are kept; 0 keeps all.
-        repetition_penalty: above 1 makes tokens of prompt and completion less likely.
+        temperature: divides the logits; 0 is greedy decoding.
+        top_p: nucleus sampling: keep the smallest set of tokens with at least this total probability; 1 keeps all.
+        top_k: number of most likely tokens to keep; 0 keeps all.
+        min_p: keep tokens at least this likely relative to the most likely one; 0 keeps all.
+        repetition_penalty: values above 1 make tokens of the prompt and completion less likely.
     """
 
     temperature: float = 0.2
@@ -36,24 +36,24 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Sampling):
-    """How prompts are completed; defaults as in the authors' sample.py.
+    """How prompts are completed; the defaults are those of the authors' sample.py.
 
     >>> Options(max_new_tokens=64, temperature=0, stop="^def ")
 
     Attributes:
-        max_new_tokens: tokens to add at most.
-        num_samples: completions of each prompt, side by side in the result; they share one prefill.
-        seed: of all prompts; in Python also one for each. Same seed, prompt and sample number: same completion,
-            whatever else is in the batch.
-        stop: regular expression, MULTILINE; a completion ends before its first match.
-        stop_strings: a completion ends before the first of them.
-        truncate: codegen: end it where the authors' sample.py does.
-        logprobs: also give log-probabilities, and those of so many likeliest tokens at each place (the command prints
-            them with --json).
-        num_guesses: tokens that the generator's draft guesses per round, if it has one.
+        max_new_tokens: maximum number of tokens to generate.
+        num_samples: completions per prompt, adjacent in the result; they share one prefill.
+        seed: seed for all prompts, or in Python a list with one per prompt. The same seed, prompt and sample number
+            give the same completion, whatever else is in the batch.
+        stop: regular expression (MULTILINE); a completion ends before its first match.
+        stop_strings: a completion ends before the first occurrence of any of these strings.
+        truncate: codegen ends a completion where the authors' sample.py does.
+        logprobs: also return log-probabilities of the generated tokens and of this many most likely tokens at each
+            position (the command prints them with --json).
+        num_guesses: draft tokens per round, if the generator has a draft model or lookup.
 
     Raises:
-        UserError: for a value of another type, or an impossible one; it begins with the field's name.
+        UserError: for a value of the wrong type or out of range; the message begins with the field's name.
     """
 
     max_new_tokens: int = 128
@@ -81,14 +81,14 @@ class Options(Sampling):
         require(self.num_guesses > 0, f"num_guesses: {self.num_guesses} must be positive")
         for seed in self.seed if isinstance(self.seed, Sequence) else [self.seed]:
             require_seed("seed", seed)
-        self.stops()  # a bad one is refused before a model is loaded
+        self.stops()  # reject a bad pattern before a model is loaded
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> "Options":
-        """Options by name.
+        """Build `Options` from a dict of names and values.
 
         Raises:
-            UserError: for a name that there is not, or an impossible value.
+            UserError: for an unknown name or an invalid value.
         """
         known = [f.name for f in fields(cls)]
         for name in options:
@@ -99,7 +99,7 @@ class Options(Sampling):
         return cls(**options)
 
     def seeds(self, prompts: int) -> list[int]:
-        """One for each of so many prompts."""
+        """One seed for each of `prompts` prompts."""
         seeds = list(self.seed) if isinstance(self.seed, Sequence) else [self.seed] * prompts
         require(len(seeds) == prompts, f"seed: {len(seeds)} seeds for {prompts} prompts")
         return seeds
@@ -109,7 +109,7 @@ class Options(Sampling):
         return Stops(self.stop, self.stop_strings, self.truncate)
 
     def scalars(self) -> Sampling:
-        """What a program takes of them: NumPy scalars, with 1 for the temperature of a greedy choice."""
+        """The sampling options as NumPy scalars for a compiled program; greedy decoding gets temperature 1."""
         values = {f.name: getattr(self, f.name) for f in fields(Sampling)}
         values["temperature"] = self.temperature or 1.0
         values["top_k"] = min(self.top_k, 2**31 - 1)
@@ -117,7 +117,7 @@ class Options(Sampling):
 
 
 def takes_options(method: F) -> F:
-    """Show the fields of `Options` in the signature and the documentation of a method that takes them as **options."""
+    """Show the fields of `Options` in the signature and docstring of a method that accepts them as **options."""
     signature = inspect.signature(method)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     keyword = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)

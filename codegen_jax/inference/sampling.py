@@ -1,4 +1,4 @@
-"""From logits to the next token. All functions take any leading axes; V is the vocabulary."""
+"""From logits to the next token. All functions accept any leading axes; V is the vocabulary."""
 
 from dataclasses import fields
 
@@ -11,12 +11,15 @@ jax.tree_util.register_dataclass(Sampling, [field.name for field in fields(Sampl
 
 
 def penalize(logits_V: jax.Array, seen_V: jax.Array, penalty: jax.Array | float) -> jax.Array:
-    """Make ids that were seen less likely, as transformers does (arXiv 1909.05858, section 4.1)."""
+    """Make ids that have already occurred less likely, as transformers does (arXiv 1909.05858, section 4.1)."""
     return jnp.where(seen_V, jnp.where(logits_V > 0, logits_V / penalty, logits_V * penalty), logits_V)
 
 
 def cut(logits_V: jax.Array, sampling: Sampling) -> jax.Array:
-    """logits / temperature, -inf where top_k, then top_p, or min_p leave an id out; ties with the last stay."""
+    """Divide logits by the temperature and mask ids dropped by top_k, top_p (applied after top_k) or min_p with -inf.
+
+    Ids that tie with the least likely kept id are kept.
+    """
     logits_V = logits_V / sampling.temperature
     descending_V = -jnp.sort(-logits_V, axis=-1)
     in_top_k = (sampling.top_k == 0) | (jnp.arange(logits_V.shape[-1]) < sampling.top_k)
@@ -30,9 +33,9 @@ def cut(logits_V: jax.Array, sampling: Sampling) -> jax.Array:
 
 
 def draw(logits_V: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
-    """One id, int32: the largest of the kept logits with Gumbel noise, which is a draw from their softmax.
+    """Sample an int32 id: the argmax of the kept logits plus Gumbel noise, which is a sample from their softmax.
 
-    The noise depends on the key alone. So two distributions that are alike mostly give the same id for the same key,
-    and a draft's guess of an id is right whenever it is the one drawn here: speculation changes no result.
+    The noise depends only on the key, so similar distributions mostly give the same id for the same key. A draft token
+    is accepted only if it equals the id sampled here, so speculative decoding does not change the result.
     """
     return jax.random.categorical(key, cut(logits_V, sampling))

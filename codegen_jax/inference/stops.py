@@ -1,4 +1,4 @@
-"""Where a completion's text ends, and how much of an unfinished one can be shown."""
+"""Where a completion's text ends, and how much of an unfinished completion can be shown."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -10,20 +10,21 @@ from codegen_jax.errors import UserError, require
 
 Truncate = Literal["codegen"] | None
 
-# what a tokenizer writes for the bytes of a character that is not whole yet: at most 3 of 4
+# a tokenizer decodes the bytes of an incomplete character, at most 3 of 4, to replacement characters
 UNFINISHED = regex.compile("\ufffd{1,3}\\Z")
 
 
 class Stops:
-    """The rules that end a completion, beside eos.
+    """The rules that end a completion, in addition to eos.
 
     Args:
-        pattern: regular expression, MULTILINE; the text ends before its first match.
-        strings: likewise.
-        truncate: codegen: the authors' sample.py, see `truncate`; made for functions, as in HumanEval.
+        pattern: regular expression (MULTILINE); the text ends before its first match.
+        strings: the text ends before the first occurrence of any of them.
+        truncate: "codegen" applies the rule of the authors' sample.py (see `truncate`), which is made for completing
+            functions, as in HumanEval.
 
     Raises:
-        UserError: for what is no regular expression, or an empty string.
+        UserError: for an invalid regular expression, an empty stop string or an unknown `truncate`.
     """
 
     def __init__(self, pattern: str | None, strings: Sequence[str], truncate: Truncate):
@@ -38,14 +39,14 @@ class Stops:
         rule = ["^print", "^def", *TRUNCATE_BEFORE] if self.truncate else []
         self.begun = self.patterns + [regex.compile(line, regex.MULTILINE) for line in rule]
 
-        # an expression such as `x$` matches a text, and not the longer one
+        # a pattern such as `x$` can match a text but not a longer one that starts with it
         self.may_pass = pattern is not None
 
     def __bool__(self) -> bool:
         return bool(self.begun)
 
     def end(self, text: str) -> int | None:
-        """Where the text ends by these rules; None if nothing ends it yet. Half a character matches nothing."""
+        """Index at which the text ends, or None if nothing ends it yet. An incomplete character matches nothing."""
         text = UNFINISHED.sub("", text)
         starts = [match.start() for pattern in self.patterns if (match := pattern.search(text))]
         end = min(starts, default=len(text))
@@ -54,11 +55,11 @@ class Stops:
         return end if starts or end < len(text) else None
 
     def settled(self, text: str) -> int:
-        """How much of a growing text will stay: what may be the begin of a stop, or of a character, is kept back."""
+        """Length of the part of a growing text that is final: a possible start of a stop or character is held back."""
         begins = [
             match.start()
             for pattern in self.begun
             for match in pattern.finditer(text, partial=True)
-            if match.partial  # not the whole match of a first `def` of the codegen rule
+            if match.partial  # a full match, such as the codegen rule's first `def`, does not count
         ]
         return min([len(UNFINISHED.sub("", text)), *begins])

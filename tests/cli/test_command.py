@@ -1,4 +1,4 @@
-"""The command as a user types it, in a process of its own."""
+"""The command as a user types it, in a separate process."""
 
 import argparse
 import json
@@ -38,7 +38,7 @@ def command(*words, cwd):
 
 
 def assert_fails(result, *words):
-    """One line on stderr that says these words, no traceback, a non-zero exit."""
+    """Assert exit code 2 and a single line on stderr, an error that contains these words."""
     lines = result.stderr.strip().splitlines()
     assert result.returncode == 2 and len(lines) == 1, result.stderr
     assert lines[0].startswith("codegen-jax: error: ") and all(str(word) in lines[0] for word in words), lines[0]
@@ -46,7 +46,7 @@ def assert_fails(result, *words):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory, texts):
-    """A folder with shards, a tokenizer, token files and a trained run, all made by the command."""
+    """A folder with shards, a tokenizer, token files and a trained run, the last three made by the command."""
     root = tmp_path_factory.mktemp("project")
     write_shard(root / "shards/0.jsonl.zst", texts[::2])
     write_shard(root / "shards/1.jsonl.zst", texts[1::2])
@@ -359,7 +359,7 @@ def test_ctrl_c_ends_a_plan_though_a_compilation_does_not_hear_it():
 
 
 def unread(*words, cwd, stderr=subprocess.PIPE, program=("-m", "codegen_jax")):
-    """The command where what should read its output has ended already; its exit code and what it says."""
+    """The exit code and stderr of the command if the reader of its output has already exited."""
     reader, writer = os.pipe()
     os.close(reader)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": ""}

@@ -1,4 +1,4 @@
-"""What the command prints of the library's messages, and what a program that imports the package gets of them."""
+"""How the command prints the library's messages, and what a program that imports the package sees of them."""
 
 import logging
 import os
@@ -72,11 +72,11 @@ def test_after_the_command_nothing_of_the_logging_has_changed():
 def test_importing_the_package_changes_nothing_of_the_program_that_imports_it(tmp_path):
     program = (
         "import logging, os\n"
-        "import absl.logging, asyncio, gcsfs\n"  # these are theirs to set
+        "import absl.logging, asyncio, gcsfs\n"  # these libraries may set levels themselves
         "levels = {n: logging.getLogger(n).level for n in logging.root.manager.loggerDict}\n"
         "import jax; config, environment = dict(jax.config.values), dict(os.environ)\n"  # JAX sets TPU_LIBRARY_PATH
         "import codegen_jax, pkgutil, importlib\n"
-        "apart = ('.__main__', '.inside.', '.confinement.')\n"  # programs of their own
+        "apart = ('.__main__', '.inside.', '.confinement.')\n"  # separate programs
         "for module in pkgutil.walk_packages(codegen_jax.__path__, 'codegen_jax.'):\n"
         "    if not any(name in module.name for name in apart): importlib.import_module(module.name)\n"
         "print({n: (os.environ.get(n), v) for n, v in environment.items() if os.environ.get(n) != v})\n"

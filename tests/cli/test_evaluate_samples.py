@@ -1,4 +1,4 @@
-"""codegen-jax evaluate SAMPLES humaneval|mbpp: mistakes are one line, and come before anything is run or written."""
+"""codegen-jax evaluate SAMPLES humaneval|mbpp: mistakes give a one-line error before anything is run or written."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""codegen-jax results: evaluations compared problem by problem, samples shown, and mistakes in one line."""
+"""codegen-jax results: evaluations compared problem by problem, samples shown, and one-line errors."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tests.test_strict_json import strictly
 
 
 def write_results(folder, passed, samples=4, name="results_T0.2.jsonl"):
-    """Results of problems A/0, A/1 and so on, of which so many samples passed."""
+    """Write results of problems A/0, A/1 and so on, with passed[i] passing samples of problem A/i."""
     folder.mkdir(exist_ok=True)
     write_lines(
         folder / name,

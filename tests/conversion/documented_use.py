@@ -1,7 +1,7 @@
-"""An exported folder in transformers and CTranslate2, used as their documentation says; also a program.
+"""Uses an exported folder in transformers and CTranslate2 as their documentation describes; also a program.
 
-The program runs in an environment of another transformers, so nothing here imports ours: it reads a task (JSON) from
-standard input and prints a list of uses.
+The program runs in an environment with another version of transformers, so this file does not import our package. It
+reads a task (JSON) from standard input and prints the results as JSON.
 """
 
 import json
@@ -19,19 +19,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 @dataclass
 class Use:
-    """What came of a folder.
+    """The results of using a folder.
 
     Attributes:
-        version, folder, fast: of transformers, what was used, and whether by a fast tokenizer.
-        inputs: names of what the tokenizer returns.
-        eos, pad: its ids.
-        ids: of each text.
-        texts: what the expected ids of each text decode to, and the same without special tokens.
-        max_length: how many tokens truncation leaves.
-        again: ids of each text by the tokenizer saved with save_pretrained and loaded again.
-        alone, batch: greedy ids after each prompt, one at a time and padded.
-        completions, batched: by the pipeline, one at a time and by two.
-        warnings: what transformers logged.
+        version: version of transformers.
+        folder: the folder that was used.
+        fast: whether the tokenizer is a fast one.
+        inputs: names of the tokenizer's outputs.
+        eos, pad: the tokenizer's eos and pad ids.
+        max_length: number of tokens that truncation keeps.
+        ids: ids of each text.
+        texts: the decoded text of each list of expected ids, with and without special tokens.
+        again: ids of each text from the tokenizer after save_pretrained and reloading.
+        alone, batch: greedy ids after each prompt, one prompt at a time and in a padded batch.
+        completions, batched: the pipeline's completions, one at a time and in batches of two.
+        warnings: warnings logged by transformers.
     """
 
     version: str
@@ -52,7 +54,7 @@ class Use:
 
 
 class Kept(logging.Handler):
-    """Warnings as text, but for what each pipeline of transformers 4 says of its device and its own defaults."""
+    """Collects warnings as text, except what every transformers 4 pipeline logs about its device and defaults."""
 
     def __init__(self):
         super().__init__(logging.WARNING)
@@ -85,11 +87,11 @@ def _use(folder, prompts, new, texts, ids, fast, warnings) -> Use:
     alone = [generate(tokenizer(prompt, return_tensors="pt"))[0] for prompt in prompts]
     batch = generate(tokenizer(prompts, padding=True, return_tensors="pt"))
     generator = pipeline("text-generation", model=folder, tokenizer=tokenizer)
-    # the pipeline of transformers 4 takes the space out of " ," unless told, whatever the tokenizer says
+    # transformers 4's pipeline removes the space in " ," by default, whatever the tokenizer's config says
     options |= dict(return_full_text=False, clean_up_tokenization_spaces=False)
     completions = [generator(prompt, **options)[0]["generated_text"] for prompt in prompts]
     batched = [rows[0]["generated_text"] for rows in generator(prompts, batch_size=2, **options)]
-    # and its slow tokenizers put spaces around added tokens
+    # and its slow tokenizers add spaces around added tokens
     exact = {} if fast else {"spaces_between_special_tokens": False}
     decoded = [tokenizer.decode(row, skip_special_tokens=skip, **exact) for row in ids for skip in (False, True)]
     with tempfile.TemporaryDirectory() as saved:
@@ -124,7 +126,7 @@ def ctranslate2_use(folder: str, prompts: list[str], new: int) -> list[list[int]
         generator = ctranslate2.Generator(converted)
     tokens = [tokenizer.convert_ids_to_tokens(tokenizer(prompt)["input_ids"]) for prompt in prompts]
     options = dict(max_length=new, sampling_topk=1, include_prompt_in_result=False)
-    # one at a time: in a batch, max_length counts what a prompt has more than the shortest
+    # one at a time: in a batch, max_length includes the tokens by which a prompt exceeds the shortest one
     results = [generator.generate_batch([prompt], **options)[0] for prompt in tokens]
     return [result.sequences_ids[0] for result in results]
 

@@ -1,4 +1,4 @@
-"""What a conversion promises around the layout: nothing half done, little memory, no silent inf."""
+"""What a conversion guarantees apart from the layout: no partial output, little memory, no silent inf."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def test_a_value_beyond_float16_is_named_and_nothing_is_written(tmp_path):
 
 def test_a_value_beyond_bfloat16_is_named_too(tmp_path):
     model = peer()
-    model.lm_head.weight.data[2, 3] = -3.4e38  # float32 goes up to 3.403e38, bfloat16 to 3.390e38
+    model.lm_head.weight.data[2, 3] = -3.4e38  # the maximum is 3.403e38 for float32 and 3.390e38 for bfloat16
     with pytest.raises(UserError, match=r"^dtype: bfloat16: head in .* 3.4e\+38, beyond 3.38953e\+38; take float32$"):
         convert(str(save(model, tmp_path / "hf")), str(tmp_path / "out"), dtype="bfloat16")
 
@@ -100,9 +100,9 @@ def test_a_disk_without_room_is_named_before_anything_is_written(tmp_path, monke
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(tmp_path, to, signum):
     save(peer(n_layer=4), tmp_path / "hf")
-    slow = (  # a real process, slowed down so that the signal hits it in the middle
+    slow = (  # a real process, slowed down so that the signal arrives midway
         "import signal, sys, time\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs of a shell ignore SIGINT
         "from codegen_jax.weights.huggingface_layout import HuggingFaceWeights as W\n"
         "read = W.read\n"
         "def slow(*arguments):\n    time.sleep(0.5)\n    print('reading', flush=True)\n    return read(*arguments)\n"
@@ -130,7 +130,7 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(tmp_path, to,
 
 @pytest.fixture
 def trained(tmp_path, tokenizer):
-    """A training checkpoint of a network with a trained embedding bias."""
+    """A training checkpoint of a network with a nonzero embedding bias."""
     config = tiny_run(output=tmp_path / "run", model={"embedding_bias": True})
     mesh = make_mesh(config.mesh)
     params = jax.tree.map(lambda p: 3 * p, init_params(config.model, 0))
@@ -194,7 +194,7 @@ def test_an_embedding_bias_that_is_wanted_starts_at_zero(tmp_path):
 
 
 def write_wide_model(folder, n_layer):
-    """A folder of 2048 wide float16 layers, 100 MB each."""
+    """Write a folder with float16 layers of width 2048, 100 MB each."""
     config = CodeGenConfig(n_layer, 2048, 16, 64, vocab_size=512)
     half = np.dtype(np.float16)
     streams = {
@@ -209,7 +209,7 @@ def write_wide_model(folder, n_layer):
 
 
 def peak_megabytes(source, destination, to):
-    """Highest memory of a process that converts, by the kernel's count for its own lifetime."""
+    """Peak memory of a process that converts, as counted by the kernel over the process's lifetime."""
     code = (
         "from codegen_jax.conversion.convert import convert\n"
         f"convert({str(source)!r}, {str(destination)!r}, to={to!r})\n"
@@ -231,7 +231,7 @@ def test_memory_does_not_grow_with_the_number_of_layers(tmp_path):
             peak_megabytes(root / "hf", root / "ours", "jax"),
             peak_megabytes(root / "ours", root / "back", "hf"),
         )
-    # ten layers more are a gigabyte of weights
+    # ten more layers are a gigabyte of weights
     assert max(peaks[12]) < max(peaks[2]) + 200, peaks
 
 

@@ -1,4 +1,4 @@
-"""What convert writes for other programs gives our own tokens when it is used as their documentation says."""
+"""Exports give the same tokens as our code when other programs use them as documented."""
 
 import json
 import os
@@ -56,12 +56,12 @@ TOKENIZERS = {
     "Llama's sentencepiece": FOREIGN["Llama's sentencepiece"],
 }
 KINDS = [(name, "hf") for name in TOKENIZERS] + [("ours", "gptj"), ("whitespace tokens", "gptj")]
-CTRANSLATE2 = [kind for kind in KINDS if kind[1] == "hf"]  # of a GPT-J it wants a token for each row
+CTRANSLATE2 = [kind for kind in KINDS if kind[1] == "hf"]  # for a GPT-J model it requires a token for each row
 
 
 @dataclass
 class Export:
-    """A model of ours, exported, and what it says itself."""
+    """An exported model, and our own results for it."""
 
     folder: Path
     tokenizer: Tokenizer
@@ -83,13 +83,13 @@ class Export:
             text = self.tokenizer.decode(ids)
             assert texts == [text, text.replace(self.eos, "")]
         assert use.alone == self.tokens and use.batch == self.tokens
-        if use.fast:  # the pipeline can't tell a slow tokenizer of transformers 4 to put no spaces around added tokens
+        if use.fast:  # the pipeline can't keep transformers 4's slow tokenizers from adding spaces around added tokens
             assert use.completions == self.completions and use.batched == self.completions
         assert use.warnings == []
 
 
 def save_model(folder: Path, tokenizer: Tokenizer) -> None:
-    """A model that writes no id without a token, and no bytes that are no text, which programs show in several ways."""
+    """Save a model that never generates ids without a token or invalid UTF-8, which programs show differently."""
     model = peer(seed=3, vocab_size=ROWS, n_positions=POSITIONS)
     with torch.no_grad():
         model.lm_head.bias[tokenizer.vocab_size :] = -1e4
@@ -106,7 +106,7 @@ def export(folder: Path, tokenizer: Tokenizer, to: str) -> Export:
     convert(str(folder / "source"), str(folder / to), to=to)
     ours = greedy(folder / "source", PROMPTS)
     texts, eos = [*HARD, *SPECIAL], END_OF_TEXT
-    if isinstance(tokenizer, SentencePieceTokenizer):  # it reads no special tokens in prompts, and transformers does
+    if isinstance(tokenizer, SentencePieceTokenizer):  # it reads no special tokens in prompts, but transformers does
         eos = tokenizer._processor.id_to_piece(tokenizer.eos_id)
         texts = [text for text in texts if eos not in text]
     tokens, completions = [one.token_ids for one in ours], [one.completion for one in ours]
@@ -128,10 +128,10 @@ def test_the_newest_transformers_writes_our_tokens_as_it_is_documented(exports, 
 
 @pytest.fixture(scope="module")
 def transformers_4(exports) -> dict:
-    """What becomes of all of them, and of CTranslate2's conversions, in an environment of transformers 4."""
+    """The results for all exports, and for CTranslate2's conversions, in an environment with transformers 4."""
     environment = ROOT / ".pytest_cache/transformers-4.57.1"
     if not environment.exists():
-        packages = ["transformers==4.57.1", "tokenizers==0.22.1", "huggingface_hub<1"]  # the rest is as in this one
+        packages = ["transformers==4.57.1", "tokenizers==0.22.1", "huggingface_hub<1"]  # the rest is shared with ours
         partial = environment.with_name(environment.name + ".partial")
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(partial), *packages]
         subprocess.run(pip, check=True)
@@ -171,7 +171,7 @@ def test_ctranslate2_writes_our_tokens(exports, transformers_4, kind):
 
 
 def documents(tokenizer_json: bytes, texts: list[str]) -> list[list[int]]:
-    """Ids of texts in which nothing is special."""
+    """Ids of texts, with special tokens read as plain text."""
     tokenizer = hf.Tokenizer.from_str(tokenizer_json.decode())
     tokenizer.encode_special_tokens = True
     return [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]

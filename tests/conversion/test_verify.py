@@ -1,4 +1,4 @@
-"""The second implementation is right, and a proof fails when it should."""
+"""The reference implementation is correct, and a proof fails when it should."""
 
 import dataclasses
 import json
@@ -45,7 +45,7 @@ def test_layer_by_layer_is_the_whole_network(tmp_path):
 
 def swap_two_heads(tensors):
     w = tensors["transformer.h.1.attn.qkv_proj.weight"]
-    w[0:8], w[24:32] = w[24:32].clone(), w[0:8].clone()  # q of the first two groups
+    w[0:8], w[24:32] = w[24:32].clone(), w[0:8].clone()  # q of a head in each of the first two groups
 
 
 def nudge(tensors):
@@ -115,7 +115,7 @@ def test_what_transformers_reads_is_compared_too(tmp_path, monkeypatch):
     )
     with pytest.raises(UserError, match=r"^proof: n_positions is 64 to us, but 32 by a second reading"):
         convert(str(folder), str(tmp_path / "out"), proof="torch")
-    convert(str(folder), str(tmp_path / "out"), proof="numpy")  # both wrong
+    convert(str(folder), str(tmp_path / "out"), proof="numpy")  # both implementations are wrong in the same way
 
 
 @pytest.mark.parametrize(

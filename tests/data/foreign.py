@@ -1,4 +1,4 @@
-"""Tokenizers that people bring: trained here by `tokenizers` and `sentencepiece`, in ways that ours are not."""
+"""Tokenizers like those that users bring, trained with `tokenizers` and `sentencepiece` in ways that ours are not."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 
 from codegen_jax.data.tokenizer import END_OF_TEXT, BpeTokenizer, SentencePieceTokenizer, Tokenizer
 
-# of Llama 3 and GPT-4: punctuation takes the line ends behind it
+# the pattern of Llama 3 and GPT-4: punctuation includes the line ends that follow it
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -22,7 +22,7 @@ def bpe(
     normalizer: normalizers.Normalizer | None = None,
     whitespace_tokens: bool = False,
 ) -> BpeTokenizer:
-    """A byte-level BPE of 600 ids with these rules for words."""
+    """A byte-level BPE with 600 ids and these pre-tokenization rules."""
     tokenizer = hf.Tokenizer(models.BPE())
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = before or bytes_only

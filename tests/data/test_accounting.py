@@ -1,4 +1,4 @@
-"""Every token that prepare counts is trained on, and all who count agree."""
+"""Every token counted by prepare is used in training, and all counts agree."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from tests.training.test_loop import losses
 
 @pytest.fixture(scope="module")
 def small_files(tmp_path_factory, texts, tokenizer):
-    """Twelve shards, ten of them shorter than a window of 33 tokens."""
+    """Token files of twelve shards, ten of them shorter than a window of 33 tokens."""
     root = tmp_path_factory.mktemp("small")
     documents = [["x = 1\n"]] * 5 + [texts[:2]] + [["def f():\n    return 2\n", "y"]] * 5 + [texts[2:4]]
     shards = [write_shard(root / f"{i:02}.jsonl", some) for i, some in enumerate(documents)]
@@ -72,7 +72,7 @@ def test_a_window_over_several_files_shows_the_documents_of_each(small_files, to
     step = next(step for step in range(len(sources[0].windows)) if order.row(step).window == 0)
     header, text = show(config, step + 1)
     assert header.count(".ds") > 3
-    assert text.count("-- document 0\n") == header.count(".ds")  # a file's documents count from 0
+    assert text.count("-- document 0\n") == header.count(".ds")  # documents are numbered per file, starting at 0
 
 
 def test_a_run_that_began_under_the_old_rule_resumes_under_it(tmp_path, small_files):
@@ -90,7 +90,7 @@ def test_a_run_that_began_under_the_old_rule_resumes_under_it(tmp_path, small_fi
     train(tiny_run(tmp_path / "whole", old))
     train(tiny_run(tmp_path / "run", old, training={"steps": 3}))
     record = json.loads((tmp_path / "run/run.json").read_text())
-    del record["data"][""]["windows"]  # as such runs wrote it
+    del record["data"][""]["windows"]  # as older runs wrote it
     (tmp_path / "run/run.json").write_text(json.dumps(record))
     train(tiny_run(tmp_path / "run", old))
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")

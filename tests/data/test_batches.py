@@ -29,7 +29,7 @@ def windows(token_folder):
 
 
 class Numbered:
-    """Stands in for windows: row i is i everywhere; remembers what was read."""
+    """Fake windows: every token of row i is i; records each read."""
 
     sequence_length = 3
 
@@ -75,7 +75,7 @@ def test_a_batch_may_cross_the_end_of_an_epoch():
 def test_a_device_reads_the_rows_that_it_owns():
     windows = Numbered(100)
     batch = batches_of(windows, 16, 0, sharding(2, 4, 1))(3)
-    assert len(windows.read) == 16  # each row once, not the batch once a device
+    assert len(windows.read) == 16  # each row once, not the whole batch once per device
     for shard in batch.addressable_shards:
         np.testing.assert_array_equal(shard.data, np.asarray(batch)[shard.index])
 
@@ -119,7 +119,7 @@ for first in (5, 0):
 
 
 def on_hosts(tmp_path, token_folder, processes):
-    """Batches as bytes by (first, step), from step 5 and from the beginning; of processes that share eight devices."""
+    """Batches as bytes by (first, step), from steps 0 and 5, made by processes that share eight devices."""
     with socket.socket() as found:
         found.bind(("localhost", 0))
         port = str(found.getsockname()[1])
@@ -138,7 +138,7 @@ def on_hosts(tmp_path, token_folder, processes):
 
 
 def test_batches_are_byte_identical_on_any_number_of_hosts_and_from_any_step(tmp_path, token_folder):
-    """Real processes, joined by jax.distributed; each prefetches as deep as there are hosts."""
+    """Real processes joined by jax.distributed, with a prefetch depth equal to the number of hosts."""
     one = on_hosts(tmp_path, token_folder, 1)
     assert on_hosts(tmp_path, token_folder, 2) == one
     assert on_hosts(tmp_path, token_folder, 4) == one

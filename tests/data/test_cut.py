@@ -1,4 +1,4 @@
-"""The ids of a text's pieces are those of the whole, whatever the tokenizer."""
+"""Encoding a text in pieces gives the ids of the whole text, whatever the tokenizer."""
 
 import pytest
 import tokenizers as hf
@@ -9,7 +9,7 @@ from codegen_jax.data.cut import Cutter
 from codegen_jax.data.tokenizer import END_OF_TEXT, BpeTokenizer
 from tests.data.foreign import FOREIGN
 
-CUT = {  # into at least so many pieces, where there are line ends
+CUT = {  # minimum number of pieces for texts with whitespace
     "GPT-2's rules": 10,
     "whitespace tokens": 10,
     "Llama 3's rules": 10,
@@ -62,7 +62,7 @@ def test_the_ids_of_pieces_are_those_of_the_whole(name, texts, samples):
 
 
 def test_a_text_whose_tokens_hang_on_its_start_is_not_cut():
-    """Pairs of " x" become one id, counted from the start, which no look at the text around a place can see."""
+    """Pairs of " x" become one id, counted from the start, which can't be seen from the text around a position."""
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     vocab = {piece: id for id, piece in enumerate(["x", "\u0120", "\u0120x", "\u0120x\u0120x", END_OF_TEXT])}
     tokenizer = hf.Tokenizer(models.BPE(vocab, [("\u0120", "x"), ("\u0120x", "\u0120x")]))

@@ -12,7 +12,7 @@ from tests.conftest import write_shard
 
 
 def documents(folder, tokenizer):
-    """The texts of each token file."""
+    """The documents in each token file."""
     arrays = TokenFiles(folder).arrays
     files = [np.split(array, np.flatnonzero(array == tokenizer.eos_id) + 1)[:-1] for array in arrays]
     return [Counter(tokenizer.decode(ids[:-1].tolist()) for ids in file) for file in files]
@@ -20,7 +20,7 @@ def documents(folder, tokenizer):
 
 @pytest.fixture
 def shards(tmp_path):
-    """Letters again and again, over three shards, with the same text at the same and at other places."""
+    """Random letters over three shards, repeated within and across shards, and a fourth shard with "a" and "z"."""
     generator = random.Random(0)
     texts = [[generator.choice("abcdefgh") for _ in range(20)] for _ in range(3)] + [["a", "z"]]
     return texts, [write_shard(tmp_path / f"shards/{i}.jsonl", shard) for i, shard in enumerate(texts)]
@@ -45,7 +45,7 @@ def test_texts_that_differ_by_anything_stay(tmp_path, tokenizer):
 
 
 def test_whole_digests_are_compared(tmp_path, tokenizer, monkeypatch):
-    """Digests that share their first 31 bytes, and end in NUL, which NumPy's byte strings do not show."""
+    """Digests share their first 31 bytes, and some end in NUL, which NumPy's byte strings drop."""
 
     class Digest:
         def __init__(self, text):

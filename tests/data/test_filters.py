@@ -14,15 +14,15 @@ def verdict(text, path="a.py", **options):
     [
         ("x = y\n" * 3, "kept"),
         ("z" * 99 + "\n", "kept"),
-        (("z" * 100 + "\n") * 3, "average line of 100 characters or more"),  # the line ends do not count
+        (("z" * 100 + "\n") * 3, "average line of 100 characters or more"),  # line ends do not count
         ("z" * 100, "average line of 100 characters or more"),
         (("z" * 100 + "\r\n") * 3 + "\n", "kept"),  # an empty line counts
         ("z" * 1000 + "\n" * 20, "kept"),
         ("z" * 1001 + "\n" * 20, "line of more than 1000 characters"),
         ("0123456789abcdefABCDEF\n" * 30, "more than 90 % digits"),
-        ("0" * 9 + "x", "kept"),  # 90 % is not more than 90 %
+        ("0" * 9 + "x", "kept"),  # 90% is not more than 90%
         ("0" * 90 + "\n" * 10, "kept"),
-        ("0" * 91 + "\n" * 10, "more than 90 % digits"),  # a line end counts as a character here
+        ("0" * 91 + "\n" * 10, "more than 90 % digits"),  # line ends count as characters here
         ("日" * 99, "kept"),  # characters, not bytes
     ],
 )

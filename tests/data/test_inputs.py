@@ -1,4 +1,4 @@
-"""Which files are read, and what is said of those that are not."""
+"""Which files are read, and what is reported about the others."""
 
 import os
 
@@ -14,7 +14,7 @@ from tests.conftest import write_shard
 
 @pytest.fixture
 def folder(tmp_path):
-    """A function that writes shards of these names and returns their folder."""
+    """A function that writes shards with these names and returns their folder."""
 
     def write(*names):
         for name in names:
@@ -33,7 +33,7 @@ def test_files_folders_and_globs_name_shards(folder):
     assert names(root, root) == ["a.jsonl.zst", "b.jsonl", "deep/c.jsonl.gz"]
     assert names(root, root / "*.jsonl*") == ["a.jsonl.zst", "b.jsonl"]
     assert names(root, root / "**/*.gz", root / "b.jsonl") == ["deep/c.jsonl.gz", "b.jsonl"]
-    assert names(root, root / "d*") == ["deep/c.jsonl.gz"]  # as a shell would give it: a folder
+    assert names(root, root / "d*") == ["deep/c.jsonl.gz"]  # a folder, as a shell would expand it
     assert list_shards([f"file://{root}/b.jsonl"]).shards == [f"file://{root}/b.jsonl"]
 
 
@@ -52,7 +52,7 @@ def test_a_remote_folder_is_listed_like_a_local_one():
 )
 def test_what_exists_is_taken_before_it_is_tried_as_a_glob(tmp_path, tokenizer, name):
     shard = write_shard(tmp_path / name / f"{name}.jsonl", ["x = 1\n"])
-    write_shard(tmp_path / "a-b/other.jsonl", ["y"])  # a glob's a*b would name it
+    write_shard(tmp_path / "a-b/other.jsonl", ["y"])  # the glob a*b would match it
     for number, source in enumerate((tmp_path / name, shard)):
         assert list_shards([str(source)]).shards == [shard]
         assert prepare([str(source)], str(tmp_path / f"out{number}"), tokenizer).documents == 1

@@ -9,7 +9,7 @@ from tests.conftest import write_shard
 
 
 def test_near_duplicates_are_dropped_and_others_stay(tmp_path, texts, tokenizer):
-    edited = texts[3].replace("token", "word").replace("\n", "\n ")  # a few names, and the layout
+    edited = texts[3].replace("token", "word").replace("\n", "\n ")  # changes some names and the layout
     shards = [write_shard(tmp_path / f"{i}.jsonl", part) for i, part in enumerate((texts, [edited, texts[5], "x"]))]
     manifest = prepare(shards, str(tmp_path / "out"), tokenizer, dedup="minhash")
     assert manifest.documents == len([text for text in texts if text]) + 1

@@ -61,6 +61,6 @@ def test_a_skipped_stretch_is_left_out_and_nothing_else():
 
 
 def test_a_second_skip_counts_in_the_numbers_of_the_log():
-    """Steps 5 and 6 of a run that skips [3, 5] see batches 8 and 9; to skip them, the log's numbers are given."""
+    """Steps 5 and 6 of a run that skips [3, 5] use batches 8 and 9; to skip them, give the step numbers in the log."""
     order = Order([100], [1], 4, 0, [[3, 5], [5, 6]])
     assert [order.first_row(step - 1) // 4 + 1 for step in range(1, 8)] == [1, 2, 6, 7, 10, 11, 12]

@@ -20,11 +20,11 @@ from tests.data.foreign import FOREIGN
 from tests.peers import tiny_bpe
 from tests.processes import wait_until
 
-ALL = {"filters": "code", "dedup": "minhash"}  # every pass there is
+ALL = {"filters": "code", "dedup": "minhash"}  # enables every pass
 
 
 def contents(folder):
-    """Every file but datatrove's logs, which hold times."""
+    """All files except datatrove's logs, which contain times."""
     files = (path for path in Path(folder).rglob("*") if path.is_file() and "logs" not in path.parts)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
@@ -100,7 +100,7 @@ def test_a_stopped_preparation_goes_on_with_the_missing_shards(tmp_path, shards,
     Path(shards[2]).write_bytes(good)
     prepare(shards, str(tmp_path / "resumed"), tokenizer)
     assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
-    assert done.stat().st_mtime_ns == 1  # not made again
+    assert done.stat().st_mtime_ns == 1  # not written again
 
 
 def test_an_unfinished_preparation_of_other_things_is_refused(tmp_path, shards, tokenizer, texts):
@@ -143,7 +143,7 @@ def test_shards_without_documents_are_an_error_and_leave_nothing(tmp_path, token
 
 @pytest.mark.parametrize("reached", ["0_digests", "2_signatures", "5_tokens"])
 def test_a_killed_preparation_goes_on_to_the_same_files(tmp_path, texts, tokenizer, reached):
-    """A real process, killed when the first task of a pass is done; what was done is not done again."""
+    """A real process is killed once the first task of a pass is done; completed tasks are not repeated."""
     shards = [write_shard(tmp_path / f"shards/{i}.jsonl.zst", texts[i::8] * 3) for i in range(8)]
     tokenizer.save(tmp_path / "tokenizer")
     prepare(shards, str(tmp_path / "whole"), tokenizer, **ALL)
@@ -169,7 +169,7 @@ def test_a_killed_preparation_goes_on_to_the_same_files(tmp_path, texts, tokeniz
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes by Linux's /proc")
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_no_process_outlives_a_killed_preparation(tmp_path, texts, tokenizer, workers):
-    shards = [write_shard(tmp_path / f"shards/{i}.jsonl", texts * 200) for i in range(2)]  # half a minute's work each
+    shards = [write_shard(tmp_path / f"shards/{i}.jsonl", texts * 200) for i in range(2)]  # half a minute of work each
     tokenizer.save(tmp_path / "tokenizer")
     words = ["prepare", *shards, "--output", str(tmp_path / "out"), "--tokenizer", str(tmp_path / "tokenizer")]
     with (tmp_path / "errors").open("wb") as stderr:
@@ -183,17 +183,17 @@ def test_no_process_outlives_a_killed_preparation(tmp_path, texts, tokenizer, wo
         process.kill()
         process.wait()
         wait_until(lambda: not of_session(process.pid), timeout=10)
-        assert not (tmp_path / "out/logs/0_tokens/completions").exists()  # they were in the middle of a task
+        assert not (tmp_path / "out/logs/0_tokens/completions").exists()  # the processes were still busy with a task
     finally:
         for pid in of_session(process.pid):
             os.kill(pid, signal.SIGKILL)
 
 
 def of_session(session):
-    """The processes of a session: field 6 of /proc/PID/stat, fourth after the name in brackets."""
+    """Ids of a session's processes; the session is field 6 of /proc/PID/stat, the fourth after the name in brackets."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has just ended
+        with suppress(OSError):  # the process has just ended
             state, _, _, of = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
             found += [int(folder.name)] if int(of) == session and state != "Z" else []
     return found
@@ -205,7 +205,7 @@ def test_a_shard_that_changed_between_the_passes_is_named(tmp_path, shards, toke
     with pytest.raises(UserError, match=r"2.jsonl.zst: cannot be read"):
         prepare(shards, str(tmp_path / "out"), tokenizer, dedup="exact")
     Path(shards[2]).write_bytes(good)
-    write_shard(Path(shards[0]), texts[:2])  # its digests are of the texts before
+    write_shard(Path(shards[0]), texts[:2])  # its digests are those of the earlier texts
     with pytest.raises(UserError, match=r"0.jsonl.zst: had \d+ documents to deduplicate and has 2 now; remove"):
         prepare(shards, str(tmp_path / "out"), tokenizer, dedup="exact")
 
@@ -282,7 +282,7 @@ def test_a_shard_that_comes_back_after_the_others_went_on_without_it_is_refused(
 
 
 def peak_megabytes(shard, output, tokenizer):
-    """Of a process that prepares the shard itself."""
+    """Peak memory of a process that prepares the shard without subprocesses."""
     code = (
         "from codegen_jax.data.prepare import prepare\n"
         "from codegen_jax.data.tokenizer import load_tokenizer\n"
@@ -321,7 +321,7 @@ def test_a_ray_cluster_makes_the_same_files(tmp_path, shards, tokenizer):
 
 
 def test_slurm_gets_the_passes_as_dependent_jobs(tmp_path, shards, tokenizer, monkeypatch):
-    """A stand-in for sbatch runs each job's tasks at once and prints its number, as the real one does."""
+    """A fake sbatch runs each job's tasks immediately and prints a job number, as the real one does."""
     sbatch = tmp_path / "bin/sbatch"
     sbatch.parent.mkdir()
     sbatch.write_text(

@@ -13,7 +13,7 @@ LINES = [
 
 
 def test_each_stage_says_what_came_out_by_source_and_why_the_rest_did_not(tmp_path, tokenizer):
-    for i in range(2):  # over two tasks
+    for i in range(2):  # one shard for each of two tasks
         lines = [json.dumps({"text": t, "meta": {"pile_set_name": s, "path": p}}) for s, p, t in LINES[i::2]]
         (tmp_path / f"{i}.jsonl").write_text("\n".join([*lines, '{"text": ""}']))
     shards = [str(tmp_path / f"{i}.jsonl") for i in range(2)]

@@ -1,4 +1,4 @@
-"""A tokenizer that changes text is refused, or its changes are shown."""
+"""Tokenizers that change text are refused, or their changes are shown."""
 
 import pytest
 

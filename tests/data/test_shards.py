@@ -17,7 +17,7 @@ TEXTS = ["def f():\n    pass\n", "日本 🙂", "x" * 100_000, "last"]
 
 
 def read(*inputs, text_field="text"):
-    """The texts of all shards, and how many lines were skipped by reason."""
+    """The texts of all shards, and the number of lines skipped for each reason."""
     skipped = Skipped()
     shards = list_shards([str(source) for source in inputs]).shards
     return [
@@ -31,7 +31,7 @@ def two_frames(path):
 
 
 def long_window(path):
-    """As `zstd --ultra --long=31` writes it: more than the 128 MiB that readers take by themselves."""
+    """Write a file as `zstd --ultra --long=31` does, with a window above the 128 MiB that readers accept by default."""
     options = {zstd.CompressionParameter.window_log: 28}
     with zstd.ZstdFile(path, "w", options=options) as file:
         file.write("".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode())
@@ -50,7 +50,7 @@ def as_parquet(path):
         ("a.jsonl.xz", lambda path: write_shard(path, TEXTS)),
         ("a.ndjson.bz2", lambda path: write_shard(path, TEXTS)),
         ("a.json.gz", lambda path: write_shard(path, TEXTS)),
-        ("a.json", lambda path: write_shard(path, TEXTS)),  # since it is named itself
+        ("a.json", lambda path: write_shard(path, TEXTS)),  # accepted because it is named explicitly
         ("frames.jsonl.zst", two_frames),  # one-shot decompression stops after the first frame
         ("long.jsonl.zst", long_window),
         ("a.parquet", as_parquet),

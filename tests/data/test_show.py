@@ -36,7 +36,7 @@ def test_tokens_and_documents_are_told_apart(tokenizer):
     first, second = text.split(f"{TOKEN}{END_OF_TEXT}{TOKEN}\n-- document 5\n")
     pieces = first.removeprefix("-- document 4\n").split(TOKEN)
     assert [tokenizer.decode([i]) for i in ids[: len(pieces)]] == pieces
-    assert second == f"é{TOKEN}🙂{TOKEN}"  # bytes that make one character stand together
+    assert second == f"é{TOKEN}🙂{TOKEN}"  # the bytes of a character stay together
 
 
 @pytest.mark.parametrize(("step", "row", "name"), [(0, None, "step: "), (1, 16, "row: "), (1, -1, "row: ")])

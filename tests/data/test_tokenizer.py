@@ -15,7 +15,7 @@ GPT2 = Path(__file__).parents[3] / "shared" / "data" / "tokenizer"
 
 @pytest.fixture(scope="module")
 def gpt2():
-    """GPT-2's vocabulary as a function of whether the whitespace tokens are added."""
+    """A function that loads GPT-2's vocabulary, with or without the whitespace tokens."""
     if not GPT2.exists():
         pytest.skip("GPT-2's vocabulary files are not beside this checkout")
     return lambda whitespace_tokens: load_tokenizer(GPT2, whitespace_tokens)
@@ -127,7 +127,7 @@ def test_a_vocabulary_without_eos_is_refused(tmp_path):
 
 
 def test_whitespace_tokens_of_an_old_folder_are_read(tmp_path):
-    """Slow tokenizers kept them beside the vocabulary, in added_tokens.json."""
+    """Slow tokenizers kept them next to the vocabulary, in added_tokens.json."""
     plain = tiny_bpe()
     parts = json.loads(plain.files()["tokenizer.json"])["model"]
     (tmp_path / "vocab.json").write_text(json.dumps(parts["vocab"]))

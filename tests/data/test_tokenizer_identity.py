@@ -1,4 +1,4 @@
-"""Tokenizers that encode alike have one fingerprint, whatever their files; those that do not have two."""
+"""Tokenizers that encode alike share a fingerprint, whatever their files; others have different ones."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from tests.peers import tiny_bpe
 
 @pytest.fixture(scope="module")
 def parts(texts):
-    """A byte-level BPE of 400 ids as tokenizer.json holds it, with two added tokens."""
+    """The tokenizer.json of a byte-level BPE with 400 ids and two added tokens."""
     parts = json.loads(tiny_bpe(texts, 400).files()["tokenizer.json"])
     habits = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     parts["added_tokens"] += [
@@ -71,7 +71,7 @@ CHANGES = {
     "the text of an added token": lambda parts: parts["added_tokens"][-1].update(content="     "),
     "merges that whole words pass by": lambda parts: parts["model"].update(ignore_merges=True),
 }
-ALIKE = {"merges that whole words pass by"}  # each piece of a BPE that was trained comes to be by its merges
+ALIKE = {"merges that whole words pass by"}  # each piece of a trained BPE results from its merges
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -91,7 +91,7 @@ def test_tokenizers_of_all_kinds_are_told_apart(texts):
 
 @pytest.fixture
 def former(tmp_path, token_folder, tokenizer):
-    """Token files of before: the manifest names the hash of the tokenizer's file."""
+    """Token files of an older version: the manifest holds a hash of the tokenizer's file."""
     folder = shutil.copytree(token_folder, tmp_path / "former")
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["tokenizer"] == tokenizer.fingerprint

@@ -12,12 +12,12 @@ from codegen_jax.errors import UserError
 
 @pytest.fixture
 def copy(tmp_path, token_folder):
-    """Token files that a test may damage."""
+    """A copy of the token files that tests may damage."""
     return shutil.copytree(token_folder, tmp_path / "copy")
 
 
 def make_files(folder, lengths, dtype):
-    """Files of running numbers."""
+    """Token files with consecutive numbers."""
     folder.mkdir()
     size = np.dtype(dtype).itemsize
     for i, length in enumerate(lengths):
@@ -32,7 +32,7 @@ def make_files(folder, lengths, dtype):
 def test_windows_run_over_the_borders_of_files_and_overlap_by_one_token(tmp_path, dtype):
     files = make_files(tmp_path / "t", [13, 1, 2, 30], dtype)
     windows, tokens = Windows(files, sequence_length=4), np.concatenate(files.arrays)
-    assert (len(windows), windows.left) == (11, 1)  # the first token, 44 targets, and one token left over
+    assert (len(windows), windows.left) == (11, 1)  # the first token, 44 targets and one leftover token
     for index in range(11):
         window = windows[index]
         assert window.tolist() == tokens[4 * index : 4 * index + 5].tolist() and window.dtype == np.int32

@@ -1,4 +1,4 @@
-"""64 random tiny models of transformers in float32: the same greedy tokens, in batches and guessed, too."""
+"""64 tiny random models in float32: the same greedy tokens as transformers, also in batches and with lookup."""
 
 import random
 
@@ -35,7 +35,7 @@ def test_greedy_tokens_of_four_models_are_transformers(tmp_path, seed):
 
 
 def greedy(model, ids, tokenizer):
-    """Of transformers; ids that have no token are left out, as ours never draws them."""
+    """transformers' greedy tokens; ids without a token are excluded, since ours never samples them."""
     unknown = [[id] for id in range(tokenizer.vocab_size, model.config.vocab_size)]
     out = model.generate(
         ids,

@@ -1,6 +1,6 @@
-"""Rounds of decoding beside the training network: what guesses hold, where rows end, what is kept of them.
+"""Decoding rounds against the training network: which draft tokens are accepted, where rows end, what is kept.
 
-Decoding of texts, with stops, streams and drafts, is tested in test_generate.py.
+Decoding of texts, with stops, streaming and draft models, is tested in test_generate.py.
 """
 
 from functools import partial
@@ -18,13 +18,13 @@ from codegen_jax.inference.options import Options
 from codegen_jax.model.codegen import init_params, module
 
 CONFIG = CodeGenConfig(1, 32, 4, 4, vocab_size=40, n_positions=64, init="huggingface", dtype="float32")
-VOCAB, EOS = 37, 36  # ids 37..39 have no token
+VOCAB, EOS = 37, 36  # ids 37 to 39 have no token
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6]]
 GREEDY = Options(temperature=0)
 
 
 class Model:
-    """A network with random weights, its scores, and rounds of decoding with it."""
+    """A network with random weights, its logits, and decoding rounds with it."""
 
     def __init__(self, config=CONFIG, seed=0, spread=10):
         self.config = config
@@ -33,7 +33,7 @@ class Model:
         self.forward = jax.jit(lambda params, tokens: module(config, params)(tokens))
 
     def scores(self, ids):
-        """Of the next token after ids, over the whole sequence at once; [V] of the ids with a token."""
+        """Logits [V] of the next token, for ids with a token, from one pass over the whole sequence."""
         padded = np.array([ids + [0] * (64 - len(ids))])
         return np.array(self.forward(self.params, padded)[0, len(ids) - 1])[:VOCAB]
 
@@ -77,7 +77,7 @@ class Model:
         return decode(self.weights, weights, rows, options.scalars(), np.int32(rounds), program=program)
 
     def round(self, rows, guesses, options=GREEDY, eos=EOS):
-        """One round in which these are the guesses of every row."""
+        """One round in which every row has these draft tokens."""
         guesses_BJ = jnp.array([guesses] * len(rows.done_B), jnp.int32)
         program = Program.of(options, self.config, vocab_size=VOCAB, end_ids=(eos,), guesses=len(guesses))
         recent = empty_cache(self.config, len(rows.done_B), len(guesses) + 2)
@@ -93,12 +93,12 @@ def model():
 
 @pytest.fixture(scope="module")
 def calm():
-    """One that repeats a token again and again, unless a penalty keeps it from that."""
+    """A model that repeats a single token unless a penalty prevents it."""
     return Model(spread=3)
 
 
 def new_of(rows):
-    """The tokens of each row after its prompt."""
+    """The tokens after the prompt in each row."""
     return [
         np.asarray(ids[prompt:length]).tolist()
         for ids, prompt, length in zip(rows.tokens_BS, rows.prompt_B, rows.length_B)
@@ -123,7 +123,7 @@ def test_a_round_gives_a_token_more_than_guesses_that_hold_before_the_first_wron
     true = model.greedy(PROMPTS[0], 4)
     guesses = true[:3]
     if right < 3:
-        guesses[right] = (guesses[right] + 1) % VOCAB  # what comes after it is right again, and does not count
+        guesses[right] = (guesses[right] + 1) % VOCAB  # later draft tokens are right, but do not count
     rows = model.round(model.rows(PROMPTS[:1]), guesses, eos=-1)
     assert new_of(rows) == [true[: right + 1]]
     assert (rows.proposed_B.item(), rows.accepted_B.item()) == (3, right)
@@ -159,7 +159,7 @@ def test_a_token_that_was_guessed_counts_as_seen_for_those_after_it(calm):
 
 
 @pytest.mark.parametrize("temperature", [0, 0.5])
-@pytest.mark.parametrize("spread", [3, 2.5])  # the draft is the model itself, or a little beside it
+@pytest.mark.parametrize("spread", [3, 2.5])  # the draft is the model itself, or slightly different
 def test_a_draft_changes_no_token_under_a_repetition_penalty(calm, spread, temperature):
     draft, options = Model(spread=spread), Options(temperature=temperature, repetition_penalty=2.0)
     expected = [calm.greedy(ids, 20, penalty=2.0) for ids in PROMPTS]
@@ -172,8 +172,10 @@ def test_a_draft_changes_no_token_under_a_repetition_penalty(calm, spread, tempe
 
 @pytest.fixture(scope="module")
 def counting():
-    """One that counts: after token t comes t + 1, but 30 stays 30. The head looks for the embedding of the one before,
-    and the block adds nothing."""
+    """A model that counts: t is followed by t + 1, except that 30 is followed by 30.
+
+    The head matches the embedding of the preceding token, and the block adds nothing.
+    """
     model = Model()
     zeros = {name: jnp.zeros_like(model.params["blocks"][name]) for name in ("attention_out", "fc_out", "fc_out_bias")}
     embedding_VD = np.random.default_rng(0).normal(size=(40, 32)).astype(np.float32)
@@ -190,12 +192,12 @@ def counting():
 @pytest.mark.parametrize(
     "ids",
     [
-        [3, 4, 5, 9, 3],  # the one place before
-        [2, 3, 4, 5, 9, 3, 7, 8, 2, 3],  # more of the last tokens are the same there; a later place has fewer
-        [3, 20, 21, 9, 3, 4, 5, 8, 3],  # the latest of those that match alike
-        [1, 2, 3, 20, 21, 1, 2, 3, 4, 5, 1, 2, 3],  # likewise of three
-        [3, 20, 21, 7, 3, 4, 5, 0, 3],  # before the first token there is none, not even padding
-        [30, 30, 30, 30, 30],  # what followed is known to the end only some places before
+        [3, 4, 5, 9, 3],  # the only earlier occurrence
+        [2, 3, 4, 5, 9, 3, 7, 8, 2, 3],  # the longest match wins over a later, shorter one
+        [3, 20, 21, 9, 3, 4, 5, 8, 3],  # the latest of equally long matches
+        [1, 2, 3, 20, 21, 1, 2, 3, 4, 5, 1, 2, 3],  # the latest of equal matches of three tokens
+        [3, 20, 21, 7, 3, 4, 5, 0, 3],  # nothing precedes the first token, not even padding
+        [30, 30, 30, 30, 30],  # only an earlier match has all the following tokens
     ],
 )
 def test_a_lookup_guesses_what_followed_where_most_is_the_same_and_latest(counting, ids):

@@ -1,4 +1,4 @@
-"""Weights for decoding: read a tensor at a time, and sharded by groups of heads."""
+"""Weights for decoding: read one tensor at a time, and sharded by groups of heads."""
 
 import subprocess
 import sys
@@ -57,4 +57,4 @@ def test_the_peak_of_loading_is_the_model_and_one_tensor(tmp_path):
         assert done.returncode == 0, done.stderr
         grown, size = map(int, done.stdout.split())
         largest = 4 * 512 * (3 * 512 + 2048)  # the largest tensor, in float32
-        assert grown < size + 4 * largest + 30e6  # its stored form, its parts joined, turned and cast; libraries
+        assert grown < size + 4 * largest + 30e6  # as stored, concatenated, transposed and cast; plus libraries

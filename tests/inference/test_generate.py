@@ -1,4 +1,4 @@
-"""Completions: those of the definition, whatever stands beside them, however they are guessed, stopped or sharded."""
+"""Completions match their definition, whatever the batch, draft, stops and sharding."""
 
 import pydoc
 import re
@@ -24,7 +24,7 @@ ONE = MeshConfig(1, 1, 1)
 
 
 def make(config, tokenizer, seed, mesh=None, spread=10):
-    # ten times the usual spread: else a random network repeats one token whatever the prompt
+    # ten times the usual scale: otherwise a random network repeats one token whatever the prompt
     params = jax.tree.map(lambda p: spread * p, init_params(config, seed=seed))
     mesh = mesh or ONE
     mesh = make_mesh(mesh, devices(mesh.data * mesh.fsdp * mesh.tensor))
@@ -41,18 +41,18 @@ def generator(tokenizer):
 
 @pytest.fixture(scope="module")
 def calm(tokenizer):
-    """One whose scores are small, so that rounding is: ten times the spread gives scores up to 40."""
+    """A generator with small logits, and so small rounding errors; ten times the scale gives logits up to 40."""
     config = CodeGenConfig(2, 32, 4, 4, vocab_size=600, n_positions=128, init="huggingface", dtype="float32")
     return make(config, tokenizer, seed=3, spread=4)
 
 
 def definition(generator):
-    """Scores of the next token after ids, over the whole sequence at once: no cache, no batch."""
+    """Logits of the next token from one pass over the whole sequence, without a cache or a batch."""
     forward = jax.jit(lambda params, tokens: module(generator.config, params)(tokens))
     params = generator.params
 
     def scores(ids):
-        padded = np.array([ids + [0] * (64 - len(ids))])  # behind, where none looks
+        padded = np.array([ids + [0] * (64 - len(ids))])  # on the right, where no query sees it
         return np.asarray(forward(params, padded)[0, len(ids) - 1])
 
     return scores
@@ -153,7 +153,7 @@ def test_speculation_changes_no_token(generator, tokenizer, draft, temperature):
 
 
 def test_lookup_guesses_what_followed_before(generator, tokenizer):
-    # once a network repeats itself all guesses hold, and a round gives num_guesses + 1 tokens
+    # once a network repeats itself, all draft tokens are accepted: num_guesses + 1 tokens per round
     guessing = with_draft(make(generator.config, tokenizer, seed=3, spread=1), "lookup")
     (completion,) = guessing.complete(["x"], max_new_tokens=100, temperature=0)
     assert completion.accepted > 0.5 * completion.proposed
@@ -161,7 +161,7 @@ def test_lookup_guesses_what_followed_before(generator, tokenizer):
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
 def test_ids_without_a_token_are_never_drawn_and_the_last_one_with_a_token_is(generator, temperature):
-    # rows 512..599 of the embedding have no token; here they are likelier than any that has one
+    # rows 512 to 599 of the embedding have no token; here they are more likely than any id with one
     params, vocab = generator.params, generator.tokenizer.vocab_size
     bias = params["head_bias"].at[vocab - 1].set(1e6).at[vocab:].set(2e6)
     biased = Generator.of_params(generator.config, params | {"head_bias": bias}, generator.tokenizer, generator.mesh)
@@ -180,7 +180,7 @@ def test_eos_ends_a_completion(generator, tokenizer):
 
 def test_a_stop_cuts_before_its_first_match_and_ends_the_row(generator):
     whole = generator.complete(PROMPTS[:1], max_new_tokens=60, temperature=0)[0]
-    # across the border of two tokens
+    # spans the boundary between two tokens
     second, third = (len(generator.tokenizer.decode(whole.token_ids[:count])) for count in (2, 3))
     text = whole.completion[second - 1 : third]
     for stop in ({"stop": re.escape(text)}, {"stop_strings": ["never", text]}):
@@ -235,7 +235,7 @@ def test_scores_of_a_text_are_those_of_generating_it(calm):
 def test_a_stream_joins_to_the_completion(generator):
     whole = generator.complete(PROMPTS[:1], max_new_tokens=40, temperature=0)[0]
     ninth = generator.tokenizer.decode(whole.token_ids[:9]).rstrip("\ufffd")
-    passing = re.escape(ninth[-3:]) + "$"  # a match, until more comes
+    passing = re.escape(ninth[-3:]) + "$"  # matches until more text follows
     pieces = list(generator.stream(PROMPTS[0], max_new_tokens=40, temperature=0, stop=passing))
     assert "".join(pieces) == generator.generate(PROMPTS[0], max_new_tokens=40, temperature=0, stop=passing)
     assert len("".join(pieces)) < len(whole.completion)
@@ -415,7 +415,7 @@ def test_turns_that_reuse_keys_and_values_have_the_completions_of_their_whole_pr
         assert [one.completion for one in found] == [one.completion for one in alone]
         comment = generator.tokenizer.encode(f"# {turn}\n")
         prompts = [[*ids, *one.token_ids, *comment] for ids, one in zip(prompts, found)]
-        if turn == 0:  # from here on nothing is computed that was there before
+        if turn == 0:  # from here on, cached tokens must not be recomputed
             monkeypatch.setattr(model, "_prefill", None)
     with pytest.raises(UserError, match="prompts: 2 after a turn of 3"):
         model.complete_turn(prompts[:2], before, max_new_tokens=1)

@@ -24,8 +24,8 @@ def frequencies(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, draws=20_000):
         ({"top_p": 0.6}, [4 / 7, 3 / 7, 0, 0]),  # 0.4 alone is not enough
         ({"top_p": 0.75}, [4 / 9, 3 / 9, 2 / 9, 0]),
         ({"top_p": 1e-6}, [1, 0, 0, 0]),
-        ({"top_k": 3, "top_p": 0.5}, [4 / 7, 3 / 7, 0, 0]),  # top p of what top k leaves
-        ({"min_p": 0.6}, [4 / 7, 3 / 7, 0, 0]),  # at least 0.6 of 0.4
+        ({"top_k": 3, "top_p": 0.5}, [4 / 7, 3 / 7, 0, 0]),  # top_p applies to what top_k keeps
+        ({"min_p": 0.6}, [4 / 7, 3 / 7, 0, 0]),  # at least 0.6 * 0.4
         ({"min_p": 0.6, "temperature": 2.0}, np.sqrt([4, 3, 2, 0]) / np.sqrt([4, 3, 2]).sum()),
         ({"temperature": 1e-4}, [1, 0, 0, 0]),
     ],
@@ -36,6 +36,6 @@ def test_draws_have_the_exact_probabilities(options, expected):
 
 
 def test_a_top_p_of_one_leaves_no_id_out_however_unlikely():
-    # in float32 the mass before the last two is 1 already
+    # in float32 the mass before the last two is already 1
     kept = cut(jnp.float32([0, -20, -40]), Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0))
     assert np.isfinite(kept).all()

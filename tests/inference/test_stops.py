@@ -1,4 +1,4 @@
-"""Where texts end, and that what was shown of a growing text never has to be taken back."""
+"""Where texts end, and that text shown while streaming never has to be taken back."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Our network against transformers' CodeGen with random weights, float32."""
+"""Our network against transformers' CodeGen, with random weights in float32."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,15 +14,15 @@ from tests.peers import logits, peer, state
 
 SHAPES = [  # seed, n_layer, n_embd, n_head, rotary_dim
     (0, 2, 32, 4, 4),
-    (1, 3, 64, 4, 16),  # every channel rotated
+    (1, 3, 64, 4, 16),  # every channel is rotated
     (2, 1, 64, 8, 2),
-    (3, 2, 160, 8, 16),  # head_dim 20, not a power of two
+    (3, 2, 160, 8, 16),  # head_dim 20 is not a power of two
     (4, 2, 256, 4, 32),
 ]
 
 
 def pair(seed, n_layer, n_embd, n_head, rotary_dim, mp_num=4):
-    """The same random network twice: transformers', and ours with its weights."""
+    """A random network of transformers, and ours with the same weights."""
     sizes = dict(n_layer=n_layer, n_embd=n_embd, n_head=n_head, rotary_dim=rotary_dim, vocab_size=97, n_positions=64)
     theirs, config = peer(seed, **sizes), CodeGenConfig(**sizes, dtype="float32")
     params = load_params(HuggingFaceWeights(state(theirs), config, mp_num), abstract_params(config))

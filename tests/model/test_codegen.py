@@ -34,7 +34,7 @@ def test_logits_depend_on_every_earlier_token_and_on_no_later_one():
     embeddings = params["embedding"][tokens(shape=(1, 8))]
 
     def logits_at(embeddings, t):
-        # token i reads row i of the table, so the gradient in the table is the gradient in the inputs
+        # token i reads row i of the table, so the table's gradient is the gradient of the inputs
         model = module(TINY, params | {"embedding": embeddings})
         return model(jnp.arange(8)[None])[0, t].sum()
 
@@ -50,13 +50,13 @@ def test_remat_changes_neither_value_nor_gradient(remat):
 
     def value(params, remat):
         x_BTD = module(TINY, params).hidden(tokens(), remat=remat)
-        return (x_BTD * weights_BTD).sum()  # not of squares: a LayerNorm's are constant, and their gradient is noise
+        return (x_BTD * weights_BTD).sum()  # not a sum of squares: a LayerNorm's is constant, and its gradient is noise
 
     weights_BTD = np.random.default_rng(1).normal(size=(2, 12, TINY.n_embd))
 
     expected = jax.value_and_grad(value)(params, "none")
     actual = jax.value_and_grad(value)(params, remat)
-    # a device may sum in another order, so zeros are zeros only beside the largest value
+    # devices may sum in different orders, so zeros are only zero relative to the largest value
     equal = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
     jax.tree.map(equal, actual, expected)
 
@@ -85,7 +85,7 @@ def test_bfloat16_computes_in_bfloat16_and_scores_in_float32():
 
 
 def test_authors_initialisation_has_their_spreads():
-    # truncation at two sigma shrinks the spread to 0.8796 of the stated one (facts, section 1.7)
+    # truncation at two sigma shrinks the standard deviation to 0.8796 of its nominal value (facts, section 1.7)
     config = CodeGenConfig(n_layer=4, n_embd=256, n_head=4, rotary_dim=32, vocab_size=1000)
     params = init_params(config, seed=0)
     stated = {
@@ -112,6 +112,6 @@ def test_huggingface_initialisation_is_one_normal():
 def test_every_parameter_names_every_axis():
     shapes, axes = abstract_params(TINY), param_axes(TINY)
     is_axes = lambda node: isinstance(node, tuple)
-    jax.tree.map(lambda names, shape: None, axes, shapes, is_leaf=is_axes)  # same tree
+    jax.tree.map(lambda names, shape: None, axes, shapes, is_leaf=is_axes)  # raises if the trees differ
     for names, shape in zip(jax.tree.leaves(axes, is_leaf=is_axes), jax.tree.leaves(shapes), strict=True):
         assert len(names) == len(shape.shape)

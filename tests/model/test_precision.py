@@ -1,4 +1,4 @@
-"""Every product of float32 matrices asks for float32: forward and backward, in training and in decoding."""
+"""Every float32 matrix product requests float32 precision, forward and backward, in training and in decoding."""
 
 import re
 from dataclasses import replace
@@ -39,7 +39,7 @@ def decoding_programs(dtype):
 
 
 def products(programs):
-    """Of each product, the shapes of its operands and whether it asks for all bits of float32."""
+    """The operand shapes of each product, and whether it requests full float32 precision."""
     lines = [line for program in programs for line in program.as_text().splitlines() if "dot_general" in line]
     return [(re.search(r": \((.*)\) ->", line)[1], "precision = [HIGHEST, HIGHEST]" in line) for line in lines]
 
@@ -48,5 +48,5 @@ def products(programs):
 def test_products_of_float32_are_float32_and_those_of_bfloat16_are_left_alone(programs):
     float32, bfloat16 = products(programs("float32")), products(programs("bfloat16"))
     assert len(float32) >= 10 and all(highest for _, highest in float32)
-    # but for the exact product with a permutation [K, K] that finds a channel's partner (rotary.py)
+    # except for the exact product with a permutation [K, K] that finds each channel's partner (rotary.py)
     assert len(bfloat16) >= 10 and not any(highest for shapes, highest in bfloat16 if "tensor<8x8x" not in shapes)

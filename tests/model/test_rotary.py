@@ -7,8 +7,8 @@ from codegen_jax.model.rotary import rotary_angles, rotate
 def test_half_split_is_the_interleaved_rotation_with_its_channels_permuted():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(1, 5, 2, 12))
-    order = np.r_[0:8:2, 1:8:2, 8:12]  # pairs (2i, 2i+1) to (i, i+4)
-    # GPT-J's definition, pair by pair, in float64
+    order = np.r_[0:8:2, 1:8:2, 8:12]  # maps the pairs (2i, 2i+1) to (i, i+4)
+    # GPT-J's definition in float64, one pair at a time
     expected = x.copy()
     for t, i in np.ndindex(5, 4):
         angle = t * 10000 ** (-2 * i / 8)

@@ -1,4 +1,4 @@
-"""Plans of decoding, by the real TPU compiler."""
+"""Decoding plans, made by the real TPU compiler."""
 
 import pytest
 
@@ -30,7 +30,7 @@ def test_a_chip_holds_its_share_of_weights_and_cache():
     assert whole.weights_bytes == pytest.approx(2 * CONFIG.n_params - embedding, rel=0.01)
     assert shared.weights_bytes == pytest.approx(whole.weights_bytes / 4, rel=0.01)
     assert int8.weights_bytes == pytest.approx(shared.weights_bytes / 2, rel=0.01)
-    # 4 rows: on 4 chips a row each, or a quarter of the heads of all
+    # with 4 rows on 4 chips, each chip has one row, or a quarter of the heads of every row
     cache = 2 * CONFIG.n_layer * 4 * CONFIG.n_embd * whole.slots * 2
     assert whole.cache_bytes == shared.cache_bytes == cache // 4
     assert shared.weights_bytes < shared.peak_bytes < shared.available_bytes
@@ -38,7 +38,7 @@ def test_a_chip_holds_its_share_of_weights_and_cache():
 
 def test_no_token_is_faster_than_reading_the_weights():
     plan = make(rows=4, tensor=1)
-    assert 0.3 < plan.mbu < 1  # a row alone on the vector unit came to 0.2
+    assert 0.3 < plan.mbu < 1  # a single row on the vector unit reached 0.2
     assert plan.bound_seconds == (plan.weights_bytes + plan.cache_bytes) / 1228e9
     assert f"MBU {plan.mbu:.0%}" in str(plan)
 

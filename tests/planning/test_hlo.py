@@ -4,7 +4,7 @@ import pytest
 
 from codegen_jax.planning.hlo import Module, nbytes
 
-# what a TPU program looks like, by hand: a loop of three turns around a product, a gather beside it, a windowed product
+# a hand-written TPU program: a loop with three iterations of a product and a concurrent gather; a windowed product
 TEXT = (Path(__file__).parent / "hand_made.hlo").read_text()
 
 
@@ -26,7 +26,7 @@ def test_instructions_keep_their_order_shape_and_operands(module):
 def test_a_loops_body_runs_as_often_as_its_condition_says(module):
     runs = {i.name: count for i, count in module.executed()}
     assert (runs["heads"], runs["product"], runs["gather-start"], runs["copy"]) == (1, 3, 3, 1)
-    assert "convolution.1" not in runs  # part of a fusion, not an operation of its own
+    assert "convolution.1" not in runs  # part of a fusion, not a separate operation
 
 
 def test_products_are_counted_by_what_they_contract(module):
@@ -35,7 +35,7 @@ def test_products_are_counted_by_what_they_contract(module):
 
 
 def test_padded_positions_of_a_windowed_product_do_not_count(module):
-    # a product with 24 batched heads: of the window's 24 x 24 pairs only the 24 equal ones are inside
+    # a product with 24 batched heads: only 24 of the window's 24 x 24 pairs, the equal ones, are inside
     assert module.matmul_flops(module.computations["main"]["heads"]) == 2 * 4 * 24 * 16 * 8
 
 

@@ -6,7 +6,7 @@ from codegen_jax.planning.hlo import Instruction
 from codegen_jax.planning.links import Links, first_group, traffic
 from codegen_jax.planning.slices import parse_slice
 
-V4 = parse_slice("v4-512")  # 4 x 8 x 8, all rings; 45 GB/s a link and direction, 1.05 GHz
+V4 = parse_slice("v4-512")  # 4 x 8 x 8, all rings; 45 GB/s per link and direction, 1.05 GHz
 COORDINATES = [(x, y, z, 0) for x in range(4) for y in range(8) for z in range(8)]
 
 
@@ -55,5 +55,5 @@ def test_a_group_uses_both_ways_of_each_ring_that_it_spans():
     assert links.seconds(plane, 180_000_000_000) == pytest.approx(1.0)
     open_line = replace(V4, name="v4-16", shape=(2, 2, 2))
     assert Links(open_line, [(0, 0, 0, 0), (0, 0, 1, 0)]).seconds([0, 1], 45_000_000_000) == pytest.approx(1.0)
-    # between slices only the data-centre links
+    # only data-center links connect slices
     assert Links(V4, [(0, 0, 0, 0), (0, 0, 0, 1)]).seconds([0, 1], 6_250_000_000) == pytest.approx(1.0)

@@ -1,4 +1,4 @@
-"""Plans by the real TPU compiler, of a small network on a small slice."""
+"""Plans for a small network on a small slice, made by the real TPU compiler."""
 
 import json
 import re
@@ -63,7 +63,7 @@ def test_twice_the_layers_take_twice_the_cycles_and_parameters_as_they_are(plan)
 
 
 def test_state_is_sharded_over_fsdp(plan):
-    # all matrices and tables a quarter, the vectors whole; float32, two moments and the step
+    # a quarter of every matrix and table, and all of every vector; float32, two moments and the step
     assert plan.memory.parameters == pytest.approx(run().model.n_params * 4 / 4, rel=0.02)
     assert plan.memory.moments == pytest.approx(2 * plan.memory.parameters, abs=16)
     assert plan.memory.fits and plan.memory.peak < plan.memory.available
@@ -71,7 +71,7 @@ def test_state_is_sharded_over_fsdp(plan):
 
 
 def test_compiled_products_are_the_models_and_attention_runs_in_kernels(plan):
-    # 6 FLOPs a parameter and token; the embedding is looked up; rotary permutations are a little more
+    # 6 FLOPs per parameter and token; the embedding is a lookup; rotary permutations add a little
     model = run().model
     expected = 6 * (model.n_params - model.vocab_size * model.n_embd) * plan.tokens
     counted = sum(o.count * o.flops for o in plan.operations if o.kind == "matmul")
@@ -113,7 +113,7 @@ def test_two_slices_keep_the_parameters_traffic_inside_each(plan):
     two = make_plan(run(mesh=(8, 4, 1)), V4_32, slices=2)
     in_layers = lambda p: sum(o.bytes for o in p.operations if o.kind == "all-gather" and o.count == 4)
     assert in_layers(plan) == in_layers(two) > 0
-    # only sums of gradients cross the slow network: twice half of a chip's float32 shard of the quarter
+    # only gradient sums cross the slow network: twice half of a quarter of a chip's float32 shard
     crossing = sum(o.count * o.bytes for o in two.operations if o.kind == "cross-slice")
     assert crossing == pytest.approx(plan.memory.parameters / 4, rel=0.1)
     assert not [o for o in plan.operations if o.kind == "cross-slice"]
@@ -149,7 +149,7 @@ def test_a_report_a_picture_and_json_say_the_same(plan, tmp_path):
 
 
 def test_the_search_takes_the_fastest_that_fits(plan, monkeypatch):
-    """The compiler is replaced: less remat is faster and larger, more micro-batches slower and smaller."""
+    """The compiler is faked: less remat is faster but larger, and more micro-batches are slower but smaller."""
     tried = []
 
     def compiled(config, tpu, slices):
@@ -169,7 +169,7 @@ def test_the_search_takes_the_fastest_that_fits(plan, monkeypatch):
     config, found = fit(run(rows=64), V4_32, 1, lines.append)
     assert (config.training.remat, config.training.gradient_accumulation_steps) == ("dots", 4)
     assert config.mesh == MeshConfig(2, 8, 1) and found.memory.fits
-    assert ("full", 1, 4) not in tried  # attention fitted, full is slower
+    assert ("full", 1, 4) not in tried  # attention fits, and full is slower
     assert len(lines) == len(tried) and any("does not fit" in line for line in lines)
 
 

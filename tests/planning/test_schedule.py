@@ -8,7 +8,7 @@ from codegen_jax.planning.schedule import operations, splash_flops
 from codegen_jax.planning.slices import parse_slice
 
 TEXT = (Path(__file__).parent / "hand_made.hlo").read_text()
-V4 = parse_slice("v4-512")  # 4 x 8 x 8, all rings; 45 GB/s a link and direction, 1.05 GHz
+V4 = parse_slice("v4-512")  # 4 x 8 x 8, all rings; 45 GB/s per link and direction, 1.05 GHz
 COORDINATES = [(x, y, z, 0) for x in range(4) for y in range(8) for z in range(8)]
 
 
@@ -45,9 +45,9 @@ def test_a_synchronous_collective_stops_the_chip():
             "fwd",
             "bf16[4,24,2048,256]{3,2,1,0}",
             2 * 2 * 4 * 24 * 256 * 2048**2 * 10 / 16,
-        ),  # 10 of 16 tiles are not above the diagonal
+        ),  # 10 of 16 tiles are on or below the diagonal
         ("dkv", "bf16[4,24,2048,256]{3,2,1,0}", 2 * 4 * 4 * 24 * 256 * 2048**2 * 10 / 16),
-        ("dq", "bf16[16,2048,64]{2,1,0}", 2 * 3 * 16 * 128 * 2048**2 * 10 / 16),  # 64 channels fill 128 lanes
+        ("dq", "bf16[16,2048,64]{2,1,0}", 2 * 3 * 16 * 128 * 2048**2 * 10 / 16),  # 64 channels occupy 128 lanes
     ],
 )
 def test_attention_kernels_count_their_tiles_and_full_lanes(phase, shape, flops):

@@ -31,7 +31,7 @@ def state_at(step, config, mesh):
 
 @pytest.fixture
 def saved(tmp_path, tokenizer):
-    """A function that saves a run's states with these validation losses, at steps 1, 2, ..."""
+    """A function that saves a run's states at steps 1, 2, ... with the given validation losses."""
 
     def save(*losses, **sections):
         config = tiny_run(output=tmp_path / "run", **sections)
@@ -51,7 +51,7 @@ def steps_of(config):
 
 
 def test_the_newest_and_the_best_are_kept(saved):
-    # orbax's own best_fn + max_to_keep would keep steps 1 and 2 here, and resume would jump back
+    # Orbax's own best_fn + max_to_keep would keep steps 1 and 2 here, and resuming would jump back
     config, _ = saved(1.0, 2.0, 5.0, 6.0, checkpoint={"keep_latest": 2})
     assert steps_of(config) == [1, 3, 4]
 
@@ -134,11 +134,11 @@ def no_pauses(monkeypatch):
 @pytest.mark.parametrize("harm", [halve, flip_a_bit, Path.unlink])
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(saved, tokenizer, caplog, item, harm):
     config, mesh = saved(1.0, 2.0)
-    for file in files_of(find_checkpoint(config.output) / item)[-3:]:  # one alone may be none that is read
+    for file in files_of(find_checkpoint(config.output) / item)[-3:]:  # a single file might not be one that is read
         harm(file)
     restored = Checkpoints(config, tokenizer, DATA).restore(abstract_state(resolve(config, mesh)))
     if harm is flip_a_bit and item == "run" and restored.step == 2:
-        return  # in the tokenizer's files or the config: the state is whole
+        return  # the damage is in the tokenizer's files or the config, and the state is intact
     assert restored.step == 1
     assert "checkpoints/2" in caplog.text
     assert [path.name.split("-")[0] for path in (Path(config.output) / "damaged").iterdir()] == ["2"]
@@ -188,7 +188,7 @@ def test_damage_that_a_second_read_does_not_find_moves_nothing(saved, tokenizer,
 
 def test_a_state_that_is_not_what_was_saved_is_damage(saved, tokenizer, caplog):
     config, mesh = saved(1.0, 2.0)
-    change_a_value(find_checkpoint(config.output) / "params", "blocks.query")  # on disk all is well-formed
+    change_a_value(find_checkpoint(config.output) / "params", "blocks.query")  # the files on disk are still well-formed
     assert Checkpoints(config, tokenizer, DATA).restore(abstract_state(resolve(config, mesh))).step == 1
     assert "params.blocks.query is not what was saved" in caplog.text
 

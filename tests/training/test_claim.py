@@ -1,4 +1,4 @@
-"""Whose an output folder is, with real processes that are stopped in every way."""
+"""Ownership of output folders, tested with real processes that are stopped in every way."""
 
 import signal
 import subprocess
@@ -30,7 +30,7 @@ def test_one_run_at_a_time_holds_a_folder_until_it_ends_however_it_ends(tmp_path
     assert code == 2 and f"is in use by another run (process {holder.pid} on " in error and "Traceback" not in error
     holder.kill()
     holder.communicate()
-    going_on = third()  # the lock went with its process
+    going_on = third()  # the lock was released when its process died
     wait_for(going_on, "first step done")
     going_on.send_signal(signal.SIGINT)
     ((code, error),) = finish([going_on])
@@ -65,7 +65,7 @@ def test_a_finished_run_says_so_without_starting_jax(tmp_path, token_folder):
     assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
     assert is_finished(config)
     assert not is_finished(tiny_run(config.output, token_folder, training={"steps": 7}))
-    assert not is_finished(tiny_run(config.output, token_folder, seed=1))  # whose folder it is not
+    assert not is_finished(tiny_run(config.output, token_folder, seed=1))  # the folder belongs to another run
     assert not is_finished(tiny_run(config.output, token_folder, resume="never"))
 
 

@@ -1,4 +1,4 @@
-"""Two real processes that resume a run whose newest checkpoint can't be read in one of them."""
+"""Two real processes resume a run, and one of them can't read the newest checkpoint."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.harm import change_a_value, halve
 from tests.processes import finish, start
 from tests.runs import tiny_run
 
-# in process 1 the first reads of an item of arrays fail with these errors, one after the other
+# in process 1, successive reads of an item of arrays fail with these errors until none is left
 FAILING = """
 import sys
 import orbax.checkpoint as ocp
@@ -30,7 +30,7 @@ ocp.StandardCheckpointHandler.restore = failing
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, token_folder):
-    """A run of six steps, each saved."""
+    """A run of six steps, with a checkpoint at each."""
     config = run(tmp_path_factory.mktemp("whole") / "run", token_folder)
     train(config)
     return config
@@ -38,7 +38,7 @@ def whole(tmp_path_factory, token_folder):
 
 @pytest.fixture
 def half_done(tmp_path, token_folder, whole):
-    """The same with its fifth step done and its sixth to come, on two processes."""
+    """The same run after its fifth step, to be continued by two processes."""
     shutil.copytree(whole.output, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/6")
     return run(tmp_path / "run", token_folder, mesh=MeshConfig(1, 2, 1))

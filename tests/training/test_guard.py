@@ -1,4 +1,4 @@
-"""Bad steps leave no trace but their count, and too many of them end the run."""
+"""Bad steps change nothing but a counter, and too many of them end the run."""
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ def test_spikes_are_skipped_by_the_running_mean_and_deviation_once_these_are_set
     norms[early + 1 : SETTLED] = norms[early + 1 : SETTLED]
     guard, verdicts = norms_and_verdicts(norms, 6.0)
     assert [i for i, good in enumerate(verdicts) if not good] == [spike]
-    # the running mean, by NumPy over the accepted steps
+    # the running mean over the accepted steps, computed with NumPy
     weights = 0.99 ** np.arange(len(norms) - 1)[::-1]
     accepted = np.delete(norms, spike)
     weight = 1 - 0.99 ** len(accepted)

@@ -1,4 +1,4 @@
-"""What a run is told of the weights that it is to start from: another network, another tokenizer."""
+"""Errors about the weights that a run starts from: a different network or tokenizer."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Whole runs: exact resume, on this mesh and on others, also after a kill."""
+"""Whole runs: exact resume on the same mesh and on others, also after a kill."""
 
 import shutil
 

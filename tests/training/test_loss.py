@@ -9,7 +9,7 @@ B, T, D, V = 3, 10, 8, 29
 
 
 def dense(x, head, bias, targets, z_loss):
-    """The definition, with all logits at once."""
+    """The loss by definition, with all logits at once."""
     logits = x @ head + bias
     log_z = jax.nn.logsumexp(logits, axis=-1)
     target = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]

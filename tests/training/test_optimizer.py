@@ -26,7 +26,7 @@ STACKED = ["blocks.fc_in_bias", "blocks.fc_out_bias", "blocks.ln.bias", "blocks.
 
 
 def authors_learning_rate(step):
-    """Facts, section 3.2, written from its words."""
+    """The schedule as described in section 3.2 of the facts."""
     if step < 3000:
         return 3e-4 * step / 3000
     if step < 303_000:

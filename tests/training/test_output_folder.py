@@ -1,4 +1,4 @@
-"""An output folder that something went wrong in: a damaged record is named, and what was left unfinished is removed."""
+"""Output folders after a failure: damaged records are named in the error, and unfinished files are removed."""
 
 import resource
 from pathlib import Path
@@ -26,7 +26,7 @@ def config(tmp_path):
 
 @pytest.fixture
 def state(config):
-    """A function that gives the run's state at a step."""
+    """A function that returns the run's state at a step."""
     state = init_state(resolve(config, make_mesh(config.mesh)))
     return lambda step: state._replace(step=state.step + step)
 
@@ -87,10 +87,10 @@ def test_what_a_killed_save_left_is_removed_when_the_run_goes_on(config, checkpo
     going_on.close()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's threads, when writes fail
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # from Orbax's threads, when writes fail
 def test_what_a_save_that_failed_left_is_removed_before_the_next_try(config, checkpoints, state):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # as a full disk would
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # simulates a full disk
     try:
         checkpoints.save(state(1), None)
         wait_until(lambda: not checkpoints.manager.is_saving_in_progress())

@@ -1,4 +1,4 @@
-"""The picture of a run: what is drawn, taken from the figure's own lines."""
+"""The plot of a run, checked through the lines of the figure."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def logged(steps, **values):
 
 
 def drawn(lines, tokens_per_step=10):
-    """What is in the panel of losses by label, as lists of tokens and of values; the raw points are "raw"."""
+    """The lines of the loss panel by label, as lists of tokens and of values; the raw points are "raw"."""
     losses, _ = draw_run(lines, tokens_per_step, "a run").axes
     panel = {}
     for line in losses.lines:
@@ -39,7 +39,7 @@ def test_the_curve_is_the_mean_of_the_points_of_each_interval():
     assert INTERVALS / 2 < len(mean_tokens) <= INTERVALS
     last = tokens > 100_000 ** (1 - 1 / INTERVALS)
     assert mean_values[-1] == pytest.approx(values[last].mean(), rel=1e-4)
-    assert mean_values[:3].tolist() == values[:3].tolist()  # far apart on the axis: each an interval of its own
+    assert mean_values[:3].tolist() == values[:3].tolist()  # far apart on the axis, so each has its own interval
 
 
 def test_what_is_not_finite_is_left_out_and_a_skipped_step_is_a_cross_at_the_foot():

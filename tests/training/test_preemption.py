@@ -1,4 +1,4 @@
-"""SIGTERM asks a run to stop, while it runs and not after."""
+"""SIGTERM asks a run to stop while it is running, and has no effect on it afterwards."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from codegen_jax.training.preemption import watch_preemption
 
 @pytest.fixture
 def heard():
-    """The signals that the handler from before the run has heard."""
+    """The signals received by the handler that was installed before the run."""
     heard = []
     before = signal.signal(signal.SIGTERM, lambda *_: heard.append("before"))
     yield heard

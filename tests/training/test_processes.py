@@ -1,4 +1,4 @@
-"""Runs of several processes, and runs that are stopped: the same losses, and one message for what goes wrong."""
+"""Multi-process runs and interrupted runs: the losses are the same, and each failure gives one message."""
 
 import random
 import re
@@ -48,7 +48,7 @@ def assert_close(actual, expected):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, token_folder):
-    """The output of one process that ran through."""
+    """The output of an uninterrupted single-process run."""
     output = tmp_path_factory.mktemp("alone") / "run"
     train(run(output, token_folder, training=SAMPLES))
     return output
@@ -64,7 +64,7 @@ def test_many_processes_train_as_one_and_others_go_on_with_their_run(tmp_path, t
     processes = start(first, tmp_path / "a.yaml", count=count, devices=8 // count)
     assert [code for code, _ in finish(processes)] == [0] * count
     assert list(losses(output)) == [1, 2, 3]
-    # 4 devices of 4 / count processes each take what 8 devices wrote
+    # 4 devices in 4 / count processes resume from what 8 devices wrote
     second = run(output, token_folder, mesh=FEW, training=SAMPLES)
     (code, error), *others = finish(start(second, tmp_path / "b.yaml", count=4 // count, devices=count))
     assert code == 0, error
@@ -123,7 +123,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, token_folder, alon
     config = run(tmp_path / "run", token_folder, checkpoint={"save_every": 100})
     processes = start(config, tmp_path / "a.yaml", count=count, devices=8 // count, pause=0.7)
     wait_for(processes[0], "step      1  loss")
-    processes[-1].send_signal(signal.SIGTERM)  # one host alone
+    processes[-1].send_signal(signal.SIGTERM)  # only one host gets the signal
     for code, error in finish(processes):
         assert code == PREEMPTED, error
         assert "codegen-jax: stopped: SIGTERM: saved after step" in error
@@ -147,7 +147,7 @@ def test_a_run_killed_at_20_random_moments_ends_as_the_uninterrupted_one(tmp_pat
         wait_for(process, "first step done")
         steps = moments.randrange(3)
         wait_until(lambda done=done, steps=steps: len(new(killed, done)) >= steps)
-        if number % 2:  # within a save, however fast the machine
+        if number % 2:  # during a save, however fast the machine
             wait_until(lambda: saving(killed.output))
         time.sleep(moments.uniform(0, 0.02 if number % 2 else 0.4))
         process.send_signal(signal.SIGKILL)
@@ -165,7 +165,7 @@ def test_a_save_that_is_refused_is_tried_again_then_reported_and_training_goes_o
     sections = {"training": {"steps": 16, "eval_every": 100}, "checkpoint": {"save_every": 6}, "mesh": FEW}
     whole, refused = (run(tmp_path / name, token_folder, **sections) for name in ("whole", "refused"))
     assert finish(start(whole, tmp_path / "whole.yaml", devices=4))[0][0] == 0
-    # the saves of step 6 and of its retries 7, 8 and 9 fail, that of 12, too, but not its first retry
+    # the save of step 6 and its retries at 7, 8 and 9 fail; so does that of step 12, but not its first retry
     (process,) = start(refused, tmp_path / "refused.yaml", devices=4, pause=0.3, refused="3-12")
     output, error = process.communicate(timeout=120)
     assert (process.returncode, error) == (0, "")
@@ -176,10 +176,10 @@ def test_a_save_that_is_refused_is_tried_again_then_reported_and_training_goes_o
     assert output.count("training goes on to the next") == 1
     assert [int(path.name) for path in whole_checkpoints(refused.output)] in ([13, 16], [14, 16])
     assert losses(refused.output) == losses(whole.output)
-    # nothing can be written at all: an error, and what was there before is still there
+    # if nothing can be written at all, the run fails, and earlier files are kept
     longer = run(refused.output, token_folder, **sections | {"training": {"steps": 18, "eval_every": 100}})
     ((code, error),) = finish(start(longer, tmp_path / "refused.yaml", devices=4, refused="1-99"))
-    *warnings, line = error.splitlines()  # the warnings are of records that could not be written either
+    *warnings, line = error.splitlines()  # the warnings are for records, which could not be written either
     assert code == 2 and line.startswith("codegen-jax: error: ") and "the last checkpoint could not be written" in line
     assert all(line.startswith("codegen-jax: warning: ") for line in warnings)
     assert [int(path.name) for path in whole_checkpoints(refused.output)][-1] == 16

@@ -1,7 +1,7 @@
-"""The authors' recipe on the authors' numbers: losses and parameters that jaxformer's own code logged over 60 steps.
+"""The authors' recipe, checked against losses and parameters recorded from jaxformer's own code over 60 steps.
 
-tests/data/recipe_{float32,bfloat16}.npz: made by running salesforce/jaxformer (commit 026b4ed) on a CPU on synthetic
-tokens; in float32 with every bfloat16 cast of theirs replaced, in bfloat16 as they wrote it.
+tests/data/recipe_{float32,bfloat16}.npz were made by running salesforce/jaxformer (commit 026b4ed) on a CPU with
+synthetic tokens: the float32 file with all its bfloat16 casts replaced, the bfloat16 file with the code as written.
 """
 
 import ast
@@ -42,7 +42,7 @@ def trained(request, tmp_path_factory):
 
 
 def run_config(theirs, dtype) -> RunConfig:
-    """Our config of their run."""
+    """Our config for their run."""
     return RunConfig(
         output="",
         model=CodeGenConfig(
@@ -70,32 +70,32 @@ def run_config(theirs, dtype) -> RunConfig:
 
 
 def as_checkpoint(record, name, folder, config) -> JaxformerWeights:
-    """Their leaves as their trainer would have saved them."""
+    """Their leaves, saved as their trainer would have saved them."""
     (folder / "model").mkdir()
     np.savez(folder / "model" / "0.npz", *(record[f"{name}_{i}"] for i in range(14)))
     return JaxformerWeights(folder, mp_num=4, config=config)
 
 
 def test_the_loss_of_every_step_is_theirs(trained):
-    dtype, record, losses, _, _, _ = trained  # seen: 1.4e-6 and 2.3e-3
+    dtype, record, losses, _, _, _ = trained  # measured: 1.4e-6 and 2.3e-3
     np.testing.assert_allclose(losses, record["loss"], atol={"float32": 1e-5, "bfloat16": 1e-2}[dtype], rtol=0)
     assert losses[-1] < losses[0] - 0.5
 
 
 def test_the_norm_of_every_gradient_is_theirs(trained):
     dtype, record, _, norms, _, _ = trained
-    # theirs is of the sum over the two micro-batches
-    tolerance = {"float32": 1e-5, "bfloat16": 5e-2}[dtype]  # seen: 3e-7 and 0.012
+    # theirs is the norm of the sum over the two micro-batches
+    tolerance = {"float32": 1e-5, "bfloat16": 5e-2}[dtype]  # measured: 3e-7 and 0.012
     np.testing.assert_allclose(2 * norms, record["grad_norm_before_scaling"], rtol=tolerance)
 
 
 def test_the_final_parameters_are_theirs(trained):
     dtype, _, _, _, params, final = trained
-    tolerance = {"float32": 1e-5, "bfloat16": 0.1}[dtype]  # seen: 5e-7 and 0.04
+    tolerance = {"float32": 1e-5, "bfloat16": 0.1}[dtype]  # measured: 5e-7 and 0.04
 
     def agrees(path, ours, theirs):
         difference = np.abs(ours - theirs).max() / np.abs(theirs).max()
         assert difference < tolerance, (jax.tree_util.keystr(path), difference)
 
     jax.tree_util.tree_map_with_path(agrees, params, final)
-    assert np.abs(params["embedding_bias"]).max() > 0.01  # it was trained
+    assert np.abs(params["embedding_bias"]).max() > 0.01  # the bias was trained

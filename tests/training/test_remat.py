@@ -10,7 +10,7 @@ def choice(size, rows, fsdp, kind="TPU v4"):
 
 @pytest.mark.parametrize(
     ("size", "rows", "fsdp", "expected"),
-    # v4-512 for each size, then the smaller slices of the paper's smaller runs
+    # each size on v4-512, then on the smaller slices used for the paper's smaller runs
     [
         *[("16b", 2, 64, "dots"), ("6b", 2, 64, "dots"), ("2b", 2, 32, "dots"), ("350m", 1, 32, "dots")],
         *[("6b", 8, 16, "attention"), ("2b", 16, 4, "attention"), ("350m", 16, 2, "dots"), ("16b", 64, 64, "full")],

@@ -1,4 +1,4 @@
-"""What a run leaves for people to look at: lines, numbers, samples, events, a trace and a summary."""
+"""The records of a run for people to look at: log lines, metrics, samples, events, a trace and a summary."""
 
 import io
 import math
@@ -33,7 +33,7 @@ def observed(output, tokens, **training):
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory, token_folder):
-    """The output of a run that was stopped after step 4 and, after one lost line, went on."""
+    """The output of a run that was stopped after step 4 and resumed, with validation and profiling."""
     folder = tmp_path_factory.mktemp("observed") / "a_run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
@@ -44,7 +44,7 @@ def output(tmp_path_factory, token_folder):
 
 
 def events(folder):
-    """All of TensorBoard's events, file by file."""
+    """All TensorBoard events, file by file."""
     for path in sorted((folder / "tensorboard").iterdir()):
         content = path.read_bytes()
         while content:
@@ -144,7 +144,7 @@ def test_the_first_lines_tell_what_is_trained_on_what_and_how_far(tmp_path, toke
 
 
 def reported(folder, steps, log_every):
-    """The lines of the log for steps of such (loss, bad_steps)."""
+    """The logged lines for steps with the given (loss, bad_steps)."""
     log = MetricsLog(folder, 0)
     config = tiny_run(training={"steps": 100, "log_every": log_every})
     reporter = Reporter(config, log, Clock(), 0, lambda step: {})

@@ -1,4 +1,4 @@
-"""The paper's three stages in sequence, killed in the middle and resumed on other meshes: NL, Multi, Mono."""
+"""The paper's three stages NL, Multi and Mono in sequence, each killed midway and resumed on another mesh."""
 
 import json
 import time
@@ -28,7 +28,7 @@ MESHES = [MeshConfig(1, 8, 1), MeshConfig(8, 1, 1), MeshConfig(2, 2, 2)]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, texts):
-    """Token files by stage: prose and code, code twice over, Python; NL's tokenizer lacks the whitespace tokens."""
+    """Token files per stage: prose and code, duplicated code, Python. NL's tokenizer has no whitespace tokens."""
     folder = tmp_path_factory.mktemp("stages")
     tiny_bpe(texts).save(folder / "tokenizer")
     corpora = {
@@ -59,7 +59,7 @@ def losses(output):
 
 
 def kill_after_first_checkpoint(config, file):
-    """Train in a process of its own, and kill it as soon as it has saved; slowly, so that this is in the middle."""
+    """Train in a separate process and kill it after its first save; pauses between steps ensure that it is midway."""
     (process,) = start(config, file, pause=0.5)
     while find_checkpoint(config.output) is None:
         assert process.poll() is None

@@ -1,4 +1,4 @@
-"""The step's numbers do not depend on how it is spread; its arrays lie where they should."""
+"""The step's results do not depend on how it is sharded, and its arrays are placed where they should be."""
 
 import dataclasses
 from itertools import pairwise
@@ -42,7 +42,7 @@ def loss_and_gradients(config):
 
 @pytest.fixture(scope="module")
 def expected():
-    """Loss and gradients by the definition: one device, dense logits, no scan over micro-batches."""
+    """Loss and gradients by definition: one device, dense logits, no scan over micro-batches."""
     config = tiny_run()
     params, batch = init_params(config.model, config.seed), tokens()
 
@@ -87,7 +87,7 @@ def test_over_sixty_steps_meshes_differ_by_rounding():
 
     one = losses((1, 1, 1))
     assert one[-1] < 0.8 * one[0]
-    np.testing.assert_allclose(losses((2, 2, 2)), one, rtol=2e-6)  # docs/training.md says how it goes on
+    np.testing.assert_allclose(losses((2, 2, 2)), one, rtol=2e-6)  # docs/training.md reports how this grows
 
 
 @pytest.mark.parametrize("remat", REMAT_POLICIES)
@@ -117,7 +117,7 @@ def test_splash_on_a_mesh_gives_the_reference_gradients():
 
 def test_micro_batches_are_weighted_by_their_tokens():
     batch = tokens()
-    batch[::2, 5:] = -1  # micro-batch 0 of 2 gets these rows
+    batch[::2, 5:] = -1  # these rows go to micro-batch 0 of 2
     config = tiny_run(mesh=MeshConfig(1, 1, 1))
     halves = tiny_run(mesh=MeshConfig(1, 1, 1), training={"gradient_accumulation_steps": 2})
     params = init_params(config.model, 0)
@@ -197,7 +197,7 @@ def test_validation_counts_whole_rows_only():
 
 
 EOS = 7
-PACKED = [11, 12, EOS, 13, EOS, EOS, 14, 15, 16, 17, EOS, 18]  # the fourth document is empty, the last goes on
+PACKED = [11, 12, EOS, 13, EOS, EOS, 14, 15, 16, 17, EOS, 18]  # the third document is empty, the last one continues
 DOCUMENTS = [[11, 12, EOS], [13, EOS], [EOS], [14, 15, 16, 17, EOS], [18]]
 
 
@@ -214,7 +214,7 @@ def test_packed_documents_have_the_logits_they_have_alone():
     packed = model(jnp.array([PACKED]), segment_ids_BT=segment_ids, positions_BT=positions)
     alone = np.concatenate([model(jnp.array([document])) for document in DOCUMENTS], axis=1)
     np.testing.assert_allclose(packed, alone, atol=1e-5)
-    assert np.abs(model(jnp.array([PACKED])) - alone).max() > 0.05  # as the authors trained: they see each other
+    assert np.abs(model(jnp.array([PACKED])) - alone).max() > 0.05  # as the authors trained: documents see each other
 
 
 @pytest.mark.parametrize("document_mask", [False, True])
@@ -224,7 +224,7 @@ def test_the_mask_makes_the_loss_of_documents_alone(document_mask):
     row = np.array([[*PACKED, 19]])
     loss = batch_loss(resolve(config, ONE), params, jnp.array(row), EOS, scale=1.0, z_loss=0.0).cross_entropy
     ends = np.cumsum([0, *map(len, DOCUMENTS)])
-    pieces = [row[:, start : end + 1] for start, end in pairwise(ends)]  # the next token is a target only
+    pieces = [row[:, start : end + 1] for start, end in pairwise(ends)]  # the token after a document is only a target
     plain = resolve(tiny_run(), ONE)
     alone = sum(batch_loss(plain, params, jnp.array(p), scale=1.0, z_loss=0.0).cross_entropy for p in pieces)
     assert (abs(loss - alone) < 1e-4) == document_mask

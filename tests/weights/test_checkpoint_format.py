@@ -1,4 +1,4 @@
-"""Whoever reads a checkpoint's weights notices that they are not what was written."""
+"""Every reader of a checkpoint's weights notices if they are not what was written."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def converted(request, tmp_path):
 
 
 def readers(tmp_path):
-    """What users do with a checkpoint's weights."""
+    """Every way in which users read a checkpoint's weights."""
     mesh = MeshConfig(2, 1, 4)
     return {
         "generate": lambda model: codegen_jax.load(model),
@@ -94,7 +94,7 @@ def test_regions_count_once_however_they_are_cut():
     read = lambda regions, chunk: [regions.add(x[i], tuple(s.start for s in i)) for i in pieces(x.shape, chunk)]
     (whole,) = read(Regions(x.shape), (4, 6))
     assert read(Regions(x.shape), (2, 3)) == [None] * 3 + [whole]
-    regions = Regions(x.shape)  # half of it in one way, one region again, then all in another way
+    regions = Regions(x.shape)  # half of it, as one region added twice, then all of it in other regions
     assert regions.add(x[:2], (0, 0)) is None and regions.add(x[:2], (0, 0)) is None
     assert read(regions, (4, 2)) == [None, None, whole]
 
@@ -145,7 +145,7 @@ def test_a_file_that_is_missing_is_damage_and_one_that_cannot_be_read_is_not(con
 
 
 def test_of_several_processes_each_reads_a_part_and_the_sum_is_checked(converted, monkeypatch):
-    # what load_params does where no process reads all: the fingerprint of the arrays on their devices
+    # if no process reads everything, load_params checks the fingerprint of the arrays on their devices
     weights = open_model(str(converted))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     checked = []

@@ -1,4 +1,4 @@
-"""A checkpoint written chunk by chunk holds what was read, and few chunks are in memory at a time."""
+"""A checkpoint written in chunks holds exactly what was read, with only a few chunks in memory at a time."""
 
 import asyncio
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ CONFIG = CodeGenConfig(n_layer=12, n_embd=16, n_head=2, rotary_dim=4, vocab_size
 
 
 class RandomWeights(Weights):
-    """Random bits, as float32 and bfloat16; remembers what was read, and fails where it is told to."""
+    """Random float32 and bfloat16 weights that record each read, and fail in layer 3 of the parameter `fails_at`."""
 
     def __init__(self, fails_at=None):
         super().__init__("random", CONFIG, None)
@@ -87,7 +87,7 @@ def test_an_error_is_raised_when_nothing_writes_any_more(tmp_path, monkeypatch):
 
 
 def test_chunks_that_are_not_written_yet_are_few(tmp_path, monkeypatch):
-    # on a slow disk: a write is done when it is waited for, not before
+    # simulates a slow disk: a write completes only when it is awaited
     waiting, most = 0, 0
 
     class SlowArray:

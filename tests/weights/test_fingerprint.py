@@ -18,7 +18,7 @@ def test_regions_add_up_to_what_a_device_computes_for_the_whole(shape, dtype, mo
     for chunk in (shape, (1,) * len(shape), tuple(-(-size // 2) for size in shape)):
         parts = [region_fingerprint(x[index], tuple(s.start for s in index)) for index in pieces(shape, chunk)]
         assert sum(parts) % 2**32 == whole
-    # and of the same values in float32
+    # the same values in float32 have the same fingerprint
     assert fingerprints({"x": jnp.asarray(x, jnp.float32)})["x"] == whole
 
 

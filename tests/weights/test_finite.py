@@ -1,4 +1,4 @@
-"""Weights that hold NaN or infinity: found wherever they stand, refused by every reader, named as in their file."""
+"""Weights with NaN or infinity: found at any position, refused by every reader, and named as in their file."""
 
 import ml_dtypes
 import numpy as np
@@ -47,7 +47,7 @@ def test_strides_and_shapes_do_not_matter(dtype):
 
 
 def readers(tmp_path):
-    """What users do with weights."""
+    """Every way in which users read weights."""
     return {
         "load": lambda model, **also: codegen_jax.load(model, **also),
         "load on eight devices": lambda model, **also: codegen_jax.load(
@@ -119,7 +119,7 @@ def test_a_jaxformer_leaf_is_refused_by_its_number_and_layer(tmp_path, savez, le
 
 @pytest.fixture
 def ours(tmp_path):
-    """A checkpoint of ours with NaN and infinity in both layers, whose fingerprints are theirs."""
+    """One of our checkpoints, with NaN and infinity in both layers and matching fingerprints."""
     model = peer()
     for layer in model.transformer.h:
         layer.mlp.fc_out.weight.data[2, 3:5] = torch.tensor([torch.nan, torch.inf])

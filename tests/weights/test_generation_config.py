@@ -1,4 +1,4 @@
-"""What a fine-tuned folder says of its tokens: read as transformers reads it, and carried in all directions."""
+"""A fine-tuned folder's settings for its tokens: read as transformers reads them, and kept in every conversion."""
 
 import json
 
@@ -26,11 +26,11 @@ CARRIED = ("tokenizer_config.json", "chat_template.jinja", "added_tokens.json", 
 
 @pytest.fixture(scope="module", params=["tokenizer.json", "vocab.json"])
 def chat(request, tmp_path_factory, bpe):
-    """A fine-tune for chats: four tokens more, two of them end a turn, and eos in config.json is one of the two."""
+    """A chat fine-tune with four extra tokens: two of them end a turn, and config.json's eos is one of the two."""
     folder = tmp_path_factory.mktemp("chat") / "hf"
     model = peer(vocab_size=300)
     model.config.eos_token_id, model.config.pad_token_id = 291, 293
-    with torch.no_grad():  # both ends come often, and so does the end of a document, which is not in the list
+    with torch.no_grad():  # both ends are frequent, and so is the end of a document, which is not in the list
         model.lm_head.bias[[*ENDS, bpe.eos_id]] += 4
     save(model, folder)
     added = {"<|im_start|>": 290, "<|im_end|>": 291, "<|stop|>": 292, "<pad>": 293}
@@ -100,11 +100,11 @@ def test_each_eos_ends_a_completion_as_in_transformers(tmp_path, chat):
         assert [c.token_ids for c in guessed] == [
             c.token_ids for c in ours.complete(prompts, max_new_tokens=12, temperature=0)
         ]
-    assert 292 in reasons  # not only the first of the list
+    assert 292 in reasons  # not only the first id in the list
 
 
 def test_training_carries_them_on_and_a_resumed_run_too(tmp_path, chat, texts):
-    # one without metadata, as token files of before have it, or those of a tokenizer that was given by its file
+    # a tokenizer without metadata, as in older token files or when it was given as a single file
     tokenizer = BpeTokenizer(load_tokenizer(chat).files()["tokenizer.json"].decode())
     prepare([write_shard(tmp_path / "a.jsonl", texts)], str(tmp_path / "tokens"), tokenizer)
     for steps in (1, 2):
@@ -127,7 +127,7 @@ def test_training_carries_them_on_and_a_resumed_run_too(tmp_path, chat, texts):
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        ({"eos_token_id": 2}, (0,)),  # of the first releases of CodeGen: "#"
+        ({"eos_token_id": 2}, (0,)),  # "#", in CodeGen's first releases
         ({"eos_token_id": 50256}, (0,)),  # beyond the vocabulary
         ({"eos_token_id": None}, (0,)),
         ({"eos_token_id": [2, 290]}, (290,)),

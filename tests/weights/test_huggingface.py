@@ -1,4 +1,4 @@
-"""Folders that transformers wrote, in each form of storage, to ours and back; and folders of ours that it loads."""
+"""Folders written by transformers, in every storage format, converted to ours and back, and loaded by transformers."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def tokens(rows=2, length=20):
 
 
 def assert_same_bytes(folder, model):
-    """The folder's tensors are the model's, bit for bit, and there are no others."""
+    """Assert that the folder holds exactly the model's tensors, bit for bit."""
     written = {}
     for file in folder.glob("model*.safetensors"):
         written |= load_file(file)
@@ -142,7 +142,7 @@ def test_gpt_j_of_transformers_computes_the_same(tmp_path):
 
 
 def regrouped(tensors, config, mp_num):
-    """Tensors whose qkv_proj is in mp_num groups, by definition: group, then q, v, k, then head, then channel."""
+    """Tensors with qkv_proj in mp_num groups, by definition: group, then q, v, k, then head, then channel."""
     H, K, D = config.n_head, config.n_embd // config.n_head, config.n_embd
     for i in range(config.n_layer):
         name = f"transformer.h.{i}.attn.qkv_proj.weight"
@@ -164,13 +164,13 @@ def test_eight_groups_are_read_as_such_and_only_when_asked_for(tmp_path):
     torch.save(regrouped(model.state_dict(), model.config, 8), folder / "pytorch_model.bin")
     convert(str(folder), str(tmp_path / "eight"), mp_num=8, proof="numpy")
     convert(str(tmp_path / "eight"), str(tmp_path / "four"), to="hf")
-    assert_same_bytes(tmp_path / "four", model)  # what transformers can read
+    assert_same_bytes(tmp_path / "four", model)  # the layout that transformers reads
     convert(str(tmp_path / "eight"), str(tmp_path / "eight_hf"), to="hf", mp_num=8, proof="numpy")
     assert torch.equal(
         load_file(tmp_path / "eight_hf/model.safetensors")["transformer.h.1.attn.qkv_proj.weight"],
         torch.load(folder / "pytorch_model.bin")["transformer.h.1.attn.qkv_proj.weight"],
     )
-    assert open_huggingface(tmp_path / "eight_hf").mp_num == 8  # our own config.json says so
+    assert open_huggingface(tmp_path / "eight_hf").mp_num == 8  # it is recorded in our config.json
     convert(str(folder), str(tmp_path / "wrong"))
     convert(str(tmp_path / "wrong"), str(tmp_path / "wrong_hf"), to="hf")
     with pytest.raises(AssertionError):
@@ -209,7 +209,7 @@ def test_head_dim_of_codegen2_is_read(tmp_path):
     model = peer(n_embd=32, n_head=4)
     folder = save(model, tmp_path / "hf", "bin")
     tensors = model.state_dict()
-    for i in range(2):  # heads of 12 channels where n_embd / n_head is 8
+    for i in range(2):  # heads with 12 channels although n_embd / n_head is 8
         tensors[f"transformer.h.{i}.attn.qkv_proj.weight"] = torch.randn(3 * 48, 32)
         tensors[f"transformer.h.{i}.attn.out_proj.weight"] = torch.randn(32, 48)
     torch.save(tensors, folder / "pytorch_model.bin")
@@ -261,7 +261,7 @@ def test_head_dim_of_codegen2_is_read(tmp_path):
         (
             {"n_layer": 10**18},
             ["n_layer is 1000000000000000000, but the weights' is 2"],
-        ),  # no list of them is made
+        ),  # no list of layers is built
         ({"n_embd": 64}, ["n_embd is 64, but the weights' is 32"]),
         ({"n_embd": 10**400}, ["but the weights' is 32"]),
         ({"text_config": {"n_layer": 2}}, ["text_config, where transformers' CodeGen does not read them"]),
@@ -277,7 +277,7 @@ def test_a_config_that_we_cannot_follow_is_refused(tmp_path, fields, words):
     with pytest.raises(UserError) as error:
         open_huggingface(folder)
     assert all(word in str(error.value) for word in [*words, "config.json"]), error.value
-    assert "model." not in str(error.value).split("config.json", 1)[1]  # no name of ours
+    assert "model." not in str(error.value).split("config.json", 1)[1]  # our own field names do not appear
 
 
 def test_a_config_is_read_as_utf_8_with_or_without_a_bom_whatever_the_locale(tmp_path):

@@ -1,4 +1,4 @@
-"""Our parameters from transformers' tensors and back, against NumPy and by properties."""
+"""Our parameters from transformers' tensors and back, checked against NumPy and by properties."""
 
 import jax
 import ml_dtypes
@@ -31,7 +31,7 @@ def whole(shape):
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("mp_num", [1, 2, 4])
 def test_each_head_is_the_rows_that_the_authors_gave_it(config, mp_num):
-    """reference: qkv_proj.weight reshaped to (group, q|v|k, head in group, channel), rotary channels interleaved."""
+    """Reference: qkv_proj.weight reshaped to (group, q|v|k, head in group, channel), rotary channels interleaved."""
     tensors = random_tensors(config)
     weights = HuggingFaceWeights(tensors, config, mp_num)
     H, K, D = config.n_head, config.head_dim, config.n_embd

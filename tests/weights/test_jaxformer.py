@@ -1,4 +1,4 @@
-"""jaxformer's npz, written here from the facts of its checkpoint.py and modules.py, against transformers."""
+"""jaxformer's npz checkpoints, written here according to its checkpoint.py and modules.py, against transformers."""
 
 import dataclasses
 import json
@@ -23,9 +23,9 @@ HEADS = {"model_heads": 4, "model_head_dim": 8, "model_pe_rotary_dims": 4}
 
 
 def leaves_of(model, bias):
-    """Its 14 leaves: kernels transposed, layers stacked, and an embedding that `bias` is still to be added to.
+    """The model's 14 leaves: kernels transposed, layers stacked, and the embedding without its `bias`.
 
-    The head is left as NumPy transposes it, in Fortran order, which np.savez keeps.
+    The head stays in Fortran order, as NumPy transposes it; np.savez keeps that order.
     """
     tensors = state(model)
 
@@ -62,7 +62,7 @@ def write(folder, leaves, savez=np.savez, config=HEADS):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A model of transformers and the same as a jaxformer checkpoint; the bias is so coarse that w + b is exact."""
+    """A transformers model, and the same as a jaxformer checkpoint; values are coarse enough for w + b to be exact."""
     model = peer()
     bias = np.round(np.random.default_rng(0).standard_normal(32) * 8).astype(np.float32) / 8
     tensors = model.state_dict()
@@ -90,7 +90,7 @@ def test_they_verify_against_transformers_through_our_checkpoint(checkpoint, tmp
     _, folder = checkpoint
     summary = convert(str(folder), str(tmp_path / "ours"), proof="numpy")
     assert summary.agreement is not None and summary.agreement.difference < 1e-5
-    assert not open_model(str(tmp_path / "ours")).config.embedding_bias  # folded
+    assert not open_model(str(tmp_path / "ours")).config.embedding_bias  # it was folded in
     convert(str(tmp_path / "ours"), str(tmp_path / "hf"), to="hf", proof="torch")
     convert(str(folder), str(tmp_path / "gptj"), to="gptj", proof="torch")
 
@@ -166,7 +166,7 @@ def test_a_region_is_that_region_of_the_whole(checkpoint):
 
 def test_heads_come_from_the_config_or_the_published_sizes_and_are_never_guessed(checkpoint, tmp_path):
     _, folder = checkpoint
-    (folder / "config.json").rename(tmp_path / "config.json")  # beside the steps will do
+    (folder / "config.json").rename(tmp_path / "config.json")  # next to the step folders works too
     assert open_model(str(folder)).config.n_head == 4
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match="model_heads"):
@@ -176,7 +176,7 @@ def test_heads_come_from_the_config_or_the_published_sizes_and_are_never_guessed
     model = peer(n_layer=1, n_embd=1024, n_head=16, rotary_dim=32, vocab_size=64)
     published = write(tmp_path / "350m", leaves_of(model, np.zeros(1024, np.float32)), config=None)
     assert open_model(str(published)).config.rotary_dim == 32
-    assert open_model(str(published), config=config).config.rotary_dim == 32  # heads of another network do not count
+    assert open_model(str(published), config=config).config.rotary_dim == 32  # the heads of another network are ignored
 
 
 @pytest.mark.parametrize(

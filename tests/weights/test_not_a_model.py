@@ -1,4 +1,4 @@
-"""What is given for a model and is none: it is named, with what to give instead, and nothing is guessed."""
+"""Errors for paths that are not models: they say what the path is and what to use instead, without guessing."""
 
 import shutil
 

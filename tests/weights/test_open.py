@@ -1,4 +1,4 @@
-"""Models by hub id, from a cache as huggingface_hub keeps it; there is no network here."""
+"""Models by hub id, read from a huggingface_hub cache without a network."""
 
 import json
 import os
@@ -20,7 +20,7 @@ COMMIT, ANOTHER = "0" * 40, "1" * 40
 
 
 def cached(root, name, model, form, tokenizer=None, *, commit=COMMIT, branch="main"):
-    """A repository as it lies in the hub's cache after a download of one revision."""
+    """Write a repository as the hub's cache holds it after one revision has been downloaded."""
     repository = root / f"models--{name.replace('/', '--')}"
     save(model, repository / "snapshots" / commit, form, tokenizer)
     (repository / "refs").mkdir(exist_ok=True)
@@ -69,7 +69,7 @@ def test_a_hub_id_may_name_a_revision(tmp_path, monkeypatch, texts, form):
 
 @pytest.fixture
 def half_cached(tmp_path, monkeypatch):
-    """Makes a repository in the hub's cache, as huggingface_hub keeps it: its snapshot holds links to blobs."""
+    """A function that makes a repository in huggingface_hub's cache, with a snapshot that holds links to blobs."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     source = save(peer(), tmp_path / "source")

@@ -1,4 +1,4 @@
-"""Names of tensors as training programs leave them, and what is no whole model."""
+"""Tensor names as training programs leave them, and files that are not a complete model."""
 
 import logging
 
@@ -15,7 +15,7 @@ from tests.peers import peer, state
 
 
 def saved(folder, tensors):
-    """A folder of a peer's config and these tensors."""
+    """Save a folder with a peer's config and these tensors."""
     peer().config.save_pretrained(folder)
     save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / "model.safetensors")
     return folder
@@ -29,7 +29,7 @@ class Wrapped(torch.nn.Module):
 
 
 def checkpointed(model):
-    """Each block wrapped, as FSDP's activation checkpointing leaves it."""
+    """Wrap each block, as FSDP's activation checkpointing does."""
     for i, block in enumerate(model.transformer.h):
         model.transformer.h[i] = Wrapped(**{_CHECKPOINT_WRAPPED_MODULE: block})
     return model
@@ -123,5 +123,5 @@ def test_what_is_no_whole_model_is_refused_in_a_short_line(tmp_path, change, wor
     folder = saved(tmp_path / "hf", change(peer().state_dict()))
     with pytest.raises(UserError, match=words) as error:
         open_huggingface(folder)
-    assert not caplog.records  # of what is refused no more is said
+    assert not caplog.records  # nothing is logged about a refused file
     assert len(str(error.value)) < 700 and str(error.value).startswith(f"{folder}: ")

@@ -1,4 +1,4 @@
-"""Files that are damaged or hostile are named; what is written, safetensors' own reader reads."""
+"""Damaged or hostile files are named in the error; safetensors' own reader reads the files that we write."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def test_a_shard_elsewhere_than_beside_its_index_is_not_read(tmp_path, form, pla
 
 
 def sharded(folder, form):
-    """A peer in shards: its tensors, the index's path and content, and how shards are read and written."""
+    """A sharded peer: its tensors, the path and content of its index, and functions that load and dump a shard."""
     model = peer()
     save(model, folder, form)
     (index,) = folder.glob("*.index.json")
@@ -85,7 +85,7 @@ SHARDED = ["sharded safetensors", "sharded bin"]
 def test_of_a_tensor_in_two_shards_the_index_says_which_is_read(tmp_path, form):
     arrays, index, written, load, dump = sharded(tmp_path, form)
     files = sorted(set(written["weight_map"].values()))
-    for name, file in written["weight_map"].items():  # a stale copy before and behind the right one
+    for name, file in written["weight_map"].items():  # a stale copy in an earlier or a later file
         for other in {files[0], files[-1]} - {file}:
             stale = {name: torch.full(arrays[name].shape, 7.0), "stale.weight": torch.zeros(3)}
             dump(load(tmp_path / other) | stale, tmp_path / other)
@@ -199,7 +199,7 @@ def test_every_byte_is_on_the_disk_before_the_writer_returns(tmp_path, monkeypat
         flushed[status.st_ino] = max(flushed.get(status.st_ino, 0), status.st_size)
 
     monkeypatch.setattr(os, "fsync", record)
-    # small rows wait in Python's buffer, large ones go past it
+    # small rows stay in Python's buffer, large ones bypass it
     for size, shard in ((80, "2KB"), (100_000, "2MB")):
         rows = np.ones((4, size), np.float32)
         stream = TensorStream(rows.shape, rows.dtype, lambda rows=rows: iter(rows))

@@ -1,4 +1,4 @@
-"""Tokenizers of others and of older programs: what lies in their folders is read, and written for transformers."""
+"""Folders of other and older programs' tokenizers: their files are read, and written for transformers."""
 
 import json
 
@@ -63,7 +63,7 @@ def test_templates_and_roles_go_along_without_a_tokenizer_config_too(tmp_path, b
     ("said", "expected"),
     [
         ({"tokenizer_class": None}, None),
-        ({"tokenizer_class": "TokenizersBackend"}, "PreTrainedTokenizerFast"),  # which transformers 4 does not know
+        ({"tokenizer_class": "TokenizersBackend"}, "PreTrainedTokenizerFast"),  # unknown to transformers 4
         ({"tokenizer_class": "PreTrainedTokenizerFast"}, "PreTrainedTokenizerFast"),
     ],
 )
