@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from codegen_jax.config import RunConfig
     from codegen_jax.inference.generate import Generator
 
-CONFIG = "CONFIG.yaml, or a run's output folder, whose config it is then"
+CONFIG = "CONFIG.yaml, a name as 350m_nl of a config that is installed, or a run's output folder, whose config it is then"
 MODEL = "a run's output folder, a checkpoint, a Hugging Face folder or a hub id (OWNER/NAME[@REVISION])"
 
 
@@ -77,7 +77,7 @@ def add_config(parser: Parser) -> None:
 def read_config(arguments: argparse.Namespace) -> "RunConfig":
     """The config that the arguments name, with their changes; a run's output folder, even if it was moved, stands for
     that run's config with this output."""
-    from codegen_jax.config_file import load_config
+    from codegen_jax.config_file import load_config, shipped_config
     from codegen_jax.mistaken_paths import holds
     from codegen_jax.storage import open_path
     from codegen_jax.weights.run_folder import RUN_FILE
@@ -89,6 +89,8 @@ def read_config(arguments: argparse.Namespace) -> "RunConfig":
         message = f"{path}: a folder without {RUN_FILE}, no run's output; it {holds(names)}; name a config in YAML"
         require(RUN_FILE in names, message)
         path, words = f"{path.rstrip('/')}/{RUN_FILE}", ["--output", str(folder), *words]
+    elif not folder.exists():
+        path = shipped_config(path) or path
     return load_config(path, words)
 
 
