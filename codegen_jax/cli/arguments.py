@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from codegen_jax.config import RunConfig
     from codegen_jax.inference.generate import Generator
 
-CONFIG = "CONFIG.yaml, a name as 350m_nl of a config that is installed, or a run's output folder, whose config it is then"
+CONFIG = "CONFIG.yaml, the name of an installed config (350m_nl), or a run's output folder, whose config it is then"
 MODEL = "a run's output folder, a checkpoint, a Hugging Face folder or a hub id (OWNER/NAME[@REVISION])"
 
 
