@@ -66,6 +66,22 @@ def load_config(path: epath.PathLike, overrides: list[str] | None = None) -> Run
         raise UserError(f"--{error}" if on_command_line else f"{path}: {error}") from error
 
 
+def shipped_config(name: str) -> Path | None:
+    """The file of a config that comes with the package (350m_nl), in an installed package or in a checkout.
+
+    Raises:
+        UserError: for what is nearly such a name.
+    """
+    package = Path(__file__).parent
+    folder = next((f for f in (package / "configs", package.parent / "configs") if f.is_dir()), None)
+    files = {file.stem: file for file in folder.glob("*.yaml")} if folder else {}
+    if name in files or not re.fullmatch(r"\w+", name):
+        return files.get(name)
+    close = did_you_mean(name, files)
+    require(not close, f"{name}: there is no such file, folder or config of the package{close}")
+    return None
+
+
 def dump_config(config: RunConfig) -> str:
     """A config as the YAML that `load_config` reads."""
     return yaml.safe_dump(config.to_dict(), sort_keys=False)

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from codegen_jax.config import RunConfig
-from codegen_jax.config_file import FIELDS, dump_config, fields_help, load_config
+from codegen_jax.config_file import FIELDS, dump_config, fields_help, load_config, shipped_config
 from codegen_jax.errors import UserError
 
 TINY = (Path(__file__).parents[1] / "configs/tiny_cpu.yaml").read_text()
@@ -251,3 +251,11 @@ def test_a_dumped_config_loads_as_itself(tmp_path):
     config = load_config(Path(__file__).parents[1] / "configs/tiny_cpu.yaml", ["--data.skip_steps", "[[2, 3]]"])
     (tmp_path / "run.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "run.yaml") == config
+
+
+def test_a_shipped_config_is_found_by_its_name():
+    found = shipped_config("tiny_cpu")
+    assert found and found.read_text() == TINY
+    assert shipped_config("unlike_any") is None and shipped_config("configs/tiny_cpu.yaml") is None
+    with pytest.raises(UserError, match="did you mean tiny_cpu"):
+        shipped_config("tiny_cp")

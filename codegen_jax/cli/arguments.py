@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from codegen_jax.config import RunConfig
     from codegen_jax.inference.generate import Generator
 
-CONFIG = "CONFIG.yaml, or a run's output folder, whose config it is then"
+CONFIG = "CONFIG.yaml, the name of an installed config (350m_nl), or a run's output folder, whose config it is then"
 MODEL = "a run's output folder, a checkpoint, a Hugging Face folder or a hub id (OWNER/NAME[@REVISION])"
 
 
@@ -79,7 +79,7 @@ def read_config(arguments: argparse.Namespace) -> "RunConfig":
 
     A run's output folder, even if it has been moved, stands for that run's config with `output` set to the folder.
     """
-    from codegen_jax.config_file import load_config
+    from codegen_jax.config_file import load_config, shipped_config
     from codegen_jax.mistaken_paths import holds
     from codegen_jax.storage import open_path
     from codegen_jax.weights.run_folder import RUN_FILE
@@ -91,6 +91,8 @@ def read_config(arguments: argparse.Namespace) -> "RunConfig":
         message = f"{path}: a folder without {RUN_FILE}, no run's output; it {holds(names)}; name a config in YAML"
         require(RUN_FILE in names, message)
         path, words = f"{path.rstrip('/')}/{RUN_FILE}", ["--output", str(folder), *words]
+    elif not folder.exists():
+        path = shipped_config(path) or path
     return load_config(path, words)
 
 
