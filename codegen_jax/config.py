@@ -198,8 +198,8 @@ class TrainingConfig:
         eval_batches: maximum number of validation batches.
         sample_prompts: prompts completed greedily at every validation, for inspection.
         sample_tokens: new tokens per sample prompt.
-        max_bad_steps: consecutive steps that may be skipped before the run stops. A step's update is skipped if its loss
-            or gradient is not finite, or if spike_sigmas rejects it.
+        max_bad_steps: consecutive steps that may be skipped before the run stops. A step's update is skipped if its
+            loss or gradient is not finite, or if spike_sigmas rejects it.
         spike_sigmas: skip a step whose gradient norm is this many standard deviations above its running mean (of about
             100 steps, after the first 100); null: skip only non-finite steps.
         wandb_project: also log to this project of Weights & Biases.
@@ -260,9 +260,9 @@ class MeshConfig:
     """Devices per mesh axis; one axis may be -1 to use all remaining devices.
 
     Attributes:
-        data: replicas of the parameters.
-        fsdp: shards of parameters, moments and batch.
-        tensor: shards of heads, MLP and vocabulary.
+        data: number of parameter replicas.
+        fsdp: number of shards of the parameters, moments and batch.
+        tensor: number of shards of the heads, MLP and vocabulary.
     """
 
     data: int = 1
@@ -279,13 +279,13 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class DistributedConfig:
-    """How the processes of a run, one a host, find each other.
+    """How the processes of a run, one per host, find each other.
 
     Attributes:
-        coordinator: auto, on Cloud TPU, Slurm, Kubernetes and MPI; or process 0's host:port; null: one process.
-        num_processes: of the run; goes with host:port.
-        process_id: of this process, from 0; goes with host:port.
-        timeout: seconds to wait for the others at the start.
+        coordinator: auto on Cloud TPU, Slurm, Kubernetes and MPI; otherwise process 0's host:port; null: one process.
+        num_processes: number of processes in the run; required with host:port.
+        process_id: index of this process, starting at 0; required with host:port.
+        timeout: seconds to wait for the other processes at startup.
     """
 
     coordinator: str | None = None
@@ -318,7 +318,7 @@ class ProfileConfig:
 
     Attributes:
         start: first step of the window.
-        steps: its length; 0: no trace.
+        steps: number of steps to trace; 0: no trace.
     """
 
     start: int = 10
@@ -332,13 +332,13 @@ class ProfileConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One training run, the whole of a file in configs/.
+    """One training run; the contents of a file in configs/.
 
     Attributes:
-        output: folder of checkpoints, logs and pictures.
-        resume: auto: a run that was stopped in `output` goes on; never: one that has checkpoints there is an error.
+        output: folder for checkpoints, logs and plots.
+        resume: auto: resume a stopped run in `output`; never: fail if `output` already has checkpoints.
         init_from: checkpoint whose weights start the run, with fresh optimizer and schedule; null: random weights.
-        seed: of the random weights and of the data's order.
+        seed: seed of the random weights and the data order.
     """
 
     output: str
@@ -365,7 +365,7 @@ class RunConfig:
 
     @property
     def name(self) -> str:
-        """The output folder's own name."""
+        """The last component of the output path."""
         return self.output.rstrip("/").rpartition("/")[2]
 
     def to_dict(self) -> dict[str, Any]:

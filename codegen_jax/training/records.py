@@ -17,7 +17,7 @@ SUMMARY = "summary.md"
 
 
 class Records:
-    """Everything a run writes apart from checkpoints: metrics, samples, TensorBoard's events, profile, picture, summary.
+    """What a run writes besides checkpoints: metrics, samples, TensorBoard's events, profile, picture, summary.
 
     Attributes:
         folder: local folder to write the records to.
