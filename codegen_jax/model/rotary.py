@@ -1,7 +1,8 @@
 """Rotary position embedding on the first channels of each head, in half-split layout.
 
 CodeGen's checkpoints rotate interleaved pairs (2i, 2i+1), as GPT-J does. Here the pairs are (i, i + rotary_dim/2):
-contiguous halves, because strided lane slices are slow on TPU. Applying the same permutation to q and k leaves q.k unchanged;
+contiguous halves, because strided lane slices are slow on TPU.
+Applying the same permutation to q and k leaves q.k unchanged;
 conversion applies it once.
 """
 

@@ -1,4 +1,4 @@
-"""The training step: a pure function of (state, batch), jitted with shardings, its state donated."""
+"""The training step: a pure function of (state, batch), jitted with shardings and with the state donated."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,18 +17,18 @@ from codegen_jax.training.loss import Loss, count_targets, next_token_loss
 from codegen_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from codegen_jax.training.resolve import ResolvedRun
 
-# gathers of weights run beside the computation; without it libtpu's are synchronous on v4
+# overlap weight all-gathers with computation; without this option they are synchronous on v4
 COMPILER_OPTIONS = {"xla_enable_async_all_gather": "true"}
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes.
+    """Everything a step updates.
 
     Attributes:
-        step: updates done, int32.
+        step: number of completed steps, int32.
         params: float32 parameters.
-        opt_state: optax's, float32 moments.
-        guard: what is known of steps that were skipped.
+        opt_state: optax state with float32 moments.
+        guard: statistics for skipping bad steps.
     """
 
     step: jax.Array
@@ -38,12 +38,12 @@ class TrainState(NamedTuple):
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over data and fsdp; time whole."""
+    """Rows sharded over data and fsdp; time unsharded."""
     return NamedSharding(mesh, spec("batch", None))
 
 
 def abstract_state(run: ResolvedRun) -> TrainState:
-    """Shapes, dtypes and shardings of the state: for initialisation, restore and ahead-of-time compilation."""
+    """Shapes, dtypes and shardings of the state: for initialization, restore and ahead-of-time compilation."""
     params = abstract_params(run.model)
     shardings = tree_shardings(run.mesh, param_axes(run.model))
     optimizer = make_optimizer(run.optimizer)
@@ -56,7 +56,7 @@ def abstract_state(run: ResolvedRun) -> TrainState:
         optimizer,
         with_sharding,
         jax.eval_shape(optimizer.init, params),
-        shardings,  # each moment lies like its parameter
+        shardings,  # each moment is sharded like its parameter
         transform_non_params=lambda x: with_sharding(x, replicated),
     )
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
@@ -76,7 +76,7 @@ def shardings_of(abstract: Any) -> Any:
 
 
 def init_state(run: ResolvedRun, params: Params = None) -> TrainState:
-    """A fresh state, made where it lies; the same on every mesh. Given params start it in place of random ones."""
+    """Create a fresh state directly on its shards, identical on every mesh; `params` replace random weights if given."""
 
     def init(params: Params) -> TrainState:
         params = init_params(run.model, run.seed) if params is None else params
@@ -87,7 +87,7 @@ def init_state(run: ResolvedRun, params: Params = None) -> TrainState:
 
 
 def documents_of(inputs_BT: jax.Array, eos_id: int) -> tuple[jax.Array, jax.Array]:
-    """Segment ids and positions, int32 [B, T]: a document ends with its eos, and positions start anew after it."""
+    """Segment ids and positions, int32 [B, T]: a document ends with its eos, and positions restart at 0 after it."""
     T = inputs_BT.shape[1]
     starts_BT = jnp.pad(inputs_BT[:, :-1] == eos_id, ((0, 0), (1, 0)))
     first_BT = jax.lax.cummax(jnp.where(starts_BT, jnp.arange(T), 0), axis=1)
