@@ -102,8 +102,8 @@ def _forward(
 ) -> Any:
     """Return the sums and the gradients, computed while each chunk's logits are available.
 
-    The loss is a scalar, so its gradient is known up to a factor in the forward pass: 3 products with the head. jax.checkpoint
-    would recompute the logits, for 4.
+    The loss is a scalar, so its gradient is known up to a factor in the forward pass: 3 products with the head.
+    jax.checkpoint would recompute the logits, for 4.
     """
     kernel = head_DV.astype(x_BTD.dtype)
 
@@ -112,7 +112,7 @@ def _forward(
         x_BCD, targets_BC = xs
         loss, cross_entropy, d_logits_BCV = _dense(x_BCD, kernel, head_bias_V, targets_BC, scale, z_loss)
         d_bias_V += d_logits_BCV.sum((0, 1))
-        # materialize once: otherwise XLA on TPU recomputes it, including the exponentials, in the tiles of both products
+        # materialize once: otherwise XLA on TPU recomputes it, exponentials included, in the tiles of both products
         d_logits_BCV = jax.lax.optimization_barrier(d_logits_BCV.astype(x_BCD.dtype))
         d_head_DV += jnp.einsum("BCD,BCV->DV", x_BCD, d_logits_BCV, preferred_element_type=jnp.float32)
         d_x_BCD = jnp.einsum("BCV,DV->BCD", d_logits_BCV, kernel)

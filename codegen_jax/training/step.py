@@ -76,7 +76,7 @@ def shardings_of(abstract: Any) -> Any:
 
 
 def init_state(run: ResolvedRun, params: Params = None) -> TrainState:
-    """Create a fresh state directly on its shards, identical on every mesh; `params` replace random weights if given."""
+    """Create a fresh state on its shards, identical on every mesh; `params` replace random weights if given."""
 
     def init(params: Params) -> TrainState:
         params = init_params(run.model, run.seed) if params is None else params
@@ -117,8 +117,8 @@ def accumulated_gradients(
 ) -> tuple[Loss, Params]:
     """Mean loss over the batch's tokens and its gradient, micro-batch by micro-batch in float32.
 
-    Each device computes on its own rows: gathers of weights and sums of gradients are those of `sharding`, none of
-    XLA's choice. What lies along tensor is left to XLA.
+    Each device computes on its own rows: weight gathers and gradient sums are written out in `sharding`, not chosen by
+    XLA. The tensor axis is left to XLA.
     """
     axes = param_axes(run.model)
     micro_batches = run.training.gradient_accumulation_steps
@@ -152,12 +152,12 @@ def accumulated_gradients(
 def make_train_step(
     run: ResolvedRun, eos_id: int = -1
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted update: (state, int32 tokens [batch_size, sequence_length + 1]) to (new state, metrics).
+    """Return the jitted update: (state, int32 tokens [batch_size, sequence_length + 1]) to (new state, metrics).
 
-    eos_id is the tokenizer's, by which `data.document_mask` tells documents apart; with -1 a row is one document.
+    `data.document_mask` separates documents by eos_id, the tokenizer's; with -1, a row is one document.
 
     The given state is donated. Metrics are scalars: loss (z-loss included), cross_entropy (nats per token), grad_norm
-    (before the clip), learning_rate (the one applied), bad_steps (skipped in a row) and skipped (of the run). Call it
+    (before clipping), learning_rate (as applied), bad_steps (consecutive skips) and skipped (whole run). Call it
     under `jax.set_mesh(run.mesh)`.
     """
     optimizer, schedule = make_optimizer(run.optimizer), learning_rate_schedule(run.optimizer)
@@ -189,7 +189,7 @@ def make_train_step(
 
 
 def make_eval_step(run: ResolvedRun, eos_id: int = -1) -> Callable[[Params, jax.Array], tuple[jax.Array, jax.Array]]:
-    """The jitted validation: (params, tokens) to the sum of the cross-entropy and the number of its tokens."""
+    """Return the jitted validation: (params, tokens) to the summed cross-entropy and the number of tokens."""
 
     def of_own_rows(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
         loss = batch_loss(run, params, tokens_BT, eos_id, scale=1.0, z_loss=0.0)
