@@ -191,7 +191,7 @@ class TrainingConfig:
         z_loss: weight of the squared log-partition in the loss; the authors use 1e-4.
         remat: what is saved per block for the backward pass in addition to its input; the rest is recomputed. full:
             nothing; attention: the output of attention; qkv_attention: also q, k and v; dots: also the MLP's inner
-            states, so that no matrix product is recomputed; none: everything but gathered weights; auto: the first of dots,
+            states, so no matrix product repeats; none: everything but gathered weights; auto: the first of dots,
             qkv_attention, attention and full that should fit the device.
         log_every: steps between log lines.
         eval_every: steps between validations; every checkpoint is validated too.
