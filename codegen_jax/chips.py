@@ -1,9 +1,9 @@
-"""What accelerators can do, by the start of JAX's `device_kind`."""
+"""Accelerator specifications, by prefix of JAX's `device_kind`."""
 
 from dataclasses import dataclass
 
 GIB = 2**30
-LANES = 128  # of a TPU's vector registers: the last axis of an array is padded to a multiple of these
+LANES = 128  # lanes of a TPU vector register: the last axis of an array is padded to a multiple of this
 
 
 @dataclass(frozen=True)
@@ -12,9 +12,9 @@ class Chip:
 
     Attributes:
         peak_flops: dense bfloat16 FLOP/s.
-        hbm_bytes: memory that a program may use: for TPUs from libtpu's own messages (0.0.52), for GPUs the three
-            quarters that JAX takes.
-        hbm_bandwidth: bytes/s; of TPUs only, as all below.
+        hbm_bytes: memory available to a program: for TPUs from libtpu's messages (0.0.52), for GPUs the 75% that
+            JAX preallocates.
+        hbm_bandwidth: bytes/s; set for TPUs only, like the fields below.
         link_bandwidth: bytes/s of one inter-chip link in one direction (the scaling book's table of TPUs).
         clock: cycles/s, the unit of the compiler's estimates.
     """
@@ -40,5 +40,5 @@ CHIPS = {
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip of this kind, or None where it is not known (CPUs)."""
+    """Return the chip of this kind, or None if unknown (CPUs)."""
     return next((chip for kind, chip in CHIPS.items() if device_kind.startswith(kind)), None)

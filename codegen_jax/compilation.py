@@ -1,4 +1,4 @@
-"""Compiled programs are kept on disk, so that a second start does not compile again."""
+"""On-disk cache of compiled programs, so a restart does not recompile."""
 
 import hashlib
 import platform
@@ -8,9 +8,9 @@ import jax
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs in ~/.cache/codegen_jax, unless JAX_COMPILATION_CACHE_DIR says where.
+    """Cache compiled programs in ~/.cache/codegen_jax unless a cache folder is already set (JAX_COMPILATION_CACHE_DIR).
 
-    A CPU's programs hold instructions that another CPU may lack, so each kind of CPU has a folder.
+    CPU programs may use instructions that another CPU lacks, so each kind of CPU has its own folder.
     """
     if jax.config.jax_compilation_cache_dir:  # pyright: ignore
         return

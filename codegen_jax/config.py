@@ -15,17 +15,17 @@ class CodeGenConfig:
     Attributes:
         n_layer: number of blocks.
         n_embd: width of the residual stream.
-        n_head: attention heads a block.
+        n_head: attention heads per block.
         rotary_dim: leading channels of each head that are rotated; even, at most head_dim.
         vocab_size: rows of the embedding; at least the tokenizer's vocabulary.
         n_positions: longest context in tokens.
-        head_dim: channels of a head; 0 takes n_embd / n_head, as every CodeGen 1 does.
-        layer_norm_epsilon: added to the variance.
+        head_dim: channels per head; 0 means n_embd / n_head, which every CodeGen 1 model uses.
+        layer_norm_epsilon: constant added to the variance.
         embedding_bias: a trained vector added to every embedding, as in the authors' training code. Released weights
-            have it folded into the embedding, and so have all exports of ours.
-        init: the authors' initialisation (jaxformer) or plain normal(0.02) (huggingface).
-        dtype: of activations and matrix products; parameters are float32.
-        attention: xla, splash (TPU) or cudnn (NVIDIA GPUs); auto takes the fastest on the devices at hand.
+            have it folded into the embedding, as do all our exports.
+        init: the authors' initialization (jaxformer) or plain normal(0.02) (huggingface).
+        dtype: dtype of activations and matrix products; parameters are float32.
+        attention: xla, splash (TPU) or cudnn (NVIDIA GPUs); auto picks the fastest for the available devices.
     """
 
     n_layer: int
@@ -70,7 +70,7 @@ class CodeGenConfig:
         return self.n_layer * (attention * d + 8 * d * d + 7 * d) + outside
 
     def flops_per_token(self, sequence_length: int) -> int:
-        """Model FLOPs of training on one token, forward and backward, with causal attention counted at half."""
+        """Model FLOPs to train on one token, forward and backward; causal attention counts as half."""
         return 6 * self.n_params + 12 * self.n_layer * self.n_head * self.head_dim * sequence_length // 2
 
 
@@ -103,9 +103,9 @@ class DataConfig:
         train: folder of token files.
         validation: folder of token files, or null for no validation.
         sources: the mixture, by name.
-        sequence_length: tokens that a row trains on; a row holds one token more.
-        document_mask: let a document's tokens attend to their own document only, positions from 0; the authors' do not.
-        skip_steps: pairs [first, last] of steps whose data is left out; step `first` trains on that of `last` + 1.
+        sequence_length: tokens trained on per row; each row stores one more.
+        document_mask: restrict attention to the same document and restart positions at 0; the authors do neither.
+        skip_steps: pairs [first, last] of steps whose data is skipped; step `first` trains on the data of `last` + 1.
     """
 
     train: str | None = None
@@ -143,20 +143,20 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with warm-up, half-cosine and a flat tail (jaxformer's model.py and utils.py).
+    """AdamW with warmup, half-cosine decay and a flat tail (jaxformer's model.py and utils.py).
 
     Attributes:
-        learning_rate: at the end of the warm-up.
-        end_learning_rate: after the cosine, until the run's end.
-        warmup_steps: linear from 0; the first update has learning rate 0.
-        decay_steps: length of the cosine, counted after the warm-up.
-        weight_decay: decoupled, multiplied by the learning rate.
-        decay_mask: kernels: matrices and embeddings only; jaxformer: what the authors' code decays, which is also every
-            block's LayerNorm and MLP biases.
+        learning_rate: learning rate at the end of warmup.
+        end_learning_rate: learning rate after the cosine, until the end of the run.
+        warmup_steps: steps of linear warmup from 0; the first update has learning rate 0.
+        decay_steps: steps of cosine decay, counted from the end of warmup.
+        weight_decay: decoupled weight decay, multiplied by the learning rate.
+        decay_mask: kernels: matrices and embeddings only; jaxformer: what the authors' code decays, which adds every
+            block's LayerNorm parameters and MLP biases.
         clip_norm: largest global norm of the gradient.
         b1: decay of the first moment.
         b2: decay of the second moment.
-        eps: added to the root of the second moment.
+        eps: constant added to the square root of the second moment.
     """
 
     learning_rate: float
@@ -182,26 +182,26 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The loop.
+    """The training loop.
 
     Attributes:
         steps: number of updates.
-        batch_size: rows an update, over all devices and micro-batches.
-        gradient_accumulation_steps: micro-batches an update; saves memory, changes nothing else.
-        z_loss: weight of the squared log-partition in the loss; the authors' is 1e-4.
-        remat: what the backward pass finds of a block, beside its input; it computes the rest again. full: nothing;
-            attention: the output of attention; qkv_attention: also q, k and v; dots: also the MLP's inner states, so
-            that no matrix product is done twice; none: everything but gathered weights; auto: the first of dots,
+        batch_size: rows per update, over all devices and micro-batches.
+        gradient_accumulation_steps: micro-batches per update; only reduces memory.
+        z_loss: weight of the squared log-partition in the loss; the authors use 1e-4.
+        remat: what is saved per block for the backward pass in addition to its input; the rest is recomputed. full:
+            nothing; attention: the output of attention; qkv_attention: also q, k and v; dots: also the MLP's inner
+            states, so no matrix product repeats; none: everything but gathered weights; auto: the first of dots,
             qkv_attention, attention and full that should fit the device.
-        log_every: steps between lines of the log.
+        log_every: steps between log lines.
         eval_every: steps between validations; every checkpoint is validated too.
-        eval_batches: batches of the validation set that are used, at most.
-        sample_prompts: texts that are completed greedily, for the eye, whenever the model is validated.
-        sample_tokens: new tokens of each of them.
-        max_bad_steps: steps in a row that may be skipped before the run stops. A step is skipped, its update left out,
-            if its loss or gradient is not finite, or by spike_sigmas.
+        eval_batches: maximum number of validation batches.
+        sample_prompts: prompts completed greedily at every validation, for inspection.
+        sample_tokens: new tokens per sample prompt.
+        max_bad_steps: consecutive steps that may be skipped before the run stops. A step's update is skipped if its
+            loss or gradient is not finite, or if spike_sigmas rejects it.
         spike_sigmas: skip a step whose gradient norm is this many standard deviations above its running mean (of about
-            100 steps, after the first 100); null: only what is not finite.
+            100 steps, after the first 100); null: skip only non-finite steps.
         wandb_project: also log to this project of Weights & Biases.
     """
 
@@ -239,11 +239,11 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """What is kept.
+    """When checkpoints are saved and how many are kept.
 
     Attributes:
         save_every: steps between checkpoints; the last step is saved too.
-        keep_latest: number of newest checkpoints to keep; the one with the best validation loss is kept besides.
+        keep_latest: number of newest checkpoints to keep; the one with the best validation loss is kept as well.
     """
 
     save_every: int = 1000
@@ -257,12 +257,12 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices by axis; one axis may be -1 and takes what the others leave.
+    """Devices per mesh axis; one axis may be -1 to use all remaining devices.
 
     Attributes:
-        data: replicas of the parameters.
-        fsdp: shards of parameters, moments and batch.
-        tensor: shards of heads, MLP and vocabulary.
+        data: number of parameter replicas.
+        fsdp: number of shards of the parameters, moments and batch.
+        tensor: number of shards of the heads, MLP and vocabulary.
     """
 
     data: int = 1
@@ -279,13 +279,13 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class DistributedConfig:
-    """How the processes of a run, one a host, find each other.
+    """How the processes of a run, one per host, find each other.
 
     Attributes:
-        coordinator: auto, on Cloud TPU, Slurm, Kubernetes and MPI; or process 0's host:port; null: one process.
-        num_processes: of the run; goes with host:port.
-        process_id: of this process, from 0; goes with host:port.
-        timeout: seconds to wait for the others at the start.
+        coordinator: auto on Cloud TPU, Slurm, Kubernetes and MPI; otherwise process 0's host:port; null: one process.
+        num_processes: number of processes in the run; required with host:port.
+        process_id: index of this process, starting at 0; required with host:port.
+        timeout: seconds to wait for the other processes at startup.
     """
 
     coordinator: str | None = None
@@ -318,7 +318,7 @@ class ProfileConfig:
 
     Attributes:
         start: first step of the window.
-        steps: its length; 0: no trace.
+        steps: number of steps to trace; 0: no trace.
     """
 
     start: int = 10
@@ -332,13 +332,13 @@ class ProfileConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One training run, the whole of a file in configs/.
+    """One training run; the contents of a file in configs/.
 
     Attributes:
-        output: folder of checkpoints, logs and pictures.
-        resume: auto: a run that was stopped in `output` goes on; never: one that has checkpoints there is an error.
+        output: folder for checkpoints, logs and plots.
+        resume: auto: resume a stopped run in `output`; never: fail if `output` already has checkpoints.
         init_from: checkpoint whose weights start the run, with fresh optimizer and schedule; null: random weights.
-        seed: of the random weights and of the data's order.
+        seed: seed of the random weights and the data order.
     """
 
     output: str
@@ -365,7 +365,7 @@ class RunConfig:
 
     @property
     def name(self) -> str:
-        """The output folder's own name."""
+        """The last component of the output path."""
         return self.output.rstrip("/").rpartition("/")[2]
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The parallel block, written once: x + attention(LN(x)) + mlp(LN(x)).
 
-Training and decoding differ in how they multiply and in what they attend to; both are handed in, and the order of
-operations, the LayerNorm and the residual sum are here.
+Training and decoding differ in their matrix products and attention, so both are passed in. The order of operations,
+the LayerNorm and the residual sum are defined here.
 
 Axes: B batch, T time, D n_embd, H heads, K head_dim, R rotary_dim / 2.
 """
@@ -16,19 +16,19 @@ from jax.ad_checkpoint import checkpoint_name
 from codegen_jax.model.rotary import rotate
 from codegen_jax.sharding import constrain
 
-# q, k, v [B, T, H, K], q and k rotated -> the heads' outputs [B, T, H, K], and what the caller wants to keep
+# q, k, v [B, T, H, K], q and k rotated -> head outputs [B, T, H, K], and whatever the caller wants to keep
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 
 class Products(Protocol):
-    """The matrix products of one block, in whatever form its weights are stored."""
+    """The matrix products of one block, independent of how its weights are stored."""
 
     def inner(self, h_BTD: jax.Array, /) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """q, k and v [B, T, H, K], and the MLP's inner states with their bias, in a shape that `outer` takes."""
+        """q, k and v [B, T, H, K], and the MLP's inner states with their bias, in a shape that `outer` accepts."""
         ...
 
     def outer(self, a_BTHK: jax.Array, m: jax.Array, /) -> jax.Array:
-        """The sum [B, T, D] of the heads' outputs projected, and of the MLP's inner states projected with bias."""
+        """The sum [B, T, D] of the projected head outputs and the projected MLP inner states, with bias."""
         ...
 
 
@@ -44,9 +44,9 @@ def parallel_block(
     Args:
         x_BTD: the residual stream, in the compute dtype.
         norm: the block's LayerNorm.
-        products: of the block's weights.
+        products: the block's matrix products.
         attend: causal attention.
-        angles_BTR: of `rotary_angles`.
+        angles_BTR: angles from `rotary_angles`.
 
     Returns:
         The residual stream [B, T, D], and what `attend` keeps.

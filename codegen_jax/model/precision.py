@@ -1,4 +1,4 @@
-"""Products of float32 matrices are float32 on every device."""
+"""Full float32 precision for products of float32 matrices on every device."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 
 def products_of(dtype: Any) -> AbstractContextManager[Any]:
-    """The precision of the matrix products traced within, and of their gradients.
+    """Set the precision of matrix products traced in this context, and of their gradients.
 
-    Left to itself, JAX lets a TPU multiply float32 matrices in one pass of bfloat16 and an NVIDIA GPU in TF32, which
-    keeps 10 bits of a mantissa's 23. Products of bfloat16 are exact either way, and a Pallas kernel for TPUs refuses to
-    be told.
+    By default, JAX lets a TPU multiply float32 matrices in one pass of bfloat16 and an NVIDIA GPU in TF32, which
+    keeps 10 of the 23 mantissa bits. Products of bfloat16 are exact either way, and Pallas TPU kernels reject a
+    precision setting.
 
     Example:
         with products_of(x_BTD.dtype):

@@ -1,8 +1,9 @@
 """Rotary position embedding on the first channels of each head, in half-split layout.
 
-CodeGen's checkpoints rotate interleaved pairs (2i, 2i+1), as GPT-J does. Here the pair is (i, i + rotary_dim/2):
-contiguous halves, since strided lane slices are slow on TPU. Permuting the rows of q and k alike leaves q.k unchanged;
-conversion/ does it once.
+CodeGen's checkpoints rotate interleaved pairs (2i, 2i+1), as GPT-J does. Here the pairs are (i, i + rotary_dim/2):
+contiguous halves, because strided lane slices are slow on TPU.
+Applying the same permutation to q and k leaves q.k unchanged;
+conversion applies it once.
 """
 
 import jax
@@ -20,10 +21,10 @@ def rotary_angles(positions_BT: jax.Array, rotary_dim: int) -> jax.Array:
 
 
 def rotate(x_BTHK: jax.Array, angles_BTR: jax.Array) -> jax.Array:
-    """Rotate the first 2R channels of each head; the others pass. Keeps the dtype, computes in float32.
+    """Rotate the first 2R channels of each head; the others are unchanged. Keeps the dtype, computes in float32.
 
-    x * cos + partner * sin, the partners by a product with a permutation: on a TPU, cutting a head's channels into
-    halves and joining them again took five passes over memory where this takes one.
+    Computes x * cos + partner * sin, with partners from a product with a permutation matrix: on a TPU, splitting and
+    concatenating a head's halves took five passes over memory; this takes one.
     """
     K, R = x_BTHK.shape[-1], angles_BTR.shape[-1]
     rest = ((0, 0), (0, 0), (0, K - 2 * R))

@@ -1,4 +1,4 @@
-"""Whose an output folder is: one run's, and at a time one process's. Imports nothing heavy."""
+"""Ownership of an output folder: one run, and one process at a time. Imports nothing heavy."""
 
 import json
 import logging
@@ -21,8 +21,8 @@ log = logging.getLogger(__name__)
 
 LOCK = "lock"
 
-# What may differ between a run and its resumption: where it lies and runs, how long, how often it reports. Token files
-# are known by their content, and what skip_steps may change is checked apart.
+# Fields that may change on resume: paths, devices, run length, reporting intervals. Token files are identified by
+# their content, and changes to skip_steps are checked separately.
 FREE_FIELDS = {"output", "resume", "mesh", "distributed", "profile", "checkpoint"}
 FREE_FIELDS |= {"data.train", "data.validation", "data.skip_steps"}
 FREE_FIELDS |= {f"training.{name}" for name in ("steps", "gradient_accumulation_steps", "remat", "log_every")}
@@ -31,17 +31,17 @@ FREE_FIELDS |= {"training.max_bad_steps", "training.wandb_project"}
 
 
 def claim(folder: epath.Path, record: dict[str, Any]) -> FileIO | None:
-    """Take an output folder for a run, or go on with the same run's.
+    """Claim an output folder for a new run or for resuming the same run.
 
     Args:
-        record: the run's config and data, as run.json holds them.
+        record: the run's config and data, as stored in run.json.
 
     Returns:
-        What holds the folder against other processes until it is closed or this one ends, however it ends; None where
-        the storage knows no locks.
+        The lock file, held until it is closed or this process ends for any reason; None if the storage does not
+        support locks.
 
     Raises:
-        UserError: if the folder holds another run, something that is no run, or if a run is at work in it.
+        UserError: if the folder holds another run or something other than a run, or is in use by a run.
     """
     require_free(folder, record)
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def claim(folder: epath.Path, record: dict[str, Any]) -> FileIO | None:
 
 
 def require_free(folder: epath.Path, record: dict[str, Any]) -> None:
-    """Raise `UserError` where `claim` would, and leave the folder as it is."""
+    """Raise `UserError` if `claim` would, without changing the folder."""
     path = folder / RUN_FILE
     if not path.exists() and folder.exists() and (not folder.is_dir() or any(p.name != LOCK for p in folder.iterdir())):
         raise UserError(f"output: {folder} exists and is not a run of codegen-jax; choose another folder")
@@ -71,7 +71,7 @@ def require_free(folder: epath.Path, record: dict[str, Any]) -> None:
 
 
 def read_record(folder: epath.Path) -> dict[str, Any]:
-    """What run.json says: the run's config and data."""
+    """Return the contents of run.json: the run's config and data."""
     path = folder / RUN_FILE
     try:
         record = json.loads(path.read_text())
@@ -83,7 +83,7 @@ def read_record(folder: epath.Path) -> dict[str, Any]:
 
 
 def is_finished(config: RunConfig) -> bool:
-    """Whether the output folder holds this very run, with all its steps done."""
+    """Whether the output folder holds this exact run with all steps completed."""
     folder = open_path(config.output)
     steps = [int(checkpoint.name) for checkpoint in whole_checkpoints(folder)]
     told = (folder / RUN_FILE).exists() and (folder / SUMMARY).exists()
@@ -93,13 +93,13 @@ def is_finished(config: RunConfig) -> bool:
 
 
 def _has_begun(folder: epath.Path) -> bool:
-    """Whether a run has done a step there; one that was stopped before does not hold the folder."""
+    """Whether a run has completed a step in the folder; a run stopped earlier does not own it."""
     metrics = folder / METRICS
     return bool(whole_checkpoints(folder)) or (metrics.exists() and metrics.stat().length > 0)
 
 
 def _lock(folder: epath.Path) -> FileIO | None:
-    """Hold a folder, and say in its lock by whom it is held."""
+    """Lock a folder and record the holder in the lock file."""
     file = _hold(folder)
     if file is not None:
         file.truncate(0)
@@ -109,7 +109,7 @@ def _lock(folder: epath.Path) -> FileIO | None:
 
 
 def _hold(folder: epath.Path) -> FileIO | None:
-    """None on object stores, which have no locks."""
+    """Lock a folder; None on object stores, which have no locks."""
     if is_remote(folder):
         return None
     file = locked(folder / LOCK)
@@ -120,10 +120,10 @@ def _hold(folder: epath.Path) -> FileIO | None:
 
 
 def _check_data(ours: dict[str, Any], theirs: dict[str, Any], folder: epath.Path) -> None:
-    """The token files must be those that the run began with, wherever they lie now."""
+    """Check that the token files are the ones the run started with, wherever they are now."""
     for name in sorted(ours.keys() & theirs.keys()):
         field = f"data.sources.{name}" if name else "data.train"
-        now, then = ours[name], {"windows": "file"} | theirs[name]  # which runs of that rule did not write down
+        now, then = ours[name], {"windows": "file"} | theirs[name]  # not recorded by runs that cut windows by file
         if "-" in then["tokenizer"]:  # "bpe-..." and the like were hashes of a tokenizer's file; the content tells
             then["tokenizer"] = now["tokenizer"]
         if now != then == now | {"windows": then["windows"]}:
@@ -141,7 +141,7 @@ def _check_data(ours: dict[str, Any], theirs: dict[str, Any], folder: epath.Path
 
 
 def _check_skips(ours: list[list[int]], theirs: list[list[int]], folder: epath.Path) -> None:
-    """What is left out may change for steps to come, not for those done."""
+    """Check that skip_steps changes only affect future steps."""
     done = max((int(checkpoint.name) for checkpoint in whole_checkpoints(folder)), default=0)
     for pair in ours + theirs:
         if ours.count(pair) != theirs.count(pair) and pair[0] <= done:
@@ -152,7 +152,7 @@ def _check_skips(ours: list[list[int]], theirs: list[list[int]], folder: epath.P
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    """The config's fields that must stay the same, by dotted name."""
+    """The config fields that must not change, by dotted name."""
     flat: dict[str, Any] = {}
 
     def add(prefix: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""Where a run's wall time goes: goodput is the share that is spent in steps."""
+"""Where a run's wall time goes: goodput is the share spent in steps."""
 
 import time
 from collections import defaultdict
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Wall time since its making by cause, in seconds; what no cause claims was spent in steps."""
+    """Wall time since creation in seconds, by cause; time without a cause was spent in steps."""
 
     def __init__(self) -> None:
         self.began = time.perf_counter()
@@ -15,7 +15,7 @@ class Clock:
 
     @contextmanager
     def on(self, cause: str) -> Iterator[None]:
-        """Book the time of the context."""
+        """Attribute the time spent in the context to `cause`."""
         began = time.perf_counter()
         try:
             yield
@@ -28,7 +28,7 @@ class Clock:
 
     @property
     def goodput(self) -> float:
-        """Share of the time that was spent in steps."""
+        """Share of the wall time spent in steps."""
         return 1 - sum(self.spent.values()) / self.seconds
 
     def __str__(self) -> str:

@@ -1,21 +1,21 @@
-"""Steps whose update would harm the weights: found, left out and counted, inside the jitted step."""
+"""Detect, skip and count steps whose update would harm the weights, inside the jitted step."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-DECAY = 0.99  # of the running statistics: about 100 steps
-SETTLED = 100  # steps before they are trusted
+DECAY = 0.99  # decay of the running statistics: about 100 steps
+SETTLED = 100  # accepted steps before the statistics are trusted
 
 
 class Guard(NamedTuple):
-    """What is known of the steps so far; scalars.
+    """Statistics of the steps so far; all scalars.
 
     Attributes:
-        bad_steps: skipped in a row up to now, int32.
-        skipped: of the whole run, int32.
-        accepted: not skipped, int32.
+        bad_steps: consecutive skipped steps up to now, int32.
+        skipped: skipped steps in the whole run, int32.
+        accepted: steps not skipped, int32.
         mean: running mean of the gradient norm over accepted steps, float32.
         square: running mean of its square, float32.
     """
@@ -33,7 +33,7 @@ class Guard(NamedTuple):
 
 
 def judge(guard: Guard, loss: jax.Array, grad_norm: jax.Array, spike_sigmas: float | None) -> tuple[jax.Array, Guard]:
-    """Whether a step is good (bool), and what is known after it.
+    """Return whether a step is good (bool), and the updated guard.
 
     A step is bad if its loss or gradient norm is not finite, or if its norm is more than spike_sigmas standard
     deviations above the running mean.
@@ -53,5 +53,5 @@ def judge(guard: Guard, loss: jax.Array, grad_norm: jax.Array, spike_sigmas: flo
 
 
 def keep_unless(good: jax.Array, new: Any, old: Any) -> Any:
-    """New values after a good step, old ones after a bad one; counters (integers) go on, as the data does."""
+    """New values after a good step, old ones after a bad one; integer counters always advance, as the data does."""
     return jax.tree.map(lambda n, o: jnp.where(good, n, o) if jnp.issubdtype(n.dtype, jnp.floating) else n, new, old)

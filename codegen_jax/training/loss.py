@@ -1,4 +1,4 @@
-"""Next-token cross-entropy with z-loss, over chunks of the sequence, so that [B, T, V] logits never exist.
+"""Next-token cross-entropy with z-loss, computed in chunks of the sequence so [B, T, V] logits never exist.
 
 Axes: B batch, T time, C a chunk of time, D width, V vocabulary.
 """
@@ -13,15 +13,15 @@ import jax.numpy as jnp
 from codegen_jax.model.precision import products_of
 from codegen_jax.sharding import constrain
 
-CHUNK_TOKENS = 4096  # of one device; their float32 logits over 51,200 ids take 0.8 GiB
+CHUNK_TOKENS = 4096  # per device; float32 logits over 51,200 ids take 0.8 GiB
 
 
 class Loss(NamedTuple):
-    """float32 scalars in nats, summed over tokens and scaled; those of micro-batches add up to those of the batch.
+    """float32 scalars in nats, summed over tokens and scaled; micro-batch values add up to the batch value.
 
     Attributes:
         total: cross-entropy plus z-loss; the only differentiable one.
-        cross_entropy: alone.
+        cross_entropy: cross-entropy without z-loss.
     """
 
     total: jax.Array
@@ -29,12 +29,12 @@ class Loss(NamedTuple):
 
 
 def perplexity(loss: float) -> float:
-    """The perplexity of a cross-entropy in nats per token; e^700, about the largest float, for what is above."""
+    """Perplexity of a cross-entropy in nats per token; capped at e^700 to avoid overflow."""
     return math.exp(min(loss, 700.0))
 
 
 def count_targets(targets_BT: jax.Array) -> jax.Array:
-    """Number of targets that count, float32: those that are not below 0."""
+    """Number of valid targets (not below 0), float32."""
     return jnp.sum(targets_BT >= 0, dtype=jnp.float32)
 
 
@@ -51,13 +51,13 @@ def next_token_loss(
     """scale * sum over tokens of -log p(target) + z_loss * log(Z)^2, in float32 (jaxformer's model.py: z_loss 1e-4).
 
     Args:
-        x_BTD: states after the last LayerNorm.
+        x_BTD: hidden states after the final LayerNorm.
         head_DV: output kernel; cast to the dtype of x for the products. Its gradient is summed in float32.
         head_bias_V: output bias.
-        targets_BT: int32 ids; targets below 0 do not count.
-        scale: 1 / (targets of the whole batch) makes the mean, without a pass over the gradients.
+        targets_BT: int32 ids; targets below 0 are ignored.
+        scale: 1 / (targets in the whole batch) gives the mean without a pass over the gradients.
         z_loss: weight of the squared log-partition.
-        chunk_size: positions whose logits exist at a time; by default as many as hold `CHUNK_TOKENS` tokens.
+        chunk_size: positions whose logits exist at a time; by default chosen so a chunk has `CHUNK_TOKENS` tokens.
     """
     B, T = targets_BT.shape
     chunk_size = min(chunk_size or max(1, CHUNK_TOKENS // B), T)
@@ -100,10 +100,10 @@ def _forward(
     z_loss: float,
     chunk_size: int,
 ) -> Any:
-    """The sums and, while each chunk's logits are there, the gradients.
+    """Return the sums and the gradients, computed while each chunk's logits are available.
 
-    The loss is a scalar, so its gradient is known up to a factor in the forward pass already; jax.checkpoint would
-    compute the logits a second time (3 instead of 4 products with the head).
+    The loss is a scalar, so its gradient is known up to a factor in the forward pass: 3 products with the head.
+    jax.checkpoint would recompute the logits, for 4.
     """
     kernel = head_DV.astype(x_BTD.dtype)
 
@@ -112,7 +112,7 @@ def _forward(
         x_BCD, targets_BC = xs
         loss, cross_entropy, d_logits_BCV = _dense(x_BCD, kernel, head_bias_V, targets_BC, scale, z_loss)
         d_bias_V += d_logits_BCV.sum((0, 1))
-        # written out once: otherwise XLA on TPU computes it anew, exponentials and all, in the tiles of both products
+        # materialize once: otherwise XLA on TPU recomputes it, exponentials included, in the tiles of both products
         d_logits_BCV = jax.lax.optimization_barrier(d_logits_BCV.astype(x_BCD.dtype))
         d_head_DV += jnp.einsum("BCD,BCV->DV", x_BCD, d_logits_BCV, preferred_element_type=jnp.float32)
         d_x_BCD = jnp.einsum("BCV,DV->BCD", d_logits_BCV, kernel)
@@ -135,7 +135,7 @@ _chunked_loss.defvjp(_forward, _backward)
 
 
 def _chunks(x_BTD: jax.Array, targets_BT: jax.Array, chunk_size: int) -> tuple[jax.Array, jax.Array]:
-    """Cut time into chunks on a leading axis, for scan."""
+    """Split time into chunks on a leading axis, for scan."""
     B, T, D = x_BTD.shape
     x = x_BTD.reshape(B, T // chunk_size, chunk_size, D).swapaxes(0, 1)
     return x, targets_BT.reshape(B, T // chunk_size, chunk_size).swapaxes(0, 1)
@@ -149,7 +149,7 @@ def _dense(
     scale: jax.Array,
     z_loss: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Loss, cross-entropy, and the loss's gradient in the logits, of one chunk."""
+    """Loss, cross-entropy, and gradient of the loss with respect to the logits, for one chunk."""
     logits_BCV = jnp.einsum("BCD,DV->BCV", x_BCD, kernel_DV, preferred_element_type=jnp.float32) + bias_V
     counts_BC = targets_BC >= 0
     # a comparison with iota instead of a gather: it shards over the vocabulary and fuses

@@ -1,4 +1,4 @@
-"""AdamW as the authors ran it: clip, Adam, decoupled decay, warm-up + half-cosine + flat tail."""
+"""AdamW as the authors ran it: clip, Adam, decoupled weight decay, warmup + half-cosine + flat tail."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from codegen_jax.model.codegen import Params
 def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
     """Learning rate of update number `count`, which starts at 0 (jaxformer's utils.py).
 
-    Linear from 0 over warmup_steps, then a half-cosine over decay_steps counted after the warm-up, then constant.
+    Linear from 0 over warmup_steps, then a half-cosine over decay_steps counted from the end of warmup, then constant.
     """
     warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
     floor = config.end_learning_rate / config.learning_rate if config.learning_rate else 0.0
@@ -20,10 +20,10 @@ def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
 
 
 def decay_mask(config: OptimizerConfig, params: Params) -> Params:
-    """True for each parameter that is decayed.
+    """Return True for each parameter that is decayed.
 
-    kernels: what is a matrix or a table. jaxformer: those and whatever has a layer axis; its code means to leave out
-    LayerNorms and biases by `ndim > 1`, but stacking gives the blocks' two dimensions.
+    kernels: matrices and embedding tables. jaxformer: those and everything with a layer axis; its code tries to exclude
+    LayerNorms and biases with `ndim > 1`, but stacked over layers those in blocks have two dimensions.
     """
 
     def is_decayed(path: jax.tree_util.KeyPath, leaf: jax.Array) -> bool:
@@ -36,15 +36,15 @@ def decay_mask(config: OptimizerConfig, params: Params) -> Params:
 def clip_by_global_norm(gradients: Params, max_norm: float) -> Params:
     """Scale all gradients by one factor so that their global norm is at most max_norm.
 
-    optax's divides each element by the norm, and XLA holds a division too dear to repeat in the updates of both
-    moments: it writes the quotients out as a second gradient (1.3 GiB at 350M). A product is repeated instead.
+    optax divides each element by the norm. XLA considers a division too expensive to recompute in both moment updates,
+    so it materializes the quotients as a second gradient (1.3 GiB at 350M). A product is recomputed instead.
     """
     factor = jnp.minimum(1.0, max_norm / optax.tree.norm(gradients))
     return jax.tree.map(lambda gradient: gradient * factor, gradients)
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """The chain, in the authors' order."""
+    """Return the optimizer chain, in the authors' order."""
     return optax.chain(
         optax.stateless(lambda gradients, _: clip_by_global_norm(gradients, config.clip_norm)),
         optax.scale_by_adam(config.b1, config.b2, config.eps),

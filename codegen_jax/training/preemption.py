@@ -1,4 +1,4 @@
-"""SIGTERM, which clouds and clusters send before they take a machine away, and Ctrl-C, seen at the end of a step."""
+"""Handle SIGTERM, which clouds and clusters send before reclaiming a machine, and Ctrl-C at the end of a step."""
 
 import signal
 import threading
@@ -11,11 +11,11 @@ from jax.experimental import multihost_utils
 
 
 class Preemption:
-    """Whether the run was told to stop; with many processes JAX tells all of them at the same step.
+    """Whether the run was asked to stop; with several processes, JAX notifies all of them at the same step.
 
     Attributes:
-        signal: by which this process was told.
-        steps: whether steps have begun; before, Ctrl-C ends the run at once, since there is nothing to save.
+        signal: the signal this process received.
+        steps: whether steps have begun; before that, Ctrl-C ends the run at once, since there is nothing to save.
     """
 
     def __init__(self) -> None:
@@ -23,11 +23,11 @@ class Preemption:
         self.signal = signal.SIGTERM
 
     def reached(self, step: int) -> bool:
-        """Call it at the end of each step, in each process."""
+        """Whether to stop after this step; call it at the end of each step in every process."""
         return multihost_utils.reached_preemption_sync_point(step) if jax.process_count() > 1 else self.told
 
     def interrupt(self, *_: Any) -> None:
-        """Ctrl-C; a second one ends the run at once."""
+        """Handle Ctrl-C; a second one ends the run at once."""
         if not self.steps or self.signal == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.SIGINT
@@ -36,17 +36,17 @@ class Preemption:
 
 @contextmanager
 def watch_preemption() -> Iterator[Preemption]:
-    """Notice SIGTERM and SIGINT instead of dying of them."""
+    """Record SIGTERM and SIGINT instead of being killed by them."""
     preemption = Preemption()
     if threading.current_thread() is not threading.main_thread():
-        yield preemption  # there can be no handlers
+        yield preemption  # signal handlers can only be set in the main thread
         return
 
     def tell(*_: Any) -> None:
         preemption.told = True
 
     handlers: dict[signal.Signals, Any] = {signal.SIGINT: preemption.interrupt}
-    if jax.process_count() == 1:  # JAX has its own for many
+    if jax.process_count() == 1:  # with several processes, JAX installs its own
         handlers[signal.SIGTERM] = tell
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:

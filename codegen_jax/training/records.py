@@ -1,4 +1,4 @@
-"""Where a run's records lie: in its output folder, or in a local one that is copied to a remote output."""
+"""A run's records: in its output folder, or in a local folder that is copied to a remote output."""
 
 import logging
 import tempfile
@@ -12,15 +12,15 @@ from codegen_jax.storage import is_remote, open_path
 
 log = logging.getLogger(__name__)
 
-METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"  # which a resumed run appends to
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"  # a resumed run appends to these
 SUMMARY = "summary.md"
 
 
 class Records:
-    """What a run writes beside checkpoints: metrics, samples, TensorBoard's events, profile, picture, summary.
+    """What a run writes besides checkpoints: metrics, samples, TensorBoard's events, profile, picture, summary.
 
     Attributes:
-        folder: where to write them.
+        folder: local folder to write the records to.
     """
 
     def __init__(self, output: str):
@@ -33,7 +33,7 @@ class Records:
                 (self.folder / name).write_bytes((self.output / name).read_bytes())
 
     def upload(self) -> None:
-        """Copy what has changed since the last time to a remote output."""
+        """Copy files that changed since the last upload to a remote output."""
         if not self.remote:
             return
         with forgiven(self.output):
@@ -48,8 +48,8 @@ class Records:
 
 @contextmanager
 def forgiven(place: epath.PathLike) -> Iterator[None]:
-    """Training outlives a refused write of a record: it is a warning, given once."""
+    """Log a warning instead of failing if a record cannot be written."""
     try:
         yield
-    except Exception as error:  # OSError, and what gcsfs and s3fs raise
+    except Exception as error:  # OSError, and the exceptions of gcsfs and s3fs
         log.warning(f"{place}: a record could not be written ({error}); training goes on")

@@ -1,4 +1,4 @@
-"""`training.remat: auto`: the policy that computes least twice among those that fit the device."""
+"""`training.remat: auto`: the policy with the least recomputation that fits the device."""
 
 from codegen_jax.chips import LANES, chip_of
 from codegen_jax.config import CodeGenConfig
@@ -6,9 +6,9 @@ from codegen_jax.training.loss import CHUNK_TOKENS
 
 
 def choose_remat(model: CodeGenConfig, tokens: int, fsdp: int, tensor: int, device_kind: str) -> str:
-    """The policy for so many tokens of a micro-batch on a device of this kind; dots where its memory is not known.
+    """Return the policy for `tokens` micro-batch tokens on a device of this kind; dots if its memory is unknown.
 
-    The sum is one of estimates on the safe side, in bytes: 16B on v4-512 comes to 26 GiB where the compiler needs 21.
+    The estimate, in bytes, is conservative: 26 GiB for 16B on v4-512, where the compiler needs 21.
     """
     chip = chip_of(device_kind)
     if chip is None:

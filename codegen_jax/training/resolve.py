@@ -1,4 +1,4 @@
-"""A run resolved: everything its step is compiled from, with nothing left to choose while it is traced."""
+"""A resolved run: everything needed to compile its step, with no choices left to make during tracing."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -16,17 +16,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """What the training step, its plan and its benchmarks take; made by `resolve` or `resolve_step`.
+    """The input of the training step, its plan and its benchmarks; created by `resolve` or `resolve_step`.
 
     Attributes:
-        mesh: of the devices that it runs on.
-        model: whose `attention` is a backend.
+        mesh: mesh of the devices the run uses.
+        model: model config with `attention` resolved to a backend.
         optimizer: as in the config.
-        training: whose `remat` is a policy.
-        sequence_length: tokens that a row trains on.
+        training: training config with `remat` resolved to a policy.
+        sequence_length: tokens trained on per row.
         document_mask: as in the config's data.
-        seed: of the random weights.
-        rows_per_shard: rows of a micro-batch on one device.
+        seed: seed of the random weights.
+        rows_per_shard: rows per micro-batch and device along data and fsdp.
     """
 
     mesh: Mesh
@@ -40,7 +40,7 @@ class ResolvedRun:
 
 
 def resolve(config: RunConfig, mesh: Mesh) -> ResolvedRun:
-    """Settle what a config leaves to the devices.
+    """Resolve the settings that depend on the devices.
 
     Raises:
         UserError: if the mesh does not divide what it shards.
@@ -67,7 +67,7 @@ def resolve_step(
     document_mask: bool = False,
     seed: int = 0,
 ) -> ResolvedRun:
-    """The same for a step that belongs to no run, such as a benchmark's.
+    """Like `resolve`, for a step that is not part of a run, such as in a benchmark.
 
     >>> run = resolve_step(mesh, model, optimizer, TrainingConfig(steps=1, batch_size=8), sequence_length=2048)
     >>> step = make_train_step(run)
@@ -96,7 +96,7 @@ def resolve_step(
 
 
 def resolved_config(config: RunConfig) -> RunConfig:
-    """The config with what the devices here settle written out; where its mesh does not fit them, as it is."""
+    """Return the config resolved for the local devices; unchanged, with a warning, if its mesh does not fit them."""
     try:
         run = resolve(config, make_mesh(config.mesh))
     except UserError as error:

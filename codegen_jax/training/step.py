@@ -1,4 +1,4 @@
-"""The training step: a pure function of (state, batch), jitted with shardings, its state donated."""
+"""The training step: a pure function of (state, batch), jitted with shardings and with the state donated."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,18 +17,18 @@ from codegen_jax.training.loss import Loss, count_targets, next_token_loss
 from codegen_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from codegen_jax.training.resolve import ResolvedRun
 
-# gathers of weights run beside the computation; without it libtpu's are synchronous on v4
+# overlap weight all-gathers with computation; without this option they are synchronous on v4
 COMPILER_OPTIONS = {"xla_enable_async_all_gather": "true"}
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes.
+    """Everything a step updates.
 
     Attributes:
-        step: updates done, int32.
+        step: number of completed steps, int32.
         params: float32 parameters.
-        opt_state: optax's, float32 moments.
-        guard: what is known of steps that were skipped.
+        opt_state: optax state with float32 moments.
+        guard: statistics for skipping bad steps.
     """
 
     step: jax.Array
@@ -38,12 +38,12 @@ class TrainState(NamedTuple):
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over data and fsdp; time whole."""
+    """Rows sharded over data and fsdp; time unsharded."""
     return NamedSharding(mesh, spec("batch", None))
 
 
 def abstract_state(run: ResolvedRun) -> TrainState:
-    """Shapes, dtypes and shardings of the state: for initialisation, restore and ahead-of-time compilation."""
+    """Shapes, dtypes and shardings of the state: for initialization, restore and ahead-of-time compilation."""
     params = abstract_params(run.model)
     shardings = tree_shardings(run.mesh, param_axes(run.model))
     optimizer = make_optimizer(run.optimizer)
@@ -56,7 +56,7 @@ def abstract_state(run: ResolvedRun) -> TrainState:
         optimizer,
         with_sharding,
         jax.eval_shape(optimizer.init, params),
-        shardings,  # each moment lies like its parameter
+        shardings,  # each moment is sharded like its parameter
         transform_non_params=lambda x: with_sharding(x, replicated),
     )
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
@@ -76,7 +76,7 @@ def shardings_of(abstract: Any) -> Any:
 
 
 def init_state(run: ResolvedRun, params: Params = None) -> TrainState:
-    """A fresh state, made where it lies; the same on every mesh. Given params start it in place of random ones."""
+    """Create a fresh state on its shards, identical on every mesh; `params` replace random weights if given."""
 
     def init(params: Params) -> TrainState:
         params = init_params(run.model, run.seed) if params is None else params
@@ -87,7 +87,7 @@ def init_state(run: ResolvedRun, params: Params = None) -> TrainState:
 
 
 def documents_of(inputs_BT: jax.Array, eos_id: int) -> tuple[jax.Array, jax.Array]:
-    """Segment ids and positions, int32 [B, T]: a document ends with its eos, and positions start anew after it."""
+    """Segment ids and positions, int32 [B, T]: a document ends with its eos, and positions restart at 0 after it."""
     T = inputs_BT.shape[1]
     starts_BT = jnp.pad(inputs_BT[:, :-1] == eos_id, ((0, 0), (1, 0)))
     first_BT = jax.lax.cummax(jnp.where(starts_BT, jnp.arange(T), 0), axis=1)
@@ -117,8 +117,8 @@ def accumulated_gradients(
 ) -> tuple[Loss, Params]:
     """Mean loss over the batch's tokens and its gradient, micro-batch by micro-batch in float32.
 
-    Each device computes on its own rows: gathers of weights and sums of gradients are those of `sharding`, none of
-    XLA's choice. What lies along tensor is left to XLA.
+    Each device computes on its own rows: weight gathers and gradient sums are written out in `sharding`, not chosen by
+    XLA. The tensor axis is left to XLA.
     """
     axes = param_axes(run.model)
     micro_batches = run.training.gradient_accumulation_steps
@@ -152,12 +152,12 @@ def accumulated_gradients(
 def make_train_step(
     run: ResolvedRun, eos_id: int = -1
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """The jitted update: (state, int32 tokens [batch_size, sequence_length + 1]) to (new state, metrics).
+    """Return the jitted update: (state, int32 tokens [batch_size, sequence_length + 1]) to (new state, metrics).
 
-    eos_id is the tokenizer's, by which `data.document_mask` tells documents apart; with -1 a row is one document.
+    `data.document_mask` separates documents by eos_id, the tokenizer's; with -1, a row is one document.
 
     The given state is donated. Metrics are scalars: loss (z-loss included), cross_entropy (nats per token), grad_norm
-    (before the clip), learning_rate (the one applied), bad_steps (skipped in a row) and skipped (of the run). Call it
+    (before clipping), learning_rate (as applied), bad_steps (consecutive skips) and skipped (whole run). Call it
     under `jax.set_mesh(run.mesh)`.
     """
     optimizer, schedule = make_optimizer(run.optimizer), learning_rate_schedule(run.optimizer)
@@ -189,7 +189,7 @@ def make_train_step(
 
 
 def make_eval_step(run: ResolvedRun, eos_id: int = -1) -> Callable[[Params, jax.Array], tuple[jax.Array, jax.Array]]:
-    """The jitted validation: (params, tokens) to the sum of the cross-entropy and the number of its tokens."""
+    """Return the jitted validation: (params, tokens) to the summed cross-entropy and the number of tokens."""
 
     def of_own_rows(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
         loss = batch_loss(run, params, tokens_BT, eos_id, scale=1.0, z_loss=0.0)

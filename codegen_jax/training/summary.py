@@ -1,4 +1,4 @@
-"""The end of a launch, told in one page: OUTPUT/summary.md."""
+"""One-page summary of a launch: OUTPUT/summary.md."""
 
 from pathlib import Path
 
@@ -17,10 +17,10 @@ from codegen_jax.training.reporter import peak_flops
 def write_summary(config: RunConfig, folder: Path, clock: Clock, steps: int, outcome: str) -> None:
     """Write FOLDER/summary.md and the picture in it, from FOLDER/metrics.jsonl and this launch's clock.
 
-    Tokens/s and MFU are those of the whole launch: its tokens over the time that was spent in steps.
+    Tokens/s and MFU cover the whole launch: its tokens divided by the time spent in steps.
 
     Args:
-        steps: done in this launch.
+        steps: steps completed in this launch.
         outcome: how the launch ended, such as "finished".
     """
     lines = read_metrics(folder)

@@ -1,4 +1,4 @@
-"""Validation while a run trains: the loss on fixed validation sets, and completions of fixed prompts."""
+"""Validation during training: the loss on fixed validation sets, and completions of fixed prompts."""
 
 from collections.abc import Callable
 
@@ -16,10 +16,10 @@ from codegen_jax.training.step import batch_sharding, make_eval_step
 def make_validation(
     run: ResolvedRun, sources: list[Source], eos_id: int
 ) -> Callable[[Params], dict[str, float]] | None:
-    """A function from parameters to validation_loss (nats per token), validation_perplexity and bits_per_byte.
+    """Return a function from parameters to validation_loss (nats per token), validation_perplexity and bits_per_byte.
 
-    Of a mixture, each source has its own, as validation_loss/NAME and so on; validation_loss itself is then their mean
-    by weight. None if there is nothing to validate on.
+    For a mixture, each source has its own values (validation_loss/NAME etc.), and validation_loss is their weighted
+    mean. None if there is no validation data.
     """
     validated = [(s, s.validation) for s in sources if s.validation is not None]
     if not validated:
@@ -50,7 +50,7 @@ def make_validation(
 
 
 def make_sampling(run: ResolvedRun, tokenizer: Tokenizer) -> Callable[[Params], dict[str, str]] | None:
-    """A function from parameters to greedy completions by prompt; None if there are no prompts."""
+    """Return a function from parameters to greedy completions by prompt; None if there are no prompts."""
     prompts = run.training.sample_prompts
     if not prompts:
         return None
