@@ -1,1 +1,1 @@
-"""MTPB, the paper's benchmark of several turns: its cases, samples, checkers, report and perplexity."""
+"""MTPB, the paper's multi-turn benchmark: cases, samples, checkers, report and perplexity."""

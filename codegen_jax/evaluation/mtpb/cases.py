@@ -1,6 +1,6 @@
-"""MTPB, the paper's benchmark: a problem's prompts come one by one, each answered with the earlier code in view.
+"""MTPB, the paper's benchmark: a problem's prompts are given one by one, each with the earlier turns as context.
 
-The form of prompts and history is that of the authors' benchmark/mtpb_sample.py.
+Prompts and history have the format of the authors' benchmark/mtpb_sample.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,22 +12,22 @@ from codegen_jax.errors import listed, require
 from codegen_jax.mistaken_paths import missing
 from codegen_jax.storage import open_path
 
-PREFIX = "# Import libraries.\n\nimport numpy as np\n\n"  # what every history begins with
-PROBLEMS = 115  # of the whole benchmark, which the paper's figures are of
-MAX_NEW_TOKENS = 256  # per turn, of a problem that does not say
-MOST_DIGITS = 18  # of a problem's number
+PREFIX = "# Import libraries.\n\nimport numpy as np\n\n"  # the start of every history
+PROBLEMS = 115  # in the whole benchmark, which the paper's figures cover
+MAX_NEW_TOKENS = 256  # per turn, unless the problem sets its own limit
+MOST_DIGITS = 18  # in a problem's number
 
 
 @dataclass(frozen=True)
 class Case:
-    """A problem with one of its inputs filled in, and the output that this should have.
+    """A problem with one of its inputs filled in, and the expected output.
 
     Attributes:
-        problem: its id in the benchmark's file.
-        case: its number among the problem's, from 0.
-        prompts: of each turn with the input filled in, as comments with their line's end.
-        expected: the value to print.
-        max_new_tokens: per turn.
+        problem: the problem's id in the benchmark file.
+        case: index among the problem's cases, starting at 0.
+        prompts: one prompt per turn with the input filled in, as a comment line ending in a newline.
+        expected: the value that the program should print.
+        max_new_tokens: limit per turn.
         given: the input.
     """
 
@@ -43,27 +43,28 @@ class Case:
         return f"{self.problem}/{self.case}"
 
     def history(self, completions: Sequence[str]) -> str:
-        """What the model has seen and said when these turns are done; with all of them it is the program."""
+        """The prefix, prompts and completions of these turns; with all turns completed, this is the program."""
         return PREFIX + "".join(f"{prompt}{text}\n\n" for prompt, text in zip(self.prompts, completions))
 
     def model_prompt(self, completions: Sequence[str]) -> str:
-        """What the model is given to complete after these turns."""
+        """The text that the model completes after these turns."""
         return self.history(completions) + self.prompts[len(completions)]
 
 
 def single_turn(case: Case) -> Case:
-    """A case with all its prompts in one turn, which may have the tokens of all; the paper gives no construction."""
+    """A case with all its prompts and token limits joined into one turn; the paper does not say how it does this."""
     turns = len(case.prompts)
     return replace(case, prompts=("".join(case.prompts),), max_new_tokens=turns * case.max_new_tokens)
 
 
 def read_cases(path: str) -> list[Case]:
-    """The cases of a file such as the authors' mtpb.jsonl, by their problems' numbers.
+    """The cases in a file such as the authors' mtpb.jsonl, sorted by problem number.
 
-    Of inputs and outputs of unequal number the shorter list counts, as in the authors' script (problem 57).
+    If a problem has unequal numbers of inputs and outputs, the extra ones are ignored, as in the authors' script
+    (problem 57).
 
     Raises:
-        UserError: if the file can't be read, a line lacks a field or has a wrong one, or two have one id.
+        UserError: if the file can't be read, a line has a missing or invalid field, or an id occurs twice.
     """
     require(open_path(path).exists(), missing(path))
     problems, mistakes = dict[str, list[Case]](), list[str]()
@@ -83,7 +84,7 @@ def read_cases(path: str) -> list[Case]:
 
 
 def _cases(record: dict[str, Any]) -> list[Case] | str:
-    """A line's cases, or what is wrong with it."""
+    """The cases of one line, or a description of what is wrong with it."""
     for name, kind in (("id", str), ("prompts", list), ("inputs", list), ("outputs", list)):
         if name not in record:
             return f"no field {name}"

@@ -1,7 +1,8 @@
-"""What MTPB's programs print, compared with what they should, as the authors' benchmark/mtpb_exec.py does it.
+"""Compares what MTPB's programs print with the expected values, like the authors' benchmark/mtpb_exec.py.
 
-A value comes from the sandbox as plain data and becomes one of builtin or numpy types here, where no object of the
-program has a say. Its conversion to the expected type has taken place inside (inside/printed.py).
+A value leaves the sandbox as plain data and is rebuilt here from builtin and NumPy types, so no object of the program
+can influence the comparison. The conversion to the expected type has already happened in the sandbox
+(inside/printed.py).
 """
 
 import re
@@ -17,19 +18,18 @@ from codegen_jax.evaluation.mtpb.cases import Case
 
 Checker = Literal["official", "repaired"]
 CHECKERS: tuple[Checker, ...] = get_args(Checker)
-TOLERANCE = 1e-6  # of floats
+TOLERANCE = 1e-6  # for floats
 DTYPE = re.compile(r"[biufc]\d{1,2}|U|O")
 
 
 @dataclass(frozen=True)
 class Printed:
-    """What a program is judged by that solves a case of MTPB: the value that it prints last.
+    """How a program for an MTPB case is judged: by the last value that it prints.
 
     Attributes:
-        case: the problem with its input, and the value.
-        checker: "official" gives the authors' verdicts, with whom no program passes where a dict or None is expected
-            (7 of 575 cases). "repaired" compares dicts by equality and None by its text; it gives no other verdict
-            elsewhere.
+        case: the problem with its input and the expected value.
+        checker: "official" reproduces the authors' verdicts: no program passes if a dict or None is expected (7 of 575
+            cases). "repaired" compares dicts by equality and None by its text; all other verdicts are the same.
     """
 
     case: Case
@@ -41,18 +41,18 @@ class Printed:
 
 
 class _Other:
-    """Equal to nothing but itself: an object that no value of a JSON file equals."""
+    """An object that equals only itself, and so no value in a JSON file."""
 
 
 def difference(printed: Printed, said: Mapping[str, Any]) -> str:
-    """What is wrong with a program's printed value, "" where nothing is.
+    """What is wrong with the value that a program printed; "" if it is correct.
 
     Args:
-        said: the word of the program's process: "value" in the form of `encode` of inside/printed.py, or none, and
-            "printed", the beginning of its text, or none.
+        said: the report of the program's process. Both keys are optional: "value", as written by `encode` in
+            inside/printed.py, and "printed", the beginning of its text.
 
     Raises:
-        Exception: for a word in another form, of any type.
+        Exception: of any type, if the report has another form.
     """
     if "value" in said and _is_equal(decode(said["value"]), printed):
         return ""
@@ -66,7 +66,7 @@ def difference(printed: Printed, said: Mapping[str, Any]) -> str:
 
 
 def _is_unsupported(printed: Printed) -> bool:
-    """Whether the authors' checker has no comparison for the type, so that it passes no program."""
+    """Whether the checker is the authors' and does not support the expected type, so no program passes."""
     return printed.checker == "official" and isinstance(printed.case.expected, dict | None)
 
 
@@ -80,22 +80,22 @@ def _is_equal(value: Any, printed: Printed) -> bool:
         expected = str(expected)
     try:
         with np.errstate(all="ignore"):
-            if isinstance(value, np.ndarray):  # of a pandas Series; others came as lists
+            if isinstance(value, np.ndarray):  # from a pandas Series; other arrays arrive as lists
                 return bool(np.allclose(value, np.array(expected)))
             if type(value) is not type(expected):
                 return False
             if isinstance(value, float):
                 return abs(value - expected) < TOLERANCE
             return bool(value == expected)
-    except (ValueError, TypeError, ArithmeticError):  # such as of an array in a list, which has no one truth
+    except (ValueError, TypeError, ArithmeticError):  # such as an array in a list, whose truth value is ambiguous
         return False
 
 
 def decode(data: Any) -> Any:
-    """The value of what `encode` of inside/printed.py writes.
+    """Inverse of `encode` in inside/printed.py.
 
     Raises:
-        Exception: for what it does not write, of any type.
+        Exception: of any type, for data that `encode` does not write.
     """
     if data is None or isinstance(data, bool | str):
         return data
@@ -112,7 +112,7 @@ def decode(data: Any) -> Any:
     if kind == "Decimal":
         return Decimal(content)
     if kind == "Fraction":
-        return Fraction(*map(_integer, content))  # of a text such as "1e999999999" it would be made for hours
+        return Fraction(*map(_integer, content))  # parsing a string such as "1e999999999" would take hours
     if kind == "list":
         return [decode(item) for item in content]
     if kind == "dict":
@@ -122,9 +122,9 @@ def decode(data: Any) -> Any:
         if not DTYPE.fullmatch(dtype):
             raise ValueError(f"no dtype: {dtype}")
         if dtype == "U" and len(items) > 1:
-            return _Other()  # it equals nothing, and each item would take the room of the longest
+            return _Other()  # equals no expected value, and each item would take as much memory as the longest
         array = np.empty(len(items), dtype if dtype != "U" else f"U{max(map(len, items), default=0)}")
-        for place, item in enumerate(items):  # one by one, since an item of an array of objects may be a list
+        for place, item in enumerate(items):  # one by one, since an item of an object array may be a list
             array[place] = decode(item)
         array = array.reshape(shape)
         return array if shape else array[()]

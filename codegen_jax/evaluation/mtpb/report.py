@@ -1,4 +1,4 @@
-"""What MTPB comes to: the mean over problems of the share of programs that print the right value."""
+"""MTPB's score: the mean over problems of the share of programs that print the right value."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,19 +10,19 @@ from codegen_jax.evaluation.intervals import mean_interval
 from codegen_jax.evaluation.mtpb.cases import Case
 from codegen_jax.evaluation.verdicts import OUTCOMES
 
-LACKING = ("FileNotFoundError", "ModuleNotFoundError")  # the benchmark's own files are not public
+LACKING = ("FileNotFoundError", "ModuleNotFoundError")  # the files that the benchmark reads are not public
 
 
 class Execution(NamedTuple):
     """A program that was run.
 
     Attributes:
-        case: of the benchmark.
-        sample: its number among the case's.
-        program: whole.
-        outcome: passed, or how it ended otherwise (evaluation/verdicts.py).
-        error: the last line of the error; "" of what passed.
-        cut_tokens: of its histories, which were longer than the model's context, from the left.
+        case: the case that it answers.
+        sample: index among the case's samples.
+        program: the whole program.
+        outcome: passed, or how it failed (evaluation/verdicts.py).
+        error: the last line of the error; "" if it passed.
+        cut_tokens: number of tokens cut from the left of histories longer than the model's context.
     """
 
     case: Case
@@ -34,17 +34,17 @@ class Execution(NamedTuple):
 
 
 def make_report(executions: Sequence[Execution], cases: Sequence[Case], mode: str, checker: str) -> dict[str, Any]:
-    """The figures of programs at one temperature, or of samples that were given.
+    """The results of programs at one temperature, or of given samples.
 
     Args:
-        executions: one at least.
-        cases: all of the benchmark.
+        executions: at least one.
+        cases: all cases of the benchmark.
 
     Returns:
-        Plain values: pass_rate and its 95 % interval, passed, executions, checker, mode, the numbers of problems and of
-        those attempted, cases without a program, rates by problem, outcomes, lacking (by problem, the first error for a
-        file or package that is not there), only_repaired (by problem, how many passed that the official checker
-        fails), and cut (how many programs' histories were cut from the left).
+        Plain values: pass_rate and its 95% interval, passed, executions, checker, mode, the numbers of problems and of
+        attempted problems, cases without a program, rates by problem, outcomes, lacking (by problem, the first error
+        about a missing file or package), only_repaired (by problem, how many programs passed that the official checker
+        fails), and cut (how many programs had a history cut from the left).
     """
     count, passed = Counter[str](), Counter[str]()
     for one in executions:

@@ -1,4 +1,4 @@
-"""MTPB's report as a page to read, report.md."""
+"""MTPB's report as a readable page, report.md."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -8,8 +8,8 @@ from codegen_jax.evaluation.mtpb.cases import PROBLEMS
 from codegen_jax.evaluation.mtpb.report import Execution
 from codegen_jax.evaluation.published import marked, mtpb_beside, sources_in_words
 
-LONGEST = 10  # of a table that could go on
-EXAMPLES = 2  # of passed programs, and of failed ones
+LONGEST = 10  # rows of a table that could be much longer
+EXAMPLES = 2  # each of passed and of failed programs
 OURS = (
     "Mode single: all prompts of a problem are one, answered once with the tokens of all turns. The paper gives its "
     "figures for such prompts and not how they are made, so this construction is ours."
@@ -22,9 +22,9 @@ def in_words(
     """The content of report.md: Markdown, in ASCII.
 
     Args:
-        head: model (None of samples that were given), config (likewise), timeout, unsafe, sandbox.
-        reports: what `make_report` gives, by temperature in words; "-" of samples that were given.
-        executions: by temperature, as the reports had them.
+        head: model and config (both None for given samples), timeout, unsafe, sandbox.
+        reports: results of `make_report` by temperature name; "-" for given samples.
+        executions: the programs behind each report, by the same keys.
     """
     return page([*_head(head, reports), *_beside_the_paper(head, reports), *_details(reports), *_examples(executions)])
 
@@ -122,7 +122,7 @@ def _number(item: tuple[str, Any]) -> int:
 
 
 def _examples(executions: Mapping[str, Sequence[Execution]]) -> Iterator[str]:
-    """The first passed and failed programs, of different problems."""
+    """The first passed and failed programs, each from a different problem."""
     for title, passed in (("## Programs that passed", True), ("## Programs that failed", False)):
         first = dict[str, tuple[str, Execution]]()
         for temperature, found in executions.items():

@@ -1,4 +1,4 @@
-"""From samples of MTPB to its report."""
+"""Judges MTPB samples and reports the results."""
 
 import logging
 from collections import Counter
@@ -28,17 +28,17 @@ def run_mtpb(
     settings: Settings,
     judge: Judge,
 ) -> dict[str, Any]:
-    """Judge samples of MTPB, and write results and report.
+    """Judge MTPB samples, and write the results and the report.
 
     Args:
-        cases: all of the benchmark.
-        samples, mode: as `read_mtpb_samples` gives them.
+        cases: all cases of the benchmark.
+        samples, mode: as returned by `read_mtpb_samples`.
 
     Returns:
         The content of report.json.
 
     Raises:
-        UserError: for an output folder that cannot be this evaluation's.
+        UserError: if the output folder does not belong to this evaluation.
     """
     by_id = {case.task_id: case for case in cases}
     identity = {

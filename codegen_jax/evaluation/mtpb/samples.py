@@ -1,4 +1,4 @@
-"""Samples of MTPB: JSON lines of ours, a text per turn, or of the authors' mtpb_sample.py, whole histories."""
+"""MTPB samples as JSON lines: in our format, one text per turn, or from the authors' mtpb_sample.py, whole programs."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,16 +9,16 @@ from codegen_jax.evaluation.samples import Sample, is_deep, read_lines
 
 
 def read_mtpb_samples(path: str, cases: Sequence[Case]) -> tuple[list[Sample], str]:
-    """The samples of a file, whose name may end in .gz or .zst, in its order, and their mode.
+    """The samples in a file (plain, .gz or .zst), in file order, and their mode: multi, single or mixed.
 
-    Ours are {"task_id": "1", "case": 0, "completions": [a text per turn]}. A single text is of all prompts in one turn,
-    and the mode is multi or single, or mixed. The authors' are {"id", "input", "gold_output", "completions": the whole
-    program, "prompts_completions": [...]}; their case is found by the input, which need not be written as here. Where
-    cases share an input (problem 10), such lines go to each in turn.
+    Our format is {"task_id": "1", "case": 0, "completions": [one text per turn]}; a single text answers all prompts
+    joined into one turn. The authors' format is {"id", "input", "gold_output", "completions": the whole program,
+    "prompts_completions": [...]}. Its case is found by comparing the parsed input, so formatting does not matter. If
+    cases share an input (problem 10), its lines are assigned to them in turn.
 
     Raises:
-        UserError: if the file can't be read or holds no samples, or a line is cut, is no JSON object, is of no case, or
-            has not as many completions as there are turns.
+        UserError: if the file can't be read or has no samples, or if a line is truncated, is not a JSON object, matches
+            no case, or does not have one completion per turn.
     """
     by_place = {(case.problem, case.case): case for case in cases}
     count = Counter[str]()
@@ -30,7 +30,7 @@ def read_mtpb_samples(path: str, cases: Sequence[Case]) -> tuple[list[Sample], s
 def _sample(
     record: dict[str, Any], cases: Mapping[tuple[str, int], Case], count: Counter[str]
 ) -> tuple[Sample, str] | str:
-    """A line's sample and mode, or what is wrong with it; `count` is of the authors' lines by case."""
+    """A line's sample and mode, or what is wrong with it; `count` counts lines in the authors' format by case."""
     if is_deep(record):
         return "JSON nested too deeply"
     if "gold_output" in record:

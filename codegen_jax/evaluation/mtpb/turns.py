@@ -1,4 +1,4 @@
-"""MTPB with a model: each turn's prompt is answered in sight of the earlier turns, and the last print counts."""
+"""MTPB with a model: each turn's prompt is completed given the earlier turns, and the last printed value counts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
@@ -21,12 +21,12 @@ from codegen_jax.strict_json import dumps
 
 @dataclass(frozen=True)
 class Turns(Benchmark):
-    """MTPB, whose tasks are the cases of its problems.
+    """MTPB as a benchmark: each case of a problem is a task.
 
     Attributes:
-        cases: all of them; in mode single, with one turn each.
+        cases: all cases; in single mode, each has one turn.
         mode: multi or single.
-        checker: which of the two compares what is printed.
+        checker: official or repaired; compares what is printed with what is expected.
     """
 
     cases: Sequence[Case]
@@ -96,7 +96,7 @@ class Turns(Benchmark):
         return Printed(case, self.checker), case.history(record["completions"])
 
     def finish(self, folder: SampleFolder, draws: Mapping[float, Sequence[Draw]], settings: Settings) -> dict[str, Any]:
-        """Of each temperature report_T*.json; report.json is the best one's, which the paper takes."""
+        """Write report_T*.json per temperature; report.json is that of the best temperature, as in the paper."""
         executions = {
             temperature: [self._execution(folder, draw) for draw in found] for temperature, found in draws.items()
         }
@@ -127,7 +127,7 @@ class Turns(Benchmark):
 
 
 def require_room(context: int, cases: Sequence[Case]) -> None:
-    """Raise `UserError` if a turn's new tokens leave no room for a prompt in a model's context."""
+    """Raise `UserError` if the new tokens of a turn leave no room for a prompt in the model's context."""
     longest = max(cases, key=lambda case: case.max_new_tokens)
     require(
         longest.max_new_tokens < context,
