@@ -1,1 +1,1 @@
-"""lm-evaluation-harness in this process: a model behind its interface, its tasks, and a run of them."""
+"""lm-evaluation-harness in this process: the model adapter, task loading and evaluation."""

@@ -1,4 +1,4 @@
-"""A model as lm-evaluation-harness asks for it: log-likelihoods of continuations and whole texts, and completions."""
+"""A model behind lm-evaluation-harness' interface: log-likelihoods of continuations and texts, and completions."""
 
 import hashlib
 import logging
@@ -21,23 +21,23 @@ from codegen_jax.strict_json import dumps
 
 log = logging.getLogger(__name__)
 
-SEED = 1234  # lm_eval's of few-shot examples
-NEW_TOKENS = 256  # where a task names no max_gen_toks, as in lm_eval's own models
+SEED = 1234  # lm_eval's default for few-shot examples
+NEW_TOKENS = 256  # if a task sets no max_gen_toks, as in lm_eval's own models
 GENERATION_KWARGS = ("do_sample", "temperature", "top_p", "top_k", "until", "max_gen_toks")
-THEIR_NAMES = {"stop_strings": "until", "max_new_tokens": "max_gen_toks"}  # by the name of the option
+THEIR_NAMES = {"stop_strings": "until", "max_new_tokens": "max_gen_toks"}  # lm_eval's name for each of our options
 
 
 class HarnessModel(TemplateLM):
-    """A loaded model behind lm_eval's interface. Its answers are those of lm_eval's HFLM on the same weights.
+    """A loaded model behind lm_eval's interface. Its results match those of lm_eval's HFLM on the same weights.
 
     >>> lm_eval.simple_evaluate(HarnessModel(codegen_jax.load("runs/tiny_cpu")), tasks=["arc_easy"])
 
     Args:
-        model: its end of text stands before requests that bring no context.
-        seed: of completions that are sampled.
+        model: its end-of-text token is prepended to requests without a context.
+        seed: seed for sampled completions.
 
     Raises:
-        UserError: for a tokenizer without an end of text.
+        UserError: if the tokenizer has no end-of-text token.
     """
 
     def __init__(self, model: Generator, seed: int = SEED):
@@ -53,19 +53,19 @@ class HarnessModel(TemplateLM):
         return self.model.tokenizer.encode(string)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """The log-likelihood of each continuation given its context, and whether greedy decoding would give it.
+        """The log-likelihood of each continuation given its context, and whether greedy decoding would produce it.
 
         Args:
-            requests: their `arguments` are (context, continuation).
+            requests: each has the `arguments` (context, continuation).
 
         Raises:
-            UserError: for a continuation that is empty, or longer than the model's context.
+            UserError: if a continuation is empty or longer than the model's context.
         """
         for request in requests:
             require(
                 any(request.arguments), "tasks: a request has neither context nor continuation; mend the task's data"
             )
-        return super().loglikelihood(requests, disable_tqdm=True)  # its bar is of the encoding alone
+        return super().loglikelihood(requests, disable_tqdm=True)  # its progress bar covers the encoding only
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
@@ -78,7 +78,7 @@ class HarnessModel(TemplateLM):
                 f"tasks: a continuation of {len(continuation)} tokens is longer than the model's context of "
                 f"{self.max_length} ({text[:40]!r}...); shorten it, or take a model with a longer context",
             )
-            rows.append([*(before or [self.prefix_token_id]), *continuation])  # a context of spaces has moved on
+            rows.append([*(before or [self.prefix_token_id]), *continuation])  # an all-space context is empty now
         cut = sum(len(row) > self.max_length + 1 for row in rows)
         if cut:
             log.warning(f"{cut} of {len(rows)} requests are longer than the model's context; they are cut on the left")
@@ -100,10 +100,10 @@ class HarnessModel(TemplateLM):
         return [answers[number] for number in range(len(rows))]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """The log-likelihood of each text as a whole, in windows of the model's context of which each token is in one.
+        """The log-likelihood of each whole text, in windows of the context length; each token is scored exactly once.
 
         Args:
-            requests: their `arguments` are (text,).
+            requests: each has the `arguments` (text,).
         """
         windows, owners = [], []
         for owner, request in enumerate(requests):
@@ -117,13 +117,13 @@ class HarnessModel(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The completion of each context up to its task's stops; an instance that comes again gets another sample.
+        """The completion of each context up to the task's stop strings; repeated instances get different samples.
 
         Args:
-            requests: their `arguments` are (context, generation kwargs).
+            requests: each has the `arguments` (context, generation kwargs).
 
         Raises:
-            UserError: for generation kwargs that are not known, impossible, or leave no room for a prompt.
+            UserError: if generation kwargs are unknown or invalid, or leave no room for a prompt.
         """
         by_kwargs: defaultdict[str, list[int]] = defaultdict(list)
         repeats: Counter[Any] = Counter()
@@ -162,25 +162,25 @@ class HarnessModel(TemplateLM):
 
 
 def batches(lengths: Sequence[int], rows: int, tokens: int | None = None) -> Iterator[list[int]]:
-    """Numbers of sequences in batches of similar lengths, the longest first, so that the first batch takes most memory.
+    """Indices of sequences in batches of similar length, longest first, so the first batch needs the most memory.
 
     Args:
-        rows: of a batch at most.
-        tokens: likewise, with those that fill up the shorter rows.
+        rows: maximum number of rows per batch.
+        tokens: maximum number of tokens per batch, including padding.
     """
     order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
     while order:
         fit = rows if tokens is None else max(1, tokens // lengths[order[0]])
-        count = min(rows, 1 << fit.bit_length() - 1)  # programs are compiled for powers of two
+        count = min(rows, 1 << fit.bit_length() - 1)  # compiled batch sizes are powers of two
         yield order[:count]
         order = order[count:]
 
 
 def options_of(generation_kwargs: Mapping[str, Any], end_of_text: str) -> dict[str, Any]:
-    """What `Generator.complete` takes, of a task's generation_kwargs. What these leave out cuts nothing.
+    """A task's generation_kwargs as options of `Generator.complete`. Without top_p and top_k, no token is excluded.
 
     Raises:
-        UserError: for one that is not known, or an impossible value.
+        UserError: for an unknown name or an invalid value.
     """
     try:
         said: dict[str, Any] = dict(normalize_gen_kwargs(dict(generation_kwargs), NEW_TOKENS))
@@ -189,7 +189,7 @@ def options_of(generation_kwargs: Mapping[str, Any], end_of_text: str) -> dict[s
     for name in said:
         known = ", ".join(GENERATION_KWARGS)
         require(name in GENERATION_KWARGS, f"tasks: generation_kwargs: {name} is not known here; there are {known}")
-    temperature = float(said.get("temperature") or 0)  # normalized: 0 where do_sample is false
+    temperature = float(said.get("temperature") or 0)  # normalized: 0 if do_sample is false
     require(
         temperature > 0 or not said["do_sample"],
         "tasks: generation_kwargs: do_sample is true without a temperature above 0; add one, or leave it out",
@@ -210,6 +210,6 @@ def options_of(generation_kwargs: Mapping[str, Any], end_of_text: str) -> dict[s
 
 
 def sample_seed(seed: int, document: tuple[Any, ...], repeat: int) -> int:
-    """The seed of a completion: a function of seed, document and repeat alone, and another one for each repeat."""
+    """The seed of a completion. It depends only on seed, document and repeat, and differs for each repeat."""
     digest = hashlib.sha256(f"{seed} {document}".encode()).digest()
     return (int.from_bytes(digest[:4], "big") + repeat) % 2**32

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on a model: its tasks are run, and a folder gets the report and, if wanted, the samples."""
+"""Runs lm-evaluation-harness tasks on a model, and writes the report and, optionally, the samples to a folder."""
 
 import json
 import sys
@@ -17,11 +17,11 @@ from codegen_jax.mistaken_paths import holds
 from codegen_jax.storage import open_path, write_whole
 from codegen_jax.strict_json import dumps
 
-RESAMPLES = 1000  # behind standard errors that have no formula; lm_eval's 100,000 take minutes where they do not fork
+RESAMPLES = 1000  # for standard errors without a formula; lm_eval's 100,000 take minutes without forked processes
 
 
 def require_new(output: str) -> None:
-    """Raise `UserError` for a folder that holds something, or a file."""
+    """Raise `UserError` if `output` is a file or a folder that is not empty."""
     folder = open_path(output)
     require(not folder.exists() or folder.is_dir(), f"output: {folder} is a file; choose a folder")
     names = sorted(file.name for file in folder.iterdir()) if folder.exists() else []
@@ -36,21 +36,21 @@ def run_harness(
     limit: int | None = None,
     log_samples: bool = False,
 ) -> dict[str, Any]:
-    """Run tasks and write report.json, report.md and, with `log_samples`, samples_TASK.jsonl, all at the end.
+    """Run tasks, then write report.json, report.md and, with `log_samples`, samples_TASK.jsonl.
 
     Args:
-        load: gives the model, once `output` is known to be new.
-        tasks: as `load_tasks` gives them.
-        config: of model and run, for the report.
+        load: returns the model; called once `output` is known to be usable.
+        tasks: as returned by `load_tasks`.
+        config: the model's and run's settings, for the report.
         output: a new or empty folder; local, gs:// or s3://.
-        limit: documents of each task, from the first.
+        limit: only the first N documents of each task.
 
     Returns:
         The content of report.json: lm_eval's results, with `config` and `lm_eval_version`.
 
     Raises:
-        UserError: for a folder that holds something or can't be made, or a task that can't be scored or does not fit
-            the model.
+        UserError: if the folder is not empty or can't be created, or if a task can't be scored or does not fit the
+            model.
     """
     require_new(output)
     folder = open_path(output)
@@ -60,11 +60,11 @@ def run_harness(
         f"log_samples: tasks whose names differ in / and _ alone ({', '.join(files)}) have one file; run them apart",
     )
     try:
-        folder.mkdir(parents=True, exist_ok=True)  # what can't be made is to fail before the work
+        folder.mkdir(parents=True, exist_ok=True)  # fail before the work if the folder can't be created
     except OSError as error:
         raise UserError(f"output: {folder} can't be made ({error.strerror or error}); choose another folder") from error
     lm = load()
-    with redirect_stdout(sys.stderr):  # lm_eval prints there, and so may a task
+    with redirect_stdout(sys.stderr):  # lm_eval prints to stdout, and so may a task
         try:
             found: Any = evaluate(
                 lm,
@@ -72,11 +72,11 @@ def run_harness(
                 limit=limit,
                 bootstrap_iters=RESAMPLES,
                 log_samples=log_samples,
-                confirm_run_unsafe_code=True,  # load_tasks has refused those that are not wanted
+                confirm_run_unsafe_code=True,  # load_tasks has already refused tasks that are not allowed
             )
         except (UserError, OSError, RuntimeError, MemoryError):  # the device's errors are RuntimeErrors
             raise
-        except Exception as error:  # whatever a task's filters, metrics and data come to
+        except Exception as error:  # a task's filters, metrics and data may raise anything
             said = " ".join(str(error).split())[:300]
             raise UserError(
                 f"tasks: {', '.join(tasks['tasks'])}: can't be scored ({type(error).__name__}: {said}); "
@@ -93,7 +93,7 @@ def run_harness(
 
 
 def in_words(report: Mapping[str, Any]) -> str:
-    """The content of report.md: lm_eval's tables below what was run."""
+    """The content of report.md: the settings, then lm_eval's tables."""
     config = report["config"]
     said = [f"{name} {value}" for name, value in config.items() if isinstance(value, str | int | float) and value != ""]
     tables = [make_table(report, column) for column in ("results", "groups") if column in report]
@@ -102,5 +102,5 @@ def in_words(report: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value in JSON's types."""
+    """The value converted to JSON types."""
     return json.loads(json.dumps(value, default=handle_non_serializable))

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness' tasks by name, folder or file, loaded and checked before any model is."""
+"""Loads lm-evaluation-harness tasks by name, folder or file, and checks them before a model is loaded."""
 
 import logging
 import os
@@ -27,20 +27,20 @@ UNSAFE = (
 def load_tasks(
     names: Sequence[str], num_fewshot: int | None = None, seed: int | None = None, unsafe: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Tasks as `lm_eval.evaluate` takes them: {"tasks": {name: task}, "groups": ..., "group_map": ...}.
+    """Tasks as accepted by `lm_eval.evaluate`: {"tasks": {name: task}, "groups": ..., "group_map": ...}.
 
-    Sets the global random states of Python and NumPy, which tasks draw from, as lm_eval does.
+    Like lm_eval, sets the global random states of Python and NumPy, which tasks use.
 
     Args:
-        names: of tasks, groups or tags that lm_eval has; a folder stands for all tasks and groups of its YAML files, a
-            YAML file for its own.
-        num_fewshot: examples in a prompt in place of the task's, but where a task insists on none.
-        seed: of the examples, and of what tasks draw themselves; None: lm_eval's own.
-        unsafe: also take tasks that run a model's programs.
+        names: lm_eval's tasks, groups or tags; YAML files; or folders, which stand for all tasks and groups in their
+            YAML files.
+        num_fewshot: examples per prompt, overriding the task's own number unless that is 0.
+        seed: seed for the examples and for the tasks' own random choices; None: lm_eval's defaults.
+        unsafe: also accept tasks that run the model's programs.
 
     Raises:
-        UserError: for a name that there is not, a task that can't be loaded or evaluated, or, without `unsafe`, one
-            that runs programs.
+        UserError: if a name is unknown, a task can't be loaded or evaluated, or, without `unsafe`, a task runs
+            programs.
     """
     require(bool(names), "tasks: must not be empty")
     random.seed(DEFAULT_RANDOM_SEED if seed is None else seed)
@@ -50,7 +50,7 @@ def load_tasks(
         for name in names
         if os.path.isdir(name) and any(Path(name).glob("**/*.yaml"))
     }
-    # to read all that lm_eval brings takes seconds; a group may name some of it
+    # reading all of lm_eval's tasks takes seconds, but a group may refer to some of them
     needs_lm_eval = any(folder.all_groups for folder in folders.values()) or any(
         name not in folders and not os.path.isfile(name) for name in names
     )
@@ -73,7 +73,7 @@ def load_tasks(
 
 
 def _tasks_of(folder: str, manager: TaskManager) -> list[str]:
-    """Names of a folder's tasks and groups; its YAML files that are neither are named in a warning."""
+    """The names of a folder's tasks and groups; warns about YAML files that define neither."""
     names = [*manager.all_subtasks, *manager.all_groups]
     known = {manager.task_index[name].yaml_path for name in names}
     for path in sorted(Path(folder).glob("**/*.yaml")):
@@ -86,7 +86,7 @@ def _tasks_of(folder: str, manager: TaskManager) -> list[str]:
 
 
 def _configs(manager: TaskManager, name: str, above: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The tasks behind a name, a tag's and a group's included, with what their YAML says before it is run."""
+    """The tasks behind a name, including those of a tag or group, with their raw YAML configs (nothing is executed)."""
     entry = manager.task_index.get(name)
     config = (entry and entry.cfg) or {}
     children = config.get("task")
@@ -104,7 +104,7 @@ def _load(manager: TaskManager, name: str) -> Any:
     try:
         found: Any = manager.load([name])
         empty = [task for task, loaded in found["tasks"].items() if not len(loaded.eval_docs)]
-    except Exception as error:  # whatever a task's YAML, functions and data come to
+    except Exception as error:  # a task's YAML, functions and data may raise anything
         said = " ".join(str(error).split())
         remedy = (
             "paths count from the current folder, and data on the hub takes the network"
@@ -127,7 +127,7 @@ def _check(name: str, task: Any, unsafe: bool) -> None:
 
 
 def _set_examples(name: str, task: Any, num_fewshot: int | None, seed: int) -> None:
-    """Set how many there are as `lm_eval.simple_evaluate` does, and make sure that there are as many."""
+    """Set the number of examples as `lm_eval.simple_evaluate` does, and check that the task has that many."""
     own = task.get_config("num_fewshot")
     require(
         own is None or (isinstance(own, int) and own >= 0),
