@@ -1,11 +1,12 @@
-"""Decoding on the device: rows of tokens grow until they end, one round of the network at a time.
+"""Decoding on the device: rows of tokens grow until they end, one forward pass (round) at a time.
 
-A round takes the last token of each row and `guesses` for the tokens after it (none without speculation), and draws
-the token that follows each of them. Guesses that equal what is drawn hold, so a round yields one token more than
-guesses that held; what is drawn for a place depends on the row's seed and that place alone. So speculation gives the
-tokens that plain decoding gives, greedy or sampled, and rows of a batch may accept different numbers of guesses.
+A round processes the last token of each row and `guesses` draft tokens after it (none without speculative decoding),
+and samples the token that follows each of them. Draft tokens that equal the sampled ones are accepted, so a round
+yields one token more than it accepts. The randomness at a position depends only on the row's seed, its sample number
+and the position. Speculative decoding therefore gives the same tokens as plain decoding, greedy or sampled, and rows
+of a batch may accept different numbers of draft tokens.
 
-Axes: B rows, S slots, J places of a round = guesses + 1, V vocabulary.
+Axes: B rows, S slots, J positions of a round = guesses + 1, V vocabulary.
 """
 
 from functools import partial
@@ -21,27 +22,28 @@ from codegen_jax.inference.network import Cache, Past, empty_cache, hidden, logi
 from codegen_jax.inference.options import Options, Sampling
 from codegen_jax.inference.sampling import draw, penalize
 
-CHUNK = 32  # rounds at most, after which the host looks at stops and ended rows
-NGRAM = 3  # tokens that must repeat, at most, for a guess by lookup
+CHUNK = 32  # maximum number of rounds before the host checks for stop strings and ended rows
+NGRAM = 3  # maximum length of the n-gram matched by lookup
 
 
 class Rows(NamedTuple):
-    """Rows that grow.
+    """The rows being decoded.
 
     Attributes:
-        tokens_BS: int32 ids, of which length_B count.
-        length_B: int32.
+        tokens_BS: int32 ids; the first length_B of each row are valid.
+        length_B: int32 current length.
         prompt_B: int32 length of the prompt.
-        limit_B: int32 length at which a row ends.
-        done_B: whether it has ended.
-        seed_B: uint32, and sample_B, uint32: what is drawn for a place depends on these two and the place.
-        cache: of the network, of all tokens but the last.
-        draft_cache: of the draft, likewise; () without one.
-        logprobs_BS: float32, of each token given those before it, where asked for.
-        top_logprobs_BSN: float32, the largest at each place.
-        top_ids_BSN: int32, whose they are.
-        proposed_B: int32 guesses made.
-        accepted_B: int32 guesses that held.
+        limit_B: int32 length at which the row ends.
+        done_B: bool, whether the row has ended.
+        seed_B: uint32 seed; the randomness at a position depends on seed, sample number and position.
+        sample_B: uint32 sample number.
+        cache: the network's KV cache, for all tokens except the last.
+        draft_cache: the draft model's KV cache; it may also lack the token before the last. () without a draft model.
+        logprobs_BS: float32 log-probability of each token given the preceding ones, if requested.
+        top_logprobs_BSN: float32, the largest log-probabilities at each position.
+        top_ids_BSN: int32, their ids.
+        proposed_B: int32 number of draft tokens.
+        accepted_B: int32 number of accepted draft tokens.
     """
 
     tokens_BS: jax.Array
@@ -61,17 +63,17 @@ class Rows(NamedTuple):
 
 
 class Program(NamedTuple):
-    """What is compiled in; made by `of`.
+    """Static settings of the compiled program; created with `of`.
 
     Attributes:
-        config: of the network.
-        draft: of the draft network, or None.
-        guesses: per round; 0: no speculation.
+        config: config of the network.
+        draft: config of the draft model, or None.
+        guesses: draft tokens per round; 0: no speculative decoding.
         greedy: take the likeliest token.
         penalty: whether there is a repetition penalty.
-        logprobs: whether to keep log-probabilities, and of how many likeliest ids besides; None: no.
-        vocab_size: ids from here on have no token and are never drawn.
-        end_ids: each ends a row.
+        logprobs: keep log-probabilities, also of this many of the likeliest ids; None: keep none.
+        vocab_size: ids from here on have no token and are never sampled.
+        end_ids: ids that end a row.
     """
 
     config: CodeGenConfig
@@ -94,7 +96,7 @@ class Program(NamedTuple):
         draft: CodeGenConfig | None = None,
         guesses: int = 0,
     ) -> "Program":
-        """What these options compile to."""
+        """The static settings for these options."""
         return cls(
             config=config,
             draft=draft,
@@ -109,7 +111,7 @@ class Program(NamedTuple):
 
 @partial(jax.jit, static_argnames=("config", "slots"))
 def prefill(weights: DecodeWeights, tokens_BT: jax.Array, *, config: CodeGenConfig, slots: int) -> Cache:
-    """A cache of so many slots with the keys and values of prompts, padded behind."""
+    """A KV cache with `slots` slots, filled with the keys and values of right-padded prompts."""
     _, cache = hidden(weights, config, tokens_BT)
     rows, T = tokens_BT.shape
     return put(empty_cache(config, rows, slots), cache, jnp.zeros(rows, jnp.int32)) if slots > T else cache
@@ -119,7 +121,7 @@ def prefill(weights: DecodeWeights, tokens_BT: jax.Array, *, config: CodeGenConf
 def extend(
     weights: DecodeWeights, cache: Cache, tokens_BT: jax.Array, known_B: jax.Array, *, config: CodeGenConfig, slots: int
 ) -> Cache:
-    """A cache of at least `slots` slots with the keys and values of more tokens after the first known_B of each row."""
+    """The cache with at least `slots` slots, and with more tokens written after the first known_B of each row."""
     cache = _pad_cache(cache, max(slots, cache[0][1].shape[2]))
     recent = empty_cache(config, *tokens_BT.shape)
     _, recent = hidden(weights, config, tokens_BT, Past(cache, recent, known_B), known_B)
@@ -128,7 +130,7 @@ def extend(
 
 @partial(jax.jit, static_argnames="slots")
 def grow(rows: Rows, *, slots: int) -> Rows:
-    """The same rows with more slots: a step reads them all, so there are few as long as rows are short."""
+    """The rows with more slots. Each round reads all slots, so short rows start with few."""
     grown = {
         name: _pad(x, 1, slots) for name, x in rows._asdict().items() if name.endswith(("BS", "BSN")) and x.shape[1]
     }
@@ -145,7 +147,7 @@ def _pad(x: jax.Array, axis: int, size: int) -> jax.Array:
 
 @jax.jit
 def take_rows(rows: Any, index_B: jax.Array) -> Any:
-    """Some rows of all arrays, in a new order; an index may come more than once."""
+    """Select rows of all arrays by index; an index may occur more than once."""
     return jax.tree.map(lambda x: x[index_B], rows)
 
 
@@ -159,10 +161,10 @@ def decode(
     *,
     program: Program,
 ) -> Rows:
-    """So many rounds, at most CHUNK, or until every row has ended."""
+    """Decode `rounds` rounds (at most CHUNK), or until every row has ended."""
     recent = lambda config: empty_cache(config, len(rows.length_B), recent_slots(program.guesses))
     past = Past(rows.cache, recent(program.config), rows.length_B - 1)
-    # what the draft sees in a round begins with the last but one, see `_guess`
+    # in each round, the draft model starts with the token before the last, see `_guess`
     draft_past = Past(rows.draft_cache, recent(program.draft) if program.draft else (), _before_last(rows))
 
     def unfinished(carry: tuple[jax.Array, Rows, Cache, Cache]) -> jax.Array:
@@ -182,32 +184,32 @@ def decode(
 
 
 def slots_for(length: int, guesses: int) -> int:
-    """Slots of rows of this length, with room for a chunk."""
+    """Number of slots for rows of this length, with room for a chunk."""
     return rounded_up(length + recent_slots(guesses), 128)
 
 
 def rounded_up(count: int, step: int) -> int:
-    """The next multiple of `step`, and one of four numbers between two powers of two: few programs, little padding."""
+    """Round up to a multiple of `step` and to one of four sizes per power of two: few programs, little padding."""
     step = max(step, (1 << (count - 1).bit_length()) // 8)
     return -(-count // step) * step
 
 
 def recent_slots(guesses: int) -> int:
-    """Of a chunk; what a cache needs beyond its rows' length."""
+    """Number of slots that a chunk may need beyond the current length of the rows."""
     return CHUNK * (guesses + 1) + 2
 
 
 def decode_round(
     weights: DecodeWeights, guesses_BJ: jax.Array, rows: Rows, past: Past, sampling: Sampling, program: Program
 ) -> tuple[Rows, Cache]:
-    """One round: each row that has not ended gets a token, and another for each guess that holds."""
+    """One round: each unfinished row gets one token plus one per accepted draft token, up to its limit."""
     last_B1 = _read(rows.tokens_BS, rows.length_B - 1, 1)
     tokens_BJ = jnp.concatenate([last_B1, guesses_BJ], 1)
     x_BJD, recent = hidden(weights, program.config, tokens_BJ, past, rows.length_B - 1)
     logits_BJV = _replicated(logits(weights, x_BJD))
     drawn_BJ = _draw(logits_BJV, rows, guesses_BJ, 0, sampling, program)
 
-    # a place is reached if all guesses before it held and none of them ended the row
+    # a position is reached if all draft tokens before it were accepted and none of them ended the row
     held_BJ = (drawn_BJ[:, :-1] == guesses_BJ) & ~_ends(guesses_BJ, program)
     reached_BJ = jnp.cumprod(jnp.pad(held_BJ, ((0, 0), (1, 0)), constant_values=True), axis=1).astype(bool)
     room_B = rows.limit_B - rows.length_B
@@ -237,7 +239,7 @@ def _draw(
     sampling: Sampling,
     program: Program,
 ) -> jax.Array:
-    """The tokens of the places first.. after a row's last one, each given the guesses before it; int32 [B, J]."""
+    """Tokens for J positions, starting `first` after the row's end, each given the draft tokens before it; [B, J]."""
     B, J, V = logits_BJV.shape
     if program.penalty:
         known_BS = jnp.arange(rows.tokens_BS.shape[1]) < rows.length_B[:, None]
@@ -263,14 +265,14 @@ def _draw(
 def _guess(
     draft: DecodeWeights | None, rows: Rows, past: Past, sampling: Sampling, program: Program
 ) -> tuple[jax.Array, Cache]:
-    """Guesses [B, guesses] for the tokens after the last ones, and what the draft has seen."""
+    """Draft tokens [B, guesses] to follow each row, and the draft model's updated recent cache."""
     none_B0 = jnp.zeros((len(rows.length_B), 0), jnp.int32)
     if program.guesses == 0:
         return none_B0, past.recent
     if draft is None or program.draft is None:
         return _look_up(rows, program.guesses), past.recent
     config = program.draft
-    # two tokens: after a round whose guesses all held, the draft has not seen the last of them
+    # two tokens: if all draft tokens of a round were accepted, the draft model has not processed the last of them
     first_B = _before_last(rows)
     x_B2D, recent = hidden(draft, config, _read(rows.tokens_BS, first_B, 2), past, first_B)
     x_BD = x_B2D[jnp.arange(len(first_B)), rows.length_B - 1 - first_B]
@@ -291,8 +293,9 @@ def _before_last(rows: Rows) -> jax.Array:
 
 
 def _look_up(rows: Rows, guesses: int) -> jax.Array:
-    """What followed when the row's last tokens came before: where most of them did, where what followed is known to
-    the end, and latest, in this order."""
+    """The tokens that followed an earlier occurrence of the row's last tokens.
+
+    Prefers the longest match, then one followed by at least `guesses` known tokens, then the latest."""
     tokens_BS, last_B = rows.tokens_BS, rows.length_B - 1
     place_S = jnp.arange(tokens_BS.shape[1])
     matches_BS, same_BS = jnp.zeros(tokens_BS.shape, jnp.int32), place_S < last_B[:, None]
@@ -315,12 +318,12 @@ def _keep_logprobs(rows: Rows, logprobs_BJV: jax.Array, drawn_BJ: jax.Array, top
 
 
 def _read(x_BS: jax.Array, first_B: jax.Array, count: int) -> jax.Array:
-    """[B, count] from each row's own place."""
+    """Slices of `count` items, starting at each row's own position; [B, count]."""
     return jax.vmap(lambda x, first: jax.lax.dynamic_slice_in_dim(x, first, count))(x_BS, first_B)
 
 
 def _store(x_BS: jax.Array, new_BJ: jax.Array, first_B: jax.Array) -> jax.Array:
-    """Written at each row's own place."""
+    """Write `new_BJ` starting at each row's own position."""
     update = lambda x, new, first: jax.lax.dynamic_update_slice_in_dim(x, new, first, axis=0)
     return jax.vmap(update)(x_BS, new_BJ, first_B)
 

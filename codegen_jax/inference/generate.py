@@ -1,4 +1,4 @@
-"""From prompts to completions: batches, buckets, stops and streams around the loop on the device."""
+"""From prompts to completions: batching, padding, stop strings and streaming around the on-device decoding loop."""
 
 import logging
 import time
@@ -51,14 +51,15 @@ class Completion:
     """One completion of one prompt.
 
     Attributes:
-        prompt: as given; of ids, their text.
-        completion: the text after it.
-        token_ids: ids of the completion, without eos; with a stop, up to the token that completed it.
+        prompt: as given, or decoded if it was given as ids.
+        completion: the text after the prompt.
+        token_ids: ids of the completion, without eos; with a stop string, up to the token that completed it.
         finish_reason: eos, stop or length.
-        logprobs: natural logarithm of the model's probability of each of token_ids, whatever temperature and cuts say.
-        top_logprobs: at each place, the likeliest ids with theirs.
-        proposed: tokens that were guessed by a draft.
-        accepted: of these, the ones that held.
+        logprobs: natural log of the model's probability of each of token_ids, regardless of temperature, top_p and
+            top_k.
+        top_logprobs: at each position, the likeliest ids with their log-probabilities.
+        proposed: number of draft tokens.
+        accepted: number of accepted draft tokens.
     """
 
     prompt: str
@@ -73,12 +74,12 @@ class Completion:
 
 @dataclass(frozen=True)
 class Score:
-    """What a model thinks of a text.
+    """The log-probabilities that a model assigns to a text.
 
     Attributes:
-        token_ids: of the text.
-        logprobs: of each id but the first, given those before it.
-        top_logprobs: at the same places, the likeliest ids with theirs.
+        token_ids: ids of the text.
+        logprobs: log-probability of each id except the first, given the preceding ids.
+        top_logprobs: at the same positions, the likeliest ids with their log-probabilities.
     """
 
     token_ids: list[int]
@@ -88,7 +89,7 @@ class Score:
 
 @dataclass
 class Request:
-    """A row to be, and what became of it."""
+    """One row to decode, and its results so far."""
 
     prompt: str
     ids: list[int]
@@ -103,11 +104,11 @@ class Request:
 
 
 class Turn(NamedTuple):
-    """What `Generator.complete_turn` keeps for the next turn.
+    """State that `Generator.complete_turn` keeps for the next turn.
 
     Attributes:
-        ids: of each row, prompt and completion.
-        caches: their keys and values, of the model and of a draft model.
+        ids: ids of prompt and completion, per row.
+        caches: the KV caches of these rows, for the model and the draft model if there is one.
     """
 
     ids: list[list[int]]
@@ -115,21 +116,22 @@ class Turn(NamedTuple):
 
 
 class Generator:
-    """A model and its tokenizer, ready to complete and to score texts.
+    """A model and its tokenizer, ready to complete and score texts.
 
     Args:
-        config: of the network.
-        weights: on `mesh`.
-        tokenizer: of the model.
-        mesh: axes data (rows), and tensor (heads and the MLP).
-        max_rows: rows decoded together at most; None: 64, and on a CPU 16, since 64 took 2.5 GB more at 350M
+        config: config of the network.
+        weights: weights on `mesh`.
+        tokenizer: the model's tokenizer.
+        mesh: mesh with the axes data (rows) and tensor (heads and the MLP).
+        max_rows: maximum number of rows decoded together; None: 64, or 16 on a CPU, since 64 took 2.5 GB more at 350M
             (docs/performance.md).
-        end_ids: each ends a completion; None: the tokenizer's.
-        draft: lookup: guess that what followed the last tokens before follows them again; or a smaller model with the
-            same tokenizer on the same mesh. Guesses that hold save time; no token changes.
+        end_ids: ids that end a completion; None: the tokenizer's.
+        draft: enables speculative decoding. "lookup" drafts the tokens that followed an earlier occurrence of the last
+            tokens; otherwise a smaller model with the same tokenizer on the same mesh. It saves time and does not
+            change the output.
 
     Raises:
-        UserError: for a draft of another tokenizer or mesh.
+        UserError: if the draft model has a different tokenizer or mesh.
     """
 
     def __init__(
@@ -168,7 +170,7 @@ class Generator:
         draft: str | Path | None = None,
         allow_nonfinite: bool = False,
     ) -> "Generator":
-        """Read a model, named as in `open_model`; arguments as in `codegen_jax.load`."""
+        """Load a model, named as in `open_model`; the arguments are those of `codegen_jax.load`."""
         for name, value, hint in (
             ("model", model, str | Path),
             ("dtype", dtype, Dtype),
@@ -193,7 +195,7 @@ class Generator:
 
     @classmethod
     def of_params(cls, config: CodeGenConfig, params: Params, tokenizer: Tokenizer, mesh: Mesh) -> "Generator":
-        """From parameters that are on the mesh, as in training."""
+        """Create a generator from parameters that are already on the mesh, as in training."""
         config = _of_decoding(config)
         with jax.set_mesh(mesh):
             weights = jax.jit(partial(arrange_params, config=config, groups=mesh.shape["tensor"]))(params)
@@ -210,16 +212,16 @@ class Generator:
 
     @takes_options
     def complete(self, prompts: Sequence[str | Sequence[int]], **options: Any) -> list[Completion]:
-        """Complete prompts of any lengths, num_samples completions for each.
+        """Complete prompts of any length, with num_samples completions per prompt.
 
-        A prompt longer than the context is cut from the left, with a warning.
+        A prompt longer than the context is truncated from the left, with a warning.
 
         Args:
-            prompts: texts, or ids of the tokenizer.
+            prompts: texts or token ids.
 
         Raises:
-            UserError: for an unknown or impossible option, an empty prompt, an id that the tokenizer does not have, or
-                prompt and new tokens beyond context.
+            UserError: for an unknown or invalid option, an empty prompt, an id outside the vocabulary, or a prompt that
+                fits into the context only without the new tokens.
         """
         chosen = Options.of(options)
         stops, requests = chosen.stops(), self._requests(prompts, chosen)
@@ -232,14 +234,14 @@ class Generator:
     def complete_turn(
         self, prompts: Sequence[str | Sequence[int]], before: Turn | None = None, **options: Any
     ) -> tuple[list[Completion], Turn]:
-        """Complete prompts that begin with what the rows held after the turn before, whose keys and values are reused.
+        """Complete prompts that begin with the rows of the previous turn, reusing its KV cache.
 
         Args:
-            prompts: `max_rows` at most; of a later turn, as many as of the first, in their order.
-            before: what this gave for the turn before.
+            prompts: at most `max_rows`; every later turn needs the same number, in the same order.
+            before: the `Turn` returned for the previous turn.
 
         Returns:
-            One completion per prompt, that of `complete`; and what the next turn needs.
+            One completion per prompt, as from `complete`, and the state for the next turn.
         """
         chosen = Options.of(options)
         require(chosen.num_samples == 1, "num_samples: a turn has one completion per prompt")
@@ -253,7 +255,7 @@ class Generator:
 
     @takes_options
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
-        """The completion of one prompt in pieces, as soon as their text is sure; joined, what `generate` gives."""
+        """The completion of one prompt in chunks, yielded once their text is final; joined, they equal `generate`'s."""
         check_type("prompt", prompt, str)
         chosen = Options.of(options)
         require(chosen.num_samples == 1, "num_samples: a stream is one completion of one prompt")
@@ -271,14 +273,14 @@ class Generator:
         yield self._completion(request, stops).completion[shown:]
 
     def score(self, texts: Sequence[str], top: int = 0) -> list[Score]:
-        """What the model thinks of given texts.
+        """The log-probabilities that the model assigns to given texts.
 
         Args:
-            texts: of any lengths up to the context's.
-            top: likeliest ids to give at each place besides.
+            texts: texts of any length up to the context.
+            top: also return this many of the likeliest ids at each position.
 
         Raises:
-            UserError: for a text that is empty or longer than the context.
+            UserError: if a text is empty or longer than the context.
         """
         check_type("texts", texts, Sequence[str])
         check_type("top", top, int)
@@ -296,13 +298,14 @@ class Generator:
         return scores
 
     def logprobs(self, tokens_BT: np.ndarray, top: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Log-probabilities of ids given those before them in their row.
+        """Log-probabilities of ids given the preceding ids in the row.
 
         Returns:
-            float32 [B, T - 1]; and of the `top` likeliest ids at the same places, float32 [B, T - 1, top], these ids.
+            The log-probabilities, float32 [B, T - 1]; those of the `top` likeliest ids at the same positions, float32
+            [B, T - 1, top]; and these ids, int32 [B, T - 1, top].
         """
         B, T = tokens_BT.shape
-        padded = np.zeros((self._rows(B), _power_of_two(T - 1) + 1), np.int32)  # the last token is read by no other
+        padded = np.zeros((self._rows(B), _power_of_two(T - 1) + 1), np.int32)  # no other token attends to the last one
         padded[:B, :T] = tokens_BT
         with jax.set_mesh(self.mesh):
             name = f"scoring of {padded.shape[0]} x {padded.shape[1]} tokens"
@@ -312,7 +315,7 @@ class Generator:
 
     @takes_options
     def warmup(self, rows: int, prompt_tokens: int, **options: Any) -> None:
-        """Compile ahead what `complete` will need for so many rows and prompts of so many tokens."""
+        """Compile in advance what `complete` needs for `rows` rows and prompts of `prompt_tokens` tokens."""
         chosen, room = Options.of(options), self.config.n_positions
         for name, value in (("rows", rows), ("prompt_tokens", prompt_tokens)):
             check_type(name, value, int)
@@ -321,7 +324,7 @@ class Generator:
             prompt_tokens + chosen.max_new_tokens <= room,
             f"prompt_tokens: {prompt_tokens} and max_new_tokens = {chosen.max_new_tokens} exceed the context of {room}",
         )
-        # different prompts, as each is prefilled once
+        # different prompts, since equal prompts are prefilled only once
         requests = [Request("", [row % self.tokenizer.vocab_size] * prompt_tokens, 0, 0) for row in range(rows)]
         with jax.set_mesh(self.mesh):
             decoding = self._start(requests, chosen)
@@ -373,11 +376,11 @@ class Generator:
         before: Turn | None = None,
         keep: bool = False,
     ) -> Iterator[Rows]:
-        """Decode the requests together; after each `chunk` rounds they hold what has come, and this yields the rows.
+        """Decode the requests together; after each `chunk` rounds, update them and yield the rows.
 
         Args:
-            before: the turn before, if there was one.
-            keep: also rows that have ended.
+            before: the previous turn, if any.
+            keep: also keep rows that have ended.
         """
         live = list(requests)
         with jax.set_mesh(self.mesh):
@@ -393,7 +396,7 @@ class Generator:
         return options.num_guesses if self.speculates else 0
 
     def _decode(self, rows: Rows, longest: int, rounds: int, options: Options) -> Rows:
-        """So many rounds, with slots for them; `longest` is the length of the longest row."""
+        """Decode `rounds` rounds, adding slots if needed; `longest` is the length of the longest row."""
         draft, guesses = self.draft_model, self._guesses(options)
         program = Program.of(
             options,
@@ -404,7 +407,7 @@ class Generator:
             guesses=guesses,
         )
         slots = rows.tokens_BS.shape[1]
-        if (needed := slots_for(longest, guesses)) > slots:  # at least doubled: few programs
+        if (needed := slots_for(longest, guesses)) > slots:  # at least double, so few programs are compiled
             rows = grow(rows, slots=max(needed, min(2 * slots, slots_for(self.config.n_positions, guesses))))
         return self._call(
             decode,
@@ -419,7 +422,7 @@ class Generator:
         )
 
     def _start(self, requests: list[Request], options: Options, before: Turn | None = None) -> Rows:
-        """A row for each request, with its prompt's keys and values; rows that fill up a power of two have ended."""
+        """One row per request, with its prompt's KV cache; rows that pad the batch size are marked as done."""
         B, longest = self._rows(len(requests)), max(len(request.ids) for request in requests)
         slots, known_B = slots_for(longest, self._guesses(options)), self._known(requests, before, B)
         if before is None or known_B is None:
@@ -452,7 +455,7 @@ class Generator:
         return rows._replace(cache=caches[0], draft_cache=caches[1] if self.draft_model else ())
 
     def _prefill(self, requests: list[Request], B: int, slots: int) -> list[Cache]:
-        """The caches of B rows; equal prompts are computed once."""
+        """The KV caches of B rows; equal prompts are computed only once."""
         prompts = list(dict.fromkeys(tuple(request.ids) for request in requests))
         longest = max(map(len, prompts))
         tokens_PT = np.zeros((self._rows(len(prompts)), min(rounded_up(longest, 16), slots)), np.int32)
@@ -477,13 +480,13 @@ class Generator:
         return caches
 
     def _known(self, requests: list[Request], before: Turn | None, B: int) -> np.ndarray | None:
-        """How many first tokens of each row the turn before has the keys of; None if most are to be computed anew."""
+        """Number of leading tokens of each row in the previous turn's cache; None if they are at most half of all."""
         if before is None:
             return None
         require(len(requests) == len(before.ids), f"prompts: {len(requests)} after a turn of {len(before.ids)}")
         known_B = np.zeros(B, np.int32)
         for row, (request, ids) in enumerate(zip(requests, before.ids)):
-            # decode has not written the keys of the last token yet, nor a draft those of the last but one
+            # the cache lacks the last token, and a draft model's cache may also lack the one before it
             pairs = zip(request.ids, ids[:-2])
             known_B[row] = next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(request.ids), len(ids) - 2))
         return known_B if 2 * known_B.sum() > sum(len(request.ids) for request in requests) else None
@@ -491,13 +494,13 @@ class Generator:
     def _extend(
         self, requests: list[Request], before: Turn, known_B: np.ndarray, slots: int
     ) -> tuple[list[Cache], int]:
-        """The caches of the turn before with what its rows lack, and how many slots they have."""
+        """The previous turn's caches extended by the new tokens of each row, and their number of slots."""
         T = rounded_up(max(len(request.ids) - known for request, known in zip(requests, known_B.tolist())), 16)
         tokens_BT = np.zeros((len(known_B), T), np.int32)
         for row, (request, known) in enumerate(zip(requests, known_B)):
             new = request.ids[known:]
             tokens_BT[row, : len(new)] = new
-        # padding is written, too, and must not be moved into what is known
+        # padding is written, too, and must not be shifted onto known tokens
         slots = max(slots, before.caches[0][0][1].shape[2], slots_for(int(known_B.max()) + T, 0))
         name = f"prefill of {len(known_B)} x {T} more tokens"
         return [
@@ -517,16 +520,16 @@ class Generator:
 
     @property
     def _models(self) -> "list[Generator]":
-        """The model, and its draft if that is one."""
+        """The model, and the draft model if there is one."""
         return [self, *([self.draft_model] if self.draft_model else [])]
 
     def _collect(
         self, live: list[Request], rows: Rows, options: Options, stops: Stops, keep: bool
     ) -> tuple[list[Request], Rows]:
-        """Take what has come from the device, end requests that stop, and drop rows when half of them have ended.
+        """Fetch new tokens from the device, end requests that stop, and drop rows when half of them have ended.
 
         Args:
-            keep: drop none.
+            keep: drop no rows.
         """
         names = ("tokens_BS", "length_B", "done_B", "proposed_B", "accepted_B")
         names += () if options.logprobs is None else ("logprobs_BS", "top_logprobs_BSN", "top_ids_BSN")
@@ -559,7 +562,7 @@ class Generator:
         return live, rows
 
     def _stop(self, request: Request, before: int, stops: Stops) -> None:
-        """End a request by the first of its tokens that completes a stop."""
+        """End a request at the first token that completes a stop string."""
         ends = lambda count: stops.end(self.tokenizer.decode(request.new[:count])) is not None
         if not stops or not (stops.may_pass or ends(len(request.new))):
             return
@@ -585,16 +588,16 @@ class Generator:
         )
 
     def _everywhere(self, tree: Any) -> Any:
-        """On all devices, as `decode` returns it: arrays that lie elsewhere would compile it anew."""
+        """Replicate over all devices, as `decode` does with its results; any other placement would recompile it."""
         return jax.device_put(tree, NamedSharding(self.mesh, P()))
 
     def _rows(self, count: int) -> int:
-        """Rows to compile for: a power of two that the mesh's rows divide."""
+        """The padded number of rows: a power of two per shard of the mesh's row axes."""
         each = int(np.prod([self.mesh.shape[axis] for axis in ROWS]))
         return each * _power_of_two(-(-count // each), least=1)
 
     def _call(self, function: Callable[..., Any], name: str, also: Any, *args: Any, **kwargs: Any) -> Any:
-        """Call a jitted function, and say so if it had to compile for long."""
+        """Call a jitted function, and log it if compilation took long."""
         key = (name, also)
         began = time.perf_counter()
         result = function(*args, **kwargs)
@@ -606,7 +609,7 @@ class Generator:
 
 
 def tokenizer_of(weights: StoredWeights, model: str | Path) -> Tokenizer:
-    """The tokenizer of a model's folder; UserError, with the name that the user gave, without one that fits."""
+    """The tokenizer in a model's folder; raises a `UserError` that names `model` if it is missing or does not fit."""
     tokenizer, rows = weights.tokenizer, weights.config.vocab_size
     if tokenizer is None:
         raise UserError(f"{model}: has no tokenizer; give it one: codegen-jax convert {model} NEW --tokenizer T")
@@ -619,7 +622,7 @@ def tokenizer_of(weights: StoredWeights, model: str | Path) -> Tokenizer:
 
 
 def _of_decoding(config: CodeGenConfig, dtype: Any = None) -> CodeGenConfig:
-    """The bias is folded in, and prompts are short where a training run's attention may want long rows."""
+    """The config for decoding: the bias is folded in, and a training run's attention may not suit short prompts."""
     return replace(config, embedding_bias=False, attention="auto", dtype=dtype or config.dtype)
 
 
