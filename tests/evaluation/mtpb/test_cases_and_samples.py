@@ -1,4 +1,4 @@
-"""MTPB's problems and samples as files hold them."""
+"""Reading MTPB's problems and samples from files."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""MTPB's programs get the verdicts of the authors' checker, but for what is written down, and nothing is forged."""
+"""MTPB programs get the authors' verdicts, with documented exceptions, and cannot forge a verdict."""
 
 import gzip
 import json
@@ -18,10 +18,10 @@ from codegen_jax.evaluation.sandbox_layers import LAYERS, choose_layer
 from codegen_jax.evaluation.verdicts import Verdict
 from codegen_jax.evaluation.worker import Worker
 
-# lines of [expected value, program, whether it passes, what of it our checker takes otherwise or ""]: seeded variations
-# on MTPB's outputs, judged by the authors' mtpb_exec.py with numpy 2.4 and pandas 3.1, each in a process of its own
+# lines of [expected value, program, whether it passes, how our checker differs or ""]: seeded variations on MTPB's
+# outputs, judged by the authors' mtpb_exec.py with numpy 2.4 and pandas 3.1, each in its own process
 VERDICTS = Path(__file__).with_name("verdicts.jsonl.gz")
-# a value in a list is compared as its base; what ends their checker is the program's end; joblib is there; so is os
+# a value in a list is compared as its base; what ends their checker ends only the program; joblib and os are available
 DIFFERENCES = {
     "object equal to everything": "failed",
     "the checker itself ends": None,
@@ -29,7 +29,7 @@ DIFFERENCES = {
     "functions that the guard takes away": "passed",
 }
 
-# without a call, CPython 3.11 has no line of it in the `try` around it
+# without a call, CPython 3.11 attributes no line of the loop to the `try` around it
 LOOP = "while True: sum(range(100_000))"
 
 SHALLOW = """
@@ -57,7 +57,7 @@ VERDICT = Verdict("passed", "", 0.0, 0.0)
 
 @pytest.fixture(scope="module")
 def verdicts():
-    """Of the authors' checker, on programs that import nothing which is not installed here."""
+    """The authors' verdicts on programs whose imports are all installed here."""
     missing = [name for name in ("pandas", "sklearn", "joblib") if find_spec(name) is None]
     with gzip.open(VERDICTS, "rt") as file:
         lines = [json.loads(line) for line in file]
@@ -144,7 +144,7 @@ def test_dicts_and_none_pass_with_the_repaired_checker_only(worker, expected):
 
 
 def test_the_text_none_is_none_with_the_repaired_checker(worker):
-    """As the problem asks for it: "otherwise print 'None'"."""
+    """As the problem requests: "otherwise print 'None'"."""
     assert worker.judge(printed(None, "repaired"), "print('None')", 2).outcome == "passed"
     assert worker.judge(printed(None, "repaired"), "print('none')", 2).outcome == "failed"
 

@@ -1,4 +1,4 @@
-"""MTPB's report: the mean over problems, what is named, and the page."""
+"""MTPB's report: the mean over problems, what it names, and the page."""
 
 import json
 
@@ -23,7 +23,7 @@ HEAD |= {"sandbox": ("sandlock",)}
 
 
 def executions(passed, cases=CASES, samples=2, **told):
-    """So many programs per case, of which those of some problems pass; others print something else."""
+    """`samples` programs per case; those for the problems in `passed` pass, and all others print another value."""
     ends = {case.problem: ("passed", "") if case.problem in passed else ("failed", "printed 4") for case in cases}
     return [Execution(case, n, f"print({n})", *ends[case.problem], **told) for case in cases for n in range(samples)]
 

@@ -1,4 +1,4 @@
-"""evaluate MODEL mtpb: every turn is what its prompt gets alone, and the folder is that of a run nobody disturbed."""
+"""evaluate MODEL mtpb: each turn equals what its prompt gets alone, and interrupted runs write the same folder."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from tests.evaluation.benchmarks import write_lines
 from tests.evaluation.folders import assert_kills_change_nothing, content, rows
 from tests.peers import peer, save, tiny_bpe
 
-# A random model writes next to nothing that runs, so the tests of reports give samples; here it is what it writes
+# A random model writes hardly any program that runs, so tests of reports use given samples; here only its text matters
 PROBLEMS = [
     {"id": "2", "prompts": ["Set x to {x}.", "Add x.", "Print x."], "inputs": [{"x": 1}, {"x": 2}], "outputs": [2, 4]},
     {"id": "1", "prompts": ["Set y.", "Print y."], "inputs": [{}, {}], "outputs": [1, None], "max_gen_length": 5},
@@ -43,7 +43,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A folder with a model, problems, and samples of them."""
+    """A folder with a model, problems and samples."""
     folder = tmp_path_factory.mktemp("turns")
     records = [record if "max_gen_length" in record else record | {"max_gen_length": 7} for record in PROBLEMS]
     write_lines(folder / "mtpb.jsonl", records)
@@ -67,7 +67,7 @@ def generator(files):
 
 @pytest.fixture(scope="module")
 def evaluate(files, cases, generator):
-    """Evaluates with changes of the protocol and of `Evaluation`; gives the report."""
+    """A function that evaluates with changes to the protocol and to `Evaluation`, and returns the report."""
     layer, identity = choose_layer("auto"), model_identity("m", open_model(str(files / "model")))
 
     def run(output, share=(1, 1), mode="multi", given=cases, **changes):
@@ -82,7 +82,7 @@ def evaluate(files, cases, generator):
 
 @pytest.fixture(scope="module")
 def whole(evaluate, tmp_path_factory):
-    """A run that nothing disturbed."""
+    """The folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole") / "out"
     evaluate(folder)
     return folder
@@ -132,7 +132,7 @@ def test_samples_turns_and_cases_differ(whole):
 
 
 def truncated(text):
-    """As the authors' truncate() does, for texts without eos."""
+    """Like the authors' truncate(), for texts without eos."""
     for pattern in ("^print", "^def"):
         found = list(re.finditer(pattern, text, re.MULTILINE))
         text = text[: found[1].start()] if len(found) > 1 else text
@@ -215,7 +215,7 @@ def test_a_command_that_is_killed_goes_on_to_the_same_files(files, tmp_path):
     assert len(rows(killed, "results_T0.8.jsonl")) == 4 * 40
 
 
-# each turn of the first five problems, with the input filled in as in the prompts
+# all turns of the first five problems, with the input filled in as in the prompts
 SOLUTIONS = {
     "1": [
         'my_string = "{A}"',
