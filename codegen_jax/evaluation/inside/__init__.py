@@ -1,1 +1,1 @@
-"""What runs inside the sandbox: stands alone, on the standard library, and numpy where it is given."""
+"""The code that runs inside the sandbox. It uses only the standard library, and NumPy if provided."""

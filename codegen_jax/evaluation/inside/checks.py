@@ -1,4 +1,4 @@
-"""The process of tests: run them, and ask the program's process, in the other sandbox, for what they call."""
+"""The process of the tests: runs them, and sends their calls to the program's process in the other sandbox."""
 
 import ast
 import builtins
@@ -14,15 +14,15 @@ from values import Handle, decode, encode
 
 
 class Remote(BaseException):
-    """What a program raised that is no Exception, such as SystemExit, and that tests do not catch as one."""
+    """Stands for a non-Exception raised by a program, such as SystemExit; tests do not catch it as an Exception."""
 
 
 def run(task):
-    """Run `task`'s tests, and say how they went."""
+    """Run the task's tests, and report the result."""
     source, end = LINK
 
     def answer_to(question=None, args=()):
-        """What the program answers. Without an answer the tests are over, whatever they catch: they see no error."""
+        """The program's answer. Without a valid one, this process reports that and ends; the tests see no error."""
         try:
             if question:
                 send(end, question)
@@ -58,39 +58,39 @@ def run(task):
     try:
         random.seed(0)
         prompt, tests = task["prompt"], compile(task["tests"], "<tests>", "exec")
-        # the functions that a prompt brings are its own, whatever the program says; it may end amid one, or a statement
+        # functions defined in the prompt are real, not the program's; it may end inside a function or statement
         for text in (prompt, prompt + "\n    pass\n"):
             with suppress(Exception):
                 exec(compile(text, "<prompt>", "exec"), namespace)
                 break
         for name in task["entry_points"]:
             namespace.pop(name, None)
-        # a module that tests use by an import of the reference or the setup, such as math, is the real one
+        # a module that tests use through an import of the reference or the setup, such as math, is the real one
         exec(compile(imports_of(task["reference"], names_of(tests)), "<reference>", "exec"), namespace)
         begun = answer_to()
         if "raised" in begun:
             say({"raised": begun["raised"]})
         for name in names_of(tests):
-            # some problems of MBPP ask for a function of a builtin's name, such as `sum`
+            # some MBPP problems ask for a function with a builtin's name, such as `sum`
             if name not in namespace and (name in task["entry_points"] or not hasattr(builtins, name)):
                 with suppress(KeyError):
                     namespace[name] = ask("name", args=(name,))
         exec(tests, namespace)
     except BaseException as error:
-        # an error of the program, passed on, or one of the tests themselves, such as an assertion's
+        # an error forwarded from the program, or one of the tests themselves, such as a failed assertion
         raised = getattr(error, "raised", None)
         say({"raised": raised} if raised else {"failed": describe(error)})
     say({"passed": True})
 
 
 def say(verdict):
-    """The one word on the tests, and the end of this process."""
+    """Report the only verdict on the tests, and end this process."""
     os.write(SAYING, json.dumps(verdict).encode())
     os._exit(0)
 
 
 def imports_of(reference, names):
-    """The imports at the top of a program that bind one of these names."""
+    """The top-level imports of a program that bind any of these names."""
     imports = []
     for node in ast.parse(reference).body:
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -100,7 +100,7 @@ def imports_of(reference, names):
 
 
 def names_of(code):
-    """The names that a code object and those in it may take from their globals."""
+    """The names that a code object and its nested code objects may read from their globals."""
     names = set(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -110,16 +110,16 @@ def names_of(code):
 
 def error_in(raised):
     texts = {name: str(raised[name])[:500] for name in ("kind", "type", "text")}
-    # what we say is read when we have ended, so it must fit in a pipe
+    # our report is read only after we have ended, so it must fit in a pipe
     return texts | {"errno": system_number(raised["errno"])}
 
 
 def made(raised):
-    """The error to raise among the tests for one of the program."""
+    """The exception to raise in the tests for one raised by the program."""
     kind, error = getattr(builtins, raised["kind"], None), Remote(raised["text"])
     if isinstance(kind, type) and issubclass(kind, Exception):
         for base in kind.__mro__:
-            with suppress(TypeError):  # a type that wants other arguments: its base stands for it
+            with suppress(TypeError):  # the type requires other arguments: use its base instead
                 error = base(raised["text"])
                 break
     setattr(error, "raised", raised)  # noqa: B010

@@ -1,17 +1,17 @@
-"""Messages on a pipe: four bytes of length, then JSON."""
+"""Messages on a pipe: four length bytes, then JSON."""
 
 import json
 import os
 import struct
 
 LENGTH = struct.Struct(">I")
-LINK = (3, 4)  # the ends of the pipes from and to the process in the other sandbox
-SAYING = 5  # where the process of tests says how they went
-MOST_BYTES = 16 << 20  # of a message: what it holds must fit in the memory of a process
+LINK = (3, 4)  # descriptors of the pipes from and to the process in the other sandbox
+SAYING = 5  # descriptor where a task's process reports its result
+MOST_BYTES = 16 << 20  # per message: its content must fit in the memory of a process
 
 
 def send(descriptor, message):
-    """Write a message; ValueError for one that is too long."""
+    """Write a message; raises ValueError if it is too long."""
     content = json.dumps(message).encode()
     if len(content) > MOST_BYTES:
         raise ValueError(f"a value of {len(content)} bytes, more than {MOST_BYTES}")
@@ -21,7 +21,7 @@ def send(descriptor, message):
 
 
 def receive(descriptor):
-    """The next message; EOFError at the end of the pipe, ValueError for what is no message."""
+    """The next message; raises EOFError at the end of the pipe, and ValueError if it is not a valid message."""
     (length,) = LENGTH.unpack(_exactly(descriptor, LENGTH.size))
     if length > MOST_BYTES:
         raise ValueError("a message without an end")

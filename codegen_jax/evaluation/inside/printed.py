@@ -1,7 +1,7 @@
-"""The process of a program whose printed value is compared: run it, and say which value it printed last.
+"""The process of a program whose printed value is compared: runs it, and reports the last value that it printed.
 
-Which value that is, and how its type becomes the expected one's, follows the authors' benchmark/mtpb_exec.py. The
-expected value itself never comes here: only its type does, and the comparison is made outside.
+Which value counts, and how it is converted to the expected type, follows the authors' benchmark/mtpb_exec.py. The
+expected value itself never enters the sandbox, only its type; the comparison happens outside.
 """
 
 import ast
@@ -22,15 +22,15 @@ from fractions import Fraction
 from frames import SAYING
 from program import describe
 
-MOST_SAID = 60_000  # characters that a pipe holds while nobody reads it
+MOST_SAID = 60_000  # characters that fit in a pipe while nobody reads it
 MOST_SHOWN = 100  # characters of a value in a message
-ROOM_BYTES = 64 << 20  # kept from a program, so that one which took all its memory can still say what it printed
+ROOM_BYTES = 64 << 20  # reserved, so the result can still be reported after a program has used up its memory
 TYPES = {"bool": bool, "dict": dict, "float": float, "int": int, "list": list, "str": str}
-SERIES = ("<class 'pandas.core.series.Series'>", "<class 'pandas.Series'>")  # of pandas 3, too
+SERIES = ("<class 'pandas.core.series.Series'>", "<class 'pandas.Series'>")  # the second one since pandas 3
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
-# `print` is a function of the program's own namespace and its record a variable there, as in the authors' checker, so
-# that a program that has either name for something else fares as it does there.
+# As in the authors' checker, `print` is a function in the program's own namespace and its record a variable there. A
+# program that uses either name for something else therefore behaves as it does there.
 RECORDER = """
 import builtins
 
@@ -41,7 +41,7 @@ def print(*args, **kwargs):
 
 
 class TimeoutException(Exception):
-    """Raised in a program whose time is over. It may catch it, and has about a second then."""
+    """Raised in a program when its time is up. If the program catches it, it has about one more second."""
 
 
 class TooLarge(Exception):
@@ -49,7 +49,7 @@ class TooLarge(Exception):
 
 
 def warm(packages):
-    """Import numpy, where it is installed, in the process that forks all programs."""
+    """Import NumPy, if installed, in the process that forks all programs."""
     if packages not in sys.path:
         os.environ.update(dict.fromkeys(THREADS, "1"))
         sys.path.append(packages)
@@ -58,7 +58,7 @@ def warm(packages):
 
 
 def run(task):
-    """Run `task`'s program, and say what it printed last, as a value of the type `task["expected"]` where it can be."""
+    """Run the task's program, and report the last value that it printed, converted to the expected type if possible."""
     numpy, said = sys.modules.get("numpy"), {}
     namespace = {"print_stack": [], "__name__": "__main__"}
     exec(RECORDER, namespace)
@@ -90,7 +90,7 @@ def run(task):
 
 
 def stop_once(wall_seconds, said):
-    """Have the first end of a time limit raise an error wherever the program is; the second one's kills it."""
+    """Raise an error in the program when it first reaches a time limit; after that, only a hard limit kills it."""
 
     def stop(*_):
         for number in (signal.SIGXCPU, signal.SIGALRM):
@@ -104,10 +104,10 @@ def stop_once(wall_seconds, said):
 
 
 def with_last_value_printed(program):
-    """A program that prints the value of its last statement, where that has one and is no call of print itself.
+    """The program changed to print the value of its last statement, if this has one and is not a call of print.
 
-    The value of an assignment is printed, too, and what is assigned is None then. Every function whose name begins with
-    "print" counts as print.
+    The value of an assignment is printed, too; the variable is then None. Every function whose name begins with "print"
+    counts as print.
     """
     try:
         tree = ast.parse(program)
@@ -120,11 +120,11 @@ def with_last_value_printed(program):
     except TimeoutException:
         raise
     except Exception:
-        return program  # one that is no Python, whose last statement has no value, or that nests too deeply
+        return program  # not valid Python, a last statement without a value, or nested too deeply
 
 
 def as_expected(value, expected, numpy):
-    """A printed value as it is to be compared; raises what its conversions raise."""
+    """A printed value converted for comparison; raises any error of its conversions."""
     kind = type(value)
     if str(kind) in SERIES:
         return value.to_numpy()
@@ -145,17 +145,17 @@ def as_expected(value, expected, numpy):
         return value
     value = str(value) if expected == "bool" else TYPES[expected](value)
     if type(value) is not (str if expected == "bool" else TYPES[expected]):
-        raise TypeError  # such as the subclass of str that a __str__ may return
+        raise TypeError  # such as a subclass of str returned by a __str__
     return value
 
 
 def encode(value, numpy, left):
-    """A value as JSON that `decode` of mtpb/printed.py reads, by the builtin or numpy base of its type.
+    """A value as JSON for `decode` in mtpb/printed.py, encoded by the builtin or NumPy base of its type.
 
-    No object of the program's own comes through, and nothing that no value of a JSON file equals: ["other"].
+    Objects of the program's own classes, and types that no value in a JSON file equals, become ["other"].
 
     Args:
-        left: how many characters it may still have, in a list of one number.
+        left: a list with one number: how many characters may still be used.
     """
     take(8, left)
     if value is None or value is True or value is False:
@@ -191,7 +191,7 @@ def take(characters, left):
 
 
 def encode_numpy(value, numpy, left):
-    """An array or scalar of numbers, text or objects: its dtype, shape and items."""
+    """An array or scalar of numbers, text or objects as dtype, shape and items."""
     kind, dtype = value.dtype.kind, value.dtype.str[1:]
     take(8 * value.size, left)
     if kind not in "biufcUO":
@@ -199,13 +199,13 @@ def encode_numpy(value, numpy, left):
     if kind in "UO":
         dtype = kind
     elif value.dtype.itemsize > numpy.dtype(complex if kind == "c" else float).itemsize:
-        dtype = "c16" if kind == "c" else "f8"  # a long double has no form in text that all machines read
+        dtype = "c16" if kind == "c" else "f8"  # a long double has no portable text form
     items = numpy.asarray(value).astype(dtype).ravel().tolist()
     return ["numpy", [dtype, list(value.shape), [encode(item, numpy, left) for item in items]]]
 
 
 def in_short(value):
-    """The beginning of a value's text in one line, for a message, without what is another each time."""
+    """The beginning of a value's text on one line, for a message, without addresses, which vary between runs."""
     short = reprlib.Repr()
     short.maxother = short.maxlong = 10_000
     short.maxstring = MOST_SHOWN
@@ -219,7 +219,7 @@ def in_short(value):
 
 
 def say(said):
-    """One message, at once: a program that has filled the pipe does not hold this up."""
+    """Write one message without blocking, even if the program has filled the pipe."""
     content = json.dumps(said).encode()
     if len(content) > MOST_SAID:
         content = json.dumps({name: said[name] for name in said if name != "value"} | {"large": True}).encode()

