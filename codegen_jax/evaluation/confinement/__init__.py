@@ -1,1 +1,1 @@
-"""A program of its own, of Python's standard library alone: it confines itself and becomes what it was told to run."""
+"""A standalone program that uses only the standard library: it confines itself, then runs the given program."""

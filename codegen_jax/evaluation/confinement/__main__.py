@@ -1,7 +1,7 @@
-"""`python -I -S confinement SETTINGS`: keeps a confined program, and ends with it or when its leash is pulled.
+"""`python -I -S confinement SETTINGS`: supervises a confined program, and ends with it or when its leash is pulled.
 
-SETTINGS is JSON. The keeper stays outside the confinement and is the parent of all: it adopts processes whose own
-parents have died, adds up their memory, and leaves when none is left.
+SETTINGS is JSON. This keeper stays outside the confinement and is the ancestor of all confined processes: it adopts
+those whose parents have died, adds up their memory, and exits when none is left.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import landlock
 import last_step
 import quarters
 
-# A program fills about 1 GB per second, so it passes the cap by about 100 MB.
+# A program can allocate about 1 GB per second, so it may exceed the cap by about 100 MB.
 _SECONDS_BETWEEN_LOOKS = 0.1
 _THREADS_OF_SANDLOCK = 8
 
@@ -29,7 +29,7 @@ def main() -> None:
     os.set_inheritable(settings["leash"], False)
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     layers = {"sandlock": _sandlock, "bubblewrap": _bubblewrap, "namespaces": _namespaces, "UNSAFE": _unsafe}
-    # Where the machine has no memory left, the program is to end and not its keeper.
+    # If the machine runs out of memory, the program should be killed, not its keeper.
     _offer_to_oom_killer(1000)
     child = layers[settings["layer"]](settings)
     _offer_to_oom_killer(0)
@@ -37,10 +37,10 @@ def main() -> None:
 
 
 def _keep(child: int, settings: dict) -> None:
-    """Waits for the end of process `child`, or for the leash to be pulled; then ends all that is left, and itself."""
+    """Wait until process `child` ends, exceeds its memory, or the leash is pulled; then kill all processes and exit."""
     leash, resident_bytes = settings["leash"], settings["limits"]["resident_bytes"]
     _let_go_of_streams()
-    watched = select.poll()  # `select` knows no descriptor above 1023, which the leash's may be
+    watched = select.poll()  # `select` supports no descriptor above 1023, and the leash may be one
     for descriptor in (leash, os.pidfd_open(child)):
         watched.register(descriptor, select.POLLIN)
     while not watched.poll(1000 * _SECONDS_BETWEEN_LOOKS):
@@ -51,10 +51,10 @@ def _keep(child: int, settings: dict) -> None:
         while True:
             for process in _descendants(os.getpid()):
                 _kill(process)
-            # The list of children may be incomplete while some of them end, so nothing waits for one of them for long.
+            # The list of children may be incomplete while some of them end, so don't wait long for any one of them.
             if os.waitpid(-1, os.WNOHANG)[0] == 0:
                 time.sleep(0.001)
-    # A usual exit would wait for sandlock's threads.
+    # A normal exit would wait for sandlock's threads.
     os._exit(0)
 
 
@@ -64,7 +64,7 @@ def _offer_to_oom_killer(points: int) -> None:
 
 
 def _let_go_of_streams() -> None:
-    """Standard input and output are the program's: while others hold them, too, nobody sees them end."""
+    """Release stdin and stdout to the program: while another process holds them, too, their end is not seen."""
     nothing = os.open("/dev/null", os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(nothing, 1)
@@ -104,24 +104,24 @@ def _kill(process: int) -> None:
 
 
 def _run(settings: dict) -> list[str]:
-    """The command that takes the last step inside of another layer."""
+    """The command that performs the last step inside another layer."""
     inner = json.dumps(settings | {"inside": True})
     return [settings["python"], "-I", "-S", os.path.dirname(os.path.abspath(__file__)), inner]
 
 
 def _sandlock(settings: dict) -> int:
-    # Imported before the files of the virtual environment are out of sight.
+    # Imported while the files of the virtual environment are still visible.
     sys.path.append(settings["packages"])
     import sandlock
 
     try:
         quarters.enter(settings)
     except OSError:
-        # As in most containers. Without mounts no folder has a capped size, so that nothing can be written. Processes
-        # are sandlock's to count then, and its count never forgets one that was killed.
+        # As in most containers. Without mounts no folder has a size limit, so the program may write nothing. Sandlock
+        # then counts the processes, and its count never forgets one that was killed.
         quarters.become_nobody()
         settings["own_quarters"] = False
-    # The user's threads count, sandlock's own as well.
+    # All threads of the user count, including sandlock's own.
     settings["limits"]["processes"] += _THREADS_OF_SANDLOCK + (os.cpu_count() or 1)
     sandbox = sandlock.Sandbox(
         fs_readable=[*settings["readable"], *quarters.DEVICES, settings["scratch"]],
@@ -130,7 +130,7 @@ def _sandlock(settings: dict) -> int:
         clean_env=True,
         cwd=settings["scratch"],
     )
-    # Held by the module, since sandlock kills the program of a forgotten handle.
+    # Kept in the module, since sandlock kills the program when its handle is garbage-collected.
     global _process
     _process = sandbox.popen(_run(settings))
     assert _process.pid is not None
@@ -162,7 +162,7 @@ def _namespaces(settings: dict) -> int:
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         kernel.unshare(kernel.CLONE_NEWNS)
         kernel.mount("tmpfs", "/proc", "tmpfs", kernel.MS_RDONLY, "size=4k")
-        # The first process of a PID namespace adopts and buries; all of them end with it.
+        # The first process of a PID namespace adopts and reaps orphans; when it ends, all others end, too.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         program = os.fork()
         if program == 0:

@@ -1,4 +1,4 @@
-"""System calls that Python has no function for."""
+"""System calls for which Python has no function."""
 
 import ctypes
 import os
@@ -31,7 +31,7 @@ PR_SET_NO_NEW_PRIVS = 38
 
 
 def checked(result: int, doing: str) -> int:
-    """`result` of a C function, or OSError with what was being done."""
+    """The `result` of a C function; raises OSError, naming what was being done, if it is negative."""
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, f"{os.strerror(code)} ({doing})")

@@ -1,4 +1,4 @@
-"""Landlock: which files a process and its descendants can open, whatever their user may."""
+"""Landlock: restricts which files a process and its descendants can open, whatever their user's permissions."""
 
 import ctypes
 import os
@@ -31,7 +31,7 @@ class _PathBeneath(ctypes.Structure):
 
 
 def abi() -> int:
-    """The version of Landlock that the kernel has; 0 without it."""
+    """The kernel's Landlock ABI version; 0 without Landlock."""
     try:
         return kernel.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
     except OSError:
@@ -39,16 +39,17 @@ def abi() -> int:
 
 
 def restrict(rights: dict[str, int]) -> None:
-    """Leaves this process `rights` beneath each path and nothing elsewhere.
+    """Restrict this process to `rights` beneath each path, with no rights elsewhere.
 
-    Nor does it leave TCP ports, abstract sockets and signals to others, where the kernel is new enough.
+    If the kernel is new enough, TCP ports, abstract sockets and signals to other processes are also denied. Without
+    Landlock, nothing is restricted.
     """
     version = abi()
     if version == 0:
         return
     known = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1}.get(version, (1 << 16) - 1)
     ruleset = _Ruleset(known, 3 if version >= 4 else 0, 3 if version >= 6 else 0)
-    # Older kernels refuse a size that they do not know only where the rest is not zero.
+    # Older kernels accept a larger size than they know if the rest is zero.
     size = ctypes.c_size_t(ctypes.sizeof(ruleset))
     descriptor = kernel.syscall(_CREATE_RULESET, ctypes.byref(ruleset), size, ctypes.c_uint32(0))
     for path, allowed in rights.items():

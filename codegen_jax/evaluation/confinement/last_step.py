@@ -1,4 +1,4 @@
-"""What every layer ends in: limits, Landlock and seccomp, and then the program in this process' place."""
+"""The last step of every layer: sets limits, Landlock and seccomp, then replaces this process by the program."""
 
 import os
 import resource
@@ -12,10 +12,10 @@ ENVIRONMENT = {"PYTHONHASHSEED": "0"}
 
 
 def become(settings: dict) -> None:
-    """Confines this process and replaces it by the program.
+    """Confine this process and replace it by the program.
 
     Raises:
-        OSError: part of the confinement is not to be had; the program does not run then.
+        OSError: if part of the confinement is unavailable; the program does not run then.
     """
     limits = settings["limits"]
     caps = {
@@ -26,7 +26,7 @@ def become(settings: dict) -> None:
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
     }
-    # The count is of the user's processes: only in a user namespace are these the program's.
+    # The limit counts all processes of the user; only in a user namespace are these just the program's.
     if settings["own_quarters"]:
         caps[resource.RLIMIT_NPROC] = limits["processes"]
     os.chdir(settings["scratch"])
@@ -35,16 +35,16 @@ def become(settings: dict) -> None:
     rights[settings["scratch"]] = landlock.SCRATCH if settings["own_quarters"] else landlock.READ
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     landlock.restrict(rights)
-    # Where the files of others are in sight, Landlock lets a user change their modes.
+    # If other files are visible, Landlock does not stop a user from changing their modes.
     seccomp.restrict(metadata=settings["own_quarters"])
     for limit, value in caps.items():
         resource.setrlimit(limit, (value, value))
-    # Not -I, which would read no environment, and so no hash seed: sets of text would come in another order each time.
+    # Not -I: it ignores the environment and so the hash seed; sets of strings would then vary in their order.
     os.execve(settings["python"], [settings["python"], "-P", "-s", "-S", settings["program"]], ENVIRONMENT)
 
 
 def _reading(settings: dict) -> dict[str, int]:
-    """Rights to what may be read. Of a folder that has a hidden one in it, its names and all else in it."""
+    """Read rights by path. Of a folder with a hidden entry, only the names and all other entries are readable."""
     rights = {}
     for path in settings["readable"]:
         hidden = [name for name in settings["hidden"] if os.path.dirname(name) == path]

@@ -1,4 +1,4 @@
-"""What a layer is tried with: prints `held` where neither a file nor a socket is to be had."""
+"""The program that tests a layer: prints `held` if it can neither read a file nor open a socket."""
 
 import socket
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A root folder of its own, in which nothing is but what the program may read and its scratch folder; and no root."""
+"""A root folder with only what the program may read and its scratch folder, entered without root privileges."""
 
 import os
 import stat
@@ -7,18 +7,18 @@ import kernel
 
 NOBODY = 65534
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
-# Every machine has this folder, and nothing in it is needed but what is opened before it is covered.
+# Every machine has this folder, and everything needed from it is opened before it is covered.
 _PLACE = "/dev"
 
 
 def enter(settings: dict) -> None:
-    """Moves this process into a mount and a user namespace of its own; root becomes nobody.
+    """Move this process into its own mount and user namespaces; root becomes nobody.
 
-    Root mounts as root, so its Python may lie where nobody could come, such as /root; others do so in the user
-    namespace. In that, the processes of a user that a limit counts are the program's alone.
+    Root mounts as root, so its Python may be in a folder that the user nobody can't enter, such as /root; other users
+    mount in the user namespace. In that namespace, a limit on a user's processes counts only the program's.
 
     Raises:
-        OSError: the kernel, or what guards it, does not allow it.
+        OSError: if the kernel or a security module does not allow it.
     """
     uid, gid = os.getuid(), os.getgid()
     if uid == 0:
@@ -62,17 +62,17 @@ def enter(settings: dict) -> None:
 
 
 def become_nobody() -> None:
-    """Root becomes the user nobody for good; others stay who they are."""
+    """Permanently switch from root to the user nobody; other users stay unchanged."""
     if os.getuid() == 0:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
-    # A change of user makes a process undumpable, and its files in /proc root's.
+    # Changing the user makes a process undumpable and gives its files in /proc to root.
     kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
 
 
 def map_user(uid: int, gid: int) -> None:
-    """Makes a user and a group, and no others, known in the user namespace that this process has just entered."""
+    """Map only this user and group into the user namespace that this process has just entered."""
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
@@ -85,7 +85,7 @@ def _bind(source: int, target: str, device: bool) -> None:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         open(target, "a").close()
     kernel.mount(f"/proc/self/fd/{source}", target, None, kernel.MS_BIND | kernel.MS_REC)
-    # A user namespace may add flags to a mount that it was handed, and take none away.
+    # A user namespace may add flags to an inherited mount, but not remove any.
     kept = os.statvfs(target).f_flag
     flags = kernel.MS_NOSUID | (kept & (os.ST_NODEV | os.ST_NOEXEC | os.ST_NOATIME | os.ST_NODIRATIME))
     flags |= kernel.MS_RELATIME if kept & os.ST_RELATIME else 0

@@ -1,6 +1,7 @@
-"""A seccomp filter: the system calls that a program of a benchmark has no use for, refused.
+"""A seccomp filter that refuses system calls which a benchmark program does not need.
 
-Refused is what reaches beyond the process, is new enough to have holes, or takes memory that no limit counts.
+It refuses calls that reach beyond the process, are new enough to have vulnerabilities, or use memory that no limit
+counts.
 """
 
 import ctypes
@@ -10,9 +11,9 @@ import struct
 
 import kernel
 
-# name: (x86_64, aarch64); -1 where the architecture does not have it.
+# name: (x86_64, aarch64); -1 if the architecture does not have it.
 _REFUSED = {
-    # The network. Descriptors of socketpair are the only sockets.
+    # The network. The only sockets are those from socketpair.
     "socket": (41, 198),
     "connect": (42, 203),
     "bind": (49, 200),
@@ -71,7 +72,7 @@ _REFUSED = {
     "modify_ldt": (154, -1),
     "personality": (135, 92),
     "fanotify_init": (300, 262),
-    # Parts of the kernel with a history.
+    # Parts of the kernel with a history of vulnerabilities.
     "bpf": (321, 280),
     "perf_event_open": (298, 241),
     "userfaultfd": (323, 282),
@@ -89,7 +90,7 @@ _REFUSED = {
     "msgget": (68, 186),
     "mq_open": (240, 180),
 }
-# What Landlock does not guard: owner, mode, times and attributes of files, by their path.
+# Not covered by Landlock: owner, mode, times and attributes of files, by path.
 _METADATA_REFUSED = {
     "chmod": (90, -1),
     "fchmodat": (268, 53),
@@ -109,7 +110,7 @@ _METADATA_REFUSED = {
     "removexattrat": (466, 466),
     "file_setattr": (469, 469),
 }
-# Their first argument is a process; 0 is the caller.
+# Allowed only on the caller: the first argument is a process, and 0 is the caller.
 _OF_OTHERS_REFUSED = {
     "prlimit64": (302, 261),
     "sched_setaffinity": (203, 122),
@@ -137,12 +138,12 @@ def _argument(index: int) -> int:
 
 
 def program(machine: str, metadata: bool) -> bytes:
-    """The filter's instructions for a machine of this name (`os.uname().machine`).
+    """The filter's instructions for a machine type (`os.uname().machine`).
 
-    With `metadata`, the modes, owners and times of files may be changed.
+    With `metadata`, the modes, owners, times and attributes of files may be changed.
 
     Raises:
-        KeyError: for machines of other architectures.
+        KeyError: for other architectures.
     """
     column, architecture = _ARCHITECTURES[machine]
     no, missing = _refuse(errno.EPERM), _refuse(errno.ENOSYS)
@@ -153,7 +154,7 @@ def program(machine: str, metadata: bool) -> bytes:
         (_LOAD, 0, 0, _NUMBER),
         (_AT_LEAST, 0, 1, _X32),
         (_RETURN, 0, 0, missing),
-        # The flags of clone3 lie in memory, where a filter cannot look; C libraries fall back to clone.
+        # The flags of clone3 are in memory, which a filter cannot read; C libraries fall back to clone.
         (_EQUAL, 0, 1, _CLONE3[column]),
         (_RETURN, 0, 0, missing),
         (_EQUAL, 0, 4, _CLONE[column]),
@@ -161,7 +162,7 @@ def program(machine: str, metadata: bool) -> bytes:
         (_ANY_BIT, 0, 1, _NEW_NAMESPACES),
         (_RETURN, 0, 0, no),
         (_RETURN, 0, 0, _ALLOW),
-        # Streams only: a socket for datagrams could still name its receiver.
+        # Streams only: a datagram socket could still address another receiver.
         (_EQUAL, 0, 5, _SOCKETPAIR[column]),
         (_LOAD, 0, 0, _argument(1)),
         (_AND, 0, 0, 0xF),
@@ -190,6 +191,6 @@ class _Program(ctypes.Structure):
 
 
 def restrict(metadata: bool) -> None:
-    """Puts the filter on this process and its descendants, for good."""
+    """Install the filter on this process and its descendants, permanently."""
     code = program(os.uname().machine, metadata)
     kernel.prctl(kernel.PR_SET_SECCOMP, 2, ctypes.byref(_Program(len(code) // 8, code)))
