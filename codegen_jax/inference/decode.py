@@ -295,7 +295,8 @@ def _before_last(rows: Rows) -> jax.Array:
 def _look_up(rows: Rows, guesses: int) -> jax.Array:
     """The tokens that followed an earlier occurrence of the row's last tokens.
 
-    Prefers the longest match, then one followed by at least `guesses` known tokens, then the latest."""
+    Prefers the longest match, then one followed by at least `guesses` known tokens, then the latest.
+    """
     tokens_BS, last_B = rows.tokens_BS, rows.length_B - 1
     place_S = jnp.arange(tokens_BS.shape[1])
     matches_BS, same_BS = jnp.zeros(tokens_BS.shape, jnp.int32), place_S < last_B[:, None]

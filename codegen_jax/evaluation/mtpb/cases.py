@@ -52,7 +52,7 @@ class Case:
 
 
 def single_turn(case: Case) -> Case:
-    """A case with all its prompts and token limits joined into one turn; the paper does not say how it does this."""
+    """A case with all its prompts and token limits joined into one turn; the paper does not describe its own."""
     turns = len(case.prompts)
     return replace(case, prompts=("".join(case.prompts),), max_new_tokens=turns * case.max_new_tokens)
 
