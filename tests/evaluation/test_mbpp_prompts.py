@@ -66,7 +66,7 @@ def test_a_model_is_evaluated_on_a_split(tmp_path, monkeypatch):
     main(["evaluate", "model", "mbpp", *words, "--temperatures", "0.8", "--max-new-tokens", "6"])
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert (
-        report["benchmark"] == "mbpp"
+        report["benchmark"] == "mbpp, split train"
         and report["samples"] == {"0.8": 4}
         and report["pass_at_k"]["0.8"].keys() == {"1", "2"}
     )

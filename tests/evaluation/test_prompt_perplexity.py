@@ -81,7 +81,12 @@ def files(tmp_path_factory):
     write_lines(folder / "other.jsonl", [turns | {"case": 2}])
     write_lines(folder / "fewer.jsonl", [turns | {"completions": ["x = 7", "y = 1"]}])
     write_lines(folder / "single.jsonl", [turns | {"completions": ["x = 7"]}])
-    whole = {"id": "2", "input": {"A": "7"}, "gold_output": "7", "completions": PREFIX + "# Assign 7 to x.\nx = 7"}
+    whole = {
+        "id": "2",
+        "input": {"A": "7"},
+        "gold_output": {"A": "7"},
+        "completions": PREFIX + "# Assign 7 to x.\nx = 7",
+    }
     write_lines(folder / "authors.jsonl", [whole])
     write_lines(folder / "surrogate.jsonl", [turns | {"completions": ["\ud800", "", ""]}])
     (folder / "cut.jsonl").write_text('{"task_id": "2", "case')

@@ -364,7 +364,7 @@ def test_help_shows_every_option_with_its_type(generator):
     text = pydoc.render_doc(generator.generate, renderer=pydoc.plaintext)
     for field in fields(codegen_jax.Options):
         assert re.search(rf"\b{field.name}: .+ = ", text), field.name
-    assert "top_k: number of tokens kept; 0 keeps all." in text
+    assert "top_k: number of most likely tokens to keep; 0 keeps all." in text
 
 
 def test_seeds_of_numpy_are_seeds(generator):

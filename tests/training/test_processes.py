@@ -161,7 +161,9 @@ def test_a_run_killed_at_20_random_moments_ends_as_the_uninterrupted_one(tmp_pat
     assert losses(killed.output) == losses(whole.output)
 
 
-def test_a_save_that_is_refused_is_tried_again_then_reported_and_training_goes_on(tmp_path, token_folder):
+def test_a_save_that_is_refused_is_tried_again_then_reported_and_training_goes_on(tmp_path, token_folder, monkeypatch):
+    # refused writes include those of JAX's compilation cache, which warns of them
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1000")
     sections = {"training": {"steps": 16, "eval_every": 100}, "checkpoint": {"save_every": 6}, "mesh": FEW}
     whole, refused = (run(tmp_path / name, token_folder, **sections) for name in ("whole", "refused"))
     assert finish(start(whole, tmp_path / "whole.yaml", devices=4))[0][0] == 0
