@@ -32,7 +32,7 @@ MULTI_2B = {"model": "runs/2b_multi", "config": {"n_layer": 32, "n_embd": 2560}}
 
 
 def drawn(samples, seed, problems=PROBLEMS):
-    """Problem n of 12 passes with probability n / 15; failures have all outcomes."""
+    """Problem n of 12 passes with probability n / 15; failures have every outcome except sandbox error."""
     random = np.random.default_rng(seed)
     results = []
     for number, problem in enumerate(problems):

@@ -30,7 +30,7 @@ SAMPLES = [
 
 
 def judge_by_number(problems, programs, pause=0.0):
-    """Every third program passes, the others have all outcomes; verdicts come out of order, with differing timings."""
+    """Every third passes, the others have every outcome but sandbox error; out of order, with differing timings."""
     for number, task_id, program in sorted(programs, key=lambda program: (program[0] * 7) % 11):
         assert task_id in problems and program == f"x = {number}"
         time.sleep(pause)
