@@ -1,4 +1,4 @@
-"""evaluate: measure a model, or the samples of one."""
+"""evaluate: measure a model, or samples that were already drawn."""
 
 import argparse
 import os
@@ -86,7 +86,7 @@ def humaneval(arguments: argparse.Namespace) -> None:
 
     path = arguments.problems
     benchmark = "humaneval" if path is None else os.path.basename(path).split(".")[0]
-    if path is not None and benchmark == "humaneval":  # the paper's figures are of the package's problems
+    if path is not None and benchmark == "humaneval":  # the paper's figures are for the package's problems
         benchmark = "humaneval of a file"
     if is_samples(arguments.model):
         refuse_drawing(arguments, add_completing)
@@ -106,13 +106,13 @@ def mbpp(arguments: argparse.Namespace) -> None:
     else:
         split = arguments.split or "test"
         problems = mbpp_for_models(path, split, shots)
-        # the paper's figures are of the whole test split
+        # the paper's figures are for the whole test split
         benchmark = "mbpp" if split == "test" and len(problems) == len(SPLITS["test"]) else f"mbpp, split {split}"
         complete(arguments, benchmark, problems, (END_OF_CODE,) if shots else ())
 
 
 def judge_samples(arguments: argparse.Namespace, benchmark: str, problems: list[Any]) -> None:
-    """The samples of a file, of HumanEval or MBPP."""
+    """Judge a file of HumanEval or MBPP samples."""
     from codegen_jax.evaluation.evaluation_report import Settings, in_words
     from codegen_jax.evaluation.run_evaluation import run_evaluation
     from codegen_jax.evaluation.samples import read_samples
@@ -143,7 +143,7 @@ def check_k(arguments: argparse.Namespace) -> None:
 def complete(
     arguments: argparse.Namespace, benchmark: str, problems: list[Any], stop_strings: Sequence[str] = ()
 ) -> None:
-    """A model on HumanEval or MBPP."""
+    """Evaluate a model on HumanEval or MBPP."""
     from codegen_jax.evaluation.completions import Completions, require_room
     from codegen_jax.evaluation.execution import check_sandbox
 
@@ -204,7 +204,7 @@ def mtpb(arguments: argparse.Namespace) -> None:
 
 
 def judge_mtpb_samples(arguments: argparse.Namespace, cases: list[Any]) -> None:
-    """The samples of a file, of MTPB."""
+    """Judge a file of MTPB samples."""
     from codegen_jax.evaluation.mtpb.samples import read_mtpb_samples
 
     workers = read_workers(arguments)
@@ -234,12 +234,12 @@ def evaluate_model(
     require_room: "Callable[[Tokenizer, int], None]",
     check_sandbox: "Callable[[Layer], None]",
 ) -> dict[str, Any] | None:
-    """The report of a model, unless other shares are missing.
+    """Evaluate a model. Returns the report, or None if other shares are not done yet.
 
     Args:
-        limit: of tasks.
-        require_room: given the model's tokenizer and its context, raises `UserError` if prompts do not fit.
-        check_sandbox: raises `UserError` if programs are not judged right here.
+        limit: number of tasks to evaluate.
+        require_room: called with the model's tokenizer and context length; raises `UserError` if prompts do not fit.
+        check_sandbox: raises `UserError` if programs are not judged correctly on this machine.
     """
     from codegen_jax.evaluation.evaluate_model import Evaluation, evaluate_model
     from codegen_jax.evaluation.evaluation_report import Settings
@@ -269,7 +269,7 @@ def evaluate_model(
 
 
 def show(arguments: argparse.Namespace, report: dict[str, Any], lines: Sequence[str]) -> None:
-    """Print a report's object, or lines and where the page is."""
+    """Print the report as JSON, or the given lines and the path of the Markdown report."""
     from codegen_jax.evaluation.results import REPORT_IN_WORDS
 
     where = f"report: {arguments.output.rstrip('/')}/{REPORT_IN_WORDS}"

@@ -1,4 +1,4 @@
-"""The arguments of benchmarks, which `evaluate` has: how samples are drawn, and how their programs run."""
+"""Benchmark arguments of `evaluate`: how samples are drawn, and how their programs run."""
 
 import argparse
 import os
@@ -17,7 +17,7 @@ DEFAULT_K = [1, 10, 100]
 
 
 def add_drawing(verb: Parser, num_samples: int = 200, greedy: str = "one sample at temperature 0") -> None:
-    """How a model's samples are drawn. Without a default here, so that what is given for samples can be refused."""
+    """Add the arguments for drawing samples. They have no defaults, so they can be refused if samples are given."""
     verb.add_argument("--num-samples", type=whole_number, metavar="N", help=f"of each (default: {num_samples})")
     verb.add_argument("--temperatures", type=number, nargs="+", metavar="X", help="default: 0.2 0.6 0.8")
     verb.add_argument("--top-p", type=number, metavar="X", help="default: 0.95")
@@ -30,7 +30,7 @@ def add_drawing(verb: Parser, num_samples: int = 200, greedy: str = "one sample 
 
 
 def add_completing(verb: Parser) -> None:
-    """`add_drawing` for benchmarks whose problems have one prompt each."""
+    """Like `add_drawing`, for benchmarks with one prompt per problem."""
     add_drawing(verb, greedy="one sample at temperature 0, truncated as by EvalPlus")
     verb.add_argument("--max-new-tokens", type=whole_number, metavar="N", help="default: 512")
     verb.add_argument(
@@ -50,10 +50,10 @@ def add_pass_at_k(verb: Parser) -> None:
 
 
 def add_running(verb: Parser, timeout: str) -> None:
-    """How programs are run and judged.
+    """Add the arguments for running and judging programs.
 
     Args:
-        timeout: the default, in words.
+        timeout: description of the default timeout, for the help text.
     """
     verb.add_argument("--output", required=True, metavar="DIR", help="where results and report go")
     verb.add_argument("--workers", type=whole_number, metavar="N", help="programs at a time (default: one per CPU)")
@@ -66,12 +66,12 @@ def add_running(verb: Parser, timeout: str) -> None:
 
 
 def is_samples(name: str) -> bool:
-    """Whether a name is that of a file of samples: every model is a folder."""
+    """Whether a name is a file of samples rather than a model; models are folders."""
     return name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")) or open_path(name).is_file()
 
 
 def refuse_drawing(arguments: argparse.Namespace, drawing: Callable[[Parser], None], also: Sequence[str] = ()) -> None:
-    """Raise `UserError` for the first argument that `drawing` adds, or of those named: samples have no use for it."""
+    """Raise `UserError` if any argument from `drawing` or `also` was set; they do not apply to given samples."""
     parser = Parser(add_help=False)
     drawing(parser)
     for name in (*parser.flags, *also):
@@ -80,7 +80,7 @@ def refuse_drawing(arguments: argparse.Namespace, drawing: Callable[[Parser], No
 
 
 def read_workers(arguments: argparse.Namespace) -> int:
-    """Programs at a time, when the other arguments of `add_running` have been checked."""
+    """The number of parallel workers. Checks --workers and --timeout."""
     workers = len(os.sched_getaffinity(0)) if arguments.workers is None else arguments.workers
     timeout = arguments.timeout
     require(workers > 0, f"workers: {workers} must be positive")
@@ -94,7 +94,7 @@ def read_protocol(arguments: argparse.Namespace, **defaults: Any) -> "Protocol":
     names = ("num_samples", "top_p", "max_new_tokens", "truncate", "seed")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name, None) is not None}
     if arguments.temperatures is not None:
-        given["temperatures"] = tuple(0.0 + one for one in arguments.temperatures)  # -0 is 0, in names of files too
+        given["temperatures"] = tuple(0.0 + one for one in arguments.temperatures)  # turn -0 into 0, also in file names
     if arguments.greedy:
         for name in ("num_samples", "temperatures", "top_p"):
             require(name not in given, f"{name}: --greedy draws one sample at temperature 0; leave one of the two out")
@@ -115,7 +115,7 @@ def read_share(text: str | None) -> tuple[int, int]:
 
 
 def read_limit(arguments: argparse.Namespace, problems: int) -> int:
-    """How many problems, from the first."""
+    """The number of problems to evaluate, starting with the first."""
     limit = problems if arguments.limit is None else arguments.limit
     require(0 < limit <= problems, f"limit: {limit} must be from 1 to the {problems} problems that there are")
     return limit

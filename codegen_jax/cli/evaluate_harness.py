@@ -1,4 +1,4 @@
-"""evaluate MODEL harness: a model on tasks of lm-evaluation-harness."""
+"""evaluate MODEL harness: run a model on lm-evaluation-harness tasks."""
 
 import argparse
 import os
@@ -45,7 +45,7 @@ def harness(arguments: argparse.Namespace) -> None:
     if seed is not None:
         require_seed("seed", seed)
     require(find_spec("lm_eval") is not None, "harness: lm_eval is not installed; pip install 'codegen_jax[harness]'")
-    os.environ["DISABLE_MULTIPROC"] = "1"  # lm_eval would fork to estimate errors, which JAX's threads do not survive
+    os.environ["DISABLE_MULTIPROC"] = "1"  # lm_eval would fork to estimate errors, which is unsafe with JAX's threads
     from datasets.utils import disable_progress_bars
 
     from codegen_jax.evaluation.harness.model import SEED, HarnessModel
@@ -60,7 +60,7 @@ def harness(arguments: argparse.Namespace) -> None:
         disable_progress_bars()
     require_new(arguments.output)
     names = [name for word in arguments.tasks for name in word.split(",") if name]
-    with redirect_stdout(sys.stderr):  # what tasks and their libraries print is no part of the report
+    with redirect_stdout(sys.stderr):  # output of tasks and their libraries is not part of the report
         tasks = load_tasks(names, num_fewshot, seed, arguments.unsafe)
     weights = open_model(arguments.model, allow_nonfinite=arguments.allow_nonfinite)
     tokenizer_of(weights, arguments.model)

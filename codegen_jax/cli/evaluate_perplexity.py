@@ -1,4 +1,4 @@
-"""evaluate MODEL perplexity: of token files, of MTPB's prompts, and of HumanEval's prompts and samples."""
+"""evaluate MODEL perplexity: on token files, MTPB's prompts, and HumanEval's prompts and samples."""
 
 import argparse
 import dataclasses
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     Measure = Callable[[Generator], Any]
 
-# the arguments of each kind of text
+# the arguments that each kind of text accepts
 TAKEN = {
     "token files": ("sequence_length", "max_windows"),
     "mtpb": ("problems", "limit", "mode", "samples"),
@@ -86,7 +86,7 @@ def perplexity(arguments: argparse.Namespace) -> None:
         print(f"{quantize} raises the perplexity by {increase:.3%}")
 
 
-# Each reads its files, before a model is loaded, and gives what measures one and which of the paper's figures to print.
+# Each reads its files before a model is loaded, and returns the measurement and the paper's figures to print with it.
 
 
 def of_tokens(arguments: argparse.Namespace) -> tuple["Measure", tuple[str, ...]]:

@@ -1,1 +1,1 @@
-"""What a model is worth."""
+"""Evaluate models: benchmarks, sandboxed execution, pass@k and perplexity."""

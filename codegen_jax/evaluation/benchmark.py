@@ -1,4 +1,4 @@
-"""What a benchmark has of its own: how a sample is drawn, which program it makes, and what all of them come to."""
+"""The interface of a benchmark: how to draw a sample, which program it becomes, and how to report the results."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
@@ -12,13 +12,13 @@ from codegen_jax.inference.generate import Generator
 
 
 class Benchmark(ABC):
-    """A benchmark as `evaluate_model` needs it. Its tasks are what samples are drawn of, numbered from 0.
+    """A benchmark as `evaluate_model` needs it. Samples are drawn per task; tasks are numbered from 0.
 
     Attributes:
-        name: as reports have it.
+        name: the name used in reports.
         unit: what its tasks are called.
-        fields: of a sample's record.
-        own_limits: fields of `Protocol` that have no meaning here, since each task has its own.
+        fields: the fields of a sample's record.
+        own_limits: fields of `Protocol` that do not apply, since each task sets its own limits.
     """
 
     name: str
@@ -29,45 +29,45 @@ class Benchmark(ABC):
     @property
     @abstractmethod
     def tasks(self) -> Sequence[Any]:
-        """All of the benchmark; plain values, which its fingerprint is of."""
+        """All tasks of the benchmark, as plain values; its fingerprint is computed from them."""
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """By name, what else of its own decides samples and verdicts."""
+        """Other benchmark-specific values that determine samples and verdicts, by name."""
         return {}
 
     @abstractmethod
     def place(self, task: int) -> dict[str, Any]:
-        """The fields of a record that say of which task it is."""
+        """The record fields that identify the task."""
 
     @abstractmethod
     def together(self, draw: Draw) -> Hashable:
-        """Samples for which this is equal may be drawn in one batch."""
+        """A key: consecutive samples with equal keys may share a batch."""
 
     @abstractmethod
     def most_tokens(self, protocol: Protocol, task: int) -> int:
-        """Of a sample."""
+        """The maximum number of tokens in one sample of the task."""
 
     @abstractmethod
     def draw(self, model: Generator, protocol: Protocol, batch: Sequence[Draw]) -> list[dict[str, Any]]:
-        """The records of samples that may be drawn together.
+        """Draw a batch of samples and return their records.
 
-        The text is a function of the model, seed, task, number and protocol, whatever else is drawn beside it. The last
-        digits of the log-probability depend on the shape of the batch, as every sum of floats does; in bfloat16 these
-        are coarse enough to turn a token now and then, and so the text.
+        The text depends on the model, seed, task, sample number and protocol, not on other samples in the batch. The
+        last digits of the log-probability depend on the batch shape, as with any floating-point sum; in bfloat16 they
+        are coarse enough to change an occasional token, and with it the text.
         """
 
     @abstractmethod
     def program(self, task: int, record: Mapping[str, Any]) -> tuple[Any, str]:
-        """A sample's program, and what it is judged by."""
+        """Return what judges the sample, and the sample's program."""
 
     @abstractmethod
     def finish(self, folder: SampleFolder, draws: Mapping[float, Sequence[Draw]], settings: Settings) -> dict[str, Any]:
-        """Write the report of samples, by temperature, that all have verdicts; gives its content."""
+        """Write the report and return its content. Draws are given by temperature; all must have verdicts."""
 
 
 def batches(benchmark: Benchmark, draws: Sequence[Draw], rows: int) -> list[list[Draw]]:
-    """Draws in batches of at most so many rows."""
+    """Split draws into batches of at most `rows` rows."""
     found: list[list[Draw]] = []
     for _, those in groupby(draws, benchmark.together):
         together = list(those)

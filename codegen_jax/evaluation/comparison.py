@@ -1,4 +1,4 @@
-"""Evaluations beside one another: pass@k of each, and the problems that another one solves more or less often."""
+"""Compare evaluations: pass@k of each, and the problems that one solves more or less often than the first."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -8,23 +8,23 @@ from codegen_jax.evaluation.intervals import paired_difference
 from codegen_jax.evaluation.judged import Judged, named
 from codegen_jax.evaluation.tally import Tally, tally
 
-MOST = 10  # problems that are named
+MOST = 10  # number of problems listed by name
 
 Results = Mapping[float | None, Sequence[Judged]]
 
 
 def compare(runs: Mapping[str, Results], ks: Sequence[int]) -> dict[str, Any]:
-    """Plain values: what evaluations come to, and how each differs from the first.
+    """Summarize the evaluations and how each differs from the first.
 
     Args:
-        runs: what `read_results` gives, by the name of the run; two at least.
-        ks: of pass@k, from 1.
+        runs: the results returned by `read_results`, by run name; at least two.
+        ks: values of k for pass@k, each at least 1.
 
     Returns:
-        "runs", by name and temperature: pass_at_k and intervals by k, problems, samples; "differences", a list over the
-        other runs and the temperatures that each shares with the first: run, temperature, the number of problems that
-        both have, the difference of pass@1 over these and its interval, and won and lost, the differences of problems
-        by task_id, largest first.
+        Plain values: "first", the name of the first run; "runs", by name and temperature: pass_at_k and intervals by k,
+        problems, samples; "differences", one entry per other run and temperature shared with the first: run,
+        temperature, the number of problems that both have, the difference in pass@1 over those problems and its
+        interval, and won and lost, the per-problem differences by task_id, largest first.
 
     Raises:
         UserError: if a run has no problem in common with the first.
@@ -66,7 +66,7 @@ def _difference(names: str, first: Tally, other: Tally) -> dict[str, Any]:
 
 
 def in_words(comparison: Mapping[str, Any], ks: Sequence[int]) -> str:
-    """The comparison for a person: a table in columns, and a paragraph for each difference."""
+    """Format the comparison as text: an aligned table, and a paragraph per difference."""
     head = ["run", "T", "problems", "samples", *(f"pass@{k}" for k in ks)]
     rows = [
         [run, at, str(one["problems"]), str(one["samples"]), *(_cell(one, str(k)) for k in ks)]

@@ -27,9 +27,9 @@ class Completions(Benchmark):
     """A benchmark whose tasks are problems with one prompt each.
 
     Attributes:
-        problems: all of it, with their `model_prompt`.
-        ks: of pass@k.
-        export: also write programs as the BigCode harness reads them.
+        problems: all problems of the benchmark, with their `model_prompt`.
+        ks: values of k for pass@k.
+        export: also write the programs in the format that the BigCode harness reads.
     """
 
     name: str
@@ -107,12 +107,12 @@ class Completions(Benchmark):
 
 
 def require_room(tokenizer: Tokenizer, context: int, problems: Sequence[Problem], max_new_tokens: int) -> None:
-    """Raise `UserError` unless every prompt says something, and fits into a model's context with the new tokens."""
+    """Raise `UserError` unless every prompt is non-empty and fits in the model's context with the new tokens."""
     for problem in problems:
         is_empty = f"{problem.task_id}: its prompt is empty; give it one, or leave the problem out"
         require(bool(problem.model_prompt), is_empty)
     lengths = {problem.task_id: len(tokenizer.encode(problem.model_prompt)) for problem in problems}
-    task_id = max(lengths, key=lengths.__getitem__)  # the longest, so that what is said to fit fits all
+    task_id = max(lengths, key=lengths.__getitem__)  # the longest, so the reported limit holds for every problem
     tokens = lengths[task_id]
     require(
         tokens < context,

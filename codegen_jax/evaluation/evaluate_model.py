@@ -1,4 +1,4 @@
-"""From a model to a report: samples are drawn and judged, and nothing is done twice, however often this is killed."""
+"""From a model to a report: draw and judge samples, resuming without repeated work if the process is killed."""
 
 import logging
 import math
@@ -21,19 +21,20 @@ from codegen_jax.inference.generate import Generator
 
 log = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_WRITES = 5.0  # of verdicts alone; samples are written when their batch is there
+SECONDS_BETWEEN_WRITES = 5.0  # between writes of verdicts only; samples are written as soon as their batch is complete
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is to be evaluated, and how.
+    """What to evaluate, and how.
 
     Attributes:
-        benchmark: with all of its tasks.
-        limit: only so many of them, from the first.
-        share: (i, n): this process has every n-th task, from the i-th on; others have the rest, in the same folder.
+        benchmark: the benchmark, with all of its tasks.
+        limit: evaluate only the first `limit` tasks.
+        share: (i, n): this process takes every n-th task, starting with the i-th; other processes take the rest and
+            use the same folder.
         protocol: how samples are drawn.
-        settings: under which conditions their programs run.
+        settings: the conditions under which programs run.
     """
 
     benchmark: Benchmark
@@ -44,7 +45,7 @@ class Evaluation:
 
     @property
     def mine(self) -> list[int]:
-        """The numbers of this process' tasks."""
+        """Indices of this process's tasks."""
         part, parts = self.share
         return list(range(part - 1, self.limit, parts))
 
@@ -56,19 +57,19 @@ def evaluate_model(
     load: Callable[[], Generator],
     judges: Callable[[], Judges],
 ) -> dict[str, Any] | None:
-    """Draw and judge what is missing in a folder; and when all shares are there, write samples, results and report.
+    """Draw and judge the samples missing from a folder. Once all shares are done, write samples, results and report.
 
     Args:
-        identity: of the model and of what it computes in, as `model_identity` gives it.
-        output: local, gs:// or s3://; of this evaluation, or new.
-        load: the model; called if samples are missing.
-        judges: called if verdicts are missing.
+        identity: the values that identify the model (see `model_identity`) and its computation.
+        output: a local, gs:// or s3:// folder; new, or of this evaluation.
+        load: loads the model; called only if samples are missing.
+        judges: starts the judges; called only if samples or verdicts are missing.
 
     Returns:
-        The content of report.json; None if other shares are missing.
+        The content of report.json; None if other shares are not done yet.
 
     Raises:
-        UserError: for a folder of another evaluation.
+        UserError: if the folder belongs to another evaluation.
     """
     benchmark, protocol, settings = evaluation.benchmark, evaluation.protocol, evaluation.settings
     left_out = {"num_samples", "temperatures"} | benchmark.own_limits
@@ -77,7 +78,7 @@ def evaluate_model(
         {
             "benchmark": benchmark.name,
             **identity,
-            **benchmark.conditions,  # before the problems, which are others in another mode
+            **benchmark.conditions,  # before the problems, which differ between modes
             "problems": fingerprint(benchmark.tasks),
             **{name: value for name, value in asdict(protocol).items() if name not in left_out},
             "timeout": settings.timeout,
@@ -110,7 +111,7 @@ def evaluate_model(
 def draw_and_judge(
     evaluation: Evaluation, folder: SampleFolder, load: Callable[[], Generator], judges: Callable[[], Judges]
 ) -> None:
-    """Draw what is missing of this process' samples, and judge them while others are drawn."""
+    """Draw this process's missing samples, judging them in the background while others are drawn."""
     benchmark, protocol, mine = evaluation.benchmark, evaluation.protocol, evaluation.mine
     wanted = protocol.draws(mine)
     missing = [draw for draw in wanted if draw not in folder.samples]
@@ -119,7 +120,7 @@ def draw_and_judge(
     if not missing and not unjudged:
         return
     model = load() if missing else None
-    folder.begin()  # not before: a model that can't be loaded leaves no folder that refuses the next command
+    folder.begin()  # only now: a failed load must not leave a folder that refuses the next command
     progress = _Progress(len(wanted), len(missing))
     with judges() as judging, progress.bar:
 
@@ -132,7 +133,7 @@ def draw_and_judge(
 
         for draw in unjudged:
             judge(draw)
-        # the batches of a run that nothing disturbed: what is drawn again is drawn beside the same others
+        # the batches of an uninterrupted run, so a sample that is drawn again has the same batch
         for whole in batches(benchmark, wanted, model.max_rows if model else 1):
             batch = [draw for draw in whole if draw not in folder.samples]
             if model is None or not batch:
@@ -174,7 +175,7 @@ def _tell_cost(evaluation: Evaluation, wanted: int, missing: Sequence[Draw], unj
 
 
 class _Progress:
-    """A bar of samples, with the pace of verdicts beside it; and once, after the first batch, what all will take."""
+    """A progress bar of samples with the rate of verdicts. After the first batch, it logs the estimated total time."""
 
     def __init__(self, wanted: int, missing: int):
         self.bar = tqdm(total=wanted, initial=wanted - missing, unit="sample", disable=None, smoothing=0.1)

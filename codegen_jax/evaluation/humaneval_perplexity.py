@@ -1,11 +1,12 @@
-"""The perplexity of HumanEval's prompts, and of passed and failed samples apart.
+"""The perplexity of HumanEval's prompts, and of passed and failed samples separately.
 
-The paper (Nijkamp et al. 2022, arXiv 2203.13474) compares the prompts of problems that a model solves with those of
-problems that it does not: what it understands better, it solves more often. The perplexity of a prompt of T tokens is
+The paper (Nijkamp et al. 2022, arXiv 2203.13474) compares the prompts of problems that a model solves with the
+prompts of problems that it does not: it solves more often what it understands better. The perplexity of a prompt of T
+tokens is
 
     exp(-(1/(T - 1)) sum_(t=2..T) log P(x_t | x_1, ..., x_(t-1)))
 
-since nothing stands before the first token that it could be predicted from.
+since the first token has no context to be predicted from.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,17 +31,17 @@ class JudgedSample(NamedTuple):
 
 @dataclass(frozen=True)
 class SamplesPerplexity:
-    """Problems and samples, apart by what passed.
+    """Perplexities of problems and samples, split by whether they passed.
 
     Attributes:
-        pass_prompts: of the prompts of problems with a sample that passed.
-        non_pass_prompts: of problems whose samples all failed.
-        without_samples: problems that are in neither.
-        passed: of completions given their prompt, of samples that passed; the tokens of a sample are pooled.
-        failed: of those that failed.
-        empty_passed: samples that are in neither, since their completion is empty and has no tokens.
-        empty_failed: the same of samples that failed.
-        cut: completions whose prompt was cut from the left to fit with them.
+        pass_prompts: mean over the prompts of problems with a sample that passed.
+        non_pass_prompts: mean over the prompts of problems whose samples all failed.
+        without_samples: number of problems without samples, which are in neither mean.
+        passed: mean over passed samples of the completion's perplexity given its prompt; a sample's tokens are pooled.
+        failed: the same mean over failed samples.
+        empty_passed: number of passed samples with an empty completion, which has no tokens; they are in neither mean.
+        empty_failed: number of failed samples with an empty completion.
+        cut: number of completions whose prompt was truncated from the left so that both fit in the context.
     """
 
     pass_prompts: Mean
@@ -73,12 +74,12 @@ class SamplesPerplexity:
 
 @dataclass(frozen=True)
 class HumanevalPerplexity:
-    """How well a model predicts the prompts of HumanEval, and what it or another model wrote after them.
+    """How well a model predicts HumanEval's prompts, and the completions that it or another model wrote.
 
     Attributes:
         prompts: the mean over problems.
-        tokens: of the prompts, without the first of each.
-        samples: what samples add, where there are any.
+        tokens: number of prompt tokens, without the first of each prompt.
+        samples: the figures split by verdict; None if no samples were given.
         by_problem: the perplexity of each prompt, by task_id.
     """
 
@@ -89,7 +90,7 @@ class HumanevalPerplexity:
 
     @property
     def perplexity(self) -> float:
-        assert self.prompts.perplexity is not None  # there is one problem at least
+        assert self.prompts.perplexity is not None  # there is at least one problem
         return self.prompts.perplexity
 
     def __str__(self) -> str:
@@ -103,15 +104,15 @@ class HumanevalPerplexity:
 def humaneval_perplexity(
     model: Generator, problems: Sequence[Problem], samples: Sequence[JudgedSample] | None = None
 ) -> HumanevalPerplexity:
-    """The perplexity of problems' prompts, and with samples the figures apart by what passed.
+    """The perplexity of the problems' prompts and, given samples, the figures split by whether they passed.
 
-    A completion is encoded by itself, as the model wrote it behind the prompt's last token; eos is not counted.
+    A completion is encoded separately, since the model wrote it after the prompt's last token; eos is not counted.
 
     Args:
-        samples: those of other problems are left out.
+        samples: judged samples; samples of other problems are ignored.
 
     Raises:
-        UserError: for a prompt of fewer than two tokens, or a text that does not fit into the model's context.
+        UserError: for a prompt of fewer than two tokens, or a text that does not fit in the model's context.
 
     >>> humaneval_perplexity(codegen_jax.load("runs/350m_mono"), humaneval()).prompts
     Mean(count=164, perplexity=..., standard_error=...)
@@ -123,7 +124,7 @@ def humaneval_perplexity(
         require(len(ids) > 1, f"{what}: {len(ids)} tokens, of which none has another before it; leave the problem out")
         prompts[problem.task_id] = Piece(ids, 1).fitted(context, what)
     chosen = [sample for sample in samples or () if sample.task_id in prompts]
-    completions = dict[JudgedSample, Piece]()  # of those that have tokens; equal ones once
+    completions = dict[JudgedSample, Piece]()  # completions that have tokens; duplicates are scored once
     for sample in dict.fromkeys(chosen):
         what, before = f"a completion of {sample.task_id}", prompts[sample.task_id].ids
         ids = encode(model.tokenizer, sample.completion, what)
@@ -169,11 +170,11 @@ def _by_verdict(
 
 
 def read_judged_samples(path: str, problems: Sequence[Problem]) -> list[JudgedSample]:
-    """The samples of a results file that `evaluate ... humaneval` wrote: task_id, completion, passed.
+    """Read a results file written by `evaluate ... humaneval`: task_id, completion, passed.
 
     Raises:
-        UserError: if the file can't be read or is empty, or a line lacks a field, is of no problem, or has a solution
-            (a whole program), whose part after the prompt nobody knows.
+        UserError: if the file can't be read or is empty, or a line lacks a field, names an unknown problem, or has a
+            solution (a whole program), where the completion can't be told apart from the prompt.
     """
     known = [problem.task_id for problem in problems]
 

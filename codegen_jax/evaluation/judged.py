@@ -1,4 +1,4 @@
-"""What an evaluation has left in its folder, read again: each sample with its outcome."""
+"""Read the results in an evaluation's folder: each sample with its outcome."""
 
 import re
 from collections import Counter
@@ -12,21 +12,21 @@ from codegen_jax.evaluation.verdicts import OUTCOMES
 from codegen_jax.fields import did_you_mean
 from codegen_jax.mistaken_paths import holds, missing
 
-RESULTS = "results.jsonl"  # of samples that were given
-RESULTS_AT = re.compile(r"results_T(\d+(?:\.\d+)?(?:e[+-]\d+)?)\.jsonl")  # of a model, at a temperature
+RESULTS = "results.jsonl"  # results of given samples
+RESULTS_AT = re.compile(r"results_T(\d+(?:\.\d+)?(?:e[+-]\d+)?)\.jsonl")  # results of a model at one temperature
 
 
 class Judged(NamedTuple):
-    """A sample and what became of it.
+    """A sample and its outcome.
 
     Attributes:
-        task_id: of its problem.
-        sample: its number among the samples of its problem, from 0; of MTPB, of its case.
-        completion: what follows the prompt, in turns if there are several, or the whole program of a sample that was
-            given as one.
-        outcome: passed, or how it ended otherwise (evaluation/verdicts.py).
-        error: the last line of the error; "" of what passed.
-        case: of MTPB; None elsewhere.
+        task_id: the problem's task_id.
+        sample: index among the samples of its problem (MTPB: of its case), starting at 0.
+        completion: the text after the prompt (MTPB: all turns, joined), or the whole program if the sample was given as
+            one.
+        outcome: "passed", or how else it ended (evaluation/verdicts.py).
+        error: the last line of the error; "" if the sample passed.
+        case: the MTPB case; None for other benchmarks.
     """
 
     task_id: str
@@ -38,17 +38,17 @@ class Judged(NamedTuple):
 
 
 def named(temperature: float | None) -> str:
-    """A temperature as reports and names of files have it; "-" of samples that were given, whose nobody knows."""
+    """A temperature as written in reports; "-" for given samples, whose temperature is unknown."""
     return "-" if temperature is None else f"{temperature:g}"
 
 
 def read_results(folder: str) -> dict[float | None, list[Judged]]:
-    """The results in an evaluation's output folder by rising temperature, in the order of its files.
+    """Read the results in an evaluation's output folder, by increasing temperature, in the order of its files.
 
-    The samples of `evaluate SAMPLES.jsonl` have no temperature that we know: they are under None, numbered here.
+    The temperature of `evaluate SAMPLES.jsonl` samples is unknown: they are stored under None and numbered here.
 
     Raises:
-        UserError: if there is no such folder, no results are in it, or a line of them is damaged.
+        UserError: if the folder does not exist, contains no results, or a line is damaged.
 
     >>> read_results("runs/x/humaneval")[0.2][0]
     Judged(task_id='HumanEval/0', sample=0, completion='    for i, ...', outcome='passed', error='')
@@ -73,7 +73,7 @@ def _read(path: Path, are_given: bool) -> list[Judged]:
     judged, count = list[Judged](), Counter[str]()
     for line, _, record in read_records(str(path)):
         if are_given and isinstance(record, dict):
-            record |= {"sample": 0}  # may be a field of theirs, which means something else
+            record |= {"sample": 0}  # a given sample may have a field of that name with another meaning
         one = record if isinstance(record, str) else _judged(record)
         if isinstance(one, str):
             raise UserError(f"{path}: line {line} is damaged ({one}); the same evaluate command writes the file again")
@@ -84,10 +84,10 @@ def _read(path: Path, are_given: bool) -> list[Judged]:
 
 
 def _judged(record: Mapping[str, Any]) -> Judged | str:
-    """A line's sample, or what is wrong with it."""
-    task_id, sample = record.get("task_id", record.get("id")), record.get("sample")  # the authors' of MTPB have an id
-    text = record.get("solution", record.get("completion"))  # where given samples have both, the solution ran
-    if "completions" in record:  # of MTPB's turns
+    """The sample on a line, or a description of what is wrong with the line."""
+    task_id, sample = record.get("task_id", record.get("id")), record.get("sample")  # the MTPB authors use id
+    text = record.get("solution", record.get("completion"))  # if a given sample has both, the solution was run
+    if "completions" in record:  # MTPB's turns
         turns = record["completions"]
         text = "\n\n".join(map(str, turns)) if isinstance(turns, list) else turns
     outcome, error = record.get("outcome"), record.get("error")
@@ -99,7 +99,7 @@ def _judged(record: Mapping[str, Any]) -> Judged | str:
         return "no outcome and error"
     if type(sample) is not int:
         return f"sample is {sample!r:.40}, not a number"
-    spelled = str(task_id).removeprefix("Mbpp/")  # in given samples 601, "601" and "Mbpp/601" are one problem
+    spelled = str(task_id).removeprefix("Mbpp/")  # given samples may spell a problem 601, "601" or "Mbpp/601"
     return Judged(spelled, sample, text, outcome, error, record.get("case") if "completions" in record else None)
 
 

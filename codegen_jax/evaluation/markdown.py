@@ -1,11 +1,11 @@
-"""Pieces of reports as Markdown, in ASCII."""
+"""Build reports in ASCII Markdown."""
 
 import re
 from collections.abc import Iterable, Sequence
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """All columns but the first hold numbers.
+    """A Markdown table. All columns but the first contain numbers and are right-aligned.
 
     >>> print(table(["k", "pass@k"], [["1", "12 %"]]))
     | k | pass@k |
@@ -13,18 +13,18 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     | 1 | 12 % |
     """
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    escaped = [[cell.replace("|", r"\|") for cell in line] for line in lines]  # a task_id may hold one
+    escaped = [[cell.replace("|", r"\|") for cell in line] for line in lines]  # a task_id may contain a |
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
 def fenced(text: str, language: str) -> str:
-    """A block of code, whose fence is longer than any in it."""
+    """A fenced code block; the fence is longer than any run of backticks in the text."""
     fence = "`" * max(3, _longest_fence(text) + 1)
     return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
 def span(text: str) -> str:
-    """Code within a line, whatever it holds.
+    """Inline code, even if the text contains backticks.
 
     >>> print(span("a"), span("a `b"))
     `a` `` a `b ``
@@ -38,5 +38,5 @@ def _longest_fence(text: str) -> int:
 
 
 def page(paragraphs: Iterable[str]) -> str:
-    """A whole page. A model may write anything: signs that are not ASCII, or steer a terminal, become escapes."""
+    """A whole page. Model output can contain anything, so non-ASCII and control characters are escaped."""
     return re.sub(r"[^\n\t -~]", lambda sign: ascii(sign[0])[1:-1], "\n\n".join(paragraphs)) + "\n"

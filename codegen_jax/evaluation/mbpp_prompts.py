@@ -1,7 +1,7 @@
-"""What a model is given of MBPP's problems. The paper prints figures and no prompt; these are the two in common use.
+"""MBPP prompts for models. The CodeGen paper reports results but no prompt; these are the two in common use.
 
-Zero-shot is InCoder's (arXiv 2204.05999), which the BigCode harness uses for base models; 3-shot is that of MBPP's
-authors (Austin et al., arXiv 2108.07732), whose examples are the problems 2, 3 and 4.
+The zero-shot prompt is InCoder's (arXiv 2204.05999), which the BigCode harness uses for base models. The 3-shot prompt
+is the MBPP authors' (Austin et al., arXiv 2108.07732); its examples are problems 2, 3 and 4.
 """
 
 from collections.abc import Mapping
@@ -14,19 +14,19 @@ from codegen_jax.evaluation.problems import Problem, mbpp
 
 SPLITS = {"prompt": range(1, 11), "test": range(11, 511), "validation": range(511, 601), "train": range(601, 975)}
 EXAMPLES = ("2", "3", "4")
-END_OF_CODE = "[DONE]"  # which ends the code of an example, and so a completion
+END_OF_CODE = "[DONE]"  # ends the code of an example, and so also a completion
 
 
 def mbpp_for_models(path: str, split: str, shots: int) -> list[Problem]:
-    """The problems of a split, with `model_prompt`.
+    """The problems of a split, with `model_prompt` set.
 
     Args:
-        path: mbpp.jsonl, whose lines have a field text.
-        split: of SPLITS, by task_id.
-        shots: 0 or 3.
+        path: mbpp.jsonl; each line must have a `text` field.
+        split: a key of SPLITS, which maps it to a range of task_ids.
+        shots: number of examples in the prompt, 0 or 3.
 
     Raises:
-        UserError: as `mbpp`, and for a file without problems of the split, without text, or without the examples.
+        UserError: as for `mbpp`, or if the file lacks the problems of the split, their text, or the examples.
     """
     problems = {problem.task_id: problem for problem in mbpp(path) if int(problem.task_id) in SPLITS[split]}
     ids = SPLITS[split]

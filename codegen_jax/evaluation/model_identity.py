@@ -1,4 +1,4 @@
-"""Which model was evaluated: enough to know it again, and to know another one."""
+"""Identify the evaluated model, well enough to tell it from any other."""
 
 import hashlib
 from dataclasses import asdict
@@ -9,13 +9,14 @@ import numpy as np
 
 from codegen_jax.weights.base import StoredWeights, fold_embedding_bias, shapes
 
-SAMPLED = 64  # elements of each axis of a parameter, and of its blocks the last one
+SAMPLED = 64  # elements read per axis of a parameter; of stacked blocks, only the last one is read
 
 
 def model_identity(model: str, weights: StoredWeights) -> dict[str, Any]:
-    """Name, revision (a commit of the hub, or a run's step), sizes, tokenizer, and a hash of a part of each parameter.
+    """The model's name, revision (a hub commit or a run's step), config, tokenizer and a hash of its parameters.
 
-    Training changes every part of every parameter, so a part of each tells two models apart without reading all.
+    The hash covers a part of each parameter: training changes every part, so this tells models apart without reading
+    all weights.
     """
     source = Path(weights.source)
     revision = source.name if source.parent.name in ("snapshots", "checkpoints") else ""

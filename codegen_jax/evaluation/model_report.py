@@ -1,4 +1,4 @@
-"""What a model's evaluation comes to: pass@k at each temperature and the best of them, as report.json has it."""
+"""The report of a model's evaluation (report.json): pass@k at each temperature, and the best of them."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,22 +17,22 @@ def make_report(
     ks: Sequence[int],
     sandbox: Sequence[str],
 ) -> dict[str, Any]:
-    """The content of report.json, a function of its arguments alone.
+    """The content of report.json. It depends only on the arguments.
 
-    pass@k is the mean over those problems that have samples, and left out where one of these has fewer than k. As in
-    the paper, the best is taken for each k by itself, so that it may be of another temperature for another k.
+    pass@k is the mean over problems that have samples. It is omitted if any of them has fewer than k. As in the paper,
+    the best is chosen independently for each k, so different values of k may have different best temperatures.
 
     Args:
         run: the content of run.json.
-        problems: all of the benchmark, in its order.
-        results: by temperature, each in the order of the problems; one temperature and one result at least.
-        ks: of pass@k, from 1.
+        problems: all problems of the benchmark, in order.
+        results: results by temperature, each in problem order; at least one temperature and one result.
+        ks: values of k for pass@k, each at least 1.
         sandbox: the layers around a program.
 
     Returns:
-        Plain values: benchmark, model, settings (k, temperatures, and what else run.json has), pass_at_k and intervals
-        by temperature and k, best by k, left_out (why there is no pass@k) by k, the numbers of problems and of those
-        attempted at every temperature, samples and outcomes by temperature, sandbox.
+        Plain values: benchmark, model, settings (k, temperatures, and the remaining fields of run.json), pass_at_k and
+        intervals by temperature and k, best by k, left_out (the reason for a missing pass@k) by k, the number of
+        problems, the number attempted (the minimum over temperatures), samples and outcomes by temperature, sandbox.
     """
     tallies = {temperature: tally(judged) for temperature, judged in results.items()}
     outcomes = {temperature: Counter(one.outcome for one in judged) for temperature, judged in results.items()}
@@ -55,7 +55,7 @@ def make_report(
 
 
 def _best(estimates: Mapping[float, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """The largest pass@k of all temperatures, by k; of equal ones the lowest temperature's."""
+    """The largest pass@k over all temperatures, by k; ties go to the lowest temperature."""
     best = dict[str, dict[str, float]]()
     for temperature, found in sorted(estimates.items()):
         for k, value in found.items():
@@ -65,7 +65,7 @@ def _best(estimates: Mapping[float, Mapping[str, float]]) -> dict[str, dict[str,
 
 
 def _left_out(tallies: Mapping[float, Tally], ks: Sequence[int]) -> dict[str, str]:
-    """By k, the first problem that has too few samples, and at which temperature if there is more than one."""
+    """The reason for each missing pass@k, by k: the problem with the fewest samples, and the temperature if several."""
     left_out = dict[str, str]()
     for temperature, one in tallies.items():
         fewest = min(one.samples)

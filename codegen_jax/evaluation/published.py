@@ -1,9 +1,9 @@
-"""What others have measured with CodeGen's models, to stand beside ours.
+"""Published results of CodeGen's models, for comparison with ours.
 
-The paper: Nijkamp et al., CodeGen: An Open Large Language Model for Code with Multi-Turn Program Synthesis, 2022, its
-tables of HumanEval and MBPP (200 samples per problem, top_p 0.95, for each k the best of the temperatures 0.2, 0.6 and
-0.8) and of MTPB (40 samples per case), and its perplexities of prompts. Figures that no other public text confirms have
-no sources here, and a mark wherever they are printed.
+The paper is Nijkamp et al., CodeGen: An Open Large Language Model for Code with Multi-Turn Program Synthesis, 2022. The
+figures are its tables of HumanEval and MBPP (200 samples per problem, top_p 0.95, the best of temperatures 0.2, 0.6 and
+0.8 for each k) and MTPB (40 samples per case), and its prompt perplexities. Figures that no other public text confirms
+have no sources here and are marked wherever they are printed.
 """
 
 import re
@@ -22,8 +22,8 @@ class Figure(NamedTuple):
     """A figure of the paper.
 
     Attributes:
-        percent: as the paper has it; some sources give one digit less.
-        sources: the public texts that confirm it; none for a figure that is to be marked.
+        percent: the value in the paper; some sources give one digit less.
+        sources: the public texts that confirm it; empty for a figure that must be marked.
     """
 
     percent: float
@@ -31,12 +31,12 @@ class Figure(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A model of the paper on a benchmark.
+    """The paper's results of one model on a benchmark.
 
     Attributes:
         family: NL, Multi or Mono.
-        size: as its released weights are called; the paper says 2.7B, 6.1B and 16.1B.
-        pass_at_k: by k.
+        size: the size in the name of the released weights; the paper says 2.7B, 6.1B and 16.1B.
+        pass_at_k: figures by k.
     """
 
     family: str
@@ -87,7 +87,7 @@ PAPER_MBPP = (
 )
 PASS_AT_K = {"humaneval": PAPER, "mbpp": PAPER_MBPP}  # by benchmark
 
-# the pass rate on MTPB in percent, by mode and family, of the sizes in their order
+# pass rates on MTPB in percent, by mode and family, in the order of SIZES
 PAPER_MTPB = {
     ("multi", "NL"): (Figure(0.23), Figure(15.31), Figure(19.37), Figure(30.33)),
     ("multi", "Multi"): (Figure(4.09), Figure(20.82), Figure(25.51), Figure(26.27)),
@@ -100,8 +100,8 @@ class PaperPerplexity(NamedTuple):
     """A mean perplexity of prompts.
 
     Attributes:
-        value: as the paper has it.
-        sources: the public texts that confirm it; none for a figure that is to be marked.
+        value: the value in the paper.
+        sources: the public texts that confirm it; empty for a figure that must be marked.
     """
 
     value: float
@@ -112,8 +112,8 @@ def _perplexities(*values: float, last: tuple[str, ...] = ()) -> tuple[PaperPerp
     return (*map(PaperPerplexity, values[:-1]), PaperPerplexity(values[-1], last))
 
 
-# of CodeGen-Mono, of the sizes in their order: MTPB's prompts, and those of the problems of HumanEval that the model
-# solved in one sample or more, and in none
+# CodeGen-Mono, in the order of SIZES: MTPB's prompts, and the prompts of the HumanEval problems that the model solved
+# in at least one sample ("pass") or in none ("non-pass")
 PAPER_PERPLEXITY = {
     "multi-turn": _perplexities(10.09, 8.90, 8.18, 8.05, last=(SUMMARY,)),
     "single-turn": _perplexities(13.92, 11.91, 10.58, 10.25, last=(SUMMARY,)),
@@ -121,7 +121,7 @@ PAPER_PERPLEXITY = {
     "non-pass": _perplexities(5.18, 4.37, 3.88, 3.40),
 }
 
-# of CodeGen-Mono by size, in percent: HumanEval, HumanEval+
+# CodeGen-Mono by size, in percent: HumanEval, HumanEval+
 EVALPLUS = {"2B": (24.4, 22.6), "6B": (29.3, 25.6), "16B": (32.9, 28.0)}
 EVALPLUS_SOURCE = "the leaderboard of EvalPlus"
 
@@ -130,12 +130,12 @@ FAMILIES = {family.lower(): family for family in ("NL", "Multi", "Mono")}
 
 
 def size_of(config: Mapping[str, Any]) -> str | None:
-    """The size whose layers and width a model's config has (n_layer, n_embd)."""
+    """The size with the n_layer and n_embd of a model's config; None if no size matches."""
     return next((size for shape, size in SIZES.items() if shape == (config["n_layer"], config["n_embd"])), None)
 
 
 def row_of(model: str, config: Mapping[str, Any]) -> Row | None:
-    """The paper's row of a model: by its config's size and its name's last word that is a family; None without these.
+    """The paper's HumanEval row for a model, found by config size and the last family in its name; None if not found.
 
     >>> row_of("runs/350m_mono", {"n_layer": 20, "n_embd": 1024}).pass_at_k[1].percent
     12.76
@@ -145,14 +145,14 @@ def row_of(model: str, config: Mapping[str, Any]) -> Row | None:
 
 
 def rows_beside(benchmark: str, config: Mapping[str, Any]) -> list[Row]:
-    """The rows to compare a model with: all of its size, or of Mono where its size is none of the paper's."""
+    """The rows to compare a model with: all rows of its size, or all Mono rows if the paper has no such size."""
     size = size_of(config)
     rows = PASS_AT_K.get(benchmark, ())
     return [row for row in rows if row.size == size or (size is None and row.family == "Mono")]
 
 
 def mtpb_beside(mode: str, config: Mapping[str, Any]) -> dict[str, Figure]:
-    """Pass rates on MTPB to compare a model with, by the model's name, chosen as in `rows_beside`."""
+    """MTPB pass rates to compare a model with, by the published model's name, chosen as in `rows_beside`."""
     size = size_of(config)
     return {
         f"CodeGen-{family} {theirs}": figure
@@ -163,7 +163,7 @@ def mtpb_beside(mode: str, config: Mapping[str, Any]) -> dict[str, Figure]:
 
 
 def perplexity_beside(config: Mapping[str, Any], *measures: str) -> str:
-    """The paper's perplexities of prompts in a line, chosen as in `rows_beside`.
+    """The paper's prompt perplexities on one line, for the model's size or, if the paper has no such size, all sizes.
 
     >>> perplexity_beside({"n_layer": 20, "n_embd": 1024}, "multi-turn")
     'the paper, of CodeGen-Mono: 350M 10.09 (?); (?): no public text other than the paper confirms this figure'
@@ -184,7 +184,7 @@ def marked(figure: Figure) -> str:
 
 
 def sources_in_words(figures: Iterable[Figure]) -> list[str]:
-    """Sentences on who confirms the figures, and on those that nobody does."""
+    """Sentences that name the sources that confirm figures, and explain the mark on unconfirmed ones."""
     figures = list(figures)
     sources = dict.fromkeys(source for figure in figures for source in figure.sources)
     confirmed = [f"Confirmed by {'; '.join(sources)}."] if sources else []

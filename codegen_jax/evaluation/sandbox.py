@@ -1,4 +1,4 @@
-"""One confined process with all its descendants: started, spoken to through pipes, and ended without remains."""
+"""Run one confined process and its descendants, communicate with it, and stop it without leaving anything behind."""
 
 import contextlib
 import importlib.metadata
@@ -23,60 +23,60 @@ _CONFINEMENT = Path(__file__).with_name("confinement")
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 _MESSAGE_BYTES = 4096
 OVER_MEMORY = "its processes together took more memory than they may"
-"""Among a sandbox's `messages` where that has ended it."""
+"""Appears in a sandbox's `messages` if this ended it."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a sandbox may take; CPU time is the program's own to limit."""
+    """Resource limits of a sandbox. CPU time is not included; the program must limit its own."""
 
     memory_bytes: int = 1 << 30
-    """Addresses of each process."""
+    """Address space per process."""
     resident_bytes: int = 3 << 29
-    """Memory of all processes together. Beyond it all are ended: a look every 0.1 s, so by about 100 MB too late."""
+    """Memory of all processes together. All are killed above it; checked every 0.1 s, so about 100 MB too late."""
     processes: int = 32
-    """Processes at a time; threads count, too, except under sandlock."""
+    """Number of simultaneous processes; threads count too, except under sandlock."""
     descriptors: int = 128
-    """Open files of each process."""
+    """Open files per process."""
     scratch_bytes: int = 64 << 20
-    """Files in the scratch folder, in all."""
+    """Total size of the files in the scratch folder."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What confines: one of `LAYERS` of sandbox_layers.py, or UNSAFE, which confines nothing."""
+    """What confines a program: one of `LAYERS` in sandbox_layers.py, or UNSAFE, which confines nothing."""
 
     name: str
     described: tuple[str, ...]
-    """The parts that hold, with their versions, for a report."""
+    """The active mechanisms with their versions, for reports."""
 
 
 class Sandbox:
     """`python -P -s -S program`, confined.
 
-    The program reads its own file or folder, Python's standard library, the system's shared libraries and five devices
-    (/dev/null, zero, full, random, urandom). Of installed packages it reads those that it is given, through links in
-    the folder `packages`, which it has to add to its path. Its current folder, empty at first, is the only one that it
-    can write to. It has no environment but a hash seed, no network, no /proc, and nobody's rights.
+    The program can read its own file or folder, Python's standard library, the system's shared libraries and five
+    devices (/dev/null, zero, full, random, urandom). It can read the installed packages that it is given through links
+    in the folder `packages`, which it must add to its path. Its working directory, initially empty, is the only folder
+    it can write to. It has no environment except a hash seed, no network, no /proc, and the rights of user nobody.
 
-    `stdin` is a stream socket, which can bring it descriptors; `stdout` is an unbuffered pipe. Standard error is a pipe
-    that is read at the end only, for `messages`: more than the 64 KiB that fit in it block the writer. `folder` is the
-    sandbox's own outside, gone after `stop`.
+    `stdin` is a stream socket, so it can pass file descriptors; `stdout` is an unbuffered pipe. Standard error is a
+    pipe that is only read at the end, for `messages`: more than the 64 KiB that fit block the writer. `folder` is the
+    sandbox's folder outside; `stop` removes it.
 
     Args:
         layer: from `choose_layer`.
-        program: a file, or a folder with __main__.py in it.
-        limits: what all of it may take.
-        installed: names of distributions. It may import those that are installed, and what they require.
+        program: a file, or a folder that contains __main__.py.
+        limits: limits of the sandbox.
+        installed: names of distributions. The program may import those that are installed, and their dependencies.
 
     Raises:
-        OSError: no process could be started. A confinement that fails shows by the end of `stdout`.
+        OSError: if no process could be started. If confinement fails, `stdout` reaches its end.
     """
 
     def __init__(self, layer: Layer, program: Path, limits: Limits = Limits(), installed: Iterable[str] = ()) -> None:
         self.layers = list(layer.described)
         self.folder = Path(tempfile.mkdtemp(prefix="codegen-sandbox-")).resolve()
-        # Others may come to it, since root's programs are not root's.
+        # Other users need access: programs started by root do not run as root.
         self.folder.chmod(0o711)
         (self.folder / "scratch").mkdir()
         self.packages = self.folder / "packages"
@@ -127,14 +127,14 @@ class Sandbox:
 
     @property
     def pid(self) -> int:
-        """The process that keeps the sandbox; its end is the sandbox's."""
+        """The process that keeps the sandbox; when it ends, the sandbox ends."""
         return self._keeper.pid
 
     def stop(self) -> None:
-        """Ends every process of it, at once, and removes its scratch folder. A second call does nothing."""
+        """Kill all of its processes at once and remove its folder. A second call does nothing."""
         if self._leash < 0:
             return
-        # A byte, since a process forked from this one may hold the leash's end open.
+        # Write a byte: closing is not enough, since a process forked from this one may hold the leash open.
         with contextlib.suppress(BrokenPipeError):
             os.write(self._leash, b".")
         self._keeper.wait()
@@ -148,7 +148,7 @@ class Sandbox:
 
     @property
     def messages(self) -> str:
-        """The end of what came on standard error; empty before `stop`."""
+        """The end of standard error; empty before `stop`."""
         return self._messages
 
     def __enter__(self) -> Self:
@@ -161,18 +161,18 @@ class Sandbox:
 
 
 def _python() -> str:
-    # Of a virtual environment's Python, which is a link, the interpreter itself.
+    # A virtual environment's Python is a link; this is the interpreter itself.
     return os.path.realpath(sys.executable)
 
 
 def _packages() -> str:
-    """The folder that sandlock is installed in, for the keeper, which knows of no packages; empty where it is not."""
+    """The folder where sandlock is installed, or "". The keeper needs it since it runs without site-packages."""
     found = importlib.util.find_spec("sandlock")
     return str(Path(found.origin).parents[1]) if found and found.origin else ""
 
 
 def _files_of(distributions: Iterable[str]) -> dict[str, str]:
-    """What lies in the folder of installed packages for these and all that they require, where it is: paths by name."""
+    """Installed files and folders of these distributions and their dependencies: paths by top-level name."""
     paths, left, seen = dict[str, str](), list(distributions), set[str]()
     while left:
         name = left.pop()
@@ -188,14 +188,14 @@ def _files_of(distributions: Iterable[str]) -> dict[str, str]:
 
 
 def _allowed(program: Path, packages: Iterable[str]) -> dict[str, list[str]]:
-    """What may be read, and which folders in it may not: those of installed packages, where solutions could lie.
+    """Paths that may be read, and folders in them that are hidden: installed packages, which may contain solutions.
 
-    "shown" is what may be read inside of these nevertheless.
+    "shown" lists the paths in hidden folders that may be read anyway.
     """
     paths = sysconfig.get_paths(vars={"base": sys.base_prefix, "platbase": sys.base_exec_prefix})
     standard = list(dict.fromkeys(os.path.realpath(paths[name]) for name in ("stdlib", "platstdlib")))
     hidden = [f"{folder}/{name}" for folder in standard for name in ("site-packages", "dist-packages")]
-    # The interpreter as a shared library, where it is one.
+    # The interpreter's shared library, if it has one.
     shared = Path(sysconfig.get_config_var("LIBDIR") or "/", sysconfig.get_config_var("INSTSONAME") or "none")
     named = {*_LIBRARIES, "/etc/ld.so.cache", *standard, _python(), str(_CONFINEMENT), str(program), str(shared)}
     named = {path for path in named.union(packages) if os.path.exists(path)}

@@ -1,4 +1,4 @@
-"""Which layer confines programs on this machine: tried by running it, with what would mend one that does not run."""
+"""Choose the sandbox layer for this machine by trying to run each, and report how to fix those that fail."""
 
 import ctypes
 import importlib.metadata
@@ -13,7 +13,7 @@ from codegen_jax.errors import UserError
 from codegen_jax.evaluation.sandbox import Layer, Sandbox
 
 LAYERS = ("sandlock", "bubblewrap", "namespaces")
-"""From the one that holds most; `auto` takes the first that runs."""
+"""Strictest first; `auto` takes the first that runs."""
 
 _PROBE = Path(__file__).with_name("confinement") / "probe.py"
 _LANDLOCK_OF_SANDLOCK = 6
@@ -30,12 +30,12 @@ _NO_USER_NAMESPACES = (
 
 
 def choose_layer(name: str = "auto", unsafe: bool = False) -> Layer:
-    """The layer called `name`, or with "auto" the first of `LAYERS` that runs here.
+    """The layer called `name`, or for "auto" the first of `LAYERS` that runs on this machine.
 
     With `unsafe`, a layer that confines nothing.
 
     Raises:
-        UserError: no such layer, or none that runs: why not, and what would mend it.
+        UserError: if there is no such layer or none runs; the message says why and how to fix it.
     """
     if unsafe:
         return Layer("UNSAFE", ("UNSAFE: nothing confines the programs",))
@@ -51,7 +51,7 @@ def choose_layer(name: str = "auto", unsafe: bool = False) -> Layer:
 
 
 def _missing(name: str) -> str:
-    """What the layer lacks before it is worth a try; empty where nothing."""
+    """A missing requirement of the layer; "" if none is missing, so it is worth trying."""
     if platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"):
         return f"it needs Linux on x86_64 or aarch64, this is {platform.system()} on {platform.machine()}"
     if name == "sandlock" and importlib.util.find_spec("sandlock") is None:
@@ -67,7 +67,7 @@ def _missing(name: str) -> str:
 
 
 def _tried(name: str) -> str:
-    """Runs a program under the layer. What went wrong; empty where it held."""
+    """Run a probe under the layer. Returns what went wrong; "" if the layer confined it."""
     with Sandbox(Layer(name, ()), _PROBE) as sandbox:
         said = sandbox.stdout.read().decode(errors="replace").strip()
     if said == "held":
@@ -96,5 +96,5 @@ def _described(name: str) -> tuple[str, ...]:
 
 
 def _landlock() -> int:
-    """The version of the kernel's Landlock, 0 where it has none."""
+    """The kernel's Landlock ABI version; 0 if unavailable."""
     return max(0, ctypes.CDLL(None).syscall(_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(1)))

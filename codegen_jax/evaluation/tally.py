@@ -1,4 +1,4 @@
-"""Results counted by problem, and what the counts say: pass@k with its intervals, and rates."""
+"""Results counted per problem, and the statistics from the counts: pass@k with intervals, and pass rates."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from codegen_jax.evaluation.pass_at_k import pass_at_k, problems_pass_at_k
 
 
 class Tally(NamedTuple):
-    """How many samples each problem has and how many of them passed, three lists in the order of the problems."""
+    """The number of samples and of passed samples per problem: three lists in problem order."""
 
     task_ids: list[str]
     samples: list[int]
@@ -18,22 +18,22 @@ class Tally(NamedTuple):
 
     @property
     def rates(self) -> dict[str, float]:
-        """The share of samples that passed, which is pass@1, by task_id."""
+        """The share of samples that passed, i.e. pass@1, by task_id."""
         return {task_id: c / n for task_id, n, c in zip(*self)}
 
     def pass_at_k(self, ks: Sequence[int]) -> dict[str, float]:
-        """By k as text; without those k for which a problem has too few samples."""
+        """pass@k by k as text; omits k for which a problem has too few samples."""
         found = {k: pass_at_k(self.samples, self.passed, k) for k in ks}
         return {str(k): estimate for k, estimate in found.items() if estimate is not None}
 
     def intervals(self, ks: Sequence[int]) -> dict[str, list[float]]:
-        """The 95 % intervals, [low, high], of the same k."""
+        """The 95% intervals, [low, high], for the same values of k."""
         enough = [k for k in ks if k <= min(self.samples)]
         return {str(k): list(mean_interval(problems_pass_at_k(self.samples, self.passed, k))) for k in enough}
 
 
 def tally(judged: Sequence[Judged]) -> Tally:
-    """Count results, one at least; a problem without samples is not counted."""
+    """Count results, at least one; problems without samples are not included."""
     samples = Counter(one.task_id for one in judged)
     passed = Counter(one.task_id for one in judged if one.outcome == "passed")
     return Tally(list(samples), list(samples.values()), [passed[task_id] for task_id in samples])

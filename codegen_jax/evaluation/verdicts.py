@@ -1,4 +1,4 @@
-"""What becomes of a program that is run against its problem's tests."""
+"""Verdicts on programs that are run against their problem's tests."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
@@ -11,11 +11,11 @@ class Verdict(NamedTuple):
     """How a program ended.
 
     Attributes:
-        outcome: passed; failed, of an assertion; exception, another one; timeout, memory, output: the limit that it
-            went over; forbidden, what the sandbox refused it; sandbox error, which says nothing of the program.
-        error: the last line of the error; "" of what passed.
-        cpu_seconds: of the program and its tests.
-        wall_seconds: of the same.
+        outcome: passed; failed: an assertion failed; exception: any other exception; timeout, memory, output: the limit
+            that was exceeded; forbidden: the sandbox refused an operation; sandbox error: no verdict on the program.
+        error: the last line of the error; "" if it passed.
+        cpu_seconds: CPU time of the program and its tests.
+        wall_seconds: wall-clock time of the program and its tests.
     """
 
     outcome: Outcome
@@ -24,5 +24,5 @@ class Verdict(NamedTuple):
     wall_seconds: float
 
 
-# From what judges, by task_id, and programs (number of the sample, task_id, text) to (number, verdict), in any order
+# (what judges each task_id, programs as (sample number, task_id, source)) -> (sample number, verdict), in any order
 Judge = Callable[[Mapping[str, Any], Sequence[tuple[int, str, str]]], Iterator[tuple[int, Verdict]]]

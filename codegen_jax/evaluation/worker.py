@@ -1,9 +1,9 @@
-"""Programs run and judged: each in a process of one sandbox, its tests in a process of another.
+"""Run and judge programs: each program in a process of one sandbox, its tests in a process of another.
 
-A worker has two sandboxes, each with a warm interpreter that forks a process per task (inside/__main__.py): one for
-programs, one for tests. What a test calls crosses from one to the other through two pipes, as plain data
-(inside/values.py). So a program can end itself, print, or take its own process to pieces, and no test passes by it.
-A program whose printed value is compared needs one sandbox: the comparison is made here (mtpb/printed.py).
+A worker has two sandboxes, one for programs and one for tests. Each has a warm interpreter that forks a process per
+task (inside/__main__.py). Calls from tests cross from one to the other through two pipes, as plain data
+(inside/values.py). So a program can exit, print, or tamper with its own process, and no test passes because of it.
+A program whose printed value is compared needs one sandbox only: the comparison is made here (mtpb/printed.py).
 """
 
 import json
@@ -28,32 +28,32 @@ from codegen_jax.evaluation.verdicts import Outcome, Verdict
 log = logging.getLogger(__name__)
 
 INSIDE = Path(__file__).parent / "inside"
-CPU_SECONDS = 3  # of a program and of its tests, unless the problem's own solution needs a tenth of that
-PRINTED_CPU_SECONDS = 20  # of a program whose printed value is compared, as the authors' checker has it
-WALL = 10  # times the CPU limit: a program that sleeps ends by it, one that waits for a core does not
-ANSWER_SECONDS = 10.0  # in which the interpreter itself answers
+CPU_SECONDS = 3  # for a program and for its tests, unless the problem's own solution needs over a tenth of it
+PRINTED_CPU_SECONDS = 20  # for a program whose printed value is compared, as in the authors' checker
+WALL = 10  # times the CPU limit: ends a program that sleeps, but not one that waits for a core
+ANSWER_SECONDS = 10.0  # time for the interpreter itself to answer
 MEMORY_BYTES, OUTPUT_BYTES, ANSWER_BYTES = 1 << 30, 1 << 20, 1 << 20
-PACKAGES = ("numpy", "pandas", "scikit-learn")  # that MTPB's prompts name, where they are installed
-TRIES = 3  # of a program whose sandbox breaks
-END_SECONDS = 1.0  # in which a process ends that has closed its pipes by ending
-ERROR_CHARACTERS = 1000  # that are kept of an error
+PACKAGES = ("numpy", "pandas", "scikit-learn")  # named in MTPB's prompts; used if installed
+TRIES = 3  # for a program whose sandbox breaks
+END_SECONDS = 1.0  # time for a process to end after its pipes have closed
+ERROR_CHARACTERS = 1000  # kept of an error
 KILLED = "killed for memory"
-PIPE_BYTES = 60 << 10  # that a pipe takes before anybody reads
+PIPE_BYTES = 60 << 10  # fit in a pipe before anything reads from it
 ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
-FOLDER = re.compile(r"[^\s'\"]*codegen-sandbox-\w*(/scratch)?")  # another one each time, like addresses
+FOLDER = re.compile(r"[^\s'\"]*codegen-sandbox-\w*(/scratch)?")  # differs each time, as addresses do
 
 
-JudgedBy = Problem | Printed  # what a program is judged by: a problem's tests, or the value that it is to print
-# from what a program is to do, its text and CPU seconds to the outcome, the last line of the error, the seconds used
+JudgedBy = Problem | Printed  # what judges a program: a problem's tests, or the value it must print
+# (what judges it, program, CPU limit in seconds) -> (outcome, last line of the error, CPU seconds used)
 Way = Callable[[Any, str, int], tuple[Outcome, str, float]]
 
 
 class Broken(Exception):
-    """A sandbox that does not answer as it should; says nothing of the program."""
+    """A sandbox did not answer correctly; this says nothing about the program."""
 
 
 class Interpreter:
-    """The warm interpreter of one sandbox, where some installed packages may be imported."""
+    """The warm interpreter of one sandbox, in which the packages in `installed` may be imported."""
 
     def __init__(self, layer: Layer, installed: Sequence[str] = ()):
         self.installed = installed
@@ -66,7 +66,7 @@ class Interpreter:
             raise
 
     def start(self, link: tuple[int, int], **task: Any) -> None:
-        """Begin a task in a process of its own, which reads from and writes to the descriptors of `link`."""
+        """Start a task in its own process, which reads from and writes to the descriptors in `link`."""
         self._send({"memory_bytes": MEMORY_BYTES, "output_bytes": OUTPUT_BYTES} | task, link)
 
     def stop_task(self) -> None:
@@ -81,7 +81,7 @@ class Interpreter:
             raise Broken(str(error)) from error
 
     def answer(self) -> dict[str, Any]:
-        """What it says next: that it has started, or how a task has ended (`serve` of inside/__main__.py)."""
+        """The next message: that it has started, or how a task ended (see `serve` in inside/__main__.py)."""
         deadline = time.monotonic() + ANSWER_SECONDS
         (length,) = LENGTH.unpack(self._read(LENGTH.size, deadline))
         if length > ANSWER_BYTES:
@@ -101,7 +101,7 @@ class Interpreter:
 
 
 def _readable(streams: Iterable[BinaryIO], deadline: float) -> list[BinaryIO]:
-    """Those that can be read from, none after the deadline. `select` knows no descriptor above 1023."""
+    """The streams ready for reading; empty at the deadline. Not `select`, which fails above descriptor 1023."""
     by_number, poll = {stream.fileno(): stream for stream in streams}, select.poll()
     for number in by_number:
         poll.register(number, select.POLLIN)
@@ -110,12 +110,12 @@ def _readable(streams: Iterable[BinaryIO], deadline: float) -> list[BinaryIO]:
 
 
 class Worker:
-    """Judges one program after the other.
+    """Judges one program at a time.
 
     Args:
-        layer: of its sandboxes.
-        uncrossed: task_ids, added to here, of problems whose own solution passes only in one process with its tests,
-            since values of these cannot cross.
+        layer: the layer of its sandboxes.
+        uncrossed: task_ids of problems whose own solution passes only in one process with its tests, since some values
+            can't cross between processes. The worker adds to this set.
     """
 
     def __init__(self, layer: Layer, uncrossed: set[str] | None = None):
@@ -125,7 +125,7 @@ class Worker:
         self.checks: Interpreter | None = None
 
     def judge(self, problem: JudgedBy, program: str, cpu_seconds: int) -> Verdict:
-        """The verdict on one program; one that breaks its sandbox is tried again in a new one."""
+        """The verdict on one program. If its sandbox breaks, the program is tried again in a new one."""
         if isinstance(problem, Printed):
             return self._tried(self._judge_printed, problem, program, cpu_seconds)
         verdict = self._tried(self._judge, problem, program, cpu_seconds)
@@ -134,7 +134,7 @@ class Worker:
         return verdict
 
     def _crosses(self, problem: Problem) -> bool:
-        """Whether a failure in two processes counts; it does not if the problem's own solution fails there as well, and
+        """Whether a failure in two processes counts. It does not if the problem's own solution also fails there but
         passes in one process."""
         if problem.task_id not in self.crossed | self.uncrossed:
             given = problem, problem.prompt + problem.solution, 20 * CPU_SECONDS
@@ -155,8 +155,8 @@ class Worker:
             try:
                 outcome, error, cpu = way(problem, program, seconds)
                 if error == KILLED and tries_left:
-                    continue  # by the machine, it may be, for what others took: it counts if it happens each time
-                error = " ".join(error[:ERROR_CHARACTERS].splitlines())  # a program can write a long one of many lines
+                    continue  # perhaps because of other processes: counts if every try is killed
+                error = " ".join(error[:ERROR_CHARACTERS].splitlines())  # it may be long and have many lines
                 error = FOLDER.sub(".", ADDRESS.sub("0x...", error))
                 return Verdict(outcome, error, cpu, time.monotonic() - began)
             except (Broken, OSError):
@@ -165,7 +165,7 @@ class Worker:
         return Verdict("sandbox error", f"the sandbox broke {TRIES} times", 0.0, time.monotonic() - began)
 
     def _interpreter(self, installed: Sequence[str] = ()) -> Interpreter:
-        """That of programs which may import these packages."""
+        """The interpreter for programs that may import these packages."""
         if self.programs and self.programs.installed != installed:
             self.forget_programs()
         self.programs = self.programs or Interpreter(self.layer, installed)
@@ -198,7 +198,7 @@ class Worker:
             "packages": str(interpreter.sandbox.packages),
             "wall_seconds": wall_seconds,
         }
-        # its own alarm comes first, so that what it printed before counts
+        # its own alarm fires first, so a value printed before it counts
         end, in_time = self._run_alone(interpreter, task, b"", cpu_seconds, wall_seconds + ANSWER_SECONDS)
         outcome, error = _outcome_of_printed(printed, end, cpu_seconds, in_time)
         self._forget_unless_clean(outcome, end)
@@ -207,7 +207,7 @@ class Worker:
     def _run_alone(
         self, interpreter: Interpreter, task: Mapping[str, Any], given: bytes, cpu_seconds: int, wall_seconds: float
     ) -> tuple[dict[str, Any], bool]:
-        """How a task ended that needs no other sandbox, and whether by itself; `given` is there for it to read."""
+        """Run a task in this sandbox alone. Returns how it ended and whether in time. The task can read `given`."""
         deadline, link = time.monotonic() + wall_seconds, os.pipe()
         try:
             interpreter.start(link, cpu_seconds=cpu_seconds, **task)
@@ -258,10 +258,10 @@ class Worker:
             for one in map(running.__getitem__, ready):
                 ends[one] = one.answer()
             if programs in ends and not ends[programs]["clean"]:
-                self.forget_programs()  # what the program has left behind may hold the tests' pipes
+                self.forget_programs()  # processes left by the program may hold the tests' pipes open
         in_time = checks in ends
         is_gone = in_time and programs not in ends and '"gone"' in ends[checks]["said"]
-        # how it ends by itself is the verdict, so it is not killed amid that
+        # the way it ends is the verdict, so let it end on its own
         if is_gone and _readable([programs.sandbox.stdout], time.monotonic() + END_SECONDS):
             ends[programs] = programs.answer()
         for one in (programs, checks):
@@ -277,7 +277,7 @@ class Worker:
         return outcome, error, ends[programs]["cpu"] + ends[checks]["cpu"]
 
     def forget_programs(self) -> str:
-        """End the sandbox of programs; what it says at its end."""
+        """Stop the program sandbox and return its messages."""
         programs, self.programs = self.programs, None
         if not programs:
             return ""
@@ -285,7 +285,7 @@ class Worker:
         return programs.sandbox.messages
 
     def close(self) -> str:
-        """End both sandboxes; what they say at their end."""
+        """Stop both sandboxes and return their messages."""
         said, checks, self.checks = self.forget_programs(), self.checks, None
         if not checks:
             return said
@@ -299,10 +299,10 @@ def _outcome(
     """The verdict and the last line of the error.
 
     Args:
-        said: the word on the tests.
-        program: how its process ended.
-        in_time: whether the tests ended before the wall limit.
-        before: what a program that ends itself has not waited for.
+        said: the reported result of the tests.
+        program: how the program's process ended.
+        in_time: whether the tests ended before the wall-clock limit.
+        before: the event that a program that exits early did not wait for, for the message.
     """
     if not in_time:
         return "timeout", f"not done after {WALL * cpu_seconds} s"
@@ -332,7 +332,7 @@ def _outcome(
 def _outcome_of_printed(
     printed: Printed, end: Mapping[str, Any], cpu_seconds: int, in_time: bool
 ) -> tuple[Outcome, str]:
-    """The same of a program by the value that it printed last, whatever became of it afterwards."""
+    """The verdict on a program by the value it printed last, regardless of how it ended afterwards."""
     if not end["said"]:
         return _outcome({}, end, cpu_seconds, in_time, before="its value was read")
     try:
@@ -343,7 +343,7 @@ def _outcome_of_printed(
         if "over time" in said:
             return "timeout", f"more than {cpu_seconds} s of CPU time, or {WALL} times that on the clock"
         return _of_error(said["raised"], by_tests=False) if "raised" in said else ("failed", unlike)
-    except Exception:  # a program can write anything there
+    except Exception:  # a program can write anything to the pipe
         return "exception", "it wrote to the pipe of its value"
 
 
@@ -353,7 +353,7 @@ def _is_over_time(end: Mapping[str, Any], cpu_seconds: int) -> bool:
 
 
 def _signal(status: int) -> int:
-    """What ended a process, 0 if that was no signal."""
+    """The signal that ended a process; 0 if none did."""
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 

@@ -1,4 +1,4 @@
-"""An MBPP file in the shape of mbpp.jsonl, of problems of many kinds, and a judge for programs that can be trusted."""
+"""An MBPP file in the format of mbpp.jsonl with many kinds of problems, and a judge for trusted programs."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ PROBLEMS = (
         ["assert (max_height(root)) == 3"],
     ),
     (
-        601,  # CRLF, as in the real file, and a class that the assertions build objects of
+        601,  # CRLF, as in the real file, and a class that the assertions instantiate
         "class Pair(object): \r\n\tdef __init__(self, a, b): \r\n\t\tself.a = a \r\n\t\tself.b = b \r\n"
         "def max_chain_length(arr, n): \r\n\tends = -1\r\n\tcount = 0\r\n"
         "\tfor pair in sorted(arr[:n], key=lambda pair: pair.b): \r\n"
@@ -125,7 +125,7 @@ def write_lines(path: Path, records: list[dict]) -> str:
 
 
 def judge_here(problems, programs):
-    """Programs in this process and in one namespace with their tests."""
+    """Run programs in this process, in one namespace with their tests."""
     for number, task_id, program in programs:
         problem, outcome, said = problems[task_id], "passed", ""
         try:

@@ -1,4 +1,4 @@
-"""A layer of the sandbox and a worker in it, one of each per module."""
+"""A sandbox layer and a worker in it, one of each per test module."""
 
 import pytest
 

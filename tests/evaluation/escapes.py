@@ -1,8 +1,8 @@
-"""A program that tries to get out of its sandbox, and says what it got.
+"""A program that tries to escape from its sandbox and reports what it achieved.
 
-It reads JSON from standard input: what there is outside to get. It prints JSON: for each attempt what was achieved, or
-why nothing was, as [true or false, text]. Each attempt is a function that returns what it achieved, and has a process
-of its own.
+It reads JSON from standard input, which describes the targets outside. It prints JSON with one [true or false, text]
+per attempt: what was achieved, or why nothing was. Each attempt is a function that returns what it achieved, and runs
+in its own process.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ ATTEMPTS = {}
 
 
 def attempt(free):
-    """Registers an attempt; `free` says who achieves it without a sandbox: "anyone", "root", or "some" kernels."""
+    """Register an attempt. `free`: who succeeds without a sandbox: "anyone", "root", or "some" kernels."""
 
     def register(function):
         ATTEMPTS[function.__name__] = (function, free)
@@ -42,7 +42,7 @@ def call(number, *arguments):
 
 
 def reaches_kernel(number, *arguments):
-    """Whether the kernel looks at the arguments of a call, which are wrong on purpose."""
+    """Whether the kernel checks the arguments of a call, which are wrong on purpose."""
     try:
         call(number, *arguments)
     except OSError as error:
@@ -548,7 +548,7 @@ def deep_recursion(outside):
 
 
 def report(name, outside):
-    """Runs an attempt in a process and an empty folder of its own."""
+    """Run an attempt in its own process and its own empty folder."""
     read, write = os.pipe()
     os.makedirs(name, exist_ok=True)
     child = os.fork()

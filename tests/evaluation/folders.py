@@ -1,4 +1,4 @@
-"""The output folder of a model's evaluation: read in tests, and written by commands that are killed."""
+"""Helpers for a model evaluation's output folder: read it, and check that killed commands resume correctly."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import time
 
 
 def content(folder):
-    """The files of a finished evaluation by name, except the timings and parts/."""
+    """The files of a finished evaluation by name, except timings and parts/."""
     names = [path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("timings")]
     return {name: (folder / name).read_bytes() for name in sorted(names)}
 
@@ -19,10 +19,13 @@ def rows(folder, name):
 
 
 def assert_kills_change_nothing(command, folder, parts):
-    """Run `command(output)` undisturbed, and again with a SIGKILL once so many parts are there each time.
+    """Check that `command(output)` writes the same files when it is killed and restarted as when it is not.
+
+    Args:
+        parts: numbers of part files; the command gets a SIGKILL soon after it has written each number.
 
     Returns:
-        The folder of the command that was killed.
+        The folder of the killed command.
     """
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     whole, killed = folder / "whole", folder / "killed"

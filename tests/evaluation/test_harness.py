@@ -1,4 +1,4 @@
-"""evaluate MODEL harness: what lm_eval's own HFLM gives on the same weights, and one line for what can't be run."""
+"""evaluate MODEL harness: equals lm_eval's own HFLM on the same weights; one line for tasks that can't be run."""
 
 import json
 import random
@@ -47,7 +47,7 @@ WORDS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with a model that transformers reads, too, and tasks of each kind."""
+    """A folder with a model that transformers can read too, and with tasks of each kind."""
     folder = tmp_path_factory.mktemp("harness")
     model = peer(n_positions=CONTEXT, vocab_size=TOKENIZER.vocab_size)
     save(model, folder / "model", tokenizer=TOKENIZER)
@@ -59,7 +59,7 @@ def folder(tmp_path_factory):
 
 
 def write_task(folder, name, documents, **fields):
-    """A task's YAML, which JSON is, and its documents."""
+    """Write a task's YAML (as JSON, which is valid YAML) and its documents."""
     folder.mkdir(parents=True, exist_ok=True)
     write_lines(folder / f"{name}.jsonl", documents)
     data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(folder / f"{name}.jsonl")}}}
@@ -68,7 +68,7 @@ def write_task(folder, name, documents, **fields):
 
 
 def metrics(*names):
-    """Metrics as lm_eval wants them written: without these fields it warns that it takes its own."""
+    """Metrics in lm_eval's format; without these fields it warns and uses its defaults."""
     own = {"bleu": "bleu", "bits_per_byte": "bits_per_byte"}
     aggregation = lambda name: own.get(name, "weighted_perplexity" if name.endswith("perplexity") else "mean")
     is_high = lambda name: "per" not in name
@@ -126,7 +126,7 @@ def test_log_likelihoods_and_greedy_flags_are_those_of_hflm(ours, theirs):
         (text(80), text(2)),
         ("é", "漢🎉"),
     ]
-    pairs += [("def add", choice) for choice in (" a", " b", " +", "a")]  # of one token: multiple choice
+    pairs += [("def add", choice) for choice in (" a", " b", " +", "a")]  # one token each: multiple choice
     prompts = [text(6) for _ in range(4)]
     likeliest = theirs.generate_until(asked("generate_until", *((prompt, {"max_gen_toks": 3}) for prompt in prompts)))
     pairs += [(prompt, text) for prompt, text in zip(prompts, likeliest) if text]
@@ -237,7 +237,7 @@ def test_more_new_tokens_than_the_context_are_refused(ours):
 
 @pytest.fixture(scope="module")
 def run(folder):
-    """What the command leaves of all tasks of a folder, and what it prints."""
+    """The command's output files and printed text for all tasks of a folder."""
     words = [str(folder / "model"), "harness", "--tasks", str(folder / "tasks"), "--num-fewshot", "1", "--seed", "3"]
     command = [sys.executable, "-m", "codegen_jax", "evaluate", *words, "--dtype", "float32", "--log-samples"]
     done = subprocess.run([*command, "--output", str(folder / "out")], capture_output=True, text=True)
@@ -246,8 +246,8 @@ def run(folder):
 
 
 def test_a_folder_of_tasks_comes_to_what_simple_evaluate_finds_with_hflm(run, folder, theirs, monkeypatch):
-    monkeypatch.setenv("DISABLE_MULTIPROC", "1")  # or it forks beside JAX's threads
-    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # seconds, about this machine
+    monkeypatch.setenv("DISABLE_MULTIPROC", "1")  # otherwise it forks while JAX's threads run
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # takes seconds
     output, done = run
     manager = TaskManager(include_path=str(folder / "tasks"), include_defaults=False)
     seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), 3)
@@ -305,14 +305,14 @@ def test_limit_takes_the_first_documents_of_one_task(folder, capsys):
 
 @pytest.fixture(scope="module")
 def lm_eval_tasks():
-    """Some of what lm_eval brings; all of it takes seconds to read."""
+    """Some of lm_eval's tasks; reading all of them takes seconds."""
     tasks = Path(lm_eval.tasks.__file__).parent
     return TaskManager(include_path=[tasks / "hellaswag", tasks / "humaneval"], include_defaults=False)
 
 
 @pytest.fixture(scope="module")
 def mistakes(folder):
-    """Folders of tasks that can't be run, beside the model."""
+    """Folders with tasks that can't be run, next to the model."""
     one = [{"q": "a", "a": "b"}]
     ask = {"output_type": "generate_until", "doc_to_text": "{{q}}", "doc_to_target": "{{a}}"}
     write_task(folder / "programs", "runs_programs", one, **ask, unsafe_code=True)

@@ -1,4 +1,4 @@
-"""Intervals by the bootstrap: where theory knows them, they are those; a pair's is of its differences."""
+"""Bootstrap intervals: they match theory where it is known; a paired interval is that of the differences."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from codegen_jax.evaluation.intervals import mean_interval, paired_difference
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
 def test_of_problems_that_are_solved_or_not_it_is_the_binomial_distribution_s(share):
-    """The mean of P such draws is binomial, so 1.96 sqrt(p (1 - p) / P) to each side, up to a step of 1 / P."""
+    """The sum of P such draws is binomial, so the half-width is 1.96 sqrt(p (1 - p) / P), up to 1 / P."""
     problems = 1000
     values = np.arange(problems) < share * problems
     low, high = mean_interval(values.astype(float))

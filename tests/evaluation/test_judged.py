@@ -1,4 +1,4 @@
-"""An evaluation's folder read again: its samples as they were, and one line for what is none."""
+"""Reading an evaluation's folder: samples come back unchanged; one-line errors for anything else."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_results_come_by_rising_temperature_in_the_order_of_their_files(tmp_path
 
 
 def test_an_evaluation_of_given_samples_is_counted_as_its_own_report_counts(tmp_path):
-    """However its samples spell a problem and whatever fields of their own they have; what ran is what is shown."""
+    """Any spelling of a problem and any additional fields are accepted; the program that ran is shown."""
     problems = mbpp(write_lines(tmp_path / "mbpp.jsonl", lines()))
     solution = problems[3].solution
     given = [

@@ -1,4 +1,4 @@
-"""What a model is given of MBPP: the forms that others use, of the split that was asked for."""
+"""MBPP prompts: the formats in common use, for the requested split."""
 
 import json
 
@@ -12,7 +12,7 @@ from tests.peers import peer, save, tiny_bpe
 
 
 def records():
-    """Problems 2 to 4 of the examples, and some of the test split."""
+    """The example problems 2 to 4, and some problems of the test split."""
     one = {
         "code": "def f(x):\n  return x + 1",
         "test_setup_code": "",

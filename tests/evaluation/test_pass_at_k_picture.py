@@ -1,4 +1,4 @@
-"""The picture of pass@k: what is drawn, taken from the figure's own lines."""
+"""The pass@k plot: check the values drawn, read from the figure's lines."""
 
 import pytest
 from etils import epath

@@ -1,4 +1,4 @@
-"""Perplexity: the validation loss of training, of whole and of int8 weights."""
+"""Perplexity equals the validation loss in training, for whole and int8 weights."""
 
 import pytest
 

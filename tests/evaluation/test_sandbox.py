@@ -14,7 +14,7 @@ from codegen_jax.evaluation.sandbox import OVER_MEMORY, Limits, Sandbox
 from codegen_jax.evaluation.sandbox_layers import LAYERS, choose_layer
 
 ALL = (*LAYERS, "UNSAFE")
-# Programs that do not end by themselves; each says "ready" when it is as it wants to be.
+# Programs that do not end on their own; each prints "ready" once it is set up.
 ENDLESS = {
     "loop in C": "print('ready', flush=True); sum(iter(int, 1))",
     "loop in re": "import re; print('ready', flush=True); re.match('(a*)*b', 'a' * 100)",
@@ -69,7 +69,7 @@ def output(sandbox: Sandbox) -> str:
 
 
 def alive(path: Path) -> int:
-    """How many processes have a path in their command."""
+    """The number of processes with a path in their command line."""
     found = 0
     for process in Path("/proc").iterdir():
         try:
@@ -105,7 +105,7 @@ print(sandbox.stdout.readline().decode(), flush=True)
 sys.stdin.read()
 """
     command = [sys.executable, "-c", text, layer, str(program)]
-    # Its empty folder stays where it is killed, so it is made here.
+    # The killed process leaves its empty folder behind, so keep it in tmp_path.
     temporary = os.environ | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=temporary) as parent:
         assert parent.stdout and parent.stdout.readline() == b"ready\n"
@@ -116,7 +116,7 @@ sys.stdin.read()
     assert alive(program) == 0
 
 
-# Not under sandlock: a daemon stays there, confined, when something outside kills the keeper.
+# Not under sandlock: if something outside kills the keeper, a daemon survives there, still confined.
 @pytest.mark.parametrize("layer", ("bubblewrap", "namespaces"))
 def test_nothing_is_left_when_the_keeper_is_killed(layers, tmp_path, layer):
     program = write(tmp_path, ENDLESS["daemon"])
@@ -151,7 +151,7 @@ def test_a_folder_runs_and_reads_itself_and_the_standard_library(layers, tmp_pat
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_installed_packages_that_it_is_given_can_be_read_and_no_others(layers, tmp_path, layer):
-    """As numpy is, which may lie in a virtual environment."""
+    """For example numpy, which may be in a virtual environment."""
     text = """
 import sys
 sys.path.append(input())
