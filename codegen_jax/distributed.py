@@ -47,7 +47,7 @@ def joined(config: DistributedConfig) -> Iterator[None]:
         _fail_together(error)
     finally:
         finished.set()
-        # Python aborts a process that ends while a thread is amid a call into C++, as of the coordinator's store
+        # A process that exits while a thread is inside a C++ call, such as one to the coordinator's store, may abort
         watcher.join(timeout=GONE_SECONDS)
 
 
