@@ -13,12 +13,12 @@ if os.environ["JAX_PLATFORMS"] == "cpu" and "optimization_level" not in os.envir
     if version("jax").startswith("0.10."):  # XLA aborts on unknown flags, and later versions lack this one
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 # on CPUs each XLA collective blocks a pool thread, and eight devices with two collectives each used up all 8 threads
-# (not for processes that tests start: the more such threads, the likelier an abort when the interpreter exits)
+# (not for processes that tests start: more threads make an abort at interpreter exit more likely)
 os.environ.setdefault("PJRT_NPROC", "32")
 # many tests, and the processes they start, compile the same few programs
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache/xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
-os.environ["HF_HUB_OFFLINE"] = "1"  # tests make what they load; without this, each unknown id is requested repeatedly
+os.environ["HF_HUB_OFFLINE"] = "1"  # tests create what they load; without this, each unknown id is requested repeatedly
 
 import fsspec
 import pytest
@@ -40,7 +40,7 @@ def write_shard(path: Path, texts: list[str]) -> str:
 
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
-    """74 files from an old version of this package: real code that does not change when ours does."""
+    """74 files from an old version of this package: real code that does not change with ours."""
     return [text for text, *_ in read_documents(str(Path(__file__).parent / "data/corpus.jsonl.zst"), Skipped())]
 
 

@@ -1,4 +1,4 @@
-"""Ways in which disks and networks damage checkpoints."""
+"""Damage to checkpoints as caused by disks and networks."""
 
 import json
 from pathlib import Path

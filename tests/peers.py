@@ -1,4 +1,4 @@
-"""CodeGen models of transformers with random weights, and folders that hold them."""
+"""CodeGen models of transformers with random weights, and folders that contain them."""
 
 import json
 import os

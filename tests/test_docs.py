@@ -211,6 +211,7 @@ def shape(text: str) -> str:
     text = re.sub(r'"completion": .*', '"completion": ...', text)
     text = re.sub(r"(-- document \d+\n).*", r"\1", text, flags=re.DOTALL)
     text = re.sub(r"ids, [0-9a-f]{16}", "ids, N", text)
+    text = re.sub(r"\b(document|line|shard)s\b", r"\1", text)  # singular or plural, depending on the number
     text = re.sub(r"^.*(, \d+ cores, )", r"CPU\1", text, flags=re.MULTILINE)
     return re.sub(r"\d[\d,.]*(e[+-]\d+)?", "N", text)
 
@@ -271,8 +272,8 @@ def check_words(block: Block, folder: Path) -> None:
             assert all((folder / word).exists() for word in (program, *words)), f"{block.place}: {line}"
             continue
         arguments, overrides = make_parser().parse_known_args(words)
-        refuse_unknown(overrides, arguments.parser, arguments.takes_fields)
-        if arguments.takes_fields:
+        refuse_unknown(overrides, arguments.parser, arguments.accepts_fields)
+        if arguments.accepts_fields:
             load_config(folder / arguments.config, overrides)
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from codegen_jax.config import RunConfig
     from codegen_jax.inference.generate import Generator
 
-CONFIG = "CONFIG.yaml, the name of an installed config (350m_nl), or a run's output folder, whose config it is then"
+CONFIG = "a YAML file, the name of an installed config (350m_nl), or a run's output folder, which contains its config"
 MODEL = "a run's output folder, a checkpoint, a Hugging Face folder or a hub id (OWNER/NAME[@REVISION])"
 
 
@@ -19,10 +19,10 @@ MODEL = "a run's output folder, a checkpoint, a Hugging Face folder or a hub id 
 PATHS = {"CONFIG", "MODEL", "SOURCE", "DESTINATION", "INPUT", "DIR", "FILE", "FILE.png", "T", "TASK", "TOKENS"}
 
 
-def path(word: str) -> str:
-    """Expand ~ and $NAME, for `type=`: the shell leaves them alone when they are quoted or follow an =."""
+def path(text: str) -> str:
+    """Expand ~ and $NAME, for `type=`: the shell does not expand them if they are quoted or follow an =."""
     try:
-        return expand(word)
+        return expand(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -45,73 +45,81 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
 
-    def calls(self, verb: Callable[[argparse.Namespace], None], takes_fields: bool = False) -> None:
-        """Set the function that runs once the arguments are parsed; `takes_fields` allows any --section.field VALUE."""
-        self.set_defaults(verb=verb, parser=self, takes_fields=takes_fields)
+    def calls(self, verb: Callable[[argparse.Namespace], None], accepts_fields: bool = False) -> None:
+        """Set the function to run on the parsed arguments; `accepts_fields` allows any --section.field VALUE."""
+        self.set_defaults(verb=verb, parser=self, accepts_fields=accepts_fields)
 
 
-def whole_number(word: str) -> int:
+def whole_number(text: str) -> int:
     """Parse an int, for `type=`; argparse's own message would be "invalid int value"."""
     try:
-        return int(word)
+        return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{word!r} must be a whole number") from None
+        raise argparse.ArgumentTypeError(f"must be an integer, got {text!r}") from None
 
 
-def number(word: str) -> float:
+def number(text: str) -> float:
     try:
-        return float(word)
+        return float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{word!r} must be a number") from None
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
 
 
 def add_config(parser: Parser) -> None:
-    """Add a run's config and overrides of its fields."""
+    """Add the argument for a run's config, whose fields can be overridden."""
     parser.add_argument(
         "config",
         metavar="CONFIG",
-        help=f"{CONFIG}; any field may follow as --section.field VALUE, codegen-jax train --help lists them",
+        help=f"{CONFIG}; override any field with --section.field VALUE (codegen-jax train --help lists them)",
     )
 
 
 def read_config(arguments: argparse.Namespace) -> "RunConfig":
     """The config named by the arguments, with their overrides applied.
 
-    A run's output folder, even if it has been moved, stands for that run's config with `output` set to the folder.
+    A run's output folder, even if it has been moved, means that run's config with `output` set to the folder.
     """
     from codegen_jax.config_file import load_config, shipped_config
     from codegen_jax.mistaken_paths import holds
     from codegen_jax.storage import open_path
     from codegen_jax.weights.run_folder import RUN_FILE
 
-    path, words = arguments.config, arguments.overrides
+    path, overrides = arguments.config, arguments.overrides
     folder = open_path(path)
     if folder.is_dir():
         names = sorted(file.name for file in folder.iterdir())
-        message = f"{path}: a folder without {RUN_FILE}, no run's output; it {holds(names)}; name a config in YAML"
+        message = f"{path}: not a run's output folder, as it has no {RUN_FILE}; it {holds(names)}; give a YAML config"
         require(RUN_FILE in names, message)
-        path, words = f"{path.rstrip('/')}/{RUN_FILE}", ["--output", str(folder), *words]
+        path, overrides = f"{path.rstrip('/')}/{RUN_FILE}", ["--output", str(folder), *overrides]
     elif not folder.exists():
         path = shipped_config(path) or path
-    return load_config(path, words)
+    return load_config(path, overrides)
 
 
 def add_loading(parser: Parser) -> None:
     """Add the arguments that control how a model is loaded."""
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="of the computation (default: the model's)")
-    parser.add_argument("--quantize", choices=("int8",), help="weights as int8 with a scale for each output")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="compute dtype (default: the model's)")
+    parser.add_argument("--quantize", choices=("int8",), help="quantize weights to int8, with one scale per output")
     parser.add_argument(
-        "--data", type=whole_number, default=1, metavar="N", help="devices that share rows (default: %(default)s)"
+        "--data",
+        type=whole_number,
+        default=1,
+        metavar="N",
+        help="devices that share the rows of a batch (default: %(default)s)",
     )
     parser.add_argument(
-        "--tensor", type=whole_number, default=1, metavar="N", help="and the heads (default: %(default)s)"
+        "--tensor",
+        type=whole_number,
+        default=1,
+        metavar="N",
+        help="devices that share the attention heads (default: %(default)s)",
     )
     add_allow_nonfinite(parser)
 
 
 def add_allow_nonfinite(parser: Parser) -> None:
     parser.add_argument(
-        "--allow-nonfinite", action="store_true", help="take weights that hold NaN or infinity, with a warning"
+        "--allow-nonfinite", action="store_true", help="accept weights that contain NaN or infinity, with a warning"
     )
 
 
@@ -123,7 +131,7 @@ def load(arguments: argparse.Namespace, **changes: Any) -> "Generator":
 
     for name in ("data", "tensor"):
         value = getattr(arguments, name)
-        require(value > 0, f"{name}: {value} must be positive")
+        require(value > 0, f"{name}: must be positive, got {value}")
     use_compilation_cache()
     mesh = None if arguments.data == arguments.tensor == 1 else MeshConfig(arguments.data, 1, arguments.tensor)
     given: dict[str, Any] = {name: getattr(arguments, name) for name in ("model", "dtype", "allow_nonfinite")}

@@ -19,15 +19,15 @@ STDOUT, STDERR = 1, 2
 class Console(logging.Handler):
     """Print a run's own log to stdout and everything else to stderr, above any progress bar; print each warning once.
 
-    Lines that can't be written are dropped: training outlives the terminal, `head` or disk that received its log.
+    Lines that can't be written are dropped: training continues after its terminal or `head` exits or its disk fills up.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.warned: deque[str] = deque(maxlen=1000)
+        self.warnings: deque[str] = deque(maxlen=1000)
 
     def emit(self, record: logging.LogRecord) -> None:
-        with leave_out():
+        with ignore_write_errors():
             self._print(record)
 
     def _print(self, record: logging.LogRecord) -> None:
@@ -37,9 +37,9 @@ class Console(logging.Handler):
             sys.stdout.flush()
             return
         if record.levelno == logging.WARNING:
-            if message in self.warned:
+            if message in self.warnings:
                 return
-            self.warned.append(message)
+            self.warnings.append(message)
         if record.exc_info:
             traceback.print_exception(record.exc_info[1])
         kind = getattr(record, "kind", "" if record.levelno == logging.INFO else record.levelname.lower())
@@ -49,17 +49,17 @@ class Console(logging.Handler):
 
 
 @contextmanager
-def leave_out() -> Iterator[None]:
-    """Ignore lines that can't be written, and discard all later output to a stream without a reader."""
+def ignore_write_errors() -> Iterator[None]:
+    """Ignore errors of writing output, and discard all later output to a stream without a reader."""
     try:
         yield
     except OSError:
         for descriptor in (STDOUT, STDERR):
-            if is_unread(descriptor):
+            if has_no_reader(descriptor):
                 discard(descriptor)
 
 
-def is_unread(descriptor: int) -> bool:
+def has_no_reader(descriptor: int) -> bool:
     """Whether a descriptor is a pipe whose reader has exited, such as `head` after its last line."""
     pipes = select.poll()
     pipes.register(descriptor, 0)
@@ -68,11 +68,11 @@ def is_unread(descriptor: int) -> bool:
 
 def discard(descriptor: int) -> None:
     """Redirect a descriptor to the null device."""
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), descriptor)
+    with open(os.devnull, "wb") as null:
+        os.dup2(null.fileno(), descriptor)
 
 
-def drop_unwritten() -> None:
+def discard_unwritten() -> None:
     """Discard output that can't be written, which would make the interpreter's final flush fail and print an error."""
     try:
         print(end="", flush=True)

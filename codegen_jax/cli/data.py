@@ -1,4 +1,4 @@
-"""The verbs tokenizer train, prepare and data show: turn raw shards into token files, and show what they hold."""
+"""The verbs tokenizer train, prepare and data show: turn raw shards into token files, and print training data."""
 
 import argparse
 from typing import Any
@@ -8,61 +8,87 @@ from codegen_jax.errors import require
 
 
 def add_verbs(verbs: Any) -> None:
-    tokenizer = verbs.add_parser("tokenizer", help="train a tokenizer").add_subparsers(required=True, metavar="VERB")
-    verb = tokenizer.add_parser("train", help="train a sentencepiece model from raw shards")
+    tokenizer = verbs.add_parser("tokenizer", help="train a tokenizer for code").add_subparsers(
+        required=True, metavar="VERB"
+    )
+    verb = tokenizer.add_parser("train", help="train a sentencepiece tokenizer for code on raw shards")
     add_shards(verb)
-    verb.add_argument("--vocab-size", type=whole_number, required=True, metavar="N")
+    verb.add_argument("--vocab-size", type=whole_number, required=True, metavar="N", help="number of ids")
     verb.add_argument(
-        "--max-megabytes", type=number, default=100, metavar="N", help="text to read (default: %(default)s)"
+        "--max-megabytes",
+        type=number,
+        default=100,
+        metavar="N",
+        help="MB of text to train on, from the start of the shards (default: %(default)s)",
     )
     verb.calls(train_tokenizer)
 
-    verb = verbs.add_parser("prepare", help="turn raw shards into token files")
+    verb = verbs.add_parser("prepare", help="filter, deduplicate and tokenize raw shards into token files")
     add_shards(verb)
-    verb.add_argument("--tokenizer", required=True, metavar="T", help="a tokenizer's folder, file or hub id")
-    verb.add_argument("--whitespace-tokens", action="store_true", help="add CodeGen's 38 to a GPT-2 vocabulary")
+    verb.add_argument("--tokenizer", required=True, metavar="T", help="a tokenizer: a folder, file or hub id")
+    verb.add_argument(
+        "--whitespace-tokens", action="store_true", help="add CodeGen's 38 whitespace tokens to a GPT-2 vocabulary"
+    )
     verb.add_argument(
         "--special-tokens",
         action="store_true",
-        help="read <|endoftext|> and the like in documents as tokens, not text",
+        help="encode <|endoftext|> and the like in documents as special tokens, not as text",
     )
     verb.add_argument(
-        "--filters", choices=("none", "code"), default="none", help="the paper's rules for code (default: %(default)s)"
+        "--filters",
+        choices=("none", "code"),
+        default="none",
+        help="code: apply the paper's filters for code (default: %(default)s)",
     )
     verb.add_argument(
-        "--extensions", nargs="+", metavar=".EXT", help="what --filters code keeps (default: of the six languages)"
+        "--extensions",
+        nargs="+",
+        metavar=".EXT",
+        help="file extensions that --filters code keeps (default: those of C, C++, Go, Java, JavaScript and Python)",
     )
     verb.add_argument(
         "--dedup",
         choices=("none", "exact", "minhash"),
         default="none",
-        help="drop repeated texts; minhash: near-duplicates, too (default: %(default)s)",
+        help="exact: drop repeated documents; minhash: near-duplicates, too (default: %(default)s)",
     )
     verb.add_argument(
-        "--decontaminate", nargs="+", default=[], metavar="FILE", help="drop what is in these benchmarks (JSON lines)"
+        "--decontaminate",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="drop documents that contain prompts or solutions of these benchmarks (JSON lines)",
     )
-    verb.add_argument("--executor", choices=("local", "slurm", "ray"), default="local", help="default: %(default)s")
+    verb.add_argument(
+        "--executor",
+        choices=("local", "slurm", "ray"),
+        default="local",
+        help="where the tasks run, one per shard (default: %(default)s)",
+    )
     verb.add_argument(
         "--executor-option",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="an argument of datatrove's executor, such as Slurm's time and partition; may be given several times",
+        help="an argument for datatrove's executor, such as Slurm's time or partition; may be given several times",
     )
     verb.add_argument(
-        "--workers", type=whole_number, metavar="N", help="tasks at a time (default: 1 here, all on a cluster)"
+        "--workers",
+        type=whole_number,
+        metavar="N",
+        help="tasks to run in parallel (default: 1 locally, all on a cluster)",
     )
     verb.add_argument(
-        "--seed", type=whole_number, default=0, metavar="N", help="of the document shuffle (default: %(default)s)"
+        "--seed", type=whole_number, default=0, metavar="N", help="seed of the document shuffle (default: %(default)s)"
     )
     verb.calls(prepare)
 
-    data = verbs.add_parser("data", help="look at training data").add_subparsers(required=True, metavar="VERB")
-    verb = data.add_parser("show", help="print what a step trains on")
+    data = verbs.add_parser("data", help="inspect training data").add_subparsers(required=True, metavar="VERB")
+    verb = data.add_parser("show", help="print the batch that a training step sees")
     add_config(verb)
-    verb.add_argument("--step", type=whole_number, required=True, metavar="N", help="as in the log, from 1")
-    verb.add_argument("--row", type=whole_number, metavar="R", help="of the batch, from 0 (default: all)")
-    verb.calls(show, takes_fields=True)
+    verb.add_argument("--step", type=whole_number, required=True, metavar="N", help="step number, as in the log")
+    verb.add_argument("--row", type=whole_number, metavar="R", help="row of the batch, from 0 (default: all rows)")
+    verb.calls(show, accepts_fields=True)
 
 
 def add_shards(parser: Parser) -> None:
@@ -71,16 +97,18 @@ def add_shards(parser: Parser) -> None:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="JSON lines (.jsonl, with .zst, .gz, .xz or .bz2 too) or .parquet: a file, folder, glob or URL; or a hub "
-        "dataset, hub:OWNER/NAME[@SPLIT]",
+        help="JSON lines (.jsonl, optionally with .zst, .gz, .xz or .bz2) or .parquet: a file, folder, glob or URL; or "
+        "a hub dataset, hub:OWNER/NAME[@SPLIT]",
     )
     parser.add_argument(
         "--text-field",
         default="text",
         metavar="NAME",
-        help="what holds the text in a line or row (default: %(default)s)",
+        help="field or column that contains the text (default: %(default)s)",
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="new or empty output folder; an interrupted prepare is resumed"
+    )
 
 
 def train_tokenizer(arguments: argparse.Namespace) -> None:
@@ -99,7 +127,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     from codegen_jax.data.prepare_report import load_report, table
     from codegen_jax.data.tokenizer import load_tokenizer
 
-    require(arguments.filters == "code" or not arguments.extensions, "extensions: goes with --filters code; give both")
+    require(arguments.filters == "code" or not arguments.extensions, "extensions: requires --filters code")
     manifest = prepare(
         arguments.inputs,
         arguments.output,
@@ -116,12 +144,12 @@ def prepare(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     if manifest is None:
-        print(f"{arguments.output}: in Slurm's queue; the files are whole when manifest.json is there")
+        print(f"{arguments.output}: submitted to Slurm; the files are complete once manifest.json exists")
         return
     print(table(load_report(arguments.output)))
     print(
-        f"{arguments.output}: {manifest.tokens:,} tokens of {manifest.documents:,} documents, "
-        f"{manifest.text_bytes / manifest.tokens:.2f} bytes a token"
+        f"{arguments.output}: {manifest.tokens:,} tokens in {manifest.documents:,} documents, "
+        f"{manifest.text_bytes / manifest.tokens:.2f} bytes per token"
     )
 
 

@@ -33,7 +33,7 @@ BY_SOLUTION = "by the canonical solution's"
 
 
 def add_verbs(verbs: Any) -> None:
-    evaluate = verbs.add_parser("evaluate", help="measure a model, or samples of a benchmark")
+    evaluate = verbs.add_parser("evaluate", help="evaluate a model, or samples for a benchmark")
     evaluate.add_argument(
         "model",
         metavar="MODEL",

@@ -14,7 +14,7 @@ from codegen_jax.strict_json import dumps
 
 
 def add_verbs(verbs: Any) -> None:
-    verb = verbs.add_parser("convert", help="convert weights between formats")
+    verb = verbs.add_parser("convert", help="convert a model between weight formats")
     verb.add_argument("source", metavar="SOURCE", help=MODEL + ", or a jaxformer checkpoint")
     verb.add_argument("destination", metavar="DESTINATION", help="a new folder")
     verb.add_argument(
@@ -40,7 +40,7 @@ def add_verbs(verbs: Any) -> None:
     add_allow_nonfinite(verb)
     verb.calls(convert)
 
-    verb = verbs.add_parser("generate", help="complete prompts")
+    verb = verbs.add_parser("generate", help="generate completions of prompts")
     verb.add_argument("model", metavar="MODEL", help=MODEL)
     add_prompts(verb)
     add_options(verb)

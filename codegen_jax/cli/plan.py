@@ -12,7 +12,7 @@ from codegen_jax.strict_json import dumps
 
 
 def add_verbs(verbs: Any) -> None:
-    verb = verbs.add_parser("plan", help="say whether a run fits TPUs that are not here, and how fast")
+    verb = verbs.add_parser("plan", help="estimate memory and speed of a run on a TPU slice, without one")
     add_config(verb)
     verb.add_argument("--topology", required=True, metavar="SLICE", help="such as v4-512, v5litepod-16 or v5e-4x4")
     verb.add_argument("--slices", type=whole_number, default=1, metavar="N", help="default: %(default)s")
@@ -38,7 +38,7 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("--plot", metavar="FILE.png", help="draw where time and memory go")
     verb.add_argument("--dump-hlo", metavar="FILE", help="write the compiled program's text")
     verb.add_argument("--json", action="store_true", help="one object")
-    verb.calls(plan, takes_fields=True)
+    verb.calls(plan, accepts_fields=True)
 
 
 def plan(arguments: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ DIR = "the output folder of an evaluation"
 
 
 def add_verbs(verbs: Any) -> None:
-    results = verbs.add_parser("results", help="compare evaluations, or show samples of one")
+    results = verbs.add_parser("results", help="compare evaluations, or show samples from one")
     what = results.add_subparsers(required=True, metavar="WHAT")
     verb = what.add_parser("compare", help="pass@k of evaluations, and how each differs from the first")
     verb.add_argument("first", metavar="DIR", help=f"{DIR}, with which the others are compared")

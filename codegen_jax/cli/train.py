@@ -18,15 +18,15 @@ class FieldsHelp(argparse.Action):
 
 
 def add_verbs(verbs: Any) -> None:
-    verb = verbs.add_parser("train", help="train from a config, or go on with a run", add_help=False)
+    verb = verbs.add_parser("train", help="train from a config, or resume a run", add_help=False)
     verb.add_argument("-h", "--help", action=FieldsHelp, nargs=0, help="show this help and every field of a config")
     verb.add_argument("config", metavar="CONFIG", help=f"{CONFIG}; any field may follow as --section.field VALUE")
-    verb.calls(train, takes_fields=True)
+    verb.calls(train, accepts_fields=True)
 
-    config = verbs.add_parser("config", help="look at a config").add_subparsers(required=True, metavar="VERB")
-    verb = config.add_parser("show", help="print what a run here would use, defaults and choices written out")
+    config = verbs.add_parser("config", help="inspect a config").add_subparsers(required=True, metavar="VERB")
+    verb = config.add_parser("show", help="print the settings of a run with all defaults filled in")
     add_config(verb)
-    verb.calls(show, takes_fields=True)
+    verb.calls(show, accepts_fields=True)
 
 
 def train(arguments: argparse.Namespace) -> None:

@@ -31,33 +31,35 @@ class Batches:
         """The batch for a step, int32 [batch_size, sequence_length + 1]."""
         first = self.order.first_row(step)
 
-        def row_of(row: int) -> np.ndarray:
+        def read_row(row: int) -> np.ndarray:
             source, _, window = self.order.row(first + row)
             return self.windows[source][window]
 
-        return _global_array(self.shape, self.sharding, row_of)
+        return _global_array(self.shape, self.sharding, read_row)
 
 
-def validation_batches(windows: Windows, batch_size: int, sharding: NamedSharding, most: int) -> Iterator[jax.Array]:
-    """Up to `most` batches from the start of a validation set, always in the same order.
+def validation_batches(
+    windows: Windows, batch_size: int, sharding: NamedSharding, max_batches: int
+) -> Iterator[jax.Array]:
+    """Up to `max_batches` batches from the start of a validation set, always in the same order.
 
     Rows past the end of the set are filled with -1, which the loss ignores.
     """
     shape = (batch_size, windows.sequence_length + 1)
     padding = np.full(shape[1], -1, np.int32)
-    for first in range(0, min(len(windows), most * batch_size), batch_size):
+    for first in range(0, min(len(windows), max_batches * batch_size), batch_size):
 
-        def row_of(row: int, first: int = first) -> np.ndarray:
+        def read_row(row: int, first: int = first) -> np.ndarray:
             return windows[first + row] if first + row < len(windows) else padding
 
-        yield _global_array(shape, sharding, row_of)
+        yield _global_array(shape, sharding, read_row)
 
 
-def _global_array(shape: tuple[int, int], sharding: NamedSharding, row_of: Callable[[int], np.ndarray]) -> jax.Array:
-    def rows(index: Any) -> np.ndarray:
-        return np.stack([row_of(row) for row in range(*index[0].indices(shape[0]))])
+def _global_array(shape: tuple[int, int], sharding: NamedSharding, read_row: Callable[[int], np.ndarray]) -> jax.Array:
+    def read_rows(index: Any) -> np.ndarray:
+        return np.stack([read_row(row) for row in range(*index[0].indices(shape[0]))])
 
-    return jax.make_array_from_callback(shape, sharding, rows)
+    return jax.make_array_from_callback(shape, sharding, read_rows)
 
 
 def prefetch(load: Callable[[int], jax.Array], steps: range, depth: int = 2) -> Iterator[jax.Array]:

@@ -56,13 +56,13 @@ class FindDuplicates(PipelineStep):
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         first, last = ((2**256 * bucket // world_size) for bucket in (rank, rank + 1))
-        shares = []
+        parts = []
         for file in sorted(self.work.glob("digests/*.npy")):
             records = np.load(file, mmap_mode="r")
             start = bisect_left(records["digest"], first.to_bytes(32))
             stop = len(records) if rank + 1 == world_size else bisect_left(records["digest"], last.to_bytes(32))
-            shares.append(np.array(records[start:stop]))
-        records = np.sort(np.concatenate(shares))  # by digest, then shard, then document
+            parts.append(np.array(records[start:stop]))
+        records = np.sort(np.concatenate(parts))  # by digest, then shard, then document
         repeats = records[1:][records["digest"][1:] == records["digest"][:-1]]
         folder = self.work / f"duplicates/{rank:05d}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,6 +95,6 @@ class DropDuplicates(PipelineStep):
             seen += 1
         if seen != expected:
             raise UserError(
-                f"{self.shards[rank]}: had {expected} documents to deduplicate and has {seen} now; remove the output "
-                "folder and begin again"
+                f"{self.shards[rank]}: has {seen} documents, but had {expected} when they were hashed; remove the "
+                "output folder and start over"
             )

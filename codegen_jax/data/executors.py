@@ -61,27 +61,27 @@ class QuietExecutor(LocalPipelineExecutor):
 def _start_worker() -> None:
     logger.disable("datatrove")  # a new process starts with logging enabled
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None  # true in every worker
     parent.join()
     os._exit(1)
 
 
-def parse_options(words: list[str]) -> dict[str, Any]:
-    """Parse words such as ["time=10:00:00", "cpus_per_task=2"] into keyword arguments. JSON values are decoded.
+def parse_options(assignments: list[str]) -> dict[str, Any]:
+    """Parse options such as ["time=10:00:00", "cpus_per_task=2"] into keyword arguments. JSON values are decoded.
 
     Raises:
-        UserError: if a word has no "=".
+        UserError: if an option has no "=".
     """
     options = {}
-    for word in words:
-        name, equals, value = word.partition("=")
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
         if not equals:
-            raise UserError(f"executor_option: {word!r} must be NAME=VALUE")
+            raise UserError(f"executor_option: must be NAME=VALUE, got {assignment!r}")
         try:
             options[name] = json.loads(value)
         except ValueError:
@@ -107,19 +107,20 @@ def run_passes(passes: list[Pass], logs: str, executor: str, workers: int | None
     """
     if executor == "slurm":
         require(
-            shutil.which("sbatch") is not None, "executor: slurm: this machine has no sbatch; run it on a login node"
+            shutil.which("sbatch") is not None,
+            "executor: slurm: sbatch was not found; run the command on a login node of the cluster",
         )
     if executor == "ray":
         try:
             import ray
         except ImportError as error:
-            raise UserError("executor: ray: needs pip install 'codegen_jax[ray]'") from error
+            raise UserError("executor: ray: ray is not installed; pip install 'codegen_jax[ray]'") from error
         ray.init(ignore_reinit_error=True, log_to_driver=False)  # RAY_ADDRESS, else a local cluster, else a new one
-    before: Any = None
+    previous: Any = None
     for number, (name, steps, tasks) in enumerate(passes):
         arguments: dict[str, Any] = {"tasks": tasks, "logging_dir": f"{logs}/{number}_{name}"}
         if executor == "slurm":
-            arguments |= {"depends": before, "job_name": f"prepare_{name}"}
+            arguments |= {"depends": previous, "job_name": f"prepare_{name}"}
         job = _executor(executor, steps, workers, arguments | options)
         if executor != "slurm":
             with _progress(job, name):
@@ -127,12 +128,12 @@ def run_passes(passes: list[Pass], logs: str, executor: str, workers: int | None
             missing = job.get_incomplete_ranks(skip_completed=True)
             if missing:
                 raise UserError(f"{name}: {len(missing)} of {tasks} tasks failed; see {logs}/{number}_{name}/logs")
-        before = job
+        previous = job
     if executor == "slurm":
         try:
-            before.run()  # also submits the jobs it depends on
+            previous.run()  # also submits the jobs it depends on
         except subprocess.CalledProcessError as error:
-            raise UserError("executor: slurm: sbatch refused the job, for the reason that it gives above") from error
+            raise UserError("executor: slurm: sbatch rejected the job; see its message above") from error
     return executor != "slurm"
 
 

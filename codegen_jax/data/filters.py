@@ -6,7 +6,7 @@ from pathlib import Path
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
-from codegen_jax.data.cut import PLACE, Cutter
+from codegen_jax.data.cut import CANDIDATE, Cutter
 from codegen_jax.data.tokenizer import load_tokenizer
 
 # extensions of the six languages in BigQuery
@@ -18,7 +18,7 @@ CODE_EXTENSIONS = (
     *(".js", ".mjs", ".cjs", ".jsx"),
     ".py",
 )
-MOST_PIECE = 16_000_000  # characters; tokenizing needs about 100 bytes of memory per character
+MAX_CHUNK_LENGTH = 16_000_000  # characters; tokenizing needs about 100 bytes of memory per character
 
 
 class CodeFilter(BaseFilter):
@@ -41,17 +41,17 @@ class CodeFilter(BaseFilter):
             return False, "file extension"
         lengths = [len(line) for line in doc.text.splitlines()]
         if sum(lengths) >= 100 * len(lengths):
-            return False, "average line of 100 characters or more"
+            return False, "average line length of 100 characters or more"
         if max(lengths) > 1000:
-            return False, "line of more than 1000 characters"
+            return False, "line of more than 1,000 characters"
         encoded = doc.text.encode()
         digits = len(encoded) - len(encoded.translate(None, b"0123456789abcdefABCDEF"))
         if digits > 0.9 * len(doc.text):
-            return False, "more than 90 % digits"
+            return False, "more than 90% digits"
         return True
 
 
-class LineFilter(BaseFilter):
+class ChunkFilter(BaseFilter):
     """Drops documents that would have to be encoded in chunks of more than 16 million characters.
 
     Args:
@@ -69,8 +69,9 @@ class LineFilter(BaseFilter):
         return Cutter(load_tokenizer(self.folder))
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        longest = len(doc.text) if len(doc.text) <= MOST_PIECE else max(map(len, self.cutter.pieces(doc.text)))
-        if longest <= MOST_PIECE:
+        length = len(doc.text)
+        longest = length if length <= MAX_CHUNK_LENGTH else max(map(len, self.cutter.chunks(doc.text)))
+        if longest <= MAX_CHUNK_LENGTH:
             return True
-        why = "that this tokenizer must encode as one" if PLACE.search(doc.text) else "without whitespace to cut at"
-        return False, f"more than {MOST_PIECE:,} characters {why}"
+        reason = "that this tokenizer can't encode in chunks" if CANDIDATE.search(doc.text) else "without whitespace"
+        return False, f"more than {MAX_CHUNK_LENGTH:,} characters {reason}"

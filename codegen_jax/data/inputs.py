@@ -28,30 +28,30 @@ class Inputs:
     Attributes:
         shards: files, URLs and hub datasets (as given), sorted within each input.
         nbytes: total size of the files.
-        left: skipped files, by reason.
+        skipped: skipped files, by reason.
     """
 
     shards: list[str] = field(default_factory=list)
     nbytes: int = 0
-    left: dict[str, list[str]] = field(default_factory=dict)
+    skipped: dict[str, list[str]] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """The entry for report.json: file counts by suffix, total bytes, and for each reason to skip files their number
-        and the first one."""
-        left = {reason: {"files": len(paths), "first": paths[0]} for reason, paths in sorted(self.left.items())}
-        return {"files": dict(Counter(map(_suffix, self.shards))), "bytes": self.nbytes, "left": left}
+        """The entry for report.json: file counts by suffix, total bytes, and the number of skipped files and the first
+        one, by reason."""
+        skipped = {reason: {"files": len(paths), "first": paths[0]} for reason, paths in sorted(self.skipped.items())}
+        return {"files": dict(Counter(map(_suffix, self.shards))), "bytes": self.nbytes, "left": skipped}
 
     def __str__(self) -> str:
         record = self.record()
-        kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in record["files"].items())
-        text = f"reading {kinds} ({self.nbytes / 1e6:,.1f} MB)"
-        for reason, left in record["left"].items():
-            text += f"; leaving {left['files']:,} {reason} ({left['first']}{', ...' if left['files'] > 1 else ''})"
+        counts = ", ".join(f"{count:,} {suffix}" for suffix, count in record["files"].items())
+        text = f"reading {counts} ({self.nbytes / 1e6:,.1f} MB)"
+        for reason, skipped in record["left"].items():
+            text += f"; skipping {skipped['files']:,} {reason} ({skipped['first']}{', ...' * (skipped['files'] > 1)})"
         return text
 
 
 class Found(NamedTuple):
-    """A file that was found; `reason` says why it is skipped, or is empty if it is read."""
+    """A file that was found; `reason` is why it is skipped, or empty if it is read."""
 
     path: str
     size: int
@@ -59,7 +59,7 @@ class Found(NamedTuple):
 
 
 def list_shards(inputs: list[str]) -> Inputs:
-    """List every shard that the inputs refer to.
+    """List every shard in the inputs.
 
     Args:
         inputs: files, folders, globs or fsspec URLs with one of the `SUFFIXES`, or hub datasets as "hub:OWNER/NAME"
@@ -83,21 +83,21 @@ def list_shards(inputs: list[str]) -> Inputs:
             try:
                 found = list(_remote(source) if is_remote(source) else _local(source))
             except (OSError, ValueError, ImportError) as error:
-                raise UserError(f"{source}: cannot be listed ({error})") from error
+                raise UserError(f"{source}: can't be listed ({error})") from error
         shards = [file for file in sorted(found) if not file.reason]
         for path, size, _ in shards:
-            where = path if is_remote(path) or path.startswith(HUB) else os.path.realpath(path)
-            require(where not in names, f"{path}: is read as {names.get(where)} already; name it once")
-            names[where] = path
+            real = path if is_remote(path) or path.startswith(HUB) else os.path.realpath(path)
+            require(real not in names, f"{path}: the same file as {names.get(real)}; name each file once")
+            names[real] = path
             result.nbytes += size
         if not shards:
-            left = Counter(file.reason for file in found)
-            what = ", ".join(f"{count:,} {reason}" for reason, count in sorted(left.items())) or "nothing by this name"
-            raise UserError(f"{source}: no shard here, but {what}; a shard's name ends in {SUFFIXES}")
+            others = Counter(file.reason for file in found)
+            only = ", ".join(f"{count:,} {reason}" for reason, count in sorted(others.items()))
+            raise UserError(f"{source}: no shards found{only and f', only {only}'}; shard names end in {SUFFIXES}")
         result.shards += [file.path for file in shards]
         for path, _, reason in sorted(found):
             if reason:
-                result.left.setdefault(reason, []).append(path)
+                result.skipped.setdefault(reason, []).append(path)
     return result
 
 
@@ -116,12 +116,12 @@ def _local(source: str) -> Iterator[Found]:
 def _walk(root: str) -> Iterator[Found]:
     folders_seen, files_seen = set[str](), set[str]()
     for folder, folders, files in os.walk(root, followlinks=True):
-        where = os.path.realpath(folder)
-        if where in folders_seen:
+        real = os.path.realpath(folder)
+        if real in folders_seen:
             folders.clear()
-            yield Found(folder, 0, "linked folder(s) that are read by another name")
+            yield Found(folder, 0, "linked folder(s) already read under another name")
             continue
-        folders_seen.add(where)
+        folders_seen.add(real)
         for name in [name for name in folders if name.startswith(".")]:
             folders.remove(name)
             yield Found(os.path.join(folder, name), 0, "hidden")
@@ -130,18 +130,18 @@ def _walk(root: str) -> Iterator[Found]:
             path = os.path.join(folder, name)
             found = _file(path, SHARD)
             if not found.reason and os.path.realpath(path) in files_seen:
-                found = Found(path, 0, "file(s) that are read by another name")
+                found = Found(path, 0, "file(s) already read under another name")
             files_seen.add(os.path.realpath(path))
             yield found
 
 
-def _file(path: str, taken: re.Pattern[str]) -> Found:
+def _file(path: str, pattern: re.Pattern[str]) -> Found:
     name = os.path.basename(path)
-    if name.startswith(".") and taken is SHARD:
+    if name.startswith(".") and pattern is SHARD:
         return Found(path, 0, "hidden")
     if not os.path.exists(path):
-        return Found(path, 0, "link(s) to nothing")
-    if not taken.search(name):
+        return Found(path, 0, "broken link(s)")
+    if not pattern.search(name):
         return Found(path, 0, _suffix(name))
     size = os.path.getsize(path)
     return Found(path, size, "" if size else "empty")
@@ -168,7 +168,7 @@ def _remote(source: str) -> Iterator[Found]:
 
 
 def _suffix(path: str) -> str:
-    """The suffix of a file, such as .jsonl.zst for `a.b.jsonl.zst`; a hub dataset is returned unchanged."""
+    """The suffix of a file, such as .jsonl.zst for `a.b.jsonl.zst`; the name of a hub dataset is returned unchanged."""
     if path.startswith(HUB):
         return path
     name = os.path.basename(path)

@@ -80,7 +80,7 @@ def decontamination(work: Path, benchmarks: Sequence[str]) -> PipelineStep:
     for number, benchmark in enumerate(benchmarks):
         texts = [text for _, _, record in read_records(benchmark) for text in _prompts(record)]
         if not texts:
-            raise UserError(f"{benchmark}: no field {', '.join(PROMPT_FIELDS)} to decontaminate against")
+            raise UserError(f"{benchmark}: needs one of the fields {', '.join(PROMPT_FIELDS)} to decontaminate against")
         words = (WORDS.word_tokenize(simplify_text(text, config.norm_config)) for text in texts)
         hashes = sorted({hashed(" ".join(gram)) for text in words for gram in ngrams(text, config.n_grams)})
         np.array(hashes, HASH.np_descr).tofile(folder / f"{number}.index.hashes")

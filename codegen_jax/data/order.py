@@ -1,4 +1,4 @@
-"""Maps row r of step n to a window: a pure function of the seed, independent of mesh, hosts and restarts.
+"""Map row r of step n to a window: a pure function of the seed, independent of mesh, hosts and restarts.
 
 Rows are numbered consecutively across batches. Row g belongs to one source of the mixture and is the i-th row of that
 source. Each source's windows are reshuffled every epoch, using the seed.
@@ -47,10 +47,10 @@ class Mixture:
             if (row + 1) * weight // rest > before:
                 return source, before
             row, rest = row - before, rest - weight
-        raise AssertionError("the last source takes every row that is left")
+        raise AssertionError("the last source gets every remaining row")
 
     def counts(self, rows: int) -> list[int]:
-        """How many of the first `rows` rows come from each source."""
+        """The number of rows from each source among the first `rows` rows."""
         rest, counts = sum(self.weights), []
         for weight in self.weights:
             counts.append(rows * weight // rest)

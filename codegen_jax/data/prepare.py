@@ -17,10 +17,10 @@ from datatrove.pipeline.base import PipelineStep
 
 from codegen_jax.data.dedup import DropDuplicates, FindDuplicates, WriteDigests
 from codegen_jax.data.executors import EXECUTORS, Pass, run_passes
-from codegen_jax.data.filters import CODE_EXTENSIONS, CodeFilter, LineFilter
+from codegen_jax.data.filters import CODE_EXTENSIONS, ChunkFilter, CodeFilter
 from codegen_jax.data.inputs import list_shards
 from codegen_jax.data.ngrams import decontamination, near_dedup
-from codegen_jax.data.prepare_report import DROPPED, Tally, note_read
+from codegen_jax.data.prepare_report import DROPPED, Tally, record_read
 from codegen_jax.data.probe import check_tokenizer
 from codegen_jax.data.shards import Skipped, read_documents
 from codegen_jax.data.tokenizer import Tokenizer
@@ -61,7 +61,7 @@ class ShardReader(PipelineStep):
             count += 1
         for reason, lines in skipped.counts.items():
             self.stat_update(DROPPED + reason, value=lines)
-        note_read(self.work, rank, shard, count, skipped)
+        record_read(self.work, rank, shard, count, skipped)
 
 
 def prepare(
@@ -85,7 +85,7 @@ def prepare(
     Args:
         inputs: see `list_shards`.
         output: a new or empty folder, or a folder with an interrupted preparation, which resumes if the arguments are
-            the same. Shards that it has not read yet may have been removed in between.
+            the same. Shards not read yet may have been removed in the meantime.
         tokenizer: the tokenizer; it is copied into the folder.
         text_field: the field of each line or row that contains the document.
         special_tokens: whether to encode <|endoftext|> and the like in a document as special tokens rather than text.
@@ -110,8 +110,8 @@ def prepare(
         ("dedup", dedup, DEDUP),
         ("executor", executor, EXECUTORS),
     ):
-        require(value in valid, f"{name}: {value} must be one of {', '.join(valid)}")
-    require(workers is None or workers > 0, f"workers: {workers} must be positive")
+        require(value in valid, f"{name}: must be one of {', '.join(valid)}, got {value}")
+    require(workers is None or workers > 0, f"workers: must be positive, got {workers}")
     require_seed("seed", seed)
     require_local("output", output)
     check_tokenizer(tokenizer)
@@ -129,7 +129,7 @@ def prepare(
     tokenizer.save(folder / "tokenizer")
 
     reader = ShardReader(shards, work, text_field)
-    documents: list[PipelineStep] = [reader, LineFilter(folder / "tokenizer"), Tally("read")]
+    documents: list[PipelineStep] = [reader, ChunkFilter(folder / "tokenizer"), Tally("read")]
     passes = []
     if filters == "code":
         documents += [CodeFilter(tuple(extensions)), Tally("code rules")]
@@ -138,8 +138,8 @@ def prepare(
         passes.append(Pass("duplicates", [FindDuplicates(work)], len(shards)))
         documents += [DropDuplicates(work, shards), Tally("dedup")]
     if dedup == "minhash":
-        before, drop = near_dedup(work, documents, len(shards))
-        passes += before
+        near_dedup_passes, drop = near_dedup(work, documents, len(shards))
+        passes += near_dedup_passes
         documents += [drop, Tally("near dedup")]
     if decontaminate:
         documents += [decontamination(work, decontaminate), Tally("decontamination")]
@@ -157,36 +157,42 @@ def prepare(
 
 
 def _claim(folder: Path, tokenizer: Tokenizer, arguments: dict[str, Any], shards: list[str]) -> list[str]:
-    """Claim a folder for a preparation with these arguments; refuse a folder that contains anything else.
+    """Claim a folder for a preparation with these arguments; reject a folder that contains anything else.
 
     Returns:
         The shards, indexed by task. A resumed preparation keeps its original list, with "" for each shard that has
-        been removed since.
+        since been removed.
     """
     record, arguments = folder / "logs" / "arguments.json", {"tokenizer": tokenizer.fingerprint, **arguments}
     removed: list[int] = []
     if (folder / MANIFEST).exists():
-        raise UserError(f"output: {folder}: already holds token files; remove it or choose another folder")
+        raise UserError(f"output: {folder}: already contains token files; remove it or choose another folder")
     if record.exists():
-        held = json.loads(record.read_text())
+        previous = json.loads(record.read_text())
         for name, value in arguments.items():
-            if held.get(name) != value and not (name == "tokenizer" and tokenizer.is_named(held[name])):
-                raise UserError(f"output: {folder}: an unfinished preparation with other {name}; remove it")
-        began: list[str] = held["sources"]
-        removed = [rank for rank, shard in enumerate(began) if shard not in shards]
-        changed = set(removed) ^ set(held["removed"])
-        read = [began[rank] for rank in changed if any(folder.glob(f"logs/*/completions/{rank:05d}"))]
-        if read or [shard for shard in began if shard in shards] != shards:
-            named = f" ({read[0]} was there, or was not, when it was read)" if read else ""
-            raise UserError(f"output: {folder}: an unfinished preparation with other sources{named}; remove it")
+            if previous.get(name) != value and not (name == "tokenizer" and tokenizer.has_fingerprint(previous[name])):
+                raise UserError(
+                    f"output: {folder}: contains an unfinished preparation with a different value of {name}; remove it "
+                    "or choose another folder"
+                )
+        original: list[str] = previous["sources"]
+        removed = [rank for rank, shard in enumerate(original) if shard not in shards]
+        changed = set(removed) ^ set(previous["removed"])
+        read = [original[rank] for rank in changed if any(folder.glob(f"logs/*/completions/{rank:05d}"))]
+        if read or [shard for shard in original if shard in shards] != shards:
+            detail = f" ({read[0]} has been added or removed since it was processed)" if read else ""
+            raise UserError(
+                f"output: {folder}: contains an unfinished preparation of different shards{detail}; remove it or "
+                "choose another folder"
+            )
         for rank in changed:  # files left behind by an interrupted task
             for file in folder.glob(f"{rank:05d}_*"):
                 file.unlink()
-        shards = began
+        shards = original
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"output: {folder}: not empty and not token files; choose another folder")
+        raise UserError(f"output: {folder}: not empty, and not a preparation; choose another folder")
     record.parent.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps({**arguments, "sources": shards, "removed": removed}))
     for rank in removed:
-        log.warning(f"{shards[rank]}: is gone since this preparation began, which goes on without it")
+        log.warning(f"{shards[rank]}: no longer exists; continuing without it")
     return ["" if rank in removed else shard for rank, shard in enumerate(shards)]

@@ -1,4 +1,4 @@
-"""The report of a preparation: documents and bytes after each stage by source, reasons for drops, and token counts.
+"""The report of a preparation: documents and bytes after each stage, reasons for drops, and token counts, by source.
 
 Steps count as they run, datatrove saves each task's counts to disk, and the report adds them up.
 """
@@ -42,7 +42,7 @@ class Tally(PipelineStep):
             self.stat_update(f"bytes {source}", value=nbytes[source])
 
 
-def note_read(work: Path, rank: int, shard: str, documents: int, skipped: Skipped) -> None:
+def record_read(work: Path, rank: int, shard: str, documents: int, skipped: Skipped) -> None:
     """Record what a task has read, for the report."""
     (work / "read").mkdir(parents=True, exist_ok=True)
     first = {reason: {"shard": shard, **where} for reason, where in skipped.first.items()}
@@ -55,7 +55,7 @@ def make_report(statistics: Path, work: Path, inputs: Inputs) -> dict[str, Any]:
     Args:
         statistics: folder with datatrove's statistics of the tokens pass: one file per task, one entry per pipeline
             step (`Tally` and others).
-        work: folder with the records written by `note_read`.
+        work: folder with the records written by `record_read`.
         inputs: the inputs of the preparation.
 
     Returns:
@@ -109,7 +109,7 @@ def total(stage: dict[str, Any], field: str) -> int:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report as text: one row per source with the output of each stage, then the reasons for drops."""
+    """The report as text: one row per source with the output of each stage, then the number of drops by reason."""
     stages, tokens = report["stages"], report["tokens"]
     rows = [["source", *(f"{stage['stage']}" for stage in stages), "tokens"]]
     for source in stages[0]["sources"]:
@@ -120,13 +120,20 @@ def table(report: dict[str, Any]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(f"{cell:{'<' if i == 0 else '>'}{widths[i]}}" for i, cell in enumerate(row)) for row in rows]
     for stage in stages:
+        dropped_by = "dropped while reading" if stage["stage"] == "read" else f"dropped by {stage['stage']}"
         for reason, count in stage["dropped"].items():
-            lines.append(f"dropped, {stage['stage']}: {count:,} {reason}")
             if first := report["first"].get(reason):
-                lines[-1] += f", the first in line {first['line']} of {first['shard']}: {first['starts'][:60]!r}"
+                start = f"line {first['line']} of {first['shard']}: {first['starts'][:60]!r}"
+                lines.append(f"{dropped_by}: {_plural(count, 'line')} ({reason}); the first is {start}")
+            else:
+                lines.append(f"{dropped_by}: {_plural(count, 'document')} ({reason})")
     if empty := report["inputs"]["without_documents"]:
-        lines.append(f"without a document: {len(empty):,} shard(s), such as {empty[0]}")
+        lines.append(f"no documents in {_plural(len(empty), 'shard')}, such as {empty[0]}")
     return "\n".join(lines)
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _cell(counts: dict[str, int]) -> str:

@@ -36,22 +36,24 @@ def check_tokenizer(tokenizer: Tokenizer) -> None:
     """
     require(
         tokenizer.eos_id >= 0,
-        "tokenizer: the sentencepiece model has no eos piece, which ends documents; train it with an eos_id, or by "
+        "tokenizer: the sentencepiece model has no eos piece to end documents with; train it with an eos_id, or use "
         "codegen-jax tokenizer train",
     )
     changed = []
     for text in (*CODE, *RARE):
         (ids,) = tokenizer.encode_batch([text], special_tokens=False)
         if tokenizer.eos_id in ids:
-            raise UserError(f"tokenizer: {text!r} has the id {tokenizer.eos_id} in it, which ends documents")
-        back = tokenizer.decode(ids)
-        if back == text:
-            continue
-        if text in CODE and back.removeprefix(" ") != text.removeprefix(" "):
             raise UserError(
-                f"tokenizer: it does not keep code: {text!r} comes back as {back!r}; take one that keeps every "
-                "character, such as GPT-2's or one of codegen-jax tokenizer train"
+                f"tokenizer: encodes {text!r} with the id {tokenizer.eos_id}, which must only end documents"
             )
-        changed.append(f"{text!r} comes back as {back!r}")
+        decoded = tokenizer.decode(ids)
+        if decoded == text:
+            continue
+        if text in CODE and decoded.removeprefix(" ") != text.removeprefix(" "):
+            raise UserError(
+                f"tokenizer: does not preserve code: {text!r} is decoded as {decoded!r}; choose one that preserves "
+                "every character, such as GPT-2's or one from codegen-jax tokenizer train"
+            )
+        changed.append(f"{text!r} is decoded as {decoded!r}")
     if changed:
-        log.warning(f"the tokenizer changes text, and the model will learn it so: {listed(changed)}")
+        log.warning(f"the tokenizer changes text, and the model will learn the changed text: {listed(changed)}")

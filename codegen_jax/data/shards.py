@@ -16,16 +16,16 @@ from codegen_jax.storage import is_remote
 
 BOM = b"\xef\xbb\xbf"
 # file types that are not plain JSON lines: first bytes, the suffix under which they are expected, the message
-KINDS = (
+FILE_TYPES = (
     (b"\xff\xfe", None, "UTF-16 text; convert it to UTF-8"),
     (b"\xfe\xff", None, "UTF-16 text; convert it to UTF-8"),
-    (b"\x1f\x8b", ".gz", "compressed by gzip; let its name end in .gz"),
-    (b"\x28\xb5\x2f\xfd", ".zst", "compressed by zstd; let its name end in .zst"),
-    (b"\xfd7zXZ", ".xz", "compressed by xz; let its name end in .xz"),
-    (b"BZh", ".bz2", "compressed by bzip2; let its name end in .bz2"),
+    (b"\x1f\x8b", ".gz", "compressed with gzip; rename it to end in .gz"),
+    (b"\x28\xb5\x2f\xfd", ".zst", "compressed with zstd; rename it to end in .zst"),
+    (b"\xfd7zXZ", ".xz", "compressed with xz; rename it to end in .xz"),
+    (b"BZh", ".bz2", "compressed with bzip2; rename it to end in .bz2"),
     (b"PK\x03\x04", None, "a zip archive; unpack it"),
-    (b"PAR1", ".parquet", "a Parquet file; let its name end in .parquet"),
-    (b"[", None, "one JSON array; write one object per line"),
+    (b"PAR1", ".parquet", "a Parquet file; rename it to end in .parquet"),
+    (b"[", None, "a single JSON array; write one object per line"),
 )
 
 
@@ -68,7 +68,7 @@ class Record(NamedTuple):
     Attributes:
         line: line or row number, starting at 1.
         content: the bytes of the line, or the fields of the row.
-        value: the fields, or the reason why there are none.
+        value: the fields, or the reason why the line has none.
     """
 
     line: int
@@ -95,7 +95,7 @@ def read_documents(shard: str, skipped: Skipped, text_field: str = "text") -> It
             fields = fields or list(record)
             skipped.add(missing, line, content)
         elif not isinstance(text := record[text_field], str):
-            skipped.add(f"field {text_field} is {_kind(text)}", line, content)
+            skipped.add(f"field {text_field} is {_json_type(text)}", line, content)
         elif not text:
             skipped.add("empty text", line, content)
         elif not _is_utf8(text):
@@ -105,17 +105,17 @@ def read_documents(shard: str, skipped: Skipped, text_field: str = "text") -> It
             path = meta.get("path") or record.get("path") or ""
             yield RawDocument(text, str(meta.get("pile_set_name") or "unknown"), str(path))
     if lines and not objects:
-        what = what_it_is(shard)
+        what = describe_file(shard)
         raise UserError(
-            f"{shard}: not one of its {lines} line(s) is a JSON object; "
-            + (f"it is {what}" if what else f"line {_first(skipped)}; restore or remove it")
+            f"{shard}: none of its {lines} line(s) is a JSON object; "
+            + (f"the file is {what}" if what else f"line {_first(skipped)}; restore or remove the file")
         )
     if objects and skipped.counts.get(missing) == objects:
-        _refuse_field(shard, text_field, fields)
+        _raise_no_field(shard, text_field, fields)
 
 
-def _refuse_field(shard: str, text_field: str, fields: list[str]) -> None:
-    raise UserError(f"text_field: {shard} has no field {text_field}, but {', '.join(fields)[:300]}; choose one of them")
+def _raise_no_field(shard: str, text_field: str, fields: list[str]) -> None:
+    raise UserError(f"text_field: {shard} has no field {text_field}; choose one of {', '.join(fields)[:300]}")
 
 
 def _first(skipped: Skipped) -> str:
@@ -131,8 +131,8 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _kind(value: Any) -> str:
-    kinds = {
+def _json_type(value: Any) -> str:
+    types = {
         bool: "true or false",
         int: "a number",
         float: "a number",
@@ -140,7 +140,7 @@ def _kind(value: Any) -> str:
         dict: "an object",
         str: "text",
     }
-    return "null" if value is None else kinds.get(type(value), type(value).__name__)
+    return "null" if value is None else types.get(type(value), type(value).__name__)
 
 
 def _meta(record: dict[str, Any]) -> dict[str, Any]:
@@ -166,9 +166,9 @@ def read_records(shard: str, text_field: str | None = None) -> Iterator[Record]:
     except UserError:
         raise
     except Exception as error:  # each codec, Parquet and hub library raises its own exceptions
-        what = what_it_is(shard)
+        what = describe_file(shard)
         reason = f"it is {what}" if what else f"{error or type(error).__name__}; restore or remove it"
-        raise UserError(f"{shard}: cannot be read ({reason})") from error
+        raise UserError(f"{shard}: can't be read ({reason})") from error
 
 
 def _records(shard: str, text_field: str | None) -> Iterator[Record]:
@@ -197,7 +197,7 @@ def _rows(shard: str, text_field: str | None) -> Iterator[Record]:
         columns = table.schema_arrow.names
         if text_field is not None:
             if text_field not in columns:
-                _refuse_field(shard, text_field, columns)
+                _raise_no_field(shard, text_field, columns)
             columns = [name for name in (text_field, "meta", "path") if name in columns]
         number = 0
         for rows in table.iter_batches(columns=columns, batch_size=1000):
@@ -221,40 +221,40 @@ def _open(shard: str, compression: str | None) -> Iterator[Any]:
 
 
 def _parse(line: bytes) -> dict[str, Any] | str:
-    """The JSON object in a line, or the reason why there is none."""
+    """The JSON object in a line, or the reason why the line has none."""
     line = line.removeprefix(BOM)
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError:
         try:
             # orjson rejects NaN, Infinity, 1e999, very long numbers and lone surrogates
-            record = json.loads(line.decode(), parse_int=_whole)
+            record = json.loads(line.decode(), parse_int=_parse_int)
         except UnicodeDecodeError:
             return "not UTF-8"
         except RecursionError:
             return "JSON nested too deeply"
         except ValueError:
-            is_cut = line.lstrip().startswith(b"{") and not line.rstrip().endswith(b"}")
-            return "a JSON object cut short" if is_cut else "not JSON"
-    return record if isinstance(record, dict) else f"{_kind(record)}, not a JSON object"
+            is_truncated = line.lstrip().startswith(b"{") and not line.rstrip().endswith(b"}")
+            return "a truncated JSON object" if is_truncated else "not JSON"
+    return record if isinstance(record, dict) else f"{_json_type(record)}, not a JSON object"
 
 
-def _whole(digits: str) -> int | float:
+def _parse_int(digits: str) -> int | float:
     """Parse an integer. Numbers of 19 or more digits become floats, since Python refuses to parse very long ones."""
     return int(digits) if len(digits) < 19 else float(digits)
 
 
-def what_it_is(shard: str) -> str:
-    """What a file without JSON lines appears to be, and what to do, judging by its first bytes; "" if unknown."""
+def describe_file(shard: str) -> str:
+    """What a file without JSON lines appears to be, judging by its first bytes, and the remedy; "" if unknown."""
     try:
         for compression in (None, "infer"):
             with _open(shard, compression) as file:
                 start = file.read(64).lstrip()
             if what := stand_in(start):
                 return what
-            for kind, suffix, name in KINDS:
-                if start.startswith(kind) and not (suffix and shard.endswith(suffix)):
-                    return name
+            for magic, suffix, message in FILE_TYPES:
+                if start.startswith(magic) and not (suffix and shard.endswith(suffix)):
+                    return message
     except Exception:  # from any codec, or because a hub dataset is not a file
         pass
     return ""

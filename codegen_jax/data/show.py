@@ -9,7 +9,7 @@ from codegen_jax.data.sources import make_order, open_sources
 from codegen_jax.data.tokenizer import END_OF_TEXT, Tokenizer
 from codegen_jax.errors import require
 
-TOKEN = "│"  # between two tokens
+SEPARATOR = "│"  # between two tokens
 
 
 def show(config: RunConfig, step: int, row: int | None = None) -> Iterator[str]:
@@ -23,9 +23,9 @@ def show(config: RunConfig, step: int, row: int | None = None) -> Iterator[str]:
     Raises:
         UserError: if the step or row does not exist, or the data cannot be read.
     """
-    require(step >= 1, f"step: {step} must be at least 1; steps are numbered as in the log")
+    require(step >= 1, f"step: must be at least 1, got {step}; steps are numbered as in the log")
     rows = range(config.training.batch_size)
-    require(row is None or row in rows, f"row: {row} must be in 0 .. training.batch_size - 1 = {rows[-1]}")
+    require(row is None or row in rows, f"row: must be between 0 and training.batch_size - 1 = {rows[-1]}, got {row}")
     sources, tokenizer = open_sources(config.data)
     order = make_order(config, sources)
     for number in rows if row is None else [row]:
@@ -33,26 +33,26 @@ def show(config: RunConfig, step: int, row: int | None = None) -> Iterator[str]:
         windows = sources[source].windows
         tokens, parts = windows[window], windows.parts(window)
         name = f"source {sources[source].name}, " if sources[source].name else ""
-        places = [f"tokens {a} to {b - 1} of {windows.files.folder / windows.files.name(file)}" for file, a, b in parts]
+        ranges = [f"tokens {a} to {b - 1} of {windows.files.folder / windows.files.name(file)}" for file, a, b in parts]
         yield (
-            f"== step {step}, row {number}: {name}epoch {epoch}, window {window} of {len(windows)}, {', '.join(places)}"
+            f"== step {step}, row {number}: {name}epoch {epoch}, window {window} of {len(windows)}, {', '.join(ranges)}"
         )
         documents = [document for part in parts for document in windows.files.documents(*part)]
-        yield text_of(tokens, tokenizer, documents)
+        yield render(tokens, tokenizer, documents)
 
 
-def text_of(tokens: np.ndarray, tokenizer: Tokenizer, documents: Sequence[int]) -> str:
-    """Tokens as text, separated by `TOKEN`; each eos is followed by a line with the next document's number.
+def render(tokens: np.ndarray, tokenizer: Tokenizer, documents: Sequence[int]) -> str:
+    """Tokens as text, separated by `SEPARATOR`; each eos is followed by a line with the next document's number.
 
     Tokens that share a character are shown together, since none of them is text on its own.
     """
-    text, held, numbers = f"-- document {documents[0]}\n", [], iter(documents[1:])
+    text, pending, numbers = f"-- document {documents[0]}\n", [], iter(documents[1:])
     for token in tokens.tolist():
-        held.append(token)
-        piece = END_OF_TEXT if token == tokenizer.eos_id else tokenizer.decode(held)
-        if "\ufffd" in piece and len(held) < 4:  # only part of a character's bytes so far
+        pending.append(token)
+        piece = END_OF_TEXT if token == tokenizer.eos_id else tokenizer.decode(pending)
+        if "\ufffd" in piece and len(pending) < 4:  # only part of a character's bytes so far
             continue
-        text, held = text + piece + TOKEN, []
+        text, pending = text + piece + SEPARATOR, []
         if token == tokenizer.eos_id:
             text += f"\n-- document {next(numbers, '')}\n"
-    return text + tokenizer.decode(held)
+    return text + tokenizer.decode(pending)

@@ -49,9 +49,9 @@ def open_sources(config: DataConfig) -> tuple[list[Source], Tokenizer]:
     tokenizer = first.tokenizer()
     for files in (files for source in sources for files in (source.files, source.validation) if files is not None):
         require(
-            files.are_of(tokenizer),
+            files.made_with(tokenizer),
             f"{files.folder} was made with tokenizer {files.manifest.tokenizer}, {first.folder} with "
-            f"{first.manifest.tokenizer}; prepare all of a run's data with one tokenizer",
+            f"{first.manifest.tokenizer}; prepare all data of a run with the same tokenizer",
         )
     return sources, tokenizer
 

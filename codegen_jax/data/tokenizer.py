@@ -38,7 +38,7 @@ WHITESPACE_TOKENS = [" " * n for n in range(31, 1, -1)] + ["\t" * n for n in ran
 END_OF_TEXT = "<|endoftext|>"
 TRUNCATE_BEFORE = ("^#", re.escape(END_OF_TEXT), "^'''", '^"""', "\n\n\n")  # from the authors' sample.py
 FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # in order of preference
-BESIDES = ("merges.txt", "added_tokens.json")  # files that accompany vocab.json
+COMPANIONS = ("merges.txt", "added_tokens.json")  # files that accompany vocab.json
 
 
 class Tokenizer(ABC):
@@ -46,7 +46,7 @@ class Tokenizer(ABC):
 
     Attributes:
         vocab_size: number of ids; a model may have more rows in its embedding, which are never sampled.
-        eos_id: the id that ends a document; -1 if a sentencepiece model has none, in which case it can't prepare data.
+        eos_id: the id that ends a document; -1 if a sentencepiece model has none, which rules it out for `prepare`.
         end_ids: ids that end a completion: eos_id, and the id of the eos_token in the metadata.
         metadata: files that accompany the tokenizer, such as a chat template; see tokenizer_metadata.py.
     """
@@ -58,8 +58,8 @@ class Tokenizer(ABC):
 
     @property
     @abstractmethod
-    def former_fingerprint(self) -> str:
-        """A hash of the tokenizer file, which served as the fingerprint until November 2026."""
+    def legacy_fingerprint(self) -> str:
+        """A hash of the tokenizer file, which was the fingerprint until November 2026."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -70,10 +70,10 @@ class Tokenizer(ABC):
     def _vocabulary(self) -> tuple[list[str], Sequence[Sequence[str | float]]]:
         """The piece of each id, and the rules that form pieces; see `identity`."""
 
-    def is_named(self, fingerprint: str) -> bool:
+    def has_fingerprint(self, fingerprint: str) -> bool:
         """Whether a fingerprint recorded in a manifest refers to this tokenizer."""
-        is_former = "-" in fingerprint  # "bpe-...", "sentencepiece-..."
-        return fingerprint == (self.former_fingerprint if is_former else self.fingerprint)
+        is_legacy = "-" in fingerprint  # "bpe-...", "sentencepiece-..."
+        return fingerprint == (self.legacy_fingerprint if is_legacy else self.fingerprint)
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
@@ -103,8 +103,8 @@ class Tokenizer(ABC):
         return other if self.extends(other) else self
 
     @abstractmethod
-    def stands_for_text(self, id: int) -> bool:
-        """Whether an id is in the vocabulary and is an ordinary piece rather than a special or added token."""
+    def is_text_token(self, id: int) -> bool:
+        """Whether an id is in the vocabulary and stands for ordinary text rather than a special or added token."""
 
     @abstractmethod
     def files(self) -> dict[str, bytes]:
@@ -117,8 +117,8 @@ class Tokenizer(ABC):
         if other.vocab_size > self.vocab_size or other.eos_id != self.eos_id:
             return False
         texts = {id: other._decode([id]) for id in range(other.vocab_size) if id != self.eos_id}
-        written = zip(texts, other.encode_batch(list(texts.values())))
-        return all(self._decode([id]) == texts[id] for id, ids in written if ids == [id])
+        encoded = zip(texts, other.encode_batch(list(texts.values())))
+        return all(self._decode([id]) == texts[id] for id, ids in encoded if ids == [id])
 
     def save(self, folder: str | Path) -> None:
         folder = Path(folder)
@@ -144,8 +144,8 @@ class BpeTokenizer(Tokenizer):
         ends = [id for token in (END_OF_TEXT, special.get("eos_token", "")) if (id := to_id(token)) is not None]
         if not ends:
             raise UserError(
-                f"no token {END_OF_TEXT}, which ends documents, nor an eos_token that tokenizer_config.json names; use "
-                "a GPT-2 vocabulary"
+                f"the vocabulary has no {END_OF_TEXT} to end documents with, nor the eos_token of a "
+                "tokenizer_config.json; use GPT-2's vocabulary"
             )
         # as in transformers, tokens named in tokenizer_config.json are special; they keep the flags of tokenizer.json
         added = {token.content: token for token in self._tokenizer.get_added_tokens_decoder().values()}
@@ -155,12 +155,14 @@ class BpeTokenizer(Tokenizer):
         self.vocab_size = self._tokenizer.get_vocab_size()
         unknown = [token for token in special.values() if to_id(token) is None]
         if unknown:
-            log.warning(f"special tokens that the vocabulary does not have are left aside: {listed(unknown)}")
+            log.warning(f"ignoring special tokens that are not in the vocabulary: {listed(unknown)}")
         if self._tokenizer.encode("").ids:
-            log.warning("what transformers puts around each text is left out here; write it into the prompt")
+            log.warning(
+                "tokens that transformers adds before or after each text are not added here; write them into the prompt"
+            )
 
     @property
-    def former_fingerprint(self) -> str:
+    def legacy_fingerprint(self) -> str:
         return "bpe-" + hashlib.sha256(_plain(self._json).to_str().encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
@@ -194,9 +196,9 @@ class BpeTokenizer(Tokenizer):
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
-    def stands_for_text(self, id: int) -> bool:
-        is_apart = id in self.end_ids or id in self._tokenizer.get_added_tokens_decoder()
-        return id < self.vocab_size and not is_apart
+    def is_text_token(self, id: int) -> bool:
+        is_special = id in self.end_ids or id in self._tokenizer.get_added_tokens_decoder()
+        return id < self.vocab_size and not is_special
 
     def files(self) -> dict[str, bytes]:
         return {**self.metadata, "tokenizer.json": self._json.encode()}
@@ -240,10 +242,10 @@ class SentencePieceTokenizer(Tokenizer):
         return self._processor.decode([int(id) for id in ids])
 
     def _vocabulary(self) -> tuple[list[str], Sequence[Sequence[str | float]]]:
-        return self.pieces, self.merges or [(made.piece, made.score) for made in self.proto.pieces]
+        return self.pieces, self.merges or [(piece.piece, piece.score) for piece in self.proto.pieces]
 
     @property
-    def former_fingerprint(self) -> str:
+    def legacy_fingerprint(self) -> str:
         return "sentencepiece-" + hashlib.sha256(self._model).hexdigest()[:16]
 
     @cached_property
@@ -267,13 +269,13 @@ class SentencePieceTokenizer(Tokenizer):
             return []
         ids = {piece: id for id, piece in enumerate(self.pieces)}
         merges: list[tuple[float, int, int, tuple[str, str]]] = []
-        for made in (made for made in self.proto.pieces if made.type == made.NORMAL):
-            for left, right in ((made.piece[:cut], made.piece[cut:]) for cut in range(1, len(made.piece))):
+        for piece in (piece for piece in self.proto.pieces if piece.type == piece.NORMAL):
+            for left, right in ((piece.piece[:cut], piece.piece[cut:]) for cut in range(1, len(piece.piece))):
                 if left in ids and right in ids:
-                    merges.append((-made.score, ids[left], ids[right], (left, right)))
+                    merges.append((-piece.score, ids[left], ids[right], (left, right)))
         return [pair for *_, pair in sorted(merges)]
 
-    def stands_for_text(self, id: int) -> bool:
+    def is_text_token(self, id: int) -> bool:
         return id < self.vocab_size and not self._processor.is_control(id)
 
     def files(self) -> dict[str, bytes]:
@@ -321,26 +323,28 @@ def load_tokenizer(source: epath.PathLike, whitespace_tokens: bool = False) -> T
         names = sorted(file.name for file in path.iterdir())
         found = next((path / name for name in FILES if (path / name).exists()), None)
         if found is None:
-            here = f"it {holds(names)}{instead(path, has_tokenizer)}"
-            raise UserError(f"{source}: no tokenizer.json, tokenizer.model or vocab.json here; {here}")
+            content = f"it {holds(names)}{instead(path, has_tokenizer)}"
+            raise UserError(f"{source}: has no tokenizer.json, tokenizer.model or vocab.json; {content}")
         metadata, path = read_metadata(path), found
-    for file in (path, *(path.parent / name for name in BESIDES if path.name == "vocab.json")):
+    for file in (path, *(path.parent / name for name in COMPANIONS if path.name == "vocab.json")):
         if file.exists():
             refuse_stand_in(file)
-    if path.name == "vocab.json" and not (path.parent / BESIDES[0]).exists():
-        raise UserError(f"{source}: vocab.json without {BESIDES[0]}, which belongs to it; fetch that, too")
+    if path.name == "vocab.json" and not (path.parent / COMPANIONS[0]).exists():
+        raise UserError(f"{source}: has vocab.json but not {COMPANIONS[0]}; add the missing file")
     try:
         if path.name == "vocab.json":
             return BpeTokenizer(_gpt2_json(path.parent, metadata), whitespace_tokens, metadata)
         if path.suffix == ".json":
             return BpeTokenizer(path.read_text(encoding="utf-8"), whitespace_tokens, metadata)
         if whitespace_tokens:
-            raise UserError(f"{source}: whitespace tokens belong to GPT-2's vocabulary, not to sentencepiece")
+            raise UserError(
+                f"{source}: whitespace tokens can only be added to GPT-2's vocabulary, not to a sentencepiece model"
+            )
         return SentencePieceTokenizer(path.read_bytes(), metadata)
     except UserError as error:
         raise error if str(source) in str(error) else UserError(f"{source}: {error}") from error
     except Exception as error:  # for a damaged file, the two libraries raise bare Exception and RuntimeError
-        raise UserError(f"{source}: not a tokenizer that can be read ({error}); fetch it again") from error
+        raise UserError(f"{source}: not a readable tokenizer ({error}); download it again") from error
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -372,7 +376,7 @@ def _gpt2_json(folder: Path, metadata: Mapping[str, bytes]) -> str:
     path = folder / "added_tokens.json"
     if path.exists():
         added = json.loads(path.read_text(encoding="utf-8"))
-        require(isinstance(added, dict), f"{path}: a {type(added).__name__}, not an object of tokens and their ids")
+        require(isinstance(added, dict), f"{path}: must map tokens to ids, got a {type(added).__name__}")
     else:
         path, decoder = folder / CONFIG, parse(metadata, CONFIG).get("added_tokens_decoder", {})
         added = {token["content"]: int(id) for id, token in decoder.items()}
@@ -380,5 +384,5 @@ def _gpt2_json(folder: Path, metadata: Mapping[str, bytes]) -> str:
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in sorted(ids, key=ids.__getitem__)])
     for token, id in ids.items():
         if tokenizer.token_to_id(token) != id:
-            raise UserError(f"{path}: token {token!r} is number {id}, which leaves a gap in the vocabulary")
+            raise UserError(f"{path}: token {token!r} has the id {id}, which leaves a gap in the vocabulary")
     return tokenizer.to_str()

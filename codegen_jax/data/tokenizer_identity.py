@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 
 # Texts that distinguish many kinds of pre-tokenizers, normalizers and added tokens. Changing them changes every
-# fingerprint, and existing token files would be refused.
+# fingerprint, so existing token files would be rejected.
 PROBES = (
     "def f(x):\n    return x + 1\n\n\n\tif y:\n\t\tpass\n",
     "    indented\n  twice  \n" + " " * 40 + "\n",
@@ -43,8 +43,8 @@ def identity(
     pieces, rules = [plain(piece) for piece in pieces], [[plain(part) for part in rule] for rule in rules]
     derived = {"".join(part for part in rule if isinstance(part, str)) for rule in rules}
     # added tokens are matched before pre-tokenization, perhaps including surrounding spaces; only encoding reveals how
-    others = [piece for piece in pieces if piece not in derived]
-    probes = [*PROBES, *(f"a{piece}b {piece} c\n{piece}" for piece in others)]
+    added = [piece for piece in pieces if piece not in derived]
+    probes = [*PROBES, *(f"a{piece}b {piece} c\n{piece}" for piece in added)]
     digest = hashlib.sha256()
     for part in (pieces, rules, eos_id, encode(probes)):
         digest.update(json.dumps(part).encode())

@@ -12,8 +12,8 @@ VOCABULARY = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json"
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
 NAMED_TEMPLATES = "additional_chat_templates/*.jinja"
 CONFIG = "tokenizer_config.json"
-SAID = ("special_tokens_map.json", CONFIG)  # the latter is the newer format and takes precedence
-NAMES = (*SAID, *TEMPLATES, *VOCABULARY)
+SPECIAL_TOKEN_FILES = ("special_tokens_map.json", CONFIG)  # the latter is the newer format and takes precedence
+NAMES = (*SPECIAL_TOKEN_FILES, *TEMPLATES, *VOCABULARY)
 ROLES = ("eos_token", "pad_token", "bos_token", "unk_token", "sep_token", "cls_token", "mask_token")
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 
@@ -28,28 +28,29 @@ def read_metadata(folder: Path) -> dict[str, bytes]:
     for path in paths:
         refuse_stand_in(path)
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(paths)}
-    for name in files.keys() & SAID:
+    for name in files.keys() & set(SPECIAL_TOKEN_FILES):
         path = folder / name
         try:
-            said = loads(decode(path, files[name]))
+            content = loads(decode(path, files[name]))
         except ValueError as error:
-            raise UserError(f"{path}: not JSON ({error}); fetch it again") from error
-        require(isinstance(said, dict), f"{path}: a {type(said).__name__}, not an object; fetch it again")
+            raise UserError(f"{path}: not JSON ({error}); download it again") from error
+        message = f"{path}: must contain a JSON object, got a {type(content).__name__}; download it again"
+        require(isinstance(content, dict), message)
         for role in LISTS:
-            message = f"{path}: {role} is {said.get(role)!r}, not a list of tokens"
-            require(isinstance(said.get(role), list | dict | None), message)
+            message = f"{path}: {role} must be a list of tokens, got {content.get(role)!r}"
+            require(isinstance(content.get(role), list | dict | None), message)
     return files
 
 
 def special_tokens(files: Mapping[str, bytes]) -> dict[str, str]:
     """The text of each special token, keyed by its role ("eos_token"), or by the text itself for additional tokens."""
     found: dict[str, str] = {}
-    for said in (parse(files, name) for name in SAID):
+    for content in (parse(files, name) for name in SPECIAL_TOKEN_FILES):
         for role in ROLES:
-            if token := _text(said.get(role)):
+            if token := _text(content.get(role)):
                 found[role] = token
         for role in LISTS:
-            tokens = said.get(role) or []
+            tokens = content.get(role) or []
             for token in map(_text, tokens.values() if isinstance(tokens, dict) else tokens):
                 if token:
                     found[token] = token

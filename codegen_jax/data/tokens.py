@@ -28,7 +28,7 @@ class Manifest:
     """Description of the token files in a folder.
 
     Attributes:
-        tokenizer: fingerprint of the tokenizer, possibly in the former format; see `Tokenizer.is_named`.
+        tokenizer: fingerprint of the tokenizer, possibly in the legacy format; see `Tokenizer.has_fingerprint`.
         vocab_size: number of ids of the tokenizer.
         eos_id: the id at the end of each document.
         token_bytes: 2 for uint16, 4 for uint32.
@@ -73,8 +73,8 @@ class Manifest:
         folder = open_path(folder)
         path = folder / MANIFEST
         if not path.exists():
-            state = "unfinished" if folder.is_dir() and any(folder.iterdir()) else "missing or empty"
-            raise UserError(f"{folder}: {state} token files (no {MANIFEST}); run codegen-jax prepare --output {folder}")
+            state = "unfinished token files" if folder.is_dir() and any(folder.iterdir()) else "missing or empty folder"
+            raise UserError(f"{folder}: {state} (no {MANIFEST}); run codegen-jax prepare --output {folder}")
         try:
             return cls(**json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
@@ -114,9 +114,9 @@ class TokenFiles:
         expected = tokens * dtype.itemsize
         if not path.exists() or path.stat().length != expected:
             size = f"{path.stat().length} bytes" if path.exists() else "missing"
-            raise UserError(f"{path}: {size}, but {MANIFEST} says {expected} bytes; run codegen-jax prepare again")
+            raise UserError(f"{path}: {size}, expected {expected} bytes by {MANIFEST}; run codegen-jax prepare again")
         if checksum(path) != self.manifest.checksums[name]:
-            raise UserError(f"{path}: not the file that {MANIFEST} describes; run codegen-jax prepare again")
+            raise UserError(f"{path}: does not match its checksum in {MANIFEST}; run codegen-jax prepare again")
         return RemoteArray(path, dtype, tokens) if is_remote(path) else np.memmap(path, dtype, mode="r")
 
     def tokenizer(self) -> Tokenizer:
@@ -126,17 +126,19 @@ class TokenFiles:
             UserError: if the copy in the folder does not match the manifest.
         """
         tokenizer = load_tokenizer(self.folder / "tokenizer")
-        if not tokenizer.is_named(self.manifest.tokenizer):
+        if not tokenizer.has_fingerprint(self.manifest.tokenizer):
             raise UserError(
-                f"{self.folder}: made with tokenizer {self.manifest.tokenizer}, but its tokenizer/ holds "
+                f"{self.folder}: made with tokenizer {self.manifest.tokenizer}, but its tokenizer/ contains "
                 f"{tokenizer.fingerprint}; run codegen-jax prepare again"
             )
         return tokenizer
 
-    def are_of(self, tokenizer: Tokenizer) -> bool:
+    def made_with(self, tokenizer: Tokenizer) -> bool:
         """Whether a tokenizer encodes like the one that produced the files."""
         # load the copy in the folder only if the fingerprints differ, as they may for folders from older versions
-        return tokenizer.is_named(self.manifest.tokenizer) or self.tokenizer().fingerprint == tokenizer.fingerprint
+        if tokenizer.has_fingerprint(self.manifest.tokenizer):
+            return True
+        return self.tokenizer().fingerprint == tokenizer.fingerprint
 
     def name(self, file: int) -> str:
         return list(self.manifest.files)[file]
@@ -176,11 +178,11 @@ class Windows:
     """Random access to windows of sequence_length + 1 tokens over the concatenated documents of a folder.
 
     Adjacent windows overlap by one token, so every token except the first is a target exactly once, apart from the
-    last `left` tokens, which do not fill a window. Under the manifest's old rule, "file", this applies to each file
+    last `leftover` tokens, which do not fill a window. Under the manifest's old rule, "file", this applies to each file
     separately.
 
     Attributes:
-        left: number of tokens at the end (of each file) that are in no window.
+        leftover: number of tokens at the end (of each file) that are in no window.
 
     Raises:
         UserError: if there are too few tokens for one window.
@@ -193,11 +195,11 @@ class Windows:
         borders = self.offsets if files.manifest.windows == "file" else self.offsets[[0, -1]]
         counts = np.maximum(np.diff(borders) - 1, 0) // sequence_length
         self.starts, self.ends = borders[:-1], np.cumsum(counts)
-        self.left = files.manifest.tokens - int((counts * sequence_length + (counts > 0)).sum())
+        self.leftover = files.manifest.tokens - int((counts * sequence_length + (counts > 0)).sum())
         if not len(self):
             raise UserError(
-                f"{files.folder}: {files.manifest.tokens} tokens are too few for one window of "
-                f"data.sequence_length + 1 = {sequence_length + 1}; prepare more text or shorten it"
+                f"{files.folder}: has {files.manifest.tokens} tokens, too few for one window of "
+                f"data.sequence_length + 1 = {sequence_length + 1}; prepare more text or reduce data.sequence_length"
             )
 
     def __len__(self) -> int:

@@ -30,7 +30,7 @@ def train_tokenizer(
     Raises:
         UserError: if the folder is not empty, or the shards cannot be read or yield too few ids.
     """
-    require(max_megabytes > 0, f"max_megabytes: {max_megabytes} must be positive")
+    require(max_megabytes > 0, f"max_megabytes: must be positive, got {max_megabytes}")
     folder = Path(output)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"output: {output}: not empty; choose another folder")
@@ -41,12 +41,12 @@ def train_tokenizer(
     return tokenizer
 
 
-def _first_texts(shards: list[str], most_bytes: float, text_field: str) -> Iterator[str]:
+def _first_texts(shards: list[str], remaining_bytes: float, text_field: str) -> Iterator[str]:
     for shard in shards:
         for document in read_documents(shard, Skipped(), text_field):
             yield document.text
-            most_bytes -= len(document.text.encode())
-            if most_bytes <= 0:
+            remaining_bytes -= len(document.text.encode())
+            if remaining_bytes <= 0:
                 return
 
 
@@ -54,7 +54,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceT
     """Train a BPE sentencepiece model for code: no normalization, whitespace preserved, byte fallback.
 
     Args:
-        texts: documents; a few tens of MB are plenty.
+        texts: documents; a few tens of MB are enough.
         vocab_size: number of ids, at least about 300: 256 bytes, the characters that occur, and merges.
 
     Raises:
@@ -62,10 +62,10 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceT
     """
     model = io.BytesIO()
     # the trainer drops sentences of more than 4,192 bytes, so documents are split into chunks of 1,000 characters
-    pieces = (text[i : i + 1000] for text in texts for i in range(0, len(text), 1000))
+    chunks = (text[i : i + 1000] for text in texts for i in range(0, len(text), 1000))
     try:
         SentencePieceTrainer.train(  # pyright: ignore[reportAttributeAccessIssue]
-            sentence_iterator=pieces,
+            sentence_iterator=chunks,
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
@@ -84,5 +84,5 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceT
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise UserError(f"vocab_size: {vocab_size}: sentencepiece cannot train on these texts ({error})") from error
+        raise UserError(f"vocab_size: sentencepiece can't train {vocab_size} ids on these texts ({error})") from error
     return SentencePieceTokenizer(model.getvalue())

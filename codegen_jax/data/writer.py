@@ -55,7 +55,7 @@ class TokenWriter(DocumentTokenizer):
         file = TokenizedFile(self.output_folder, filename, token_size=self.token_size)
         tokens: Counter[str] = Counter()
         for batch in _batches(data, Cutter(self.tokenizer)):
-            encoded = self.tokenizer.encode_batch([piece for _, piece, _ in batch], self.special_tokens)
+            encoded = self.tokenizer.encode_batch([chunk for _, chunk, _ in batch], self.special_tokens)
             for (source, _, is_last), ids in zip(batch, encoded, strict=True):
                 if is_last:
                     ids = [*ids, self.tokenizer.eos_id]
@@ -73,10 +73,10 @@ def _batches(documents: Iterator[Document], cutter: Cutter) -> Iterator[list[tup
     batch, size = [], 0
     for document in documents:
         rest = len(document.text)
-        for piece in cutter.pieces(document.text):
-            rest -= len(piece)
-            batch.append((document.metadata["source"], piece, rest == 0))
-            size += len(piece)
+        for chunk in cutter.chunks(document.text):
+            rest -= len(chunk)
+            batch.append((document.metadata["source"], chunk, rest == 0))
+            size += len(chunk)
             if size >= BATCH:
                 yield batch
                 batch, size = [], 0
@@ -90,14 +90,13 @@ def token_bytes(tokenizer: Tokenizer) -> int:
 
 
 class NoDocuments(UserError):
-    """The preparation left no documents to train on."""
+    """The preparation dropped all documents, or found none."""
 
 
-def _why_nothing(shards: list[str], report: dict[str, Any]) -> str:
+def _explain_no_documents(shards: list[str], report: dict[str, Any]) -> str:
     reasons = [f"{count:,} {reason}" for stage in report["stages"] for reason, count in stage["dropped"].items()]
-    return (
-        f"no document is left of {len(shards)} shard(s), {' '.join(shards)[:200]} ({', '.join(reasons) or 'no lines'})"
-    )
+    dropped = f"dropped: {', '.join(reasons)}" if reasons else "the shards are empty"
+    return f"no documents left from {len(shards)} shard(s), {' '.join(shards)[:200]} ({dropped})"
 
 
 class ManifestWriter(PipelineStep):
@@ -119,7 +118,7 @@ class ManifestWriter(PipelineStep):
         files = [file for file in sorted(self.output.glob("*.ds")) if file.stat().st_size]
         report = make_report(self.statistics, self.work, self.inputs)
         if not files:
-            raise NoDocuments(_why_nothing(self.inputs.shards, report))
+            raise NoDocuments(_explain_no_documents(self.inputs.shards, report))
         (self.output / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         Manifest(
             tokenizer=tokenizer.fingerprint,

@@ -52,7 +52,7 @@ def measure_perplexity(
     require(max_windows is None or max_windows > 0, f"max_windows: {max_windows} must be positive")
     files = TokenFiles(tokens)
     require(
-        files.are_of(model.tokenizer),
+        files.made_with(model.tokenizer),
         f"{tokens}: made with tokenizer {files.manifest.tokenizer}, but the model's is {model.tokenizer.fingerprint}; "
         "prepare the text with the model's",
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from symtable import Symbol, SymbolTable, symtable
 from typing import Any
 
-from codegen_jax.data.shards import read_records, what_it_is
+from codegen_jax.data.shards import describe_file, read_records
 from codegen_jax.errors import UserError, listed, require
 from codegen_jax.mistaken_paths import missing
 from codegen_jax.storage import open_path
@@ -106,7 +106,7 @@ def _read_problems(
             mistakes.append(f"line {line}: task_id {problem.task_id} was there before")
         else:
             problems[problem.task_id] = problem
-    what = what_it_is(path) if mistakes and not problems else ""
+    what = describe_file(path) if mistakes and not problems else ""
     require(not what, f"{path}: {what}")
     require(not mistakes, f"{path}: {listed(mistakes)}; give {wanted}")
     require(bool(problems), f"{path}: holds no problems; give {wanted}")

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from codegen_jax.data.shards import read_records, what_it_is
+from codegen_jax.data.shards import describe_file, read_records
 from codegen_jax.errors import listed, require
 from codegen_jax.evaluation.problems import Problem
 from codegen_jax.fields import did_you_mean
@@ -68,7 +68,7 @@ def read_lines(path: str, parse: Callable[[dict[str, Any]], T | str]) -> list[T]
             mistakes.append(f"line {line}: the last one, without an end: {found}; make it whole or remove it")
         else:
             mistakes.append(f"line {line}: {found}")
-    what = what_it_is(path) if mistakes and not samples else ""
+    what = describe_file(path) if mistakes and not samples else ""
     require(not what, f"{path}: {what}")
     require(not mistakes, f"{path}: {listed(mistakes)}")
     require(bool(samples), f"{path}: holds no samples")

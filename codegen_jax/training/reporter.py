@@ -30,7 +30,7 @@ def announce(run: ResolvedRun, sources: list[Source], first: int) -> None:
         files, windows = source.files, source.windows
         say(
             f"{files.folder}: {files.manifest.tokens:,} tokens in {len(files.arrays):,} file(s), {len(windows):,} "
-            f"windows of {run.sequence_length:,}; {windows.left:,} left over"
+            f"windows of {run.sequence_length:,}; {windows.leftover:,} left over"
         )
     tokens_per_step = training.batch_size * run.sequence_length
     to_come = training.steps - first

@@ -55,7 +55,7 @@ def fitted(said: GenerationConfig, tokenizer: Tokenizer, source: str) -> Generat
         files[file] = dict(values)
         for name in IDS:
             ids = ids_of(values.get(name))
-            meant = [id for id in ids if 0 <= id < tokenizer.vocab_size and not tokenizer.stands_for_text(id)]
+            meant = [id for id in ids if 0 <= id < tokenizer.vocab_size and not tokenizer.is_text_token(id)]
             if meant != ids:
                 own = tokenizer.eos_id if tokenizer.eos_id >= 0 else None
                 files[file][name] = meant or own

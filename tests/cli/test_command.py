@@ -27,9 +27,9 @@ from tests.test_strict_json import strictly
 ROOT = Path(__file__).parents[2]
 
 
-def command(*words, cwd):
+def command(*args, cwd):
     return subprocess.run(
-        [sys.executable, "-m", "codegen_jax", *map(str, words)],
+        [sys.executable, "-m", "codegen_jax", *map(str, args)],
         capture_output=True,
         text=True,
         cwd=cwd,
@@ -37,11 +37,11 @@ def command(*words, cwd):
     )
 
 
-def assert_fails(result, *words):
-    """Assert exit code 2 and a single line on stderr, an error that contains these words."""
+def assert_fails(result, *texts):
+    """Assert exit code 2 and a single line on stderr, an error that contains these texts."""
     lines = result.stderr.strip().splitlines()
     assert result.returncode == 2 and len(lines) == 1, result.stderr
-    assert lines[0].startswith("codegen-jax: error: ") and all(str(word) in lines[0] for word in words), lines[0]
+    assert lines[0].startswith("codegen-jax: error: ") and all(str(text) in lines[0] for text in texts), lines[0]
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +50,11 @@ def project(tmp_path_factory, texts):
     root = tmp_path_factory.mktemp("project")
     write_shard(root / "shards/0.jsonl.zst", texts[::2])
     write_shard(root / "shards/1.jsonl.zst", texts[1::2])
-    for words in (
+    for args in (
         ["tokenizer", "train", "shards", "--output", "tokenizer", "--vocab-size", "512"],
         ["prepare", "shards", "--output", "tokens", "--tokenizer", "tokenizer", "--workers", "2"],
     ):
-        result = command(*words, cwd=root)
+        result = command(*args, cwd=root)
         assert result.returncode == 0, result.stderr
     config = tiny_run("run", "tokens", data={"validation": "tokens"}).to_dict()
     (root / "run.yaml").write_text(yaml.safe_dump(config))
@@ -65,33 +65,35 @@ def project(tmp_path_factory, texts):
     return root
 
 
-def test_prepare_says_what_became_of_the_documents(project):
+def test_prepare_reports_dropped_documents(project):
     lines = [{"text": t, "meta": {"path": p}} for t, p in (("x = 1\n", "a.py"), ("x = 1\n", "b.py"), ("?", "c.txt"))]
     (project / "raw.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\nnot json")
-    words = ["prepare", "raw.jsonl", "--output", "filtered", "--tokenizer", "tokenizer", "--filters", "code"]
-    result = command(*words, "--extensions", ".py", ".md", "--dedup", "exact", cwd=project)
+    args = ["prepare", "raw.jsonl", "--output", "filtered", "--tokenizer", "tokenizer", "--filters", "code"]
+    result = command(*args, "--extensions", ".py", ".md", "--dedup", "exact", cwd=project)
     assert result.returncode == 0
     assert result.stderr == "codegen-jax: filtered: reading 1 .jsonl (0.0 MB)\n"
     *rows, last = result.stdout.splitlines()
     assert [row.split()[0] for row in rows[:3]] == ["source", "unknown", "all"]
     assert rows[3:] == [
-        "dropped, read: 1 not JSON, the first in line 4 of raw.jsonl: 'not json'",
-        "dropped, code rules: 1 file extension",
-        "dropped, dedup: 1 duplicate",
+        "dropped while reading: 1 line (not JSON); the first is line 4 of raw.jsonl: 'not json'",
+        "dropped by code rules: 1 document (file extension)",
+        "dropped by dedup: 1 document (duplicate)",
     ]
-    assert "tokens of 1 documents" in last
-    assert_fails(command(*words[:-2], "--extensions", ".py", cwd=project), "--extensions", "--filters code")
-    assert_fails(command(*words, "--executor-option", "x", cwd=project), "--executor-option: 'x'", "NAME=VALUE")
+    assert "tokens in 1 documents" in last
+    assert_fails(command(*args[:-2], "--extensions", ".py", cwd=project), "--extensions", "--filters code")
+    assert_fails(
+        command(*args, "--executor-option", "x", cwd=project), "--executor-option: must be NAME=VALUE, got 'x'"
+    )
 
 
-def test_data_show_prints_what_a_step_trained_on(project):
+def test_data_show_prints_the_tokens_of_a_step(project):
     result = command("data", "show", "run.yaml", "--step", 2, "--row", 3, "--data.sequence_length", 8, cwd=project)
     assert result.returncode == 0 and result.stdout.startswith("== step 2, row 3: epoch 0, window "), result.stderr
     assert 8 <= result.stdout.count("│") <= 9
     assert_fails(command("data", "show", "run.yaml", "--step", 0, cwd=project), "--step", "0")
 
 
-def test_generate_prints_one_object_a_completion(project):
+def test_generate_prints_one_object_per_completion(project):
     result = command(
         "generate", "run", "--prompt", "def f(", "--prompt", "class A", "--num-samples", 2, "--max-new-tokens", 5,
         "--json", cwd=project,
@@ -103,32 +105,32 @@ def test_generate_prints_one_object_a_completion(project):
 
 
 def test_generate_prints_prompt_and_completion(project):
-    words = ["generate", find_checkpoint(project / "run"), "--prompt", "def f(", "--max-new-tokens", 5]
-    text = command(*words, cwd=project).stdout
-    row = json.loads(command(*words, "--json", cwd=project).stdout)
+    args = ["generate", find_checkpoint(project / "run"), "--prompt", "def f(", "--max-new-tokens", 5]
+    text = command(*args, cwd=project).stdout
+    row = json.loads(command(*args, "--json", cwd=project).stdout)
     assert text == row["prompt"] + row["completion"] + "\n"
 
 
-def test_generate_streams_guesses_and_keeps_logprobs(project):
-    words = ["generate", "run", "--prompt", "def f(", "--max-new-tokens", 12, "--temperature", 0]
-    text = command(*words, cwd=project).stdout
-    assert command(*words, "--stream", cwd=project).stdout == text
-    guessed = command(*words, "--draft", "lookup", cwd=project)
-    assert guessed.stdout == text and " guesses held: " in guessed.stderr
-    row = json.loads(command(*words, "--logprobs", 2, "--json", cwd=project).stdout)
+def test_generate_streams_drafts_tokens_and_prints_logprobs(project):
+    args = ["generate", "run", "--prompt", "def f(", "--max-new-tokens", 12, "--temperature", 0]
+    text = command(*args, cwd=project).stdout
+    assert command(*args, "--stream", cwd=project).stdout == text
+    drafted = command(*args, "--draft", "lookup", cwd=project)
+    assert drafted.stdout == text and " guesses held: " in drafted.stderr
+    row = json.loads(command(*args, "--logprobs", 2, "--json", cwd=project).stdout)
     assert len(row["logprobs"]) == len(row["top_logprobs"]) == len(row["token_ids"])
     assert all(len(top) == 2 for top in row["top_logprobs"])
 
 
-def test_what_is_made_with_weights_that_are_not_finite_is_json_all_the_same(project, tmp_path):
+def test_results_of_nonfinite_weights_are_valid_json(project, tmp_path):
     model = peer(vocab_size=512)
     model.lm_head.bias.data[7] = float("nan")
     folder = save(model, tmp_path / "model", tokenizer=load_tokenizer(project / "tokenizer"))
-    words = ["--json", "--allow-nonfinite"]
+    args = ["--json", "--allow-nonfinite"]
     options = ["--prompt", "def f(", "--max-new-tokens", 2, "--logprobs", 1]
-    generated = command("generate", folder, *options, *words, cwd=project)
+    generated = command("generate", folder, *options, *args, cwd=project)
     assert strictly(generated.stdout)["logprobs"] == [None, None]
-    evaluated = command("evaluate", folder, "perplexity", "tokens", "--max-windows", 1, *words, cwd=project)
+    evaluated = command("evaluate", folder, "perplexity", "tokens", "--max-windows", 1, *args, cwd=project)
     assert strictly(evaluated.stdout) | {"tokens": 0} == {
         "weights": "whole", "tokens": 0, "loss": None, "perplexity": None, "bits_per_byte": None,
     }  # fmt: skip
@@ -137,19 +139,19 @@ def test_what_is_made_with_weights_that_are_not_finite_is_json_all_the_same(proj
     assert refused.returncode == 2 and "lm_head.bias holds nan: " in refused.stderr and not refused.stdout
 
 
-def test_evaluate_prints_the_perplexity_and_what_int8_adds(project):
-    words = ["evaluate", "run", "perplexity", "tokens", "--max-windows", 8, "--quantize", "int8"]
-    whole, int8, difference = command(*words, "--sequence-length", 32, cwd=project).stdout.splitlines()
+def test_evaluate_prints_the_perplexity_and_its_increase_with_int8(project):
+    args = ["evaluate", "run", "perplexity", "tokens", "--max-windows", 8, "--quantize", "int8"]
+    whole, int8, difference = command(*args, "--sequence-length", 32, cwd=project).stdout.splitlines()
     assert whole.startswith("whole: 256 tokens: loss ") and int8.startswith("int8: 256 tokens: loss ")
     assert re.fullmatch(r"int8 raises the perplexity by -?0\.\d{3}%", difference)
 
 
-def test_train_goes_on_with_a_run(project):
+def test_train_resumes_a_run(project):
     result = command("train", "run.yaml", "--training.steps", 5, "--training.log_every", 1, cwd=project)
     assert "resuming run after step 4" in result.stdout and "step      5  loss" in result.stdout
 
 
-def test_a_runs_output_folder_stands_for_its_config_wherever_it_lies_now(project, tmp_path):
+def test_a_runs_output_folder_serves_as_its_config_even_if_moved(project, tmp_path):
     moved = shutil.copytree(project / "run", tmp_path / "moved")
     steps = len({line["step"] for line in read_metrics(moved) if "loss" in line})
     result = command("train", moved, "--training.steps", steps + 1, cwd=project)
@@ -158,16 +160,18 @@ def test_a_runs_output_folder_stands_for_its_config_wherever_it_lies_now(project
     assert len(read_metrics(project / "run")) < len(read_metrics(moved))
     shown = yaml.safe_load(command("config", "show", f"{moved}/", "--seed", 7, cwd=project).stdout)
     assert (shown["output"], shown["seed"], shown["model"]["n_layer"]) == (str(moved), 7, 2)
-    words = ["--step", 1, "--row", 0]
-    of_run, of_file = (command("data", "show", config, *words, cwd=project).stdout for config in (moved, "run.yaml"))
-    assert of_run == of_file != ""
+    args = ["--step", 1, "--row", 0]
+    from_folder, from_file = (
+        command("data", "show", config, *args, cwd=project).stdout for config in (moved, "run.yaml")
+    )
+    assert from_folder == from_file != ""
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         (["train", "none.yaml"], ["none.yaml"]),
-        (["data", "show", "tokens", "--step", "1"], ["tokens: a folder without run.json", "no run's output"]),
+        (["data", "show", "tokens", "--step", "1"], ["tokens: not a run's output folder, as it has no run.json"]),
         (["train", "run", "--model.n_layr", "5"], ["--model.n_layr"]),
         (["generate", "run", "--prompt", "x", "--logprobs", "2"], ["--logprobs: ", "--json"]),
         (["train", "run.yaml", "--model.n_head", "5"], ["model.n_head", "5"]),
@@ -205,17 +209,17 @@ def test_a_runs_output_folder_stands_for_its_config_wherever_it_lies_now(project
         (["convert", "run", "~no_such/new"], ["DESTINATION: ~no_such/new: there is no such home"]),
     ],
 )
-def test_a_mistake_is_one_line_and_changes_nothing(project, words, message):
+def test_a_mistake_gives_a_one_line_error_and_changes_nothing(project, args, message):
     before = {path: path.stat().st_mtime_ns for path in project.rglob("*") if path.is_file()}
-    assert_fails(command(*words, cwd=project), *message)
+    assert_fails(command(*args, cwd=project), *message)
     assert {path: path.stat().st_mtime_ns for path in project.rglob("*") if path.is_file()} == before
 
 
-def test_every_path_on_the_command_line_may_begin_at_home_and_no_text_does(monkeypatch):
+def test_home_and_variables_are_expanded_in_paths_but_not_in_text(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("DATA", "/data")
-    words = ["prepare", "~/a", "$DATA/*.jsonl", "--output", "~/b", "--tokenizer", "${DATA}/c", "--decontaminate", "~/d"]
-    arguments = make_parser().parse_args(words)
+    args = ["prepare", "~/a", "$DATA/*.jsonl", "--output", "~/b", "--tokenizer", "${DATA}/c", "--decontaminate", "~/d"]
+    arguments = make_parser().parse_args(args)
     assert (arguments.inputs, arguments.output) == (["/home/me/a", "/data/*.jsonl"], "/home/me/b")
     assert (arguments.tokenizer, arguments.decontaminate) == ("/data/c", ["/home/me/d"])
     arguments = make_parser().parse_args(["generate", "~/run", "--prompt", "~/$DATA", "--draft", "lookup"])
@@ -248,41 +252,44 @@ def every_action(parser):
                 yield from every_action(verb)
 
 
-def test_an_unreadable_shard_is_named_by_a_worker_process_too(project, tmp_path):
+def test_a_worker_process_names_an_unreadable_shard(project, tmp_path):
     for number in range(2):
         shard = write_shard(tmp_path / f"shards/{number}.jsonl.zst", ["x = 1\n" * 1000])
     Path(shard).write_bytes(Path(shard).read_bytes()[:20])
-    words = ["prepare", "shards", "--output", "out", "--tokenizer", project / "tokenizer", "--workers", "2"]
-    result = command(*words, cwd=tmp_path)
-    reads, _, result.stderr = result.stderr.partition("\n")
-    assert reads == "codegen-jax: out: reading 2 .jsonl.zst (0.0 MB)"
-    assert_fails(result, "shards/1.jsonl.zst", "cannot be read")
+    args = ["prepare", "shards", "--output", "out", "--tokenizer", project / "tokenizer", "--workers", "2"]
+    result = command(*args, cwd=tmp_path)
+    first, _, result.stderr = result.stderr.partition("\n")
+    assert first == "codegen-jax: out: reading 2 .jsonl.zst (0.0 MB)"
+    assert_fails(result, "shards/1.jsonl.zst", "can't be read")
 
 
-def test_words_that_a_verb_does_not_know_are_refused(project):
+def test_unknown_arguments_are_rejected(project):
     result = command("generate", "run", "--prompt", "x", "--top_p", "0.5", cwd=project)
     assert result.returncode == 2 and "--top_p" in result.stderr and "Traceback" not in result.stderr
 
 
-def test_convert_prints_what_it_made_and_its_proof(project, tmp_path):
+def test_convert_prints_its_output_and_the_verification(project, tmp_path):
     result = command("convert", project / "run", tmp_path / "hf", "--to", "hf", "--verify", cwd=project)
     assert result.returncode == 0 and result.stderr == "", result.stderr
-    made, proof = result.stdout.splitlines()
+    written, proof = result.stdout.splitlines()
     n_params = load_config(project / "run.yaml").model.n_params
-    assert made.startswith(f"{tmp_path / 'hf'}: {n_params:,} parameters") and "GiB" in made
+    assert written.startswith(f"{tmp_path / 'hf'}: {n_params:,} parameters") and "GiB" in written
     assert proof.startswith("verified: largest difference") and "greedy agreement 100.0%" in proof
 
 
-def test_no_abbreviation_is_taken_and_the_nearest_name_is_suggested(project):
-    words = ["prepare", "shards", "--output", "new", "--tokenizer", "tokenizer", "--filter", "code"]
-    assert_fails(command(*words, cwd=project), "--filter: no such argument", "did you mean --filters?")
-    words = ["generate", "run", "--prompt", "x", "--max-new-token", "5"]
-    assert_fails(command(*words, cwd=project), "--max-new-token: no such", "did you mean --max-new-tokens?")
-    assert_fails(command("generate", "run", "--prompt", "x", "--top-k", "many", cwd=project), "--top-k: 'many' must be")
+def test_abbreviations_are_rejected_with_the_nearest_name(project):
+    args = ["prepare", "shards", "--output", "new", "--tokenizer", "tokenizer", "--filter", "code"]
+    assert_fails(command(*args, cwd=project), "--filter: not an argument", "did you mean --filters?")
+    args = ["generate", "run", "--prompt", "x", "--max-new-token", "5"]
+    assert_fails(command(*args, cwd=project), "--max-new-token: not an argument", "did you mean --max-new-tokens?")
+    assert_fails(
+        command("generate", "run", "--prompt", "x", "--top-k", "many", cwd=project),
+        "--top-k: must be an integer, got 'many'",
+    )
     assert_fails(command("generate", "run", cwd=project), "--prompt", "codegen-jax generate --help")
 
 
-def test_config_show_prints_what_a_run_would_use(project):
+def test_config_show_prints_the_settings_of_a_run(project):
     shown = command("config", "show", "run.yaml", "--training.steps", 9, "--mesh.fsdp", -1, cwd=project)
     config = yaml.safe_load(shown.stdout)
     assert (config["training"]["steps"], config["training"]["remat"]) == (9, "dots")
@@ -296,23 +303,23 @@ def test_train_help_lists_the_fields_of_a_config(project):
     assert "--model.n_layer N_LAYER number of blocks. (required, type: int)" in text
 
 
-def test_a_draft_of_another_tokenizer_is_named_by_its_flag(project):
+def test_a_draft_model_with_another_tokenizer_is_rejected_by_flag(project):
     from tests.peers import tiny_bpe
 
     save(peer(), project / "other", tokenizer=tiny_bpe())
-    words = ["generate", "run", "--prompt", "x", "--draft", "other"]
-    assert_fails(command(*words, cwd=project), "--draft: its tokenizer is")
+    args = ["generate", "run", "--prompt", "x", "--draft", "other"]
+    assert_fails(command(*args, cwd=project), "--draft: its tokenizer is")
 
 
-def test_stop_strings_may_be_given_several_times(project):
-    words = ["generate", "run", "--prompt", "def f(", "--max-new-tokens", 12, "--temperature", 0, "--json"]
-    text = json.loads(command(*words, cwd=project).stdout)["completion"]
-    cut = command(*words, "--stop-string", "never", "--stop-string", text[-1], cwd=project)
+def test_stop_strings_may_be_repeated(project):
+    args = ["generate", "run", "--prompt", "def f(", "--max-new-tokens", 12, "--temperature", 0, "--json"]
+    text = json.loads(command(*args, cwd=project).stdout)["completion"]
+    cut = command(*args, "--stop-string", "never", "--stop-string", text[-1], cwd=project)
     row = json.loads(cut.stdout)
     assert (row["completion"], row["finish_reason"]) == (text[: text.index(text[-1])], "stop")
 
 
-def test_a_path_that_is_named_like_a_flag_stays_a_path(project):
+def test_a_path_named_like_a_flag_is_a_path(project):
     (project / "draft").mkdir()
     assert_fails(command("generate", "draft", "--prompt", "x", cwd=project), "error: draft: no whole checkpoint")
 
@@ -326,12 +333,12 @@ DECODE_PLAN = ["plan", "run.yaml", "--topology", "v4-8", "--mode", "decode"]
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
-        (["generate", "run", "--prompt", "x", "--data", "0"], "--data: 0 must be positive"),
+        (["generate", "run", "--prompt", "x", "--data", "0"], "--data: must be positive, got 0"),
         (
             ["data", "show", "run.yaml", "--step", "1", "--ro", "3"],
-            "--ro: no such argument of codegen-jax data show; did",
+            "--ro: not an argument of codegen-jax data show; did",
         ),
         (["plan", "run.yaml", "--topology", "v4-8", "--mode", "decode", "--fit"], "--fit: goes with --mode train"),
         (
@@ -341,36 +348,36 @@ DECODE_PLAN = ["plan", "run.yaml", "--topology", "v4-8", "--mode", "decode"]
         (["train", "run.yaml", "--output", "--seed"], "--output: must be followed by a value"),
     ],
 )
-def test_the_flag_at_fault_is_named(project, words, message):
-    assert_fails(command(*words, cwd=project), message)
+def test_the_invalid_flag_is_named(project, args, message):
+    assert_fails(command(*args, cwd=project), message)
 
 
-def test_ctrl_c_ends_a_plan_though_a_compilation_does_not_hear_it():
-    deaf = (
+def test_ctrl_c_ends_a_plan_during_an_uninterruptible_compilation():
+    code = (
         "import hashlib, sys\nfrom codegen_jax.cli import main, plan\n"
         "def make(_):\n    print('compiling', flush=True)\n    hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)\n"
         "plan.make = make\nmain(['plan', 'run.yaml', '--topology', 'v4-8'])"
     )
-    process = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "compiling\n"
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=30)[1] == "codegen-jax: error: interrupted\n"
     assert process.returncode == 130
 
 
-def unread(*words, cwd, stderr=subprocess.PIPE, program=("-m", "codegen_jax")):
+def without_reader(*args, cwd, stderr=subprocess.PIPE, program=("-m", "codegen_jax")):
     """The exit code and stderr of the command if the reader of its output has already exited."""
     reader, writer = os.pipe()
     os.close(reader)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": ""}
-    words = [sys.executable, *program, *map(str, words)]
-    result = subprocess.run(words, stdout=writer, stderr=stderr or writer, text=True, cwd=cwd, env=environment)
+    args = [sys.executable, *program, *map(str, args)]
+    result = subprocess.run(args, stdout=writer, stderr=stderr or writer, text=True, cwd=cwd, env=environment)
     os.close(writer)
     return result.returncode, result.stderr
 
 
 @pytest.mark.parametrize(
-    ("words", "code"),
+    ("args", "code"),
     [
         (["data", "show", "run.yaml", "--step", "1"], 141),
         (["config", "show", "run.yaml"], 141),
@@ -380,39 +387,39 @@ def unread(*words, cwd, stderr=subprocess.PIPE, program=("-m", "codegen_jax")):
         (["--help"], 0),
     ],
 )
-def test_a_command_whose_output_nobody_reads_ends_without_a_word(project, words, code):
-    assert unread(*words, cwd=project) == (code, "")
+def test_a_command_without_a_reader_exits_silently(project, args, code):
+    assert without_reader(*args, cwd=project) == (code, "")
 
 
-def test_a_plan_that_nobody_reads_ends_without_a_word():
+def test_a_plan_without_a_reader_exits_silently():
     printing = (
         "from codegen_jax.cli import main, plan\nplan.make = lambda _: print('x' * 100_000)\n"
         "main(['plan', 'run.yaml', '--topology', 'v4-8'])"
     )
-    assert unread(cwd=ROOT, program=("-c", printing)) == (141, "")
+    assert without_reader(cwd=ROOT, program=("-c", printing)) == (141, "")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a device that is always full")
-def test_output_that_a_disk_refuses_is_an_error(project):
+def test_output_to_a_full_disk_is_an_error(project):
     with open("/dev/full", "w") as full:
-        words = [sys.executable, "-m", "codegen_jax", "config", "show", "run.yaml"]
+        args = [sys.executable, "-m", "codegen_jax", "config", "show", "run.yaml"]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
-        result = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, cwd=project, env=environment)
+        result = subprocess.run(args, stdout=full, stderr=subprocess.PIPE, text=True, cwd=project, env=environment)
     assert_fails(result, "No space left on device")
 
 
 @pytest.mark.parametrize("stderr", [subprocess.PIPE, None])
-def test_a_training_run_goes_on_when_nobody_reads_its_log(project, tmp_path, stderr):
-    words = ["train", "run.yaml", "--output", tmp_path / "run", "--training.steps", 3]
-    assert unread(*words, cwd=project, stderr=stderr) == (0, "" if stderr else None)
+def test_a_training_run_continues_without_a_reader_of_its_log(project, tmp_path, stderr):
+    args = ["train", "run.yaml", "--output", tmp_path / "run", "--training.steps", 3]
+    assert without_reader(*args, cwd=project, stderr=stderr) == (0, "" if stderr else None)
     assert [line["step"] for line in read_metrics(tmp_path / "run") if "loss" in line] == [1, 2, 3]
     assert find_checkpoint(tmp_path / "run").name == "3"
     assert "outcome: finished" in (tmp_path / "run/summary.md").read_text()
 
 
 def test_generate_reads_prompts_from_a_file_or_standard_input(project):
-    words = ["generate", "run", "--max-new-tokens", 3, "--json", "--prompt-file"]
+    args = ["generate", "run", "--max-new-tokens", 3, "--json", "--prompt-file"]
     (project / "prompts.txt").write_text("def f(\n\nclass A\n")
-    rows = [json.loads(line) for line in command(*words, "prompts.txt", cwd=project).stdout.splitlines()]
+    rows = [json.loads(line) for line in command(*args, "prompts.txt", cwd=project).stdout.splitlines()]
     assert [row["prompt"] for row in rows] == ["def f(", "class A"]
-    assert_fails(command(*words, "prompts.text", cwd=project), "did you mean prompts.txt?")
+    assert_fails(command(*args, "prompts.text", cwd=project), "did you mean prompts.txt?")

@@ -1,4 +1,4 @@
-"""How the command prints the library's messages, and what a program that imports the package sees of them."""
+"""How the command prints the library's messages, and that importing the package has no side effects."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ from codegen_jax.errors import RUN_LOG, Preempted, UserError, report
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_runs_log_goes_to_stdout_and_all_else_to_stderr(capsys):
+def test_a_runs_log_goes_to_stdout_and_other_messages_to_stderr(capsys):
     with console():
         logging.getLogger(RUN_LOG).info("step 1")
         logging.getLogger("codegen_jax.inference").info("compiled")
@@ -32,22 +32,22 @@ def test_a_runs_log_goes_to_stdout_and_all_else_to_stderr(capsys):
     ]
 
 
-def test_a_message_stands_above_a_progress_bar(capsys):
+def test_messages_are_printed_above_a_progress_bar(capsys):
     with console(), tqdm(total=2) as bar:
         logging.getLogger("codegen_jax.inference").info("compiled")
         bar.update()
     assert "\rcodegen-jax: compiled\n" in capsys.readouterr().err
 
 
-def test_a_warning_is_printed_once_and_no_more_than_a_thousand_are_remembered(capsys):
+def test_a_warning_is_printed_once_and_at_most_1000_are_remembered(capsys):
     log = logging.getLogger("codegen_jax")
     with console():
         for _ in range(2):
             log.warning("the same")
-        (handler,) = (h for h in log.handlers if hasattr(h, "warned"))
+        (handler,) = (h for h in log.handlers if hasattr(h, "warnings"))
         for number in range(2000):
             log.warning(f"{number}")
-        assert len(handler.warned) == 1000
+        assert len(handler.warnings) == 1000
     assert capsys.readouterr().err.count("the same") == 1
 
 
@@ -61,7 +61,7 @@ def test_a_bug_keeps_its_traceback(capsys):
     assert "Traceback" in err and err.endswith("codegen-jax: error: process 1: RuntimeError: ours\n")
 
 
-def test_after_the_command_nothing_of_the_logging_has_changed():
+def test_logging_is_restored_after_the_command():
     log = logging.getLogger("codegen_jax")
     before = log.handlers[:], log.level, log.propagate
     with console():
@@ -69,16 +69,16 @@ def test_after_the_command_nothing_of_the_logging_has_changed():
     assert (log.handlers, log.level, log.propagate) == before
 
 
-def test_importing_the_package_changes_nothing_of_the_program_that_imports_it(tmp_path):
+def test_importing_the_package_has_no_side_effects(tmp_path):
     program = (
         "import logging, os\n"
         "import absl.logging, asyncio, gcsfs\n"  # these libraries may set levels themselves
         "levels = {n: logging.getLogger(n).level for n in logging.root.manager.loggerDict}\n"
         "import jax; config, environment = dict(jax.config.values), dict(os.environ)\n"  # JAX sets TPU_LIBRARY_PATH
         "import codegen_jax, pkgutil, importlib\n"
-        "apart = ('.__main__', '.inside.', '.confinement.')\n"  # separate programs
+        "separate = ('.__main__', '.inside.', '.confinement.')\n"  # separate programs
         "for module in pkgutil.walk_packages(codegen_jax.__path__, 'codegen_jax.'):\n"
-        "    if not any(name in module.name for name in apart): importlib.import_module(module.name)\n"
+        "    if not any(name in module.name for name in separate): importlib.import_module(module.name)\n"
         "print({n: (os.environ.get(n), v) for n, v in environment.items() if os.environ.get(n) != v})\n"
         "print(sorted(n for n in os.environ.keys() - environment if 'JAX' in n or 'XLA' in n or 'TPU' in n))\n"
         "print({n: v for n, v in levels.items() if logging.getLogger(n).level != v})\n"
@@ -87,11 +87,11 @@ def test_importing_the_package_changes_nothing_of_the_program_that_imports_it(tm
     )
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX", "XLA"))}
     environment["PYTHONPATH"] = str(ROOT)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
-    assert done.stdout.splitlines() == ["{}", "[]", "{}", "{}", "[]"], done.stdout + done.stderr
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert result.stdout.splitlines() == ["{}", "[]", "{}", "{}", "[]"], result.stdout + result.stderr
 
 
-def test_a_line_of_a_runs_log_can_be_read_at_once(monkeypatch):
+def test_lines_of_a_runs_log_are_flushed_immediately(monkeypatch):
     reader, writer = os.pipe()
     with console(), os.fdopen(writer, "w") as pipe, os.fdopen(reader) as read:
         monkeypatch.setattr(sys, "stdout", pipe)

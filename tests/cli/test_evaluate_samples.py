@@ -1,4 +1,4 @@
-"""codegen-jax evaluate SAMPLES humaneval|mbpp: mistakes give a one-line error before anything is run or written."""
+"""codegen-jax evaluate SAMPLES humaneval|mbpp: mistakes give a one-line error before anything runs or is written."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def files(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("args", "message"),
     [
         ("samples.jsonl humaneval", "samples.jsonl: line 1: task_id 'Mbpp/601' is no problem of the benchmark"),
         ("cut.jsonl mbpp --problems mbpp.jsonl", "cut.jsonl: line 2: the last one, without an end"),
@@ -29,14 +29,14 @@ def files(tmp_path, monkeypatch):
         ("samples.jsonl mbpp --problems mbpp.jsonl --workers 0", "--workers: 0 must be positive"),
         ("samples.jsonl mbpp --problems mbpp.jsonl --timeout nan", "--timeout: nan must be positive"),
         ("samples.jsonl mbpp --problems mbpp.jsonl --timeout 1e10", "--timeout: 10000000000.0 must be positive"),
-        ("samples.jsonl mbpp --problems mbpp.jsonl --k 1 x", "--k: 'x' must be a whole number"),
+        ("samples.jsonl mbpp --problems mbpp.jsonl --k 1 x", "--k: must be an integer, got 'x'"),
         ("samples.jsonl mbpp --problems mbpp.jsonl --k 1 0", "--k: 0 must be positive"),
         ("samples.jsonl humaneval --sandbox docker", "--sandbox: invalid choice: 'docker'"),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_nothing(files, tmp_path, capsys, words, said):
-    with pytest.raises(SystemExit) as ended:
-        main(["evaluate", *words.split(), "--output", "out"])
+def test_a_mistake_gives_a_one_line_error_and_writes_nothing(files, tmp_path, capsys, args, message):
+    with pytest.raises(SystemExit) as exited:
+        main(["evaluate", *args.split(), "--output", "out"])
     printed, error = capsys.readouterr()
-    assert ended.value.code == 2 and not printed and not (tmp_path / "out").exists()
-    assert error.startswith(f"codegen-jax: error: {said}") and error.count("\n") == 1, error
+    assert exited.value.code == 2 and not printed and not (tmp_path / "out").exists()
+    assert error.startswith(f"codegen-jax: error: {message}") and error.count("\n") == 1, error

@@ -11,17 +11,17 @@ from codegen_jax.cli.prompts import read_prompts
 from codegen_jax.errors import UserError
 
 
-def prompts(*words):
-    return read_prompts(make_parser().parse_args(["generate", "model", *map(str, words)]))
+def prompts(*args):
+    return read_prompts(make_parser().parse_args(["generate", "model", *map(str, args)]))
 
 
-def test_a_text_file_has_a_prompt_in_each_line_whoever_wrote_it(tmp_path):
+def test_a_text_file_has_one_prompt_per_line(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_bytes("\ufeffdef f(\r\n\r\n    x = \u2028 1 \r\n \nclass Á:".encode())
     assert prompts("--prompt-file", file) == ["def f(", "    x = \u2028 1 ", "class Á:"]
 
 
-def test_json_lines_hold_prompts_of_several_lines(tmp_path):
+def test_prompts_in_json_lines_may_span_several_lines(tmp_path):
     file = tmp_path / "prompts.jsonl"
     lines = ["a\nb", {"prompt": "c\n", "task_id": 3}]
     file.write_text("\ufeff" + "\n\n".join(map(json.dumps, lines)) + "\r\n")
@@ -34,7 +34,7 @@ def test_standard_input_is_read_as_a_text_file(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         ('"a"\n\n{"prompt": \n', "line 3: not JSON"),
         ('"a"\n{"text": "b"}', r'line 2: must be "TEXT" or {"prompt": "TEXT"}'),
@@ -44,14 +44,14 @@ def test_standard_input_is_read_as_a_text_file(monkeypatch):
         ("", "no prompt in it"),
     ],
 )
-def test_a_line_that_is_no_prompt_is_named_and_so_is_a_file_without_any(tmp_path, content, words):
+def test_an_invalid_line_or_a_file_without_prompts_is_named(tmp_path, content, message):
     file = tmp_path / "prompts.jsonl"
     file.write_text(content)
-    with pytest.raises(UserError, match=f"^{file}: {words}"):
+    with pytest.raises(UserError, match=f"^{file}: {message}"):
         prompts("--prompt-file", file)
 
 
-def test_prompts_come_from_one_place(tmp_path):
+def test_prompts_come_from_a_single_source(tmp_path):
     assert prompts("--prompt", "-", "--prompt", "a\nb") == ["-", "a\nb"]
     with pytest.raises(UserError, match=r"^prompt: is missing, or --prompt-file; see codegen-jax generate --help"):
         prompts()

@@ -1,4 +1,4 @@
-"""Tokenizers like those that users bring, trained with `tokenizers` and `sentencepiece` in ways that ours are not."""
+"""Tokenizers that users may bring, trained with `tokenizers` and `sentencepiece` unlike ours."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 
 from codegen_jax.data.tokenizer import END_OF_TEXT, BpeTokenizer, SentencePieceTokenizer, Tokenizer
 
-# the pattern of Llama 3 and GPT-4: punctuation includes the line ends that follow it
+# the pattern of Llama 3 and GPT-4: a punctuation token includes the line ends after it
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -18,14 +18,14 @@ LLAMA_3 = (
 
 def bpe(
     texts: Sequence[str],
-    before: pre_tokenizers.PreTokenizer | None,
+    pre_tokenizer: pre_tokenizers.PreTokenizer | None,
     normalizer: normalizers.Normalizer | None = None,
     whitespace_tokens: bool = False,
 ) -> BpeTokenizer:
     """A byte-level BPE with 600 ids and these pre-tokenization rules."""
     tokenizer = hf.Tokenizer(models.BPE())
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = before or bytes_only
+    tokenizer.pre_tokenizer = pre_tokenizer or bytes_only
     tokenizer.decoder = decoders.ByteLevel()
     if normalizer is not None:
         tokenizer.normalizer = normalizer
@@ -56,17 +56,17 @@ def sentencepiece(texts: Sequence[str], **options) -> SentencePieceTokenizer:
 FOREIGN: dict[str, Callable[[Sequence[str]], Tokenizer]] = {
     "GPT-2's rules": lambda texts: bpe(texts, pre_tokenizers.ByteLevel(add_prefix_space=False)),
     "whitespace tokens": lambda texts: bpe(texts, pre_tokenizers.ByteLevel(add_prefix_space=False), None, True),
-    "a space before": lambda texts: bpe(texts, pre_tokenizers.ByteLevel(add_prefix_space=True)),
+    "space prefix": lambda texts: bpe(texts, pre_tokenizers.ByteLevel(add_prefix_space=True)),
     "Llama 3's rules": lambda texts: bpe(texts, split(LLAMA_3)),
-    "digits apart": lambda texts: bpe(
+    "single digits": lambda texts: bpe(
         texts, pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
     ),
     "lines as words": lambda texts: bpe(texts, split(r"[^\n]*\n")),
-    "no words": lambda texts: bpe([text[:3000] for text in texts[:20]], None),
-    "ends stripped": lambda texts: bpe(
+    "no pre-tokenizer": lambda texts: bpe([text[:3000] for text in texts[:20]], None),
+    "stripped ends": lambda texts: bpe(
         texts, pre_tokenizers.ByteLevel(add_prefix_space=False), normalizers.Strip(True, True)
     ),
-    "lower case": lambda texts: bpe(texts, pre_tokenizers.ByteLevel(add_prefix_space=False), normalizers.Lowercase()),
+    "lowercase": lambda texts: bpe(texts, pre_tokenizers.ByteLevel(add_prefix_space=False), normalizers.Lowercase()),
     "NFKC": lambda texts: bpe(texts, pre_tokenizers.ByteLevel(add_prefix_space=False), normalizers.NFKC()),
     "sentencepiece's defaults": sentencepiece,
     "Llama's sentencepiece": lambda texts: sentencepiece(
@@ -78,7 +78,7 @@ FOREIGN: dict[str, Callable[[Sequence[str]], Tokenizer]] = {
         remove_extra_whitespaces=False,
         allow_whitespace_only_pieces=True,
     ),
-    "sentencepiece over words": lambda texts: sentencepiece(
+    "sentencepiece across words": lambda texts: sentencepiece(
         texts,
         model_type="bpe",
         byte_fallback=True,

@@ -23,22 +23,22 @@ def small_files(tmp_path_factory, texts, tokenizer):
     """Token files of twelve shards, ten of them shorter than a window of 33 tokens."""
     root = tmp_path_factory.mktemp("small")
     documents = [["x = 1\n"]] * 5 + [texts[:2]] + [["def f():\n    return 2\n", "y"]] * 5 + [texts[2:4]]
-    shards = [write_shard(root / f"{i:02}.jsonl", some) for i, some in enumerate(documents)]
+    shards = [write_shard(root / f"{i:02}.jsonl", texts) for i, texts in enumerate(documents)]
     prepare(shards, str(root / "tokens"), tokenizer)
     return root / "tokens"
 
 
-def test_every_id_of_every_file_is_a_target_once_per_epoch(small_files):
+def test_every_token_of_every_file_is_a_target_once_per_epoch(small_files):
     files = TokenFiles(small_files)
     windows = Windows(files, 32)
     order = Order([len(windows)], [1], batch_size=1, seed=7)
     targets = np.concatenate([windows[order.row(row).window][1:] for row in range(len(windows))])
     tokens = np.concatenate(files.arrays)
-    assert 0 <= windows.left < 32
-    assert np.bincount(targets).tolist() == np.bincount(tokens[1 : len(tokens) - windows.left]).tolist()
+    assert 0 <= windows.leftover < 32
+    assert np.bincount(targets).tolist() == np.bincount(tokens[1 : len(tokens) - windows.leftover]).tolist()
 
 
-def test_report_manifest_and_files_count_the_same_tokens_and_documents(small_files):
+def test_report_manifest_and_files_agree_on_tokens_and_documents(small_files):
     manifest, report = Manifest.load(small_files), load_report(small_files)
     sizes = {file.name: file.stat().st_size // 2 for file in sorted(small_files.glob("*.ds"))}
     assert manifest.files == sizes and len(sizes) == 12
@@ -47,7 +47,7 @@ def test_report_manifest_and_files_count_the_same_tokens_and_documents(small_fil
     assert manifest.documents == (ids == manifest.eos_id).sum() == 5 + 2 + 10 + 2
 
 
-def test_an_epoch_that_is_shown_holds_every_token_but_those_left_over(small_files):
+def test_data_show_prints_every_token_of_an_epoch_except_leftovers(small_files):
     files = TokenFiles(small_files)
     config = tiny_run(tokens=small_files, training={"batch_size": 1})
     windows = Windows(files, 32)
@@ -62,10 +62,12 @@ def test_an_epoch_that_is_shown_holds_every_token_but_those_left_over(small_file
             shown[offset + int(start) : offset + int(stop) + 1] += 1
     borders = np.zeros_like(shown)
     borders[32 : 32 * len(windows) : 32] = 1  # the last token of a window is the first of the next one
-    assert shown.tolist() == [1 + border for border in borders[: len(shown) - windows.left]] + [0] * windows.left
+    assert (
+        shown.tolist() == [1 + border for border in borders[: len(shown) - windows.leftover]] + [0] * windows.leftover
+    )
 
 
-def test_a_window_over_several_files_shows_the_documents_of_each(small_files, tokenizer):
+def test_data_show_numbers_documents_per_file_in_a_window_across_files(small_files, tokenizer):
     config = tiny_run(tokens=small_files, training={"batch_size": 1})
     sources, _ = open_sources(config.data)
     order = make_order(config, sources)
@@ -75,8 +77,8 @@ def test_a_window_over_several_files_shows_the_documents_of_each(small_files, to
     assert text.count("-- document 0\n") == header.count(".ds")  # documents are numbered per file, starting at 0
 
 
-def test_a_run_that_began_under_the_old_rule_resumes_under_it(tmp_path, small_files):
-    def under_the_old_rule(folder):
+def test_a_run_started_under_the_old_window_rule_resumes_under_it(tmp_path, small_files):
+    def with_old_rule(folder):
         manifest = json.loads((small_files / "manifest.json").read_text())
         del manifest["windows"]
         folder.mkdir()
@@ -86,7 +88,7 @@ def test_a_run_that_began_under_the_old_rule_resumes_under_it(tmp_path, small_fi
         (folder / "manifest.json").write_text(json.dumps(manifest))
         return folder
 
-    old = under_the_old_rule(tmp_path / "old")
+    old = with_old_rule(tmp_path / "old")
     train(tiny_run(tmp_path / "whole", old))
     train(tiny_run(tmp_path / "run", old, training={"steps": 3}))
     record = json.loads((tmp_path / "run/run.json").read_text())

@@ -19,7 +19,7 @@ def sharding(*axes):
     return batch_sharding(make_mesh(MeshConfig(*axes), jax.devices()[: np.prod(axes)]))
 
 
-def batches_of(windows, batch_size, seed, sharding):
+def make_batches(windows, batch_size, seed, sharding):
     return Batches([windows], Order([len(windows)], [1], batch_size, seed), sharding)
 
 
@@ -34,48 +34,48 @@ class Numbered:
     sequence_length = 3
 
     def __init__(self, count, first=0):
-        self.count, self.first, self.read = count, first, []
+        self.count, self.first, self.reads = count, first, []
 
     def __len__(self):
         return self.count
 
     def __getitem__(self, index):
-        self.read.append(index)
+        self.reads.append(index)
         return np.full(4, self.first + index, np.int32)
 
 
 @pytest.mark.parametrize("axes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2)])
 def test_batches_do_not_depend_on_the_mesh(windows, axes):
-    one, many = batches_of(windows, 16, 5, sharding(1, 1, 1)), batches_of(windows, 16, 5, sharding(*axes))
+    one, many = make_batches(windows, 16, 5, sharding(1, 1, 1)), make_batches(windows, 16, 5, sharding(*axes))
     for step in (0, 1, 7, 1000):
         np.testing.assert_array_equal(one(step), many(step))
 
 
 def test_a_batch_is_a_function_of_seed_and_step(windows):
-    batches, again = (batches_of(windows, 8, 5, sharding(1, 1, 1)) for _ in range(2))
+    batches, again = (make_batches(windows, 8, 5, sharding(1, 1, 1)) for _ in range(2))
     for step in (3, 0, 3):
         np.testing.assert_array_equal(batches(step), again(step))
     assert not np.array_equal(batches(0), batches(1))
-    assert not np.array_equal(batches(0), batches_of(windows, 8, 6, sharding(1, 1, 1))(0))
+    assert not np.array_equal(batches(0), make_batches(windows, 8, 6, sharding(1, 1, 1))(0))
 
 
-def test_an_epoch_has_every_window_once_and_the_next_another_order():
-    batches = batches_of(Numbered(60), 12, 0, sharding(1, 1, 1))
+def test_each_epoch_has_every_window_once_in_a_new_order():
+    batches = make_batches(Numbered(60), 12, 0, sharding(1, 1, 1))
     epochs = [[int(row) for step in range(5 * e, 5 * e + 5) for row in batches(step)[:, 0]] for e in range(3)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(60))] * 3
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
 def test_a_batch_may_cross_the_end_of_an_epoch():
-    batches = batches_of(Numbered(10), 8, 0, sharding(1, 1, 1))
+    batches = make_batches(Numbered(10), 8, 0, sharding(1, 1, 1))
     rows = [int(row) for step in range(5) for row in batches(step)[:, 0]]
     assert [sorted(rows[i : i + 10]) for i in range(0, 40, 10)] == [list(range(10))] * 4
 
 
-def test_a_device_reads_the_rows_that_it_owns():
+def test_a_device_reads_only_its_own_rows():
     windows = Numbered(100)
-    batch = batches_of(windows, 16, 0, sharding(2, 4, 1))(3)
-    assert len(windows.read) == 16  # each row once, not the whole batch once per device
+    batch = make_batches(windows, 16, 0, sharding(2, 4, 1))(3)
+    assert len(windows.reads) == 16  # each row once, not the whole batch once per device
     for shard in batch.addressable_shards:
         np.testing.assert_array_equal(shard.data, np.asarray(batch)[shard.index])
 
@@ -114,20 +114,20 @@ for first in (5, 0):
     for step, batch in enumerate(prefetch(batches, range(first, 8), depth=processes), first):
         for shard in batch.addressable_shards:
             np.save(f"{out}/{first}_{step}_{shard.index[0].start or 0}.npy", shard.data)
-    assert len(read) == (8 - first) * 16 // processes, "a host reads the rows of its devices and no others"
+    assert len(read) == (8 - first) * 16 // processes, "a host reads only the rows of its devices"
 """
 
 
-def on_hosts(tmp_path, token_folder, processes):
+def batches_on_hosts(tmp_path, token_folder, processes):
     """Batches as bytes by (first, step), from steps 0 and 5, made by processes that share eight devices."""
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        port = str(found.getsockname()[1])
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
     out = tmp_path / str(processes)
     out.mkdir()
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    words = [str(processes), port, str(token_folder), str(out)]
-    hosts = [subprocess.Popen([sys.executable, "-c", HOST, str(i), *words], env=environment) for i in range(processes)]
+    args = [str(processes), port, str(token_folder), str(out)]
+    hosts = [subprocess.Popen([sys.executable, "-c", HOST, str(i), *args], env=environment) for i in range(processes)]
     assert [host.wait(timeout=100) for host in hosts] == [0] * processes
     batches = {}
     for first in (0, 5):
@@ -137,11 +137,11 @@ def on_hosts(tmp_path, token_folder, processes):
     return batches
 
 
-def test_batches_are_byte_identical_on_any_number_of_hosts_and_from_any_step(tmp_path, token_folder):
+def test_batches_do_not_depend_on_the_number_of_hosts_or_the_first_step(tmp_path, token_folder):
     """Real processes joined by jax.distributed, with a prefetch depth equal to the number of hosts."""
-    one = on_hosts(tmp_path, token_folder, 1)
-    assert on_hosts(tmp_path, token_folder, 2) == one
-    assert on_hosts(tmp_path, token_folder, 4) == one
+    one = batches_on_hosts(tmp_path, token_folder, 1)
+    assert batches_on_hosts(tmp_path, token_folder, 2) == one
+    assert batches_on_hosts(tmp_path, token_folder, 4) == one
     assert [one[5, step] for step in (5, 6, 7)] == [one[0, step] for step in (5, 6, 7)]
     assert len(set(one.values())) == 8
 

@@ -26,7 +26,7 @@ def shards(tmp_path):
     return texts, [write_shard(tmp_path / f"shards/{i}.jsonl", shard) for i, shard in enumerate(texts)]
 
 
-def test_of_equal_texts_the_first_stays(tmp_path, shards, tokenizer):
+def test_the_first_of_equal_texts_is_kept(tmp_path, shards, tokenizer):
     texts, files = shards
     prepare(files, str(tmp_path / "out"), tokenizer, dedup="exact")
     seen, expected = set(), []
@@ -38,13 +38,13 @@ def test_of_equal_texts_the_first_stays(tmp_path, shards, tokenizer):
     assert not (tmp_path / "out/work").exists()
 
 
-def test_texts_that_differ_by_anything_stay(tmp_path, tokenizer):
+def test_texts_with_any_difference_are_kept(tmp_path, tokenizer):
     texts = ["x", "x ", "X", "x\n", "\x00", "\x00\x00"]
     manifest = prepare([write_shard(tmp_path / "0.jsonl", texts)], str(tmp_path / "out"), tokenizer, dedup="exact")
     assert manifest.documents == len(texts)
 
 
-def test_whole_digests_are_compared(tmp_path, tokenizer, monkeypatch):
+def test_full_digests_are_compared(tmp_path, tokenizer, monkeypatch):
     """Digests share their first 31 bytes, and some end in NUL, which NumPy's byte strings drop."""
 
     class Digest:

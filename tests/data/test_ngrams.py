@@ -8,7 +8,7 @@ from codegen_jax.errors import UserError
 from tests.conftest import write_shard
 
 
-def test_near_duplicates_are_dropped_and_others_stay(tmp_path, texts, tokenizer):
+def test_only_near_duplicates_are_dropped(tmp_path, texts, tokenizer):
     edited = texts[3].replace("token", "word").replace("\n", "\n ")  # changes some names and the layout
     shards = [write_shard(tmp_path / f"{i}.jsonl", part) for i, part in enumerate((texts, [edited, texts[5], "x"]))]
     manifest = prepare(shards, str(tmp_path / "out"), tokenizer, dedup="minhash")
@@ -32,5 +32,5 @@ def test_documents_that_quote_a_benchmark_are_dropped(tmp_path, texts, tokenizer
 def test_a_benchmark_without_prompts_is_named(tmp_path, texts, tokenizer):
     (tmp_path / "benchmark.jsonl").write_text('{"question": "?"}')
     shard = write_shard(tmp_path / "0.jsonl", texts)
-    with pytest.raises(UserError, match=r"benchmark.jsonl: no field prompt, prompts"):
+    with pytest.raises(UserError, match=r"benchmark.jsonl: needs one of the fields prompt, prompts"):
         prepare([shard], str(tmp_path / "out"), tokenizer, decontaminate=[str(tmp_path / "benchmark.jsonl")])

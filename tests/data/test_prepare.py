@@ -34,7 +34,7 @@ def shards(tmp_path, texts):
     return [write_shard(tmp_path / f"shards/{i}.jsonl.zst", texts[i::3]) for i in range(3)]
 
 
-def test_the_files_hold_each_document_once_ended_by_eos(token_folder, texts, tokenizer):
+def test_the_files_contain_each_document_once_followed_by_eos(token_folder, texts, tokenizer):
     documents = []
     for array in TokenFiles(token_folder).arrays:
         ends = np.flatnonzero(array == tokenizer.eos_id)
@@ -44,7 +44,7 @@ def test_the_files_hold_each_document_once_ended_by_eos(token_folder, texts, tok
     assert documents != texts[0::2] + texts[1::2]  # shuffled
 
 
-def test_the_manifest_counts_what_is_there(tmp_path, texts, tokenizer):
+def test_the_manifest_counts_documents_bytes_and_tokens(tmp_path, texts, tokenizer):
     shard = write_shard(tmp_path / "0.jsonl", [*texts, "", ""])
     manifest = prepare([shard], str(tmp_path / "out"), tokenizer, seed=3)
     assert TokenFiles(tmp_path / "out").manifest == manifest
@@ -61,36 +61,34 @@ def test_the_files_do_not_depend_on_the_number_of_workers(tmp_path, shards, toke
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
-def test_the_files_are_read_in_the_order_of_their_shards_however_a_folder_lists_them(
-    tmp_path, shards, tokenizer, monkeypatch
-):
-    listed = Path.glob
-    monkeypatch.setattr(Path, "glob", lambda *args: iter(sorted(listed(*args), reverse=True)))
+def test_the_manifest_lists_files_in_shard_order(tmp_path, shards, tokenizer, monkeypatch):
+    glob = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda *args: iter(sorted(glob(*args), reverse=True)))
     manifest = prepare(shards, str(tmp_path / "out"), tokenizer)
     monkeypatch.undo()
     for names in (manifest.files, manifest.checksums):
         assert [name[:5] for name in names] == ["00000", "00001", "00002"]
 
 
-def test_files_of_one_seed_are_shuffled_differently(tmp_path, tokenizer):
+def test_each_file_is_shuffled_differently(tmp_path, tokenizer):
     shards = [write_shard(tmp_path / f"{i}.jsonl", [chr(97 + n) for n in range(20)]) for i in range(2)]
     prepare(shards, str(tmp_path / "out"), tokenizer)
     first, second = TokenFiles(tmp_path / "out").arrays
     assert sorted(first) == sorted(second) and first.tolist() != second.tolist()
 
 
-def test_the_seed_orders_the_documents(tmp_path, shards, tokenizer):
+def test_the_seed_determines_the_order_of_documents(tmp_path, shards, tokenizer):
     for seed in (0, 1):
         prepare(shards, str(tmp_path / f"{seed}"), tokenizer, seed=seed)
     zero, one = (TokenFiles(tmp_path / f"{seed}").arrays[0] for seed in (0, 1))
     assert sorted(zero) == sorted(one) and zero.tolist() != one.tolist()
 
 
-def test_a_stopped_preparation_goes_on_with_the_missing_shards(tmp_path, shards, tokenizer):
+def test_an_interrupted_preparation_resumes_with_the_missing_shards(tmp_path, shards, tokenizer):
     prepare(shards, str(tmp_path / "whole"), tokenizer)
     good = Path(shards[2]).read_bytes()
     Path(shards[2]).write_bytes(good[:-10])
-    with pytest.raises(UserError, match=r"shards/2.jsonl.zst: cannot be read"):
+    with pytest.raises(UserError, match=r"shards/2.jsonl.zst: can't be read"):
         prepare(shards, str(tmp_path / "resumed"), tokenizer)
     with pytest.raises(UserError, match="unfinished token files"):
         TokenFiles(tmp_path / "resumed")
@@ -103,10 +101,10 @@ def test_a_stopped_preparation_goes_on_with_the_missing_shards(tmp_path, shards,
     assert done.stat().st_mtime_ns == 1  # not written again
 
 
-def test_an_unfinished_preparation_of_other_things_is_refused(tmp_path, shards, tokenizer, texts):
+def test_an_unfinished_preparation_with_other_arguments_is_rejected(tmp_path, shards, tokenizer, texts):
     Path(shards[2]).write_bytes(b"broken")
     out = str(tmp_path / "out")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="can't be read"):
         prepare(shards, out, tokenizer)
     before = contents(out)
     other = train_sentencepiece(texts, vocab_size=400)
@@ -117,41 +115,41 @@ def test_an_unfinished_preparation_of_other_things_is_refused(tmp_path, shards, 
         ((shards, out, other), 0),
         ((shards, out, tokenizer), 1),
     ):
-        with pytest.raises(UserError, match="unfinished preparation with other"):
+        with pytest.raises(UserError, match="unfinished preparation"):
             prepare(*arguments, seed=seed)
     assert contents(out) == before
 
 
-def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path, shards, tokenizer):
+def test_a_nonempty_folder_is_rejected_and_left_unchanged(tmp_path, shards, tokenizer):
     prepare(shards, str(tmp_path / "done"), tokenizer)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
     before = contents(tmp_path)
-    for name, message in (("done", "already holds token files"), ("mine", "not empty"), ("file", "not empty")):
+    for name, message in (("done", "already contains token files"), ("mine", "not empty"), ("file", "not empty")):
         with pytest.raises(UserError, match=message):
             prepare(shards, str(tmp_path / name), tokenizer)
     assert contents(tmp_path) == before
 
 
-def test_shards_without_documents_are_an_error_and_leave_nothing(tmp_path, tokenizer):
+def test_shards_without_documents_are_an_error_and_leave_no_files(tmp_path, tokenizer):
     shard = write_shard(tmp_path / "0.jsonl", ["", ""])
-    with pytest.raises(UserError, match="no document is left of 1 shard"):
+    with pytest.raises(UserError, match="no documents left from 1 shard"):
         prepare([shard], str(tmp_path / "out"), tokenizer)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("reached", ["0_digests", "2_signatures", "5_tokens"])
-def test_a_killed_preparation_goes_on_to_the_same_files(tmp_path, texts, tokenizer, reached):
+def test_a_killed_preparation_resumes_to_the_same_files(tmp_path, texts, tokenizer, reached):
     """A real process is killed once the first task of a pass is done; completed tasks are not repeated."""
     shards = [write_shard(tmp_path / f"shards/{i}.jsonl.zst", texts[i::8] * 3) for i in range(8)]
     tokenizer.save(tmp_path / "tokenizer")
     prepare(shards, str(tmp_path / "whole"), tokenizer, **ALL)
-    words = ["prepare", *shards, "--output", str(tmp_path / "killed"), "--tokenizer", str(tmp_path / "tokenizer")]
-    words += ["--filters", "code", "--dedup", "minhash"]
+    args = ["prepare", *shards, "--output", str(tmp_path / "killed"), "--tokenizer", str(tmp_path / "tokenizer")]
+    args += ["--filters", "code", "--dedup", "minhash"]
     errors = tmp_path / "errors"
     with errors.open("wb") as stderr:
-        process = subprocess.Popen([sys.executable, "-m", "codegen_jax", *words], stderr=stderr, start_new_session=True)
+        process = subprocess.Popen([sys.executable, "-m", "codegen_jax", *args], stderr=stderr, start_new_session=True)
     done = tmp_path / "killed/logs" / reached / "completions"
     while not (done.exists() and any(done.iterdir())):
         assert process.poll() is None, errors.read_text()
@@ -171,47 +169,47 @@ def test_a_killed_preparation_goes_on_to_the_same_files(tmp_path, texts, tokeniz
 def test_no_process_outlives_a_killed_preparation(tmp_path, texts, tokenizer, workers):
     shards = [write_shard(tmp_path / f"shards/{i}.jsonl", texts * 200) for i in range(2)]  # half a minute of work each
     tokenizer.save(tmp_path / "tokenizer")
-    words = ["prepare", *shards, "--output", str(tmp_path / "out"), "--tokenizer", str(tmp_path / "tokenizer")]
+    args = ["prepare", *shards, "--output", str(tmp_path / "out"), "--tokenizer", str(tmp_path / "tokenizer")]
     with (tmp_path / "errors").open("wb") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "codegen_jax", *words, "--workers", workers], stderr=stderr, start_new_session=True
+            [sys.executable, "-m", "codegen_jax", *args, "--workers", workers], stderr=stderr, start_new_session=True
         )
     try:
         tasks = tmp_path / "out/logs/0_tokens/logs"
         wait_until(lambda: len(list(tasks.glob("task_*.log"))) == int(workers))
-        assert len(of_session(process.pid)) >= int(workers)
+        assert len(session_processes(process.pid)) >= int(workers)
         process.kill()
         process.wait()
-        wait_until(lambda: not of_session(process.pid), timeout=10)
+        wait_until(lambda: not session_processes(process.pid), timeout=10)
         assert not (tmp_path / "out/logs/0_tokens/completions").exists()  # the processes were still busy with a task
     finally:
-        for pid in of_session(process.pid):
+        for pid in session_processes(process.pid):
             os.kill(pid, signal.SIGKILL)
 
 
-def of_session(session):
+def session_processes(session):
     """Ids of a session's processes; the session is field 6 of /proc/PID/stat, the fourth after the name in brackets."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # the process has just ended
-            state, _, _, of = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-            found += [int(folder.name)] if int(of) == session and state != "Z" else []
+            state, _, _, owner = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            found += [int(folder.name)] if int(owner) == session and state != "Z" else []
     return found
 
 
-def test_a_shard_that_changed_between_the_passes_is_named(tmp_path, shards, tokenizer, texts):
+def test_a_shard_that_changes_between_passes_is_named(tmp_path, shards, tokenizer, texts):
     good = Path(shards[2]).read_bytes()
     Path(shards[2]).write_bytes(good[:-10])
-    with pytest.raises(UserError, match=r"2.jsonl.zst: cannot be read"):
+    with pytest.raises(UserError, match=r"2.jsonl.zst: can't be read"):
         prepare(shards, str(tmp_path / "out"), tokenizer, dedup="exact")
     Path(shards[2]).write_bytes(good)
     write_shard(Path(shards[0]), texts[:2])  # its digests are those of the earlier texts
-    with pytest.raises(UserError, match=r"0.jsonl.zst: had \d+ documents to deduplicate and has 2 now; remove"):
+    with pytest.raises(UserError, match=r"0.jsonl.zst: has 2 documents, but had \d+ when they were hashed; remove"):
         prepare(shards, str(tmp_path / "out"), tokenizer, dedup="exact")
 
 
-def test_a_long_document_is_encoded_in_pieces_to_the_same_ids(tmp_path, texts, tokenizer, monkeypatch):
-    monkeypatch.setattr("codegen_jax.data.cut.PIECE", 300)
+def test_a_long_document_is_encoded_in_chunks_to_the_same_ids(tmp_path, texts, tokenizer, monkeypatch):
+    monkeypatch.setattr("codegen_jax.data.cut.CHUNK_LENGTH", 300)
     monkeypatch.setattr("codegen_jax.data.writer.BATCH", 1000)
     prepare([write_shard(tmp_path / "0.jsonl", ["\n".join(texts)])], str(tmp_path / "out"), tokenizer)
     (array,) = TokenFiles(tmp_path / "out").arrays
@@ -220,21 +218,21 @@ def test_a_long_document_is_encoded_in_pieces_to_the_same_ids(tmp_path, texts, t
 
 
 def test_a_document_that_cannot_be_cut_is_dropped_and_counted(tmp_path, texts, tokenizer, monkeypatch):
-    monkeypatch.setattr("codegen_jax.data.cut.PIECE", 100)
-    monkeypatch.setattr("codegen_jax.data.filters.MOST_PIECE", 1000)
+    monkeypatch.setattr("codegen_jax.data.cut.CHUNK_LENGTH", 100)
+    monkeypatch.setattr("codegen_jax.data.filters.MAX_CHUNK_LENGTH", 1000)
     shard = write_shard(tmp_path / "0.jsonl", ["x" * 1001, "line\n" * 1001, "line\r\n" * 1001, "\0" * 100])
     assert prepare([shard], str(tmp_path / "out"), tokenizer).documents == 3
     reasons = load_report(tmp_path / "out")["stages"][0]["dropped"]
-    assert reasons == {"more than 1,000 characters without whitespace to cut at": 1}
-    assert prepare([shard], str(tmp_path / "whole"), FOREIGN["a space before"](texts[:9])).documents == 1
+    assert reasons == {"more than 1,000 characters without whitespace": 1}
+    assert prepare([shard], str(tmp_path / "whole"), FOREIGN["space prefix"](texts[:9])).documents == 1
     reasons = load_report(tmp_path / "whole")["stages"][0]["dropped"]
     assert reasons == {
-        "more than 1,000 characters without whitespace to cut at": 1,
-        "more than 1,000 characters that this tokenizer must encode as one": 2,
+        "more than 1,000 characters without whitespace": 1,
+        "more than 1,000 characters that this tokenizer can't encode in chunks": 2,
     }
 
 
-def test_special_tokens_in_documents_are_text_unless_asked_for(tmp_path):
+def test_special_tokens_in_documents_are_text_unless_requested(tmp_path):
     tokenizer = tiny_bpe()
     text = "EOT = '<|endoftext|>'\n"
     shard = write_shard(tmp_path / "0.jsonl", [text] * 3)
@@ -253,11 +251,11 @@ def test_a_damaged_shard_can_be_removed_and_the_finished_work_is_kept(tmp_path, 
     good = Path(shards[1]).read_bytes()
     Path(shards[1]).write_bytes(good[:-10])
     folder, out = str(tmp_path / "shards"), tmp_path / "out"
-    with pytest.raises(UserError, match=r"shards/1.jsonl.zst: cannot be read \(.*; restore or remove it\)"):
+    with pytest.raises(UserError, match=r"shards/1.jsonl.zst: can't be read \(.*; restore or remove it\)"):
         prepare([folder], str(out), tokenizer, **rules)
     done = {file: file.stat().st_mtime_ns for file in out.rglob("completions/*")}
     assert [file.name for file in done] == ["00000"]
-    (out / "00001_00000_doc_shuffled.ds").write_bytes(b"what a killed task left")
+    (out / "00001_00000_doc_shuffled.ds").write_bytes(b"left behind by a killed task")
     Path(shards[1]).unlink()
     manifest = prepare([folder], str(out), tokenizer, **rules)
     assert done == {file: file.stat().st_mtime_ns for file in done}
@@ -267,17 +265,17 @@ def test_a_damaged_shard_can_be_removed_and_the_finished_work_is_kept(tmp_path, 
     assert read("out") == read("without")
 
 
-def test_a_shard_that_comes_back_after_the_others_went_on_without_it_is_refused(tmp_path, shards, tokenizer):
+def test_a_shard_restored_after_the_others_were_processed_without_it_is_rejected(tmp_path, shards, tokenizer):
     good, broken = Path(shards[0]).read_bytes(), Path(shards[2]).read_bytes()[:-10]
     Path(shards[2]).write_bytes(broken)
     out = str(tmp_path / "out")
     Path(shards[0]).write_bytes(good[:-10])
-    with pytest.raises(UserError, match=r"0.jsonl.zst: cannot be read"):
+    with pytest.raises(UserError, match=r"0.jsonl.zst: can't be read"):
         prepare(shards, out, tokenizer)
-    with pytest.raises(UserError, match=r"2.jsonl.zst: cannot be read"):
+    with pytest.raises(UserError, match=r"2.jsonl.zst: can't be read"):
         prepare(shards[1:], out, tokenizer)
     Path(shards[0]).write_bytes(good)
-    with pytest.raises(UserError, match=r"other sources \(.*0.jsonl.zst was there, or was not, when it was read\)"):
+    with pytest.raises(UserError, match=r"different shards \(.*0.jsonl.zst has been added or removed since"):
         prepare(shards, out, tokenizer)
 
 
@@ -305,7 +303,7 @@ def test_memory_does_not_grow_with_the_shard(tmp_path, texts, tokenizer):
 
 
 @pytest.mark.slow
-def test_a_ray_cluster_makes_the_same_files(tmp_path, shards, tokenizer):
+def test_ray_writes_the_same_files(tmp_path, shards, tokenizer):
     ray = pytest.importorskip("ray", reason="needs the ray extra")
     prepare(shards, str(tmp_path / "local"), tokenizer, **ALL)
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
@@ -320,7 +318,7 @@ def test_a_ray_cluster_makes_the_same_files(tmp_path, shards, tokenizer):
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
 
 
-def test_slurm_gets_the_passes_as_dependent_jobs(tmp_path, shards, tokenizer, monkeypatch):
+def test_slurm_passes_are_submitted_as_dependent_jobs(tmp_path, shards, tokenizer, monkeypatch):
     """A fake sbatch runs each job's tasks immediately and prints a job number, as the real one does."""
     sbatch = tmp_path / "bin/sbatch"
     sbatch.parent.mkdir()
@@ -347,14 +345,14 @@ def test_slurm_gets_the_passes_as_dependent_jobs(tmp_path, shards, tokenizer, mo
     assert "--dependency=afterok:" in (tmp_path / "bin/calls").read_text()
 
 
-def test_options_that_the_executor_does_not_take_are_named(tmp_path, shards, tokenizer, monkeypatch):
+def test_unknown_executor_options_are_named(tmp_path, shards, tokenizer, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: name)
     for executor, options in (("local", {"partition": "cpu"}), ("slurm", {"time": "1:00:00"})):
         with pytest.raises(UserError, match=r"executor_option: .*partition"):
             prepare(shards, str(tmp_path / executor), tokenizer, executor=executor, executor_options=options)
 
 
-def test_slurm_without_sbatch_is_named(tmp_path, shards, tokenizer, monkeypatch):
+def test_slurm_without_sbatch_is_an_error(tmp_path, shards, tokenizer, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="executor: slurm: this machine has no sbatch"):
+    with pytest.raises(UserError, match="executor: slurm: sbatch was not found"):
         prepare(shards, str(tmp_path / "out"), tokenizer, executor="slurm")

@@ -12,7 +12,7 @@ LINES = [
 ]
 
 
-def test_each_stage_says_what_came_out_by_source_and_why_the_rest_did_not(tmp_path, tokenizer):
+def test_each_stage_reports_its_output_by_source_and_its_drops_by_reason(tmp_path, tokenizer):
     for i in range(2):  # one shard for each of two tasks
         lines = [json.dumps({"text": t, "meta": {"pile_set_name": s, "path": p}}) for s, p, t in LINES[i::2]]
         (tmp_path / f"{i}.jsonl").write_text("\n".join([*lines, '{"text": ""}']))
@@ -20,7 +20,7 @@ def test_each_stage_says_what_came_out_by_source_and_why_the_rest_did_not(tmp_pa
     prepare(shards, str(tmp_path / "out"), tokenizer, workers=2, filters="code", dedup="exact")
     report = load_report(tmp_path / "out")
     counts = lambda documents, nbytes: {"documents": documents, "bytes": nbytes}
-    reasons = {"file extension": 1, "average line of 100 characters or more": 1}
+    reasons = {"file extension": 1, "average line length of 100 characters or more": 1}
     assert report["stages"] == [
         {"stage": "read", "sources": {"Github": counts(3, 20), "Web": counts(2, 2007)}, "dropped": {"empty text": 2}},
         {"stage": "code rules", "sources": {"Github": counts(2, 12), "Web": counts(1, 7)}, "dropped": reasons},
@@ -31,7 +31,7 @@ def test_each_stage_says_what_came_out_by_source_and_why_the_rest_did_not(tmp_pa
     assert report["first"] == {"empty text": {"shard": shards[0], "line": 4, "starts": '{"text": ""}'}}
 
 
-def test_the_table_has_a_row_a_source_and_their_sums():
+def test_the_table_has_one_row_per_source_and_the_totals():
     report = {
         "stages": [
             {"stage": "read", "sources": {"A": {"documents": 2, "bytes": 3_000_000}}, "dropped": {"no text": 1}},
@@ -45,7 +45,7 @@ def test_the_table_has_a_row_a_source_and_their_sums():
         "source        read       dedup  tokens",
         "A       2 (3.0 MB)  0 (0.0 MB)       0",
         "all     2 (3.0 MB)  0 (0.0 MB)       0",
-        """dropped, read: 1 no text, the first in line 7 of a.jsonl: '{"text": 3}'""",
-        "dropped, dedup: 2 duplicate",
-        "without a document: 1 shard(s), such as b.jsonl",
+        """dropped while reading: 1 line (no text); the first is line 7 of a.jsonl: '{"text": 3}'""",
+        "dropped by dedup: 2 documents (duplicate)",
+        "no documents in 1 shard, such as b.jsonl",
     ]

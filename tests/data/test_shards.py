@@ -79,27 +79,27 @@ def as_json(**fields):
     return json.dumps(fields).encode()
 
 
-READ = {
-    "NaN in a field that is not used": b'{"text": "t", "meta": {"stars": NaN, "low": -Infinity}}',
+READABLE = {
+    "NaN in an unused field": b'{"text": "t", "meta": {"stars": NaN, "low": -Infinity}}',
     "a number beyond float64": b'{"id": 1e999, "text": "t"}',
     "a number of 5,000 digits": b'{"id": ' + b"9" * 5000 + b', "text": "t"}',
-    "a lone surrogate elsewhere": b'{"text": "t", "meta": {"title": "\\ud800"}}',
+    "a lone surrogate in another field": b'{"text": "t", "meta": {"title": "\\ud800"}}',
     "a byte order mark": b"\xef\xbb\xbf" + as_json(text="t"),
-    "spaces around": b"  " + as_json(text="t") + b" \t",
-    "a field twice": b'{"text": "old", "text": "t"}',
-    "the separators of Unicode": '{"text": "t", "x": "\u2028\x85"}'.encode(),
+    "surrounding spaces": b"  " + as_json(text="t") + b" \t",
+    "a repeated field": b'{"text": "old", "text": "t"}',
+    "Unicode line separators": '{"text": "t", "x": "\u2028\x85"}'.encode(),
 }
 
 
 @pytest.mark.parametrize("ends", [b"\n", b"\r\n", b"\r"])
-@pytest.mark.parametrize("line", READ.values(), ids=READ)
-def test_what_can_be_read_is_read(tmp_path, line, ends):
+@pytest.mark.parametrize("line", READABLE.values(), ids=READABLE)
+def test_unusual_but_readable_lines_are_read(tmp_path, line, ends):
     (tmp_path / "a.jsonl").write_bytes(ends.join([line, b"", as_json(text="a\r\nb"), b"  ", line]) + ends)
     assert read(tmp_path / "a.jsonl") == (["t", "a\r\nb", "t"], {})
 
 
 SKIPPED = {
-    b'{"text": "cut': "a JSON object cut short",
+    b'{"text": "cut': "a truncated JSON object",
     b"{'text': 'Python'}": "not JSON",
     b'{"text": "\xff"}': "not UTF-8",
     b'{"text": "\\ud800"}': "lone surrogate in the text",
@@ -116,7 +116,7 @@ SKIPPED = {
 }
 
 
-def test_each_line_without_a_document_is_counted_by_its_true_reason_and_the_first_is_shown(tmp_path):
+def test_lines_without_a_document_are_counted_by_reason_and_the_first_is_recorded(tmp_path):
     good = as_json(text="good")
     (tmp_path / "a.jsonl").write_bytes(b"\n".join([good, *SKIPPED, good, *SKIPPED, good]))
     skipped = Skipped()
@@ -128,7 +128,7 @@ def test_each_line_without_a_document_is_counted_by_its_true_reason_and_the_firs
             assert skipped.first[reason] == {"line": number, "starts": line.decode(errors="replace")[:200]}
 
 
-def test_the_field_of_the_text_can_be_named(tmp_path):
+def test_the_text_field_can_be_set(tmp_path):
     parquet.write_table(
         pyarrow.table({"content": TEXTS, "path": ["a.py"] * 4, "size": [1] * 4}), tmp_path / "a.parquet"
     )
@@ -137,12 +137,12 @@ def test_the_field_of_the_text_can_be_named(tmp_path):
     assert next(read_documents(str(tmp_path / "b.jsonl"), Skipped(), "content")).path == "b.py"
     for name, others in (("a.parquet", "content, path, size"), ("b.jsonl", "content, path")):
         (tmp_path / "b.jsonl").write_bytes(as_json(content="x", path="b.py"))
-        with pytest.raises(UserError, match=f"^text_field: .*{name} has no field text, but {others}; choose one"):
+        with pytest.raises(UserError, match=f"^text_field: .*{name} has no field text; choose one of {others}"):
             read(tmp_path / name)
 
 
 @pytest.mark.parametrize("as_string", [False, True])
-def test_a_document_knows_its_source_and_path(tmp_path, as_string):
+def test_a_document_has_its_source_and_path(tmp_path, as_string):
     meta = {"pile_set_name": "Github", "path": "a/b.py"}
     lines = [
         {"text": "x", "meta": json.dumps(meta) if as_string else meta},
@@ -154,50 +154,50 @@ def test_a_document_knows_its_source_and_path(tmp_path, as_string):
     assert found == [("x", "Github", "a/b.py"), ("y", "unknown", ""), ("z", "unknown", "")]
 
 
-def test_parquet_has_sources_too(tmp_path):
+def test_parquet_documents_have_source_and_path(tmp_path):
     rows = {"text": ["x"], "meta": [{"pile_set_name": "Github", "path": "a.py"}], "other": [1]}
     parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
     assert list(read_documents(str(tmp_path / "a.parquet"), Skipped())) == [("x", "Github", "a.py")]
 
 
 LINES = (as_json(text="x") + b"\n") * 1000
-OTHER_THINGS = {
+NOT_SHARDS = {
     "a.jsonl": [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a pointer of Git LFS, .*git lfs pull"),
         (LINES.decode().encode("utf-16"), "UTF-16 text; convert it to UTF-8"),
-        (gzip.compress(LINES), "compressed by gzip; let its name end in .gz"),
-        (lzma.compress(LINES), "compressed by xz; let its name end in .xz"),
+        (gzip.compress(LINES), "compressed with gzip; rename it to end in .gz"),
+        (lzma.compress(LINES), "compressed with xz; rename it to end in .xz"),
         (b"PK\x03\x04 not\njson\n", "a zip archive"),
         (b"<!DOCTYPE html>\n<html>\n", "a web page, not the file"),
-        (b'[\n{"text":\n "x"}\n]\n', "one JSON array; write one object per line"),
-        (b'  [{"text": "x"}]', "one JSON array; write one object per line"),
+        (b'[\n{"text":\n "x"}\n]\n', "a single JSON array; write one object per line"),
+        (b'  [{"text": "x"}]', "a single JSON array; write one object per line"),
         (b"# a title\n", "line 1 is not JSON: '# a title'; restore or remove it"),
-        (b"[" * 100_000, "one JSON array"),
+        (b"[" * 100_000, "a single JSON array"),
     ],
     "a.jsonl.gz": [
         (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
         (gzip.compress(LINES.decode().encode("utf-16")), "UTF-16 text"),
-        (LINES, "cannot be read .*; restore or remove it"),
+        (LINES, "can't be read .*; restore or remove it"),
     ],
-    "a.jsonl.zst": [(gzip.compress(LINES), "compressed by gzip")],
-    "a.parquet": [(b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"), (LINES, "cannot be read")],
+    "a.jsonl.zst": [(gzip.compress(LINES), "compressed with gzip")],
+    "a.parquet": [(b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"), (LINES, "can't be read")],
 }
 
 
-CASES = [(name, *case) for name, cases in OTHER_THINGS.items() for case in cases]
+CASES = [(name, *case) for name, cases in NOT_SHARDS.items() for case in cases]
 
 
 @pytest.mark.parametrize(("name", "content", "what"), CASES, ids=range(len(CASES)))
-def test_a_file_that_is_something_else_is_named_for_what_it_is(tmp_path, name, content, what):
+def test_a_file_that_is_not_a_shard_is_described(tmp_path, name, content, what):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=f"{name}: .*{what}"):
         read(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.zst", "a.jsonl.gz", "a.parquet"])
-def test_a_shard_cut_short_is_named(tmp_path, name):
+def test_a_truncated_shard_is_named(tmp_path, name):
     path = tmp_path / name
     as_parquet(path) if name.endswith("parquet") else write_shard(path, TEXTS)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(UserError, match=f"{name}: cannot be read"):
+    with pytest.raises(UserError, match=f"{name}: can't be read"):
         read(str(path))

@@ -6,7 +6,7 @@ import pytest
 
 from codegen_jax.config import MeshConfig, SourceConfig
 from codegen_jax.data.batches import Batches
-from codegen_jax.data.show import TOKEN, show, text_of
+from codegen_jax.data.show import SEPARATOR, render, show
 from codegen_jax.data.sources import make_order, open_sources
 from codegen_jax.data.tokenizer import END_OF_TEXT
 from codegen_jax.errors import UserError
@@ -15,7 +15,7 @@ from codegen_jax.training.step import batch_sharding
 from tests.runs import tiny_run
 
 
-def test_what_is_shown_is_what_the_step_trains_on(token_folder, tokenizer):
+def test_the_tokens_shown_are_those_the_step_trains_on(token_folder, tokenizer):
     config = tiny_run(tokens=token_folder, data={"skip_steps": [[2, 4]]})
     sources, _ = open_sources(config.data)
     batches = Batches([sources[0].windows], make_order(config, sources), batch_sharding(make_mesh(MeshConfig())))
@@ -25,18 +25,18 @@ def test_what_is_shown_is_what_the_step_trains_on(token_folder, tokenizer):
         header, text = shown[2 * row : 2 * row + 2]
         assert header.startswith(f"== step 3, row {row}: epoch 0, window ")
         tokens = tokens[tokens != tokenizer.eos_id].tolist()
-        text = re.sub(rf"({re.escape(END_OF_TEXT)}{TOKEN}\n)?-- document \d+\n", "", text)
-        assert text.replace(TOKEN, "") == tokenizer.decode(tokens)
+        text = re.sub(rf"({re.escape(END_OF_TEXT)}{SEPARATOR}\n)?-- document \d+\n", "", text)
+        assert text.replace(SEPARATOR, "") == tokenizer.decode(tokens)
     assert list(show(config, step=3, row=5)) == shown[10:12]
 
 
-def test_tokens_and_documents_are_told_apart(tokenizer):
+def test_tokens_and_documents_are_separated(tokenizer):
     ids = [*tokenizer.encode("a = 1"), tokenizer.eos_id, *tokenizer.encode("é🙂")]
-    text = text_of(np.array(ids), tokenizer, range(4, 6))
-    first, second = text.split(f"{TOKEN}{END_OF_TEXT}{TOKEN}\n-- document 5\n")
-    pieces = first.removeprefix("-- document 4\n").split(TOKEN)
+    text = render(np.array(ids), tokenizer, range(4, 6))
+    first, second = text.split(f"{SEPARATOR}{END_OF_TEXT}{SEPARATOR}\n-- document 5\n")
+    pieces = first.removeprefix("-- document 4\n").split(SEPARATOR)
     assert [tokenizer.decode([i]) for i in ids[: len(pieces)]] == pieces
-    assert second == f"é{TOKEN}🙂{TOKEN}"  # the bytes of a character stay together
+    assert second == f"é{SEPARATOR}🙂{SEPARATOR}"  # the bytes of a character stay together
 
 
 @pytest.mark.parametrize(("step", "row", "name"), [(0, None, "step: "), (1, 16, "row: "), (1, -1, "row: ")])
@@ -45,7 +45,7 @@ def test_a_step_or_row_that_does_not_exist_is_named(token_folder, step, row, nam
         list(show(tiny_run(tokens=token_folder), step, row))
 
 
-def test_a_mixture_names_its_sources(token_folder):
+def test_rows_of_a_mixture_name_their_source(token_folder):
     config = tiny_run(tokens=token_folder)
     sources = {name: SourceConfig(str(token_folder), 1) for name in "ab"}
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, train=None, sources=sources))

@@ -17,15 +17,15 @@ GPT2 = Path(__file__).parents[3] / "shared" / "data" / "tokenizer"
 def gpt2():
     """A function that loads GPT-2's vocabulary, with or without the whitespace tokens."""
     if not GPT2.exists():
-        pytest.skip("GPT-2's vocabulary files are not beside this checkout")
+        pytest.skip("GPT-2's vocabulary files are not next to this checkout")
     return lambda whitespace_tokens: load_tokenizer(GPT2, whitespace_tokens)
 
 
-def test_multi_extends_nl_and_not_the_other_way_round(gpt2):
+def test_multi_extends_nl_but_nl_does_not_extend_multi(gpt2):
     assert gpt2(True).extends(gpt2(False)) and not gpt2(False).extends(gpt2(True))
 
 
-def test_a_vocabulary_is_extended_by_one_in_which_each_of_its_ids_means_the_same(texts, tokenizer, tmp_path):
+def test_a_vocabulary_extends_another_if_all_its_ids_mean_the_same(texts, tokenizer, tmp_path):
     plain = tiny_bpe(texts, 400)
     spaces = BpeTokenizer(plain.files()["tokenizer.json"].decode(), whitespace_tokens=True)
     assert plain.extends(plain) and spaces.extends(plain) and not plain.extends(spaces)
@@ -59,11 +59,11 @@ def random_texts(count=300):
         "<0x0A>",
     ]
     for _ in range(count):
-        wild = [chr(rng.choice([rng.randrange(0xD800), rng.randrange(0xE000, 0x110000)])) for _ in range(5)]
-        yield "".join(rng.choices(alphabet + wild, k=rng.randrange(20)))
+        others = [chr(rng.choice([rng.randrange(0xD800), rng.randrange(0xE000, 0x110000)])) for _ in range(5)]
+        yield "".join(rng.choices(alphabet + others, k=rng.randrange(20)))
 
 
-def test_codegen_ids_are_the_golden_ones(gpt2):
+def test_codegen_ids_match_the_golden_ones(gpt2):
     tokenizer = gpt2(True)
     for line in (GPT2 / "golden.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
@@ -90,7 +90,7 @@ def test_sentencepiece_round_trips_any_text(tokenizer, texts):
 
 
 @pytest.mark.parametrize("kind", ["bpe", "sentencepiece"])
-def test_encoding_adds_nothing(kind, tokenizer):
+def test_encoding_adds_no_tokens(kind, tokenizer):
     used = tokenizer if kind == "sentencepiece" else tiny_bpe()
     assert used.encode("") == []
     assert used.encode_batch(["def f", "x"]) == [used.encode("def f"), used.encode("x")]
@@ -98,7 +98,7 @@ def test_encoding_adds_nothing(kind, tokenizer):
 
 
 @pytest.mark.parametrize("kind", ["bpe", "sentencepiece"])
-def test_a_saved_tokenizer_is_the_same(kind, tokenizer, tmp_path):
+def test_a_saved_tokenizer_loads_unchanged(kind, tokenizer, tmp_path):
     used = tokenizer if kind == "sentencepiece" else tiny_bpe()
     used.save(tmp_path)
     again = load_tokenizer(tmp_path)
@@ -113,20 +113,20 @@ def test_a_damaged_file_is_named(name, tmp_path):
         load_tokenizer(tmp_path)
 
 
-def test_a_folder_without_a_tokenizer_is_named(tmp_path):
+def test_a_folder_without_a_tokenizer_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"no tokenizer.json, tokenizer.model or vocab.json"):
         load_tokenizer(tmp_path)
 
 
-def test_a_vocabulary_without_eos_is_refused(tmp_path):
+def test_a_vocabulary_without_eos_is_rejected(tmp_path):
     from tokenizers import Tokenizer, models
 
     Tokenizer(models.BPE()).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(UserError, match=r"no token <\|endoftext\|>"):
+    with pytest.raises(UserError, match=r"no <\|endoftext\|> to end documents"):
         load_tokenizer(tmp_path)
 
 
-def test_whitespace_tokens_of_an_old_folder_are_read(tmp_path):
+def test_whitespace_tokens_in_added_tokens_json_are_read(tmp_path):
     """Slow tokenizers kept them next to the vocabulary, in added_tokens.json."""
     plain = tiny_bpe()
     parts = json.loads(plain.files()["tokenizer.json"])["model"]
@@ -161,7 +161,7 @@ def random_completions(count=300):
         yield "".join(rng.choices([*pieces, "<|endoftext|>", "  print(2)\n"], k=rng.randrange(12)))
 
 
-def test_truncation_is_transformers(tmp_path):
+def test_truncation_matches_transformers(tmp_path):
     from transformers import AutoTokenizer
 
     ours = tiny_bpe()
@@ -174,12 +174,12 @@ def test_truncation_is_transformers(tmp_path):
             assert ours.decode(ids, patterns) == theirs.decode(ids, truncate_before_pattern=patterns)
 
 
-def test_a_pattern_that_is_no_regular_expression_is_named(tokenizer):
+def test_an_invalid_regular_expression_is_named(tokenizer):
     with pytest.raises(UserError, match=r"'\(' is not a regular expression"):
         tokenizer.decode([], ["("])
 
 
-def test_chance_has_no_part_in_encoding():
+def test_bpe_dropout_is_disabled():
     parts = json.loads(tiny_bpe().files()["tokenizer.json"])
     parts["model"]["dropout"] = 0.5
     tokenizer = BpeTokenizer(json.dumps(parts))
@@ -187,7 +187,7 @@ def test_chance_has_no_part_in_encoding():
     assert tokenizer.fingerprint == tiny_bpe().fingerprint
 
 
-def test_special_tokens_become_their_ids_or_stay_text_as_asked():
+def test_special_tokens_become_ids_or_stay_text_as_requested():
     tokenizer = tiny_bpe()
     text = "def<|endoftext|>f"
     as_token, as_text = (tokenizer.encode_batch([text], special_tokens=choice)[0] for choice in (True, False))
@@ -195,7 +195,7 @@ def test_special_tokens_become_their_ids_or_stay_text_as_asked():
     assert tokenizer.eos_id not in as_text and tokenizer.decode(as_text) == text
 
 
-def test_an_eos_that_its_file_does_not_call_special_is_text_in_documents_too():
+def test_eos_is_text_in_documents_even_if_its_file_does_not_mark_it_special():
     parts = json.loads(tiny_bpe().files()["tokenizer.json"])
     for token in parts["added_tokens"]:
         token["special"] = False
@@ -203,6 +203,6 @@ def test_an_eos_that_its_file_does_not_call_special_is_text_in_documents_too():
     assert tokenizer.eos_id not in tokenizer.encode_batch(["x<|endoftext|>y"], special_tokens=False)[0]
 
 
-def test_a_sentencepiece_model_without_bytes_writes_no_ids_that_stand_for_none(texts):
+def test_a_sentencepiece_model_without_bytes_encodes_only_valid_ids(texts):
     tokenizer = sentencepiece(texts[::4])
     assert tokenizer.decode(tokenizer.encode("a\u2581b")) == "a b"

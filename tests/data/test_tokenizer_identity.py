@@ -1,4 +1,4 @@
-"""Tokenizers that encode alike share a fingerprint, whatever their files; others have different ones."""
+"""Tokenizers that encode alike have the same fingerprint, however they are stored; others have different ones."""
 
 import json
 import shutil
@@ -19,9 +19,9 @@ from tests.peers import tiny_bpe
 def parts(texts):
     """The tokenizer.json of a byte-level BPE with 400 ids and two added tokens."""
     parts = json.loads(tiny_bpe(texts, 400).files()["tokenizer.json"])
-    habits = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     parts["added_tokens"] += [
-        {"id": 400 + number, "content": token, "special": number == 0, **habits}
+        {"id": 400 + number, "content": token, "special": number == 0, **flags}
         for number, token in enumerate(("<|im_end|>", "    "))
     ]
     return parts
@@ -34,7 +34,7 @@ def exported(tokenizer, folder):
     return load_tokenizer(folder)
 
 
-def test_a_vocabulary_is_the_same_in_one_file_and_in_several(tmp_path, parts):
+def test_a_vocabulary_in_one_file_or_in_several_has_the_same_fingerprint(tmp_path, parts):
     whole = BpeTokenizer(json.dumps(parts))
     model = parts["model"]
     shuffled = dict(sorted(model["vocab"].items()))
@@ -44,10 +44,10 @@ def test_a_vocabulary_is_the_same_in_one_file_and_in_several(tmp_path, parts):
     (tmp_path / "added_tokens.json").write_text(json.dumps(added))
     (tmp_path / "special_tokens_map.json").write_text('{"additional_special_tokens": ["<|im_end|>"]}')
     several = load_tokenizer(tmp_path)
-    assert several.fingerprint == whole.fingerprint and several.former_fingerprint != whole.former_fingerprint
+    assert several.fingerprint == whole.fingerprint and several.legacy_fingerprint != whole.legacy_fingerprint
 
 
-def test_a_sentencepiece_model_and_what_is_made_of_it_for_transformers_are_the_same(tmp_path, tokenizer):
+def test_a_sentencepiece_model_and_its_export_have_the_same_fingerprint(tmp_path, tokenizer):
     again = exported(tokenizer, tmp_path / "hf")
     assert isinstance(tokenizer, SentencePieceTokenizer) and isinstance(again, BpeTokenizer)
     assert again.fingerprint == tokenizer.fingerprint
@@ -60,68 +60,68 @@ CHANGES = {
     "two pieces swapped": lambda parts: parts["model"]["vocab"].update(
         zip(list(parts["model"]["vocab"])[300:302], [301, 300])
     ),
-    "a space before each text": lambda parts: parts["pre_tokenizer"].update(add_prefix_space=True),
-    "no words": lambda parts: parts["pre_tokenizer"].update(use_regex=False),
-    "lower case": lambda parts: parts.update(normalizer={"type": "Lowercase"}),
+    "a space prefix": lambda parts: parts["pre_tokenizer"].update(add_prefix_space=True),
+    "no pre-tokenizer": lambda parts: parts["pre_tokenizer"].update(use_regex=False),
+    "lowercase": lambda parts: parts.update(normalizer={"type": "Lowercase"}),
     "NFC": lambda parts: parts.update(normalizer={"type": "NFC"}),
     "spaces before an added token": lambda parts: parts["added_tokens"][-1].update(lstrip=True),
     "an added token that is a word": lambda parts: parts["added_tokens"][-1].update(single_word=True),
-    "a special token that is none": lambda parts: parts["added_tokens"][-2].update(special=False),
-    "an added token less": lambda parts: parts["added_tokens"].pop(),
+    "a special token made ordinary": lambda parts: parts["added_tokens"][-2].update(special=False),
+    "a missing added token": lambda parts: parts["added_tokens"].pop(),
     "the text of an added token": lambda parts: parts["added_tokens"][-1].update(content="     "),
-    "merges that whole words pass by": lambda parts: parts["model"].update(ignore_merges=True),
+    "merges ignored for whole words": lambda parts: parts["model"].update(ignore_merges=True),
 }
-ALIKE = {"merges that whole words pass by"}  # each piece of a trained BPE results from its merges
+SAME_ENCODING = {"merges ignored for whole words"}  # each piece of a trained BPE results from its merges
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_encodes_otherwise_is_another(parts, change):
+def test_tokenizers_that_encode_differently_have_different_fingerprints(parts, change):
     changed = json.loads(json.dumps(parts))
     CHANGES[change](changed)
     assert changed != parts
     same = BpeTokenizer(json.dumps(changed)).fingerprint == BpeTokenizer(json.dumps(parts)).fingerprint
-    assert same == (change in ALIKE)
+    assert same == (change in SAME_ENCODING)
 
 
-def test_tokenizers_of_all_kinds_are_told_apart(texts):
-    made = {name: make(texts[::4]) for name, make in FOREIGN.items()}
-    made |= {"another unigram": sentencepiece(texts[1::4])}
-    assert len({tokenizer.fingerprint for tokenizer in made.values()}) == len(made)
+def test_tokenizers_of_all_kinds_have_different_fingerprints(texts):
+    tokenizers = {name: make(texts[::4]) for name, make in FOREIGN.items()}
+    tokenizers |= {"another unigram": sentencepiece(texts[1::4])}
+    assert len({tokenizer.fingerprint for tokenizer in tokenizers.values()}) == len(tokenizers)
 
 
 @pytest.fixture
-def former(tmp_path, token_folder, tokenizer):
-    """Token files of an older version: the manifest holds a hash of the tokenizer's file."""
-    folder = shutil.copytree(token_folder, tmp_path / "former")
+def legacy(tmp_path, token_folder, tokenizer):
+    """Token files of an older version: the manifest contains a hash of the tokenizer's file."""
+    folder = shutil.copytree(token_folder, tmp_path / "legacy")
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["tokenizer"] == tokenizer.fingerprint
-    manifest["tokenizer"] = tokenizer.former_fingerprint
+    manifest["tokenizer"] = tokenizer.legacy_fingerprint
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
 
-def test_token_files_of_before_are_known_to_their_tokenizer_and_to_its_like(tmp_path, former, tokenizer, texts):
-    files = TokenFiles(former)
+def test_token_files_with_a_legacy_fingerprint_match_their_tokenizer_and_its_equals(tmp_path, legacy, tokenizer, texts):
+    files = TokenFiles(legacy)
     assert files.tokenizer().fingerprint == tokenizer.fingerprint
-    assert files.are_of(tokenizer) and files.are_of(exported(tokenizer, tmp_path / "hf"))
-    assert not files.are_of(tiny_bpe(texts, 400))
+    assert files.made_with(tokenizer) and files.made_with(exported(tokenizer, tmp_path / "hf"))
+    assert not files.made_with(tiny_bpe(texts, 400))
 
 
-def test_a_preparation_of_before_goes_on(tmp_path, texts, tokenizer):
+def test_a_preparation_with_a_legacy_fingerprint_resumes(tmp_path, texts, tokenizer):
     shard = write_shard(tmp_path / "a.jsonl", texts)
     prepare([shard], str(tmp_path / "whole"), tokenizer)
     record = json.loads((tmp_path / "whole/logs/arguments.json").read_text())
-    for name in ("other", "former"):
+    for name in ("other", "legacy"):
         (tmp_path / name / "logs").mkdir(parents=True)
-        named = {"tokenizer": tokenizer.former_fingerprint if name == "former" else "bpe-of-another"}
-        (tmp_path / name / "logs/arguments.json").write_text(json.dumps(record | named))
-    with pytest.raises(UserError, match="unfinished preparation with other tokenizer"):
+        recorded = {"tokenizer": tokenizer.legacy_fingerprint if name == "legacy" else "bpe-of-another"}
+        (tmp_path / name / "logs/arguments.json").write_text(json.dumps(record | recorded))
+    with pytest.raises(UserError, match="unfinished preparation with a different value of tokenizer"):
         prepare([shard], str(tmp_path / "other"), tokenizer)
-    assert prepare([shard], str(tmp_path / "former"), tokenizer).tokens > 0
+    assert prepare([shard], str(tmp_path / "legacy"), tokenizer).tokens > 0
 
 
 @pytest.mark.parametrize("name", ["Llama's sentencepiece"])
-def test_models_of_others_end_documents_in_their_exports_as_they_do(tmp_path, texts, name):
+def test_exports_of_foreign_models_have_the_same_end_ids(tmp_path, texts, name):
     tokenizer = FOREIGN[name](texts[::4])
     again = exported(tokenizer, tmp_path / "hf")
     assert again.fingerprint == tokenizer.fingerprint

@@ -359,7 +359,7 @@ def test_a_model_that_was_trained_on_twenty_solutions_passes_those_and_no_other(
         ("model humaneval --temperatures 0 -0", "--temperatures: one is there twice"),
         ("model humaneval --greedy --k 10", "--k: 10 of 1 samples can't be taken; leave out --greedy, which draws one"),
         ("model humaneval --share 1/0", "--share: 1/0: there must be one part at least"),
-        ("model humaneval --temperatures x", "--temperatures: 'x' must be a number"),
+        ("model humaneval --temperatures x", "--temperatures: must be a number, got 'x'"),
         ("model humaneval --top-p 2", "--top-p: 2.0 must be above 0 and at most 1"),
         ("model humaneval --limit 0", "--limit: 0 must be from 1 to the 164 problems"),
         ("model humaneval --share 17/16", "--share: 17/16: the part must be from 1 to 16"),

@@ -60,7 +60,7 @@ def test_an_evaluation_of_given_samples_is_counted_as_its_own_report_counts(tmp_
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"task_id": "A/0", "comp', "a JSON object cut short"),
+        ('{"task_id": "A/0", "comp', "a truncated JSON object"),
         ("[1]", "not a JSON object"),
         (json.dumps(result(None, 1)), "no task_id"),
         (json.dumps(result("A/0", 1, completion=None)), "no completion"),

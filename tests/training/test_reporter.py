@@ -133,12 +133,12 @@ def test_the_first_lines_tell_what_is_trained_on_what_and_how_far(tmp_path, toke
     lines = [record.getMessage() for record in caplog.records if record.name == RUN_LOG]
     files = TokenFiles(token_folder)
     tokens, windows = files.manifest.tokens, Windows(files, 32)
-    assert tokens == 1 + 32 * len(windows) + windows.left
+    assert tokens == 1 + 32 * len(windows) + windows.leftover
     weights = CheckpointWeights(find_checkpoint(tmp_path / "run"))
     parameters = sum(math.prod(array.shape) for array in weights.arrays.values())
     assert lines[1:4] == [
         f"{parameters:,} parameters on cpu x 8, 1 process(es); mesh data 1, fsdp 8, tensor 1",
-        f"{token_folder}: {tokens:,} tokens in 2 file(s), {len(windows):,} windows of 32; {windows.left} left over",
+        f"{token_folder}: {tokens:,} tokens in 2 file(s), {len(windows):,} windows of 32; {windows.leftover} left over",
         "4 of 6 steps to come, of 512 tokens each: 2,048 tokens",
     ]
 

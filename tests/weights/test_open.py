@@ -129,7 +129,7 @@ def test_a_cache_without_a_tokenizers_files_is_told_which(half_cached):
     lacks = "tokenizer.json or tokenizer.model or vocab.json"
     assert f" and lacks {lacks}{OFFLINE}" in refused(load_tokenizer, "a/tiny")
     half_cached("a/half", "vocab.json")
-    assert refused(load_tokenizer, "a/half").startswith("a/half: vocab.json without merges.txt")
+    assert refused(load_tokenizer, "a/half").startswith("a/half: has vocab.json but not merges.txt")
 
 
 def test_a_download_that_was_cut_short_is_called_so(half_cached):

@@ -106,8 +106,8 @@ def test_what_is_left_aside_is_said(tmp_path, bpe, caplog):
     (tmp_path / "hf/tokenizer.json").write_text(json.dumps(parts))
     tokenizer = load_tokenizer(tmp_path / "hf")
     assert tokenizer.encode("def") == bpe.encode("def")
-    assert "does not have are left aside: <|nowhere|>" in caplog.text
-    assert "what transformers puts around each text is left out here" in caplog.text
+    assert "ignoring special tokens that are not in the vocabulary: <|nowhere|>" in caplog.text
+    assert "tokens that transformers adds before or after each text are not added here" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,11 @@ def test_what_is_left_aside_is_said(tmp_path, bpe, caplog):
         ("tokenizer_config.json", '{"additional_special_tokens": 7}', "additional_special_tokens is 7, not a list"),
         ("chat_template.jinja", "version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
         ("generation_config.json", "version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
-        ("tokenizer.json", '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}', "no token <|endoftext|>"),
+        (
+            "tokenizer.json",
+            '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}',
+            "no <|endoftext|> to end",
+        ),
     ],
 )
 def test_bad_files_are_named(tmp_path, bpe, file, content, message):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from codegen_jax.data.shards import read_records, what_it_is
+from codegen_jax.data.shards import describe_file, read_records
 from codegen_jax.errors import listed, require
 from codegen_jax.mistaken_paths import missing
 from codegen_jax.storage import open_path
@@ -76,7 +76,7 @@ def read_cases(path: str) -> list[Case]:
             mistakes.append(f"line {line}: id {found[0].problem} was there before")
         else:
             problems[found[0].problem] = found
-    what = what_it_is(path) if mistakes and not problems else ""
+    what = describe_file(path) if mistakes and not problems else ""
     require(not what, f"{path}: {what}")
     require(not mistakes, f"{path}: {listed(mistakes)}; give MTPB's mtpb.jsonl")
     require(bool(problems), f"{path}: holds no problems; give MTPB's mtpb.jsonl")
