@@ -163,10 +163,12 @@ def test_an_error_while_loading_reaches_the_loop():
 
 
 def test_validation_rows_are_in_order_and_padded_at_the_end():
-    rows = [np.asarray(b)[:, 0].tolist() for b in validation_batches(Numbered(10), 4, sharding(1, 1, 1), most=16)]
+    rows = [
+        np.asarray(b)[:, 0].tolist() for b in validation_batches(Numbered(10), 4, sharding(1, 1, 1), max_batches=16)
+    ]
     assert rows == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, -1, -1]]
 
 
-def test_validation_uses_at_most_so_many_batches():
-    rows = [np.asarray(b)[:, 0].tolist() for b in validation_batches(Numbered(10), 4, sharding(1, 1, 1), most=1)]
+def test_validation_uses_at_most_max_batches():
+    rows = [np.asarray(b)[:, 0].tolist() for b in validation_batches(Numbered(10), 4, sharding(1, 1, 1), max_batches=1)]
     assert rows == [[0, 1, 2, 3]]

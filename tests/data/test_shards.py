@@ -171,7 +171,7 @@ NOT_SHARDS = {
         (b"<!DOCTYPE html>\n<html>\n", "a web page, not the file"),
         (b'[\n{"text":\n "x"}\n]\n', "a single JSON array; write one object per line"),
         (b'  [{"text": "x"}]', "a single JSON array; write one object per line"),
-        (b"# a title\n", "line 1 is not JSON: '# a title'; restore or remove it"),
+        (b"# a title\n", "line 1 is not JSON: '# a title'; restore or remove the file"),
         (b"[" * 100_000, "a single JSON array"),
     ],
     "a.jsonl.gz": [
