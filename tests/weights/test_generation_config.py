@@ -162,7 +162,7 @@ def test_another_tokenizer_leaves_nothing_of_the_old_ids(tmp_path, chat, tokeniz
         ("generation_config.json", '{"eos_token_id": "<|im_end|>"}', "eos_token_id is '<|im_end|>', not an id"),
         ("generation_config.json", '{"eos_token_id": [1, true]}', "not an id or a list of ids"),
         ("tokenizer_config.json", "{", "tokenizer_config.json: not JSON"),
-        ("special_tokens_map.json", "[]", "special_tokens_map.json: a list, not an object"),
+        ("special_tokens_map.json", "[]", "special_tokens_map.json: must contain a JSON object, got a list"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, bpe, file, content, message):

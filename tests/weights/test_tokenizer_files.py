@@ -113,8 +113,16 @@ def test_what_is_left_aside_is_said(tmp_path, bpe, caplog):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("tokenizer_config.json", '{"extra_special_tokens": "def"}', "extra_special_tokens is 'def', not a list"),
-        ("tokenizer_config.json", '{"additional_special_tokens": 7}', "additional_special_tokens is 7, not a list"),
+        (
+            "tokenizer_config.json",
+            '{"extra_special_tokens": "def"}',
+            "extra_special_tokens must be a list of tokens, got",
+        ),
+        (
+            "tokenizer_config.json",
+            '{"additional_special_tokens": 7}',
+            "additional_special_tokens must be a list of tokens, got",
+        ),
         ("chat_template.jinja", "version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
         ("generation_config.json", "version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
         (
