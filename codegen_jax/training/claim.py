@@ -13,7 +13,7 @@ from etils import epath
 
 from codegen_jax.config import RunConfig
 from codegen_jax.errors import UserError
-from codegen_jax.storage import is_remote, locked, open_path, write_whole
+from codegen_jax.storage import file_size, is_remote, locked, open_path, write_whole
 from codegen_jax.training.records import METRICS, SUMMARY
 from codegen_jax.weights.run_folder import CHECKPOINTS, RUN_FILE, whole_checkpoints
 
@@ -95,7 +95,7 @@ def is_finished(config: RunConfig) -> bool:
 def _has_begun(folder: epath.Path) -> bool:
     """Whether a run has completed a step in the folder; a run stopped earlier does not own it."""
     metrics = folder / METRICS
-    return bool(whole_checkpoints(folder)) or (metrics.exists() and metrics.stat().length > 0)
+    return bool(whole_checkpoints(folder)) or (metrics.exists() and file_size(metrics) > 0)
 
 
 def _lock(folder: epath.Path) -> FileIO | None:
