@@ -1,5 +1,6 @@
 """Ownership of an output folder: one run, and one process at a time. Imports nothing heavy."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -7,7 +8,7 @@ import re
 import socket
 import time
 from io import FileIO
-from typing import Any
+from typing import Any, get_type_hints
 
 from etils import epath
 
@@ -152,7 +153,7 @@ def _check_skips(ours: list[list[int]], theirs: list[list[int]], folder: epath.P
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    """The config fields that must not change, by dotted name."""
+    """The config fields that must not change, by dotted name; absent ones, from an earlier version, are defaults."""
     flat: dict[str, Any] = {}
 
     def add(prefix: str, value: Any) -> None:
@@ -164,5 +165,16 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
         else:
             flat[prefix] = value
 
+    add("", _defaults(RunConfig))
     add("", config)
     return flat
+
+
+def _defaults(section: Any) -> dict[str, Any]:
+    """The default values of a config's fields; in nested dicts, like the config."""
+    hints = get_type_hints(section)
+    return {
+        field.name: _defaults(hints[field.name]) if dataclasses.is_dataclass(hints[field.name]) else field.default
+        for field in dataclasses.fields(section)
+        if dataclasses.is_dataclass(hints[field.name]) or field.default is not dataclasses.MISSING
+    }
