@@ -12,9 +12,9 @@ ARG EXTRAS=cuda
 COPY . /src
 RUN pip install --no-cache-dir "/src[$EXTRAS]"
 
-# Runs as any user; caches (compiled programs, the hub's downloads) go to HOME.
+# Runs as any user; caches (compiled programs, downloads from the hub) go to HOME.
 ENV HOME=/home/codegen
-RUN mkdir --mode 1777 "$HOME"
+RUN mkdir --mode 1777 "$HOME" /work
 USER 1000:1000
 
 WORKDIR /work
