@@ -368,7 +368,7 @@ def test_a_tokenizer_that_the_embedding_cannot_serve_does_not_generate(tmp_path,
     folder = save(peer(vocab_size=200), tmp_path / "hf", tokenizer=bpe)
     with pytest.raises(
         UserError,
-        match=r"290 ids, but the network 200; give it the tokenizer .*: codegen-jax convert .* NEW --tokenizer T",
+        match=r"290 ids, but the network only 200; use the tokenizer .*: codegen-jax convert .* NEW --tokenizer T",
     ):
         codegen_jax.load(str(folder))
 
