@@ -28,7 +28,7 @@ class Stops:
     """
 
     def __init__(self, pattern: str | None, strings: Sequence[str], truncate: Truncate):
-        require(all(strings), "stop_strings: a stop string must not be empty")
+        require(all(strings), "stop_strings: must not contain an empty string")
         require(truncate in (None, "codegen"), f"truncate: must be codegen or None, got {truncate!r}")
         self.truncate = truncate == "codegen"
         try:

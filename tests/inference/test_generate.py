@@ -309,7 +309,7 @@ def test_a_prompt_longer_than_the_context_is_truncated_on_the_left_with_a_warnin
         ({"repetition_penalty": 0.0}, "repetition_penalty"),
         ({"num_samples": 0}, "num_samples"),
         ({"stop": "("}, "stop"),
-        ({"stop_strings": [""]}, "stop_strings: a stop string must not be empty"),
+        ({"stop_strings": [""]}, "stop_strings: must not contain an empty string"),
         ({"truncate": "other"}, "truncate"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**64}, "seed"),

@@ -374,7 +374,7 @@ def test_a_tokenizer_that_the_embedding_cannot_serve_does_not_generate(tmp_path,
 
 
 def test_a_model_without_a_tokenizer_does_not_generate(tmp_path):
-    with pytest.raises(UserError, match=r"give it one: codegen-jax convert .* NEW --tokenizer T"):
+    with pytest.raises(UserError, match=r"add one with codegen-jax convert .* NEW --tokenizer T"):
         codegen_jax.load(str(save(peer(), tmp_path / "hf")))
 
 
