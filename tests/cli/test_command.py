@@ -303,7 +303,7 @@ def test_a_draft_of_another_tokenizer_is_named_by_its_flag(project):
 
     save(peer(), project / "other", tokenizer=tiny_bpe())
     words = ["generate", "run", "--prompt", "x", "--draft", "other"]
-    assert_fails(command(*words, cwd=project), "--draft: its tokenizer is")
+    assert_fails(command(*words, cwd=project), "--draft: the draft model must have the model's tokenizer")
 
 
 def test_stop_strings_may_be_given_several_times(project):
