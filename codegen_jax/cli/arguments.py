@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from codegen_jax.errors import UserError, require
+from codegen_jax.renamed import current_flags
 from codegen_jax.storage import expand
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ class Parser(argparse.ArgumentParser):
         if action.option_strings:
             self.flags[action.dest] = action.option_strings[-1]
         return action
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore
+        return super().parse_known_args(args and current_flags(args, self.flags.values()), namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
@@ -98,20 +102,28 @@ def read_config(arguments: argparse.Namespace) -> "RunConfig":
 
 def add_loading(parser: Parser) -> None:
     """Add the arguments that control how a model is loaded."""
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="of the computation (default: the model's)")
-    parser.add_argument("--quantize", choices=("int8",), help="weights as int8 with a scale for each output")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="compute dtype (default: the model's)")
+    parser.add_argument("--quantize", choices=("int8",), help="int8 weights with one scale per output")
     parser.add_argument(
-        "--data", type=whole_number, default=1, metavar="N", help="devices that share rows (default: %(default)s)"
+        "--data",
+        type=whole_number,
+        default=1,
+        metavar="N",
+        help="devices that share the rows of a batch (default: %(default)s)",
     )
     parser.add_argument(
-        "--tensor", type=whole_number, default=1, metavar="N", help="and the heads (default: %(default)s)"
+        "--tensor",
+        type=whole_number,
+        default=1,
+        metavar="N",
+        help="devices that share the attention heads (default: %(default)s)",
     )
     add_allow_nonfinite(parser)
 
 
 def add_allow_nonfinite(parser: Parser) -> None:
     parser.add_argument(
-        "--allow-nonfinite", action="store_true", help="take weights that hold NaN or infinity, with a warning"
+        "--allow-nonfinite", action="store_true", help="accept weights that contain NaN or infinity, with a warning"
     )
 
 
@@ -123,7 +135,7 @@ def load(arguments: argparse.Namespace, **changes: Any) -> "Generator":
 
     for name in ("data", "tensor"):
         value = getattr(arguments, name)
-        require(value > 0, f"{name}: {value} must be positive")
+        require(value > 0, f"{name}: must be positive, got {value}")
     use_compilation_cache()
     mesh = None if arguments.data == arguments.tensor == 1 else MeshConfig(arguments.data, 1, arguments.tensor)
     given: dict[str, Any] = {name: getattr(arguments, name) for name in ("model", "dtype", "allow_nonfinite")}

@@ -109,12 +109,14 @@ def test_generate_prints_prompt_and_completion(project):
     assert text == row["prompt"] + row["completion"] + "\n"
 
 
-def test_generate_streams_guesses_and_keeps_logprobs(project):
+def test_generate_with_streams_drafts_and_logprobs(project):
     words = ["generate", "run", "--prompt", "def f(", "--max-new-tokens", 12, "--temperature", 0]
     text = command(*words, cwd=project).stdout
     assert command(*words, "--stream", cwd=project).stdout == text
-    guessed = command(*words, "--draft", "lookup", cwd=project)
-    assert guessed.stdout == text and " guesses held: " in guessed.stderr
+    drafted = command(*words, "--draft", "lookup", "--num-guesses", 4, cwd=project)
+    assert drafted.stdout == text and " draft tokens accepted (" in drafted.stderr
+    assert drafted.stderr.count("warning") == 1
+    assert "codegen-jax: warning: --num-guesses is deprecated; use --num-draft-tokens\n" in drafted.stderr
     row = json.loads(command(*words, "--logprobs", 2, "--json", cwd=project).stdout)
     assert len(row["logprobs"]) == len(row["top_logprobs"]) == len(row["token_ids"])
     assert all(len(top) == 2 for top in row["top_logprobs"])
@@ -301,7 +303,7 @@ def test_a_draft_of_another_tokenizer_is_named_by_its_flag(project):
 
     save(peer(), project / "other", tokenizer=tiny_bpe())
     words = ["generate", "run", "--prompt", "x", "--draft", "other"]
-    assert_fails(command(*words, cwd=project), "--draft: its tokenizer is")
+    assert_fails(command(*words, cwd=project), "--draft: the draft model must have the model's tokenizer")
 
 
 def test_stop_strings_may_be_given_several_times(project):
@@ -328,7 +330,7 @@ DECODE_PLAN = ["plan", "run.yaml", "--topology", "v4-8", "--mode", "decode"]
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["generate", "run", "--prompt", "x", "--data", "0"], "--data: 0 must be positive"),
+        (["generate", "run", "--prompt", "x", "--data", "0"], "--data: must be positive, got 0"),
         (
             ["data", "show", "run.yaml", "--step", "1", "--ro", "3"],
             "--ro: no such argument of codegen-jax data show; did",
