@@ -24,31 +24,36 @@ def load(
 ) -> "Generator":
     """Load a model for generation.
 
+    >>> model = codegen_jax.load("runs/double", draft="lookup")  # this model was trained on one function
+    >>> print("def double(x):" + model.generate("def double(x):", max_new_tokens=64, temperature=0))
+    def double(x):
+        return 2 * x
+
     Args:
         model: a hub id ("Salesforce/codegen-350M-mono", or "...@REVISION"), a Hugging Face folder, a run's output
             folder (its latest checkpoint) or one checkpoint's folder.
-        dtype: of activations and matrix products; None takes the run's, or float32 for float32 weights and bfloat16
-            for 16-bit ones.
-        quantize: int8: matrices as int8 with a scale for each output; activations stay in dtype.
-        mesh: devices to spread rows (data) and heads (tensor) over; None: the first device.
-        draft: speculate with guesses of "lookup" (in prompt and output), or of another model with the same tokenizer,
-            which is loaded in the same way. It changes no token.
-        allow_nonfinite: take weights that hold NaN or infinity, with a warning; their completions mean nothing.
+        dtype: dtype of activations and matrix products; None means the run's dtype, or for other models float32 for
+            float32 weights and bfloat16 for 16-bit weights.
+        quantize: "int8" stores matrices in int8 with one scale per output; activations stay in dtype.
+        mesh: number of devices that share the rows of a batch (data) and the heads (tensor); None: the first device.
+        draft: enables speculative decoding, which does not change the output. "lookup" takes draft tokens from the
+            prompt and output; otherwise a draft model with the same tokenizer, named like `model`.
+        allow_nonfinite: accept weights that contain NaN or infinity, with a warning; their output is meaningless.
 
     Returns:
-        A generator: `load("runs/tiny_cpu").generate("def add(a, b):", max_new_tokens=64)` is the completion as text.
+        A `Generator`, with the methods `generate`, `complete`, `complete_turn`, `stream` and `score`.
 
     Raises:
-        UserError: if there is no such model, its files are damaged, its weights hold NaN or infinity, or an argument is
-            of another type.
+        UserError: if the model is not found, its files are damaged, its weights contain NaN or infinity, or an argument
+            has the wrong type.
     """
-    from codegen_jax.inference.generate import Generator  # importing jax takes a second; the tokenizing workers skip it
+    from codegen_jax.inference.generate import Generator  # imports jax, which takes a second; tokenizing needs no jax
 
     return Generator.load(model, dtype, quantize, mesh, draft, allow_nonfinite)
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Options":  # likewise
+    if name == "Options":  # imported on first use, as in `load`
         from codegen_jax.inference.options import Options
 
         return Options

@@ -12,6 +12,10 @@ from codegen_jax.fields import check_fields
 class CodeGenConfig:
     """Architecture of one network (the paper's section 2.2; sizes from jaxformer's config/*.json).
 
+    >>> config = CodeGenConfig(n_layer=20, n_embd=1024, n_head=16, rotary_dim=32)  # CodeGen-350M
+    >>> config.head_dim, config.n_params
+    (64, 356712448)
+
     Attributes:
         n_layer: number of blocks.
         n_embd: width of the residual stream.
@@ -258,6 +262,9 @@ class CheckpointConfig:
 @dataclass(frozen=True)
 class MeshConfig:
     """Devices per mesh axis; one axis may be -1 to use all remaining devices.
+
+    >>> mesh = MeshConfig(data=-1, fsdp=1, tensor=1)  # all devices share the rows of a batch
+    >>> model = codegen_jax.load("runs/double", mesh=mesh)
 
     Attributes:
         data: number of parameter replicas.

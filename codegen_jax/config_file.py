@@ -40,7 +40,9 @@ class Given(NamedTuple):
 def load_config(path: epath.PathLike, overrides: list[str] | None = None) -> RunConfig:
     """Read a run's YAML file.
 
-    >>> load_config("configs/tiny_cpu.yaml", ["--training.steps", "5", "--seed=1"])
+    >>> config = load_config("configs/tiny_cpu.yaml", ["--training.steps", "5", "--seed=1"])
+    >>> config.training.steps, config.seed
+    (5, 1)
 
     Args:
         path: file in the layout of `RunConfig`, or the run.json of a run's output folder, which holds such a config.

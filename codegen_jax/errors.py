@@ -19,8 +19,14 @@ INTERRUPTED = 130  # exit code after Ctrl-C, by convention; supervisors that res
 class UserError(Exception):
     """A mistake that the user can fix; the message names the field or file and the remedy.
 
-    If a single field is at fault, the message begins with its name and a colon ("top_p: 2 must be ..."). The command
+    If a single field is at fault, the message begins with its name and a colon ("top_p: must be ..."). The command
     prints it as one line without a traceback and exits with code 2. `report` lists the exit codes of other exceptions.
+
+    >>> try:
+    ...     codegen_jax.Options(top_p=2)
+    ... except codegen_jax.UserError as error:
+    ...     print(error)
+    top_p: must be above 0 and at most 1, got 2
     """
 
 

@@ -19,8 +19,13 @@ def check_fields(instance: Any, prefix: str = "") -> None:
 
     Call it in `__post_init__`.
 
-    >>> check_fields(OptimizerConfig(learning_rate="fast"), "optimizer.")
-    UserError: optimizer.learning_rate: 'fast' must be a number
+    >>> @dataclasses.dataclass
+    ... class Model:
+    ...     n_layer: int
+    >>> check_fields(Model(n_layer="two"), prefix="model.")
+    Traceback (most recent call last):
+        ...
+    codegen_jax.errors.UserError: model.n_layer: 'two' must be a whole number
     """
     hints = get_type_hints(type(instance))
     for field in dataclasses.fields(instance):

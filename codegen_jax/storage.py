@@ -98,6 +98,14 @@ def local_copy(folder: epath.PathLike) -> Path:
     return Path(copy)
 
 
+def file_size(path: epath.Path) -> int:
+    """The size of a file in bytes.
+
+    `path.stat()` of a local file also looks up its owner's name and fails if there is none, as is usual in containers.
+    """
+    return path.stat().length if is_remote(path) else os.stat(path).st_size
+
+
 def write_whole(path: epath.Path, text: str) -> None:
     """Write a small file atomically: a kill or a concurrent writer leaves either the old or a complete new file."""
     if is_remote(path):  # objects become visible only when complete

@@ -5,13 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import kubernetes_validate
 import pytest
 import yaml
 
-from codegen_jax.config_file import load_config
+from codegen_jax.config_file import load_config, shipped_config
 from codegen_jax.planning.slices import parse_slice
 from codegen_jax.training.metrics import read_metrics
 from tests.runs import tiny_run
@@ -26,7 +27,7 @@ def stand_in(folder: Path, name: str, text: str) -> None:
     (folder / name).chmod(0o755)
 
 
-@pytest.mark.parametrize("script", ["demo", "test", "launch_tpu_vm", "slurm.sbatch"])
+@pytest.mark.parametrize("script", ["demo", "test", "test_slow", "launch_tpu_vm", "slurm.sbatch"])
 def test_shellcheck_has_nothing_to_say(script):
     shellcheck = Path(sys.executable).parent / "shellcheck"
     done = subprocess.run([shellcheck, SCRIPTS / script], capture_output=True, text=True)
@@ -46,9 +47,34 @@ def test_the_jobset_runs_a_valid_job_on_the_whole_slice():
     assert spec["parallelism"] == spec["completions"]
     assert spec["parallelism"] * container["resources"]["limits"]["google.com/tpu"] == chips
     assert int(topology[0]) * int(topology[1]) * int(topology[2]) == chips
-    program, verb, config, *words = container["command"]
-    assert (program, verb) == ("codegen-jax", "train")
-    assert load_config(ROOT / config, words).distributed.coordinator == "auto"
+    verb, name, *words = container["args"]
+    config = shipped_config(name)
+    assert verb == "train" and config
+    assert load_config(config, words).distributed.coordinator == "auto"
+    assert "command" not in container and dockerfile("tpu")["ENTRYPOINT"] == '["codegen-jax"]'
+
+
+def dockerfile(host: str) -> dict[str, str]:
+    """The instructions of a Dockerfile; of those that occur more than once, the last."""
+    lines = (ROOT / f"docker/{host}.Dockerfile").read_text().splitlines()
+    return dict(line.split(maxsplit=1) for line in lines if line[:1].isupper())
+
+
+@pytest.mark.parametrize("host", ["tpu", "gpu"])
+def test_hadolint_has_nothing_to_say(host):
+    hadolint = Path(sys.executable).parent / "hadolint"
+    done = subprocess.run([hadolint, ROOT / f"docker/{host}.Dockerfile"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("host", ["tpu", "gpu"])
+def test_an_image_installs_extras_that_exist_from_all_that_the_package_needs(host):
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert set(dockerfile(host)["ARG"].removeprefix("EXTRAS=").split(",")) <= set(setup["options.extras_require"])
+    copied = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    read = setup["metadata"]["long_description"].removeprefix("file: "), setup["metadata"]["license_files"]
+    assert copied == {"setup.py", "setup.cfg", "pyproject.toml", "codegen_jax", "configs", *read}
 
 
 SRUN = """

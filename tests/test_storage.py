@@ -1,5 +1,6 @@
 """gs:// on an emulated server: tokens are read by range; a run's folder is written, resumed and read back."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from codegen_jax.cli import main
 from codegen_jax.errors import UserError
 from codegen_jax.storage import expand, local_copy, open_path
+from codegen_jax.training.loop import train
 from codegen_jax.training.metrics import read_metrics
 from tests.evaluation.benchmarks import write_lines
 from tests.peers import peer, save, tiny_bpe
@@ -83,6 +85,19 @@ def test_a_run_whose_data_and_output_are_remote_is_the_local_one(tmp_path, token
         assert done.returncode == 0, done.stderr
         completions.append(json.loads(done.stdout))
     assert completions[0] == completions[1]
+
+
+def test_a_run_needs_no_name_for_its_user(tmp_path, token_folder, monkeypatch):
+    """As in a container that runs as a numeric user."""
+
+    def unknown(uid: int):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    config = tiny_run(tmp_path / "run", token_folder)
+    for steps in (3, 6):  # the second run resumes the first
+        train(dataclasses.replace(config, training=dataclasses.replace(config.training, steps=steps)))
+    assert [line["step"] for line in read_metrics(config.output) if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
 
 def test_storage_that_is_not_known_is_named():

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from codegen_jax.errors import UserError, require
+from codegen_jax.renamed import current_flags
 from codegen_jax.storage import expand
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ class Parser(argparse.ArgumentParser):
         if action.option_strings:
             self.flags[action.dest] = action.option_strings[-1]
         return action
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore
+        return super().parse_known_args(args and current_flags(args, self.flags.values()), namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
@@ -99,7 +103,7 @@ def read_config(arguments: argparse.Namespace) -> "RunConfig":
 def add_loading(parser: Parser) -> None:
     """Add the arguments that control how a model is loaded."""
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="compute dtype (default: the model's)")
-    parser.add_argument("--quantize", choices=("int8",), help="quantize weights to int8, with one scale per output")
+    parser.add_argument("--quantize", choices=("int8",), help="int8 weights with one scale per output")
     parser.add_argument(
         "--data",
         type=whole_number,

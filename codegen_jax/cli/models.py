@@ -47,11 +47,11 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument(
         "--draft",
         metavar="MODEL",
-        help="guess tokens, which changes none: lookup (in prompt and output), or a model",
+        help="speculative decoding with unchanged output: lookup (in prompt and output), or a draft model",
     )
     add_loading(verb)
-    verb.add_argument("--stream", action="store_true", help="print the text as it comes")
-    verb.add_argument("--json", action="store_true", help="one object per line")
+    verb.add_argument("--stream", action="store_true", help="print the text as it is generated")
+    verb.add_argument("--json", action="store_true", help="print one JSON object per completion")
     verb.calls(generate)
 
 
@@ -60,22 +60,23 @@ def add_options(parser: Parser) -> None:
     from codegen_jax.inference.options import Options
 
     for field in dataclasses.fields(Options):
-        kinds = get_args(field.type) or (field.type,)  # `int | None` gives int
+        types = get_args(field.type) or (field.type,)  # `int | None` gives int
         flag = field.metadata.get("flag", "--" + field.name.replace("_", "-"))
-        about: dict[str, Any] = {"dest": field.name, "default": field.default, "metavar": field.metadata.get("metavar")}
-        text = documentation(Options)[field.name].replace("%", "%%")
+        keywords: dict[str, Any] = {"dest": field.name, "default": field.default}
+        keywords["metavar"] = field.metadata.get("metavar")
+        text = documentation(Options)[field.name].removesuffix(".").replace("%", "%%")
         if get_origin(field.type) is Sequence:
-            about |= {"action": "append", "default": [], "metavar": "TEXT"}
-            text += " May be given several times."
-        elif int in kinds:
-            about |= {"type": whole_number, "metavar": "N"}
-        elif float in kinds:
-            about |= {"type": number, "metavar": "X"}
-        elif get_origin(kinds[0]) is Literal:
-            about["choices"] = get_args(kinds[0])
+            keywords |= {"action": "append", "default": [], "metavar": "TEXT"}
+            text += "; may be repeated"
+        elif int in types:
+            keywords |= {"type": whole_number, "metavar": "N"}
+        elif float in types:
+            keywords |= {"type": number, "metavar": "X"}
+        elif get_origin(types[0]) is Literal:
+            keywords["choices"] = get_args(types[0])
         if field.default not in (None, ()):
             text += " (default: %(default)s)"
-        parser.add_argument(flag, help=text, **about)
+        parser.add_argument(flag, help=text, **keywords)
 
 
 def convert(arguments: argparse.Namespace) -> None:
@@ -110,30 +111,28 @@ def generate(arguments: argparse.Namespace) -> None:
 
     options = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options)}
     prompts = read_prompts(arguments)
-    require(not arguments.stream or len(prompts) == 1, "stream: one completion of one prompt at a time")
-    require(not (arguments.stream and arguments.json), "stream: prints text; leave out --json")
-    require(
-        arguments.logprobs is None or arguments.json,
-        "logprobs: printed with --json only; give both, or leave it out",
-    )
+    require(not arguments.stream or len(prompts) == 1, "stream: requires a single prompt")
+    require(not (arguments.stream and arguments.json), "stream: cannot be combined with --json")
+    require(arguments.logprobs is None or arguments.json, "logprobs: requires --json")
     Options.of(options)  # reject bad options before loading a model
     model = load(arguments, quantize=arguments.quantize, draft=arguments.draft)
     if arguments.stream:
-        pieces = model.stream(prompts[0], **options)
+        chunks = model.stream(prompts[0], **options)
         print(prompts[0], end="", flush=True)
-        for piece in pieces:
-            print(piece, end="", flush=True)
+        for chunk in chunks:
+            print(chunk, end="", flush=True)
         print()
         return
     completions = model.complete(prompts, **options)
     for completion in completions:
         if arguments.json:
-            given = {name: value for name, value in dataclasses.asdict(completion).items() if value is not None}
+            record = {name: value for name, value in dataclasses.asdict(completion).items() if value is not None}
             if arguments.draft is None:
-                del given["proposed"], given["accepted"]
-            print(dumps(given))
+                del record["proposed"], record["accepted"]
+            print(dumps(record))
         else:
             print(completion.prompt + completion.completion)
     if proposed := sum(completion.proposed for completion in completions):
         accepted = sum(completion.accepted for completion in completions)
-        print(f"codegen-jax: {accepted:,} of {proposed:,} guesses held: {accepted / proposed:.0%}", file=sys.stderr)
+        share = f"{accepted:,} of {proposed:,} draft tokens accepted ({accepted / proposed:.0%})"
+        print(f"codegen-jax: {share}", file=sys.stderr)

@@ -23,7 +23,12 @@ def add_verbs(verbs: Any) -> None:
         "--mode", choices=("train", "decode"), default="train", help="what to compile (default: %(default)s)"
     )
     verb.add_argument(
-        "--rows", type=whole_number, default=1, metavar="N", help="of decode: sequences (default: %(default)s)"
+        "--batch-size",
+        dest="rows",
+        type=whole_number,
+        default=1,
+        metavar="N",
+        help="number of sequences to decode (decode mode; default: %(default)s)",
     )
     verb.add_argument(
         "--prompt-tokens", type=whole_number, default=1024, metavar="N", help="of each (default: %(default)s)"

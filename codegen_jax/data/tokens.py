@@ -18,7 +18,7 @@ from etils import epath
 
 from codegen_jax.data.tokenizer import Tokenizer, load_tokenizer
 from codegen_jax.errors import UserError
-from codegen_jax.storage import is_remote, open_path
+from codegen_jax.storage import file_size, is_remote, open_path
 
 MANIFEST = "manifest.json"
 
@@ -92,7 +92,7 @@ def checksum(file: epath.PathLike) -> str:
     file = epath.Path(file)
     with file.open("rb") as content:
         ends = content.read(1 << 16)
-        content.seek(max(0, file.stat().length - (1 << 16)))
+        content.seek(max(0, file_size(file) - (1 << 16)))
         return hashlib.sha256(ends + content.read()).hexdigest()[:16]
 
 
@@ -112,8 +112,8 @@ class TokenFiles:
     def _open(self, name: str, tokens: int, dtype: np.dtype) -> "np.ndarray | RemoteArray":
         path = self.folder / name
         expected = tokens * dtype.itemsize
-        if not path.exists() or path.stat().length != expected:
-            size = f"{path.stat().length} bytes" if path.exists() else "missing"
+        if not path.exists() or file_size(path) != expected:
+            size = f"{file_size(path)} bytes" if path.exists() else "missing"
             raise UserError(f"{path}: {size}, expected {expected} bytes by {MANIFEST}; run codegen-jax prepare again")
         if checksum(path) != self.manifest.checksums[name]:
             raise UserError(f"{path}: does not match its checksum in {MANIFEST}; run codegen-jax prepare again")

@@ -89,7 +89,8 @@ def log_probabilities(model: Generator, pieces: Sequence[Piece]) -> np.ndarray:
     If the ids of one piece are a prefix of another's, the two share a row. So the prompts in a history, and a prompt
     followed by many completions, add no cost.
 
-    >>> log_probabilities(model, [piece_after(model.tokenizer, "def f(x):", " return x", "f")])
+    >>> log_probabilities(model, [piece_after(model.tokenizer, "def f(x):", " return x", "f")]).shape
+    (1,)
     """
     rows = list[tuple[tuple[int, ...], list[int]]]()  # ids, and the indices of the pieces they contain
     # in reverse order, longer ids come right before the pieces that are their prefixes

@@ -1,1 +1,1 @@
-"""From a checkpoint to text."""
+"""Inference: from a checkpoint to text."""

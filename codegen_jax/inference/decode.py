@@ -1,12 +1,12 @@
 """Decoding on the device: rows of tokens grow until they end, one forward pass (round) at a time.
 
-A round processes the last token of each row and `guesses` draft tokens after it (none without speculative decoding),
-and samples the token that follows each of them. Draft tokens that equal the sampled ones are accepted, so a round
-yields one token more than it accepts. The randomness at a position depends only on the row's seed, its sample number
-and the position. Speculative decoding therefore gives the same tokens as plain decoding, greedy or sampled, and rows
-of a batch may accept different numbers of draft tokens.
+A round processes the last token of each row and `num_draft_tokens` draft tokens after it (none without speculative
+decoding), and samples the token that follows each of them. Draft tokens that equal the sampled ones are accepted, so a
+round yields one token more than it accepts. The randomness at a position depends only on the row's seed, its sample
+number and the position. Speculative decoding therefore gives the same tokens as plain decoding, greedy or sampled, and
+rows of a batch may accept different numbers of draft tokens.
 
-Axes: B rows, S slots, J positions of a round = guesses + 1, V vocabulary.
+Axes: B rows, S slots, J positions in a round = num_draft_tokens + 1, V vocabulary.
 """
 
 from functools import partial
@@ -20,9 +20,9 @@ from codegen_jax.config import CodeGenConfig
 from codegen_jax.inference.decode_weights import DecodeWeights
 from codegen_jax.inference.network import Cache, Past, empty_cache, hidden, logits, merge, put
 from codegen_jax.inference.options import Options, Sampling
-from codegen_jax.inference.sampling import draw, penalize
+from codegen_jax.inference.sampling import penalize, sample_token
 
-CHUNK = 32  # maximum number of rounds before the host checks for stop strings and ended rows
+CHUNK = 32  # maximum number of rounds between the host's checks for stop strings and ended rows
 NGRAM = 3  # maximum length of the n-gram matched by lookup
 
 
@@ -38,12 +38,12 @@ class Rows(NamedTuple):
         seed_B: uint32 seed; the randomness at a position depends on seed, sample number and position.
         sample_B: uint32 sample number.
         cache: the network's KV cache, for all tokens except the last.
-        draft_cache: the draft model's KV cache; it may also lack the token before the last. () without a draft model.
+        draft_cache: the draft model's KV cache, which may also lack the second-to-last token; () without a draft model.
         logprobs_BS: float32 log-probability of each token given the preceding ones, if requested.
-        top_logprobs_BSN: float32, the largest log-probabilities at each position.
-        top_ids_BSN: int32, their ids.
-        proposed_B: int32 number of draft tokens.
-        accepted_B: int32 number of accepted draft tokens.
+        top_logprobs_BSN: float32, the N largest log-probabilities at each position.
+        top_ids_BSN: int32, the ids with these log-probabilities.
+        proposed_B: int32 number of draft tokens so far.
+        accepted_B: int32 number of accepted draft tokens so far.
     """
 
     tokens_BS: jax.Array
@@ -68,17 +68,17 @@ class Program(NamedTuple):
     Attributes:
         config: config of the network.
         draft: config of the draft model, or None.
-        guesses: draft tokens per round; 0: no speculative decoding.
-        greedy: take the likeliest token.
+        num_draft_tokens: draft tokens per round; 0: no speculative decoding.
+        greedy: take the likeliest token instead of sampling.
         penalty: whether there is a repetition penalty.
-        logprobs: keep log-probabilities, also of this many of the likeliest ids; None: keep none.
-        vocab_size: ids from here on have no token and are never sampled.
+        logprobs: keep the tokens' log-probabilities and those of the N likeliest ids; None: keep none.
+        vocab_size: ids from this one up have no token and are never sampled.
         end_ids: ids that end a row.
     """
 
     config: CodeGenConfig
     draft: CodeGenConfig | None
-    guesses: int
+    num_draft_tokens: int
     greedy: bool
     penalty: bool
     logprobs: int | None
@@ -94,13 +94,13 @@ class Program(NamedTuple):
         vocab_size: int,
         end_ids: tuple[int, ...],
         draft: CodeGenConfig | None = None,
-        guesses: int = 0,
+        num_draft_tokens: int = 0,
     ) -> "Program":
         """The static settings for these options."""
         return cls(
             config=config,
             draft=draft,
-            guesses=guesses,
+            num_draft_tokens=num_draft_tokens,
             greedy=options.temperature == 0,
             penalty=options.repetition_penalty != 1,
             logprobs=options.logprobs,
@@ -162,18 +162,18 @@ def decode(
     program: Program,
 ) -> Rows:
     """Decode `rounds` rounds (at most CHUNK), or until every row has ended."""
-    recent = lambda config: empty_cache(config, len(rows.length_B), recent_slots(program.guesses))
+    recent = lambda config: empty_cache(config, len(rows.length_B), recent_slots(program.num_draft_tokens))
     past = Past(rows.cache, recent(program.config), rows.length_B - 1)
-    # in each round, the draft model starts with the token before the last, see `_guess`
-    draft_past = Past(rows.draft_cache, recent(program.draft) if program.draft else (), _before_last(rows))
+    # in each round, the draft model starts with the second-to-last token; see `_draft`
+    draft_past = Past(rows.draft_cache, recent(program.draft) if program.draft else (), _second_to_last(rows))
 
     def unfinished(carry: tuple[jax.Array, Rows, Cache, Cache]) -> jax.Array:
         return (carry[0] < rounds) & ~jnp.all(carry[1].done_B)
 
     def one_round(carry: tuple[jax.Array, Rows, Cache, Cache]) -> tuple[jax.Array, Rows, Cache, Cache]:
         number, rows, recent, draft_recent = carry
-        guesses_BJ, draft_recent = _guess(draft, rows, draft_past._replace(recent=draft_recent), sampling, program)
-        rows, recent = decode_round(weights, guesses_BJ, rows, past._replace(recent=recent), sampling, program)
+        draft_tokens_BJ, draft_recent = _draft(draft, rows, draft_past._replace(recent=draft_recent), sampling, program)
+        rows, recent = decode_round(weights, draft_tokens_BJ, rows, past._replace(recent=recent), sampling, program)
         return number + 1, rows, recent, draft_recent
 
     carry = (jnp.int32(0), rows._replace(cache=(), draft_cache=()), past.recent, draft_past.recent)
@@ -183,136 +183,136 @@ def decode(
     )
 
 
-def slots_for(length: int, guesses: int) -> int:
-    """Number of slots for rows of this length, with room for a chunk."""
-    return rounded_up(length + recent_slots(guesses), 128)
+def slots_for(length: int, num_draft_tokens: int) -> int:
+    """Number of slots for rows of this length, with room for a chunk of CHUNK rounds."""
+    return rounded_up(length + recent_slots(num_draft_tokens), 128)
 
 
 def rounded_up(count: int, step: int) -> int:
-    """Round up to a multiple of `step` and to one of four sizes per power of two: few programs, little padding."""
+    """Round up to a multiple of `step` and one of four sizes per power of two, for few programs and little padding."""
     step = max(step, (1 << (count - 1).bit_length()) // 8)
     return -(-count // step) * step
 
 
-def recent_slots(guesses: int) -> int:
-    """Number of slots that a chunk may need beyond the current length of the rows."""
-    return CHUNK * (guesses + 1) + 2
+def recent_slots(num_draft_tokens: int) -> int:
+    """Number of slots that a chunk of rounds may need beyond the current length of the rows."""
+    return CHUNK * (num_draft_tokens + 1) + 2
 
 
 def decode_round(
-    weights: DecodeWeights, guesses_BJ: jax.Array, rows: Rows, past: Past, sampling: Sampling, program: Program
+    weights: DecodeWeights, draft_tokens_BJ: jax.Array, rows: Rows, past: Past, sampling: Sampling, program: Program
 ) -> tuple[Rows, Cache]:
     """One round: each unfinished row gets one token plus one per accepted draft token, up to its limit."""
     last_B1 = _read(rows.tokens_BS, rows.length_B - 1, 1)
-    tokens_BJ = jnp.concatenate([last_B1, guesses_BJ], 1)
+    tokens_BJ = jnp.concatenate([last_B1, draft_tokens_BJ], 1)
     x_BJD, recent = hidden(weights, program.config, tokens_BJ, past, rows.length_B - 1)
     logits_BJV = _replicated(logits(weights, x_BJD))
-    drawn_BJ = _draw(logits_BJV, rows, guesses_BJ, 0, sampling, program)
+    sampled_BJ = _sample(logits_BJV, rows, draft_tokens_BJ, 0, sampling, program)
 
     # a position is reached if all draft tokens before it were accepted and none of them ended the row
-    held_BJ = (drawn_BJ[:, :-1] == guesses_BJ) & ~_ends(guesses_BJ, program)
-    reached_BJ = jnp.cumprod(jnp.pad(held_BJ, ((0, 0), (1, 0)), constant_values=True), axis=1).astype(bool)
+    accepted_BJ = (sampled_BJ[:, :-1] == draft_tokens_BJ) & ~_is_end(draft_tokens_BJ, program)
+    reached_BJ = jnp.cumprod(jnp.pad(accepted_BJ, ((0, 0), (1, 0)), constant_values=True), axis=1).astype(bool)
     room_B = rows.limit_B - rows.length_B
     new_B = jnp.where(rows.done_B, 0, jnp.minimum(reached_BJ.sum(1), room_B))
-    ended_B = _ends(drawn_BJ[jnp.arange(len(new_B)), jnp.maximum(new_B - 1, 0)], program) & (new_B > 0)
+    ended_B = _is_end(sampled_BJ[jnp.arange(len(new_B)), jnp.maximum(new_B - 1, 0)], program) & (new_B > 0)
     if program.logprobs is not None:
-        rows = _keep_logprobs(rows, jax.nn.log_softmax(logits_BJV), drawn_BJ, program.logprobs)
+        rows = _keep_logprobs(rows, jax.nn.log_softmax(logits_BJV), sampled_BJ, program.logprobs)
     rows = rows._replace(
-        tokens_BS=_store(rows.tokens_BS, drawn_BJ, rows.length_B),
+        tokens_BS=_store(rows.tokens_BS, sampled_BJ, rows.length_B),
         length_B=rows.length_B + new_B,
         done_B=rows.done_B | ended_B | (new_B == room_B),
-        proposed_B=rows.proposed_B + jnp.where(rows.done_B, 0, program.guesses),
+        proposed_B=rows.proposed_B + jnp.where(rows.done_B, 0, program.num_draft_tokens),
         accepted_B=rows.accepted_B + jnp.maximum(new_B - 1, 0),
     )
     return rows, recent
 
 
-def _ends(tokens: jax.Array, program: Program) -> jax.Array:
+def _is_end(tokens: jax.Array, program: Program) -> jax.Array:
     return jnp.isin(tokens, jnp.array(program.end_ids, jnp.int32))
 
 
-def _draw(
+def _sample(
     logits_BJV: jax.Array,
     rows: Rows,
-    guesses_BJ: jax.Array,
+    draft_tokens_BJ: jax.Array,
     first: jax.Array | int,
     sampling: Sampling,
     program: Program,
 ) -> jax.Array:
-    """Tokens for J positions, starting `first` after the row's end, each given the draft tokens before it; [B, J]."""
+    """Sample tokens [B, J], starting `first` positions after each row's end, each given the draft tokens before it."""
     B, J, V = logits_BJV.shape
     if program.penalty:
         known_BS = jnp.arange(rows.tokens_BS.shape[1]) < rows.length_B[:, None]
         seen_BV = (
             jnp.zeros((B, V + 1), bool).at[jnp.arange(B)[:, None], jnp.where(known_BS, rows.tokens_BS, V)].set(True)
         )
-        guessed_BJV = jnp.cumsum(jax.nn.one_hot(guesses_BJ, V, dtype=jnp.int8), axis=1) > 0
-        guessed_BJV = jnp.pad(guessed_BJV, ((0, 0), (J - guesses_BJ.shape[1], 0), (0, 0)))
-        logits_BJV = penalize(logits_BJV, seen_BV[:, None, :V] | guessed_BJV, sampling.repetition_penalty)
+        drafted_BJV = jnp.cumsum(jax.nn.one_hot(draft_tokens_BJ, V, dtype=jnp.int8), axis=1) > 0
+        drafted_BJV = jnp.pad(drafted_BJV, ((0, 0), (J - draft_tokens_BJ.shape[1], 0), (0, 0)))
+        logits_BJV = penalize(logits_BJV, seen_BV[:, None, :V] | drafted_BJV, sampling.repetition_penalty)
     logits_BJV = jnp.where(jnp.arange(V) < program.vocab_size, logits_BJV, -jnp.inf)
     if program.greedy:
         return jnp.argmax(logits_BJV, axis=-1).astype(jnp.int32)
-    places_BJ = (rows.length_B - rows.prompt_B)[:, None] + first + jnp.arange(J)
+    index_BJ = (rows.length_B - rows.prompt_B)[:, None] + first + jnp.arange(J)
 
-    def draw_for(logits_V: jax.Array, seed: jax.Array, sample: jax.Array, place: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), sample), place)
-        return draw(logits_V, key, sampling).astype(jnp.int32)
+    def sample_one(logits_V: jax.Array, seed: jax.Array, sample: jax.Array, index: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), sample), index)
+        return sample_token(logits_V, key, sampling).astype(jnp.int32)
 
-    of_rows = jax.vmap(jax.vmap(draw_for, (0, None, None, 0)))
-    return of_rows(logits_BJV, rows.seed_B, rows.sample_B, places_BJ)
+    sample_all = jax.vmap(jax.vmap(sample_one, (0, None, None, 0)))
+    return sample_all(logits_BJV, rows.seed_B, rows.sample_B, index_BJ)
 
 
-def _guess(
+def _draft(
     draft: DecodeWeights | None, rows: Rows, past: Past, sampling: Sampling, program: Program
 ) -> tuple[jax.Array, Cache]:
-    """Draft tokens [B, guesses] to follow each row, and the draft model's updated recent cache."""
+    """Draft tokens [B, num_draft_tokens] to follow each row, and the draft model's updated recent cache."""
     none_B0 = jnp.zeros((len(rows.length_B), 0), jnp.int32)
-    if program.guesses == 0:
+    if program.num_draft_tokens == 0:
         return none_B0, past.recent
     if draft is None or program.draft is None:
-        return _look_up(rows, program.guesses), past.recent
+        return _look_up(rows, program.num_draft_tokens), past.recent
     config = program.draft
     # two tokens: if all draft tokens of a round were accepted, the draft model has not processed the last of them
-    first_B = _before_last(rows)
+    first_B = _second_to_last(rows)
     x_B2D, recent = hidden(draft, config, _read(rows.tokens_BS, first_B, 2), past, first_B)
     x_BD = x_B2D[jnp.arange(len(first_B)), rows.length_B - 1 - first_B]
 
-    def next_guess(carry: Any, number: jax.Array) -> tuple[Any, jax.Array]:
+    def next_token(carry: Any, number: jax.Array) -> tuple[Any, jax.Array]:
         x_BD, recent = carry
         logits_B1V = _replicated(logits(draft, x_BD)[:, None])
-        guess_B1 = _draw(logits_B1V, rows, none_B0, number, sampling, program)
-        x_B1D, recent = hidden(draft, config, guess_B1, past._replace(recent=recent), rows.length_B + number)
-        return (x_B1D[:, 0], recent), guess_B1[:, 0]
+        token_B1 = _sample(logits_B1V, rows, none_B0, number, sampling, program)
+        x_B1D, recent = hidden(draft, config, token_B1, past._replace(recent=recent), rows.length_B + number)
+        return (x_B1D[:, 0], recent), token_B1[:, 0]
 
-    (_, recent), guesses_JB = jax.lax.scan(next_guess, (x_BD, recent), jnp.arange(program.guesses))
-    return guesses_JB.T, recent
+    (_, recent), draft_tokens_JB = jax.lax.scan(next_token, (x_BD, recent), jnp.arange(program.num_draft_tokens))
+    return draft_tokens_JB.T, recent
 
 
-def _before_last(rows: Rows) -> jax.Array:
+def _second_to_last(rows: Rows) -> jax.Array:
     return jnp.maximum(rows.length_B - 2, 0)
 
 
-def _look_up(rows: Rows, guesses: int) -> jax.Array:
+def _look_up(rows: Rows, num_draft_tokens: int) -> jax.Array:
     """The tokens that followed an earlier occurrence of the row's last tokens.
 
-    Prefers the longest match, then one followed by at least `guesses` known tokens, then the latest.
+    Prefers the longest match, then one followed by at least `num_draft_tokens` known tokens, then the latest.
     """
     tokens_BS, last_B = rows.tokens_BS, rows.length_B - 1
-    place_S = jnp.arange(tokens_BS.shape[1])
-    matches_BS, same_BS = jnp.zeros(tokens_BS.shape, jnp.int32), place_S < last_B[:, None]
-    for back in range(NGRAM):
-        same_BS &= (jnp.roll(tokens_BS, back, axis=1) == _read(tokens_BS, last_B - back, 1)) & (place_S >= back)
+    slot_S = jnp.arange(tokens_BS.shape[1])
+    matches_BS, same_BS = jnp.zeros(tokens_BS.shape, jnp.int32), slot_S < last_B[:, None]
+    for offset in range(NGRAM):
+        same_BS &= (jnp.roll(tokens_BS, offset, axis=1) == _read(tokens_BS, last_B - offset, 1)) & (slot_S >= offset)
         matches_BS += same_BS
-    whole_BS = place_S + guesses <= last_B[:, None]
-    best_B = jnp.argmax((2 * matches_BS + whole_BS) * len(place_S) + place_S, axis=1)
-    return _read(tokens_BS, best_B + 1, guesses)
+    whole_BS = slot_S + num_draft_tokens <= last_B[:, None]
+    best_B = jnp.argmax((2 * matches_BS + whole_BS) * len(slot_S) + slot_S, axis=1)
+    return _read(tokens_BS, best_B + 1, num_draft_tokens)
 
 
-def _keep_logprobs(rows: Rows, logprobs_BJV: jax.Array, drawn_BJ: jax.Array, top: int) -> Rows:
+def _keep_logprobs(rows: Rows, logprobs_BJV: jax.Array, sampled_BJ: jax.Array, top: int) -> Rows:
     values_BJN, ids_BJN = jax.lax.top_k(logprobs_BJV, top)
-    drawn = jnp.take_along_axis(logprobs_BJV, drawn_BJ[..., None], axis=-1)[..., 0]
+    sampled = jnp.take_along_axis(logprobs_BJV, sampled_BJ[..., None], axis=-1)[..., 0]
     return rows._replace(
-        logprobs_BS=_store(rows.logprobs_BS, drawn, rows.length_B),
+        logprobs_BS=_store(rows.logprobs_BS, sampled, rows.length_B),
         top_logprobs_BSN=_store(rows.top_logprobs_BSN, values_BJN, rows.length_B),
         top_ids_BSN=_store(rows.top_ids_BSN, ids_BJN, rows.length_B),
     )

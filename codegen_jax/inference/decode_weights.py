@@ -56,7 +56,7 @@ def load_weights(weights: Weights, config: CodeGenConfig, mesh: Mesh, quantize: 
         return weights.read(name, (slice(layer, layer + 1), *bounds[1:]))[0]
 
     def place(value: Any, axes: Any, dtype: Any) -> Any:
-        with np.errstate(invalid="ignore"):  # casting NaN to int8, if NaN is allowed: the row's scale is NaN too
+        with np.errstate(invalid="ignore"):  # if NaN is allowed, it is cast to int8; the row's scale is NaN, too
             stored = np.ascontiguousarray(value).astype(dtype)
         return jax.device_put(stored, NamedSharding(mesh, spec(*axes)))
 
@@ -74,17 +74,17 @@ def arrange_params(params: Params, config: CodeGenConfig, groups: int) -> Decode
 
 def abstract_weights(config: CodeGenConfig, mesh: Mesh, quantize: Quantize) -> DecodeWeights:
     """Shapes, dtypes and shardings of the weights, for ahead-of-time compilation."""
-    found: list[DecodeWeights] = []
+    arranged: list[DecodeWeights] = []
 
     def place(value: jax.Array, axes: Any, dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(value.shape, dtype, sharding=NamedSharding(mesh, spec(*axes)))
 
     def trace(params: Params) -> tuple[()]:
-        found.append(_arrange(_reader(params), place, config, mesh.shape["tensor"], quantize, jnp))
+        arranged.append(_arrange(_reader(params), place, config, mesh.shape["tensor"], quantize, jnp))
         return ()
 
     jax.eval_shape(trace, abstract_params(config))
-    return found[0]
+    return arranged[0]
 
 
 def _reader(params: Params) -> Callable[[str, int | None], jax.Array]:
@@ -108,7 +108,10 @@ def _arrange(
     xp: Any,
 ) -> DecodeWeights:
     D, H, K, axes = config.n_embd, config.n_head, config.head_dim, axes_by_name(config)
-    require(H % G == 0 and config.vocab_size % G == 0, f"tensor: {G} does not divide the {H} heads and the vocabulary")
+    require(
+        H % G == 0 and config.vocab_size % G == 0,
+        f"tensor: must divide the {H} heads and the vocabulary of {config.vocab_size}, got {G}",
+    )
 
     def matrix(values: Any, axes: tuple[str, str]) -> Matrix:
         if quantize is None:

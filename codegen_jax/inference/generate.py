@@ -33,9 +33,10 @@ from codegen_jax.inference.decode import (
 from codegen_jax.inference.decode_weights import DecodeWeights, arrange_params, load_weights
 from codegen_jax.inference.matrix import Quantize
 from codegen_jax.inference.network import Cache, hidden, logits
-from codegen_jax.inference.options import Options, takes_options
+from codegen_jax.inference.options import Options, accepts_options
 from codegen_jax.inference.stops import Stops
 from codegen_jax.model.codegen import Params
+from codegen_jax.renamed import accepts_former_names
 from codegen_jax.sharding import ROWS, make_mesh
 from codegen_jax.weights.base import StoredWeights
 from codegen_jax.weights.generation_config import end_ids
@@ -51,15 +52,15 @@ class Completion:
     """One completion of one prompt.
 
     Attributes:
-        prompt: as given, or decoded if it was given as ids.
+        prompt: the prompt, decoded if it was given as ids.
         completion: the text after the prompt.
         token_ids: ids of the completion, without eos; with a stop string, up to the token that completed it.
         finish_reason: eos, stop or length.
         logprobs: natural log of the model's probability of each of token_ids, regardless of temperature, top_p and
             top_k.
-        top_logprobs: at each position, the likeliest ids with their log-probabilities.
+        top_logprobs: at each position, the most likely ids with their log-probabilities.
         proposed: number of draft tokens.
-        accepted: number of accepted draft tokens.
+        accepted: number of draft tokens that were accepted.
     """
 
     prompt: str
@@ -79,7 +80,7 @@ class Score:
     Attributes:
         token_ids: ids of the text.
         logprobs: log-probability of each id except the first, given the preceding ids.
-        top_logprobs: at the same positions, the likeliest ids with their log-probabilities.
+        top_logprobs: at the same positions, the most likely ids with their log-probabilities.
     """
 
     token_ids: list[int]
@@ -118,12 +119,14 @@ class Turn(NamedTuple):
 class Generator:
     """A model and its tokenizer, ready to complete and score texts.
 
+    In the examples of its methods, runs/double is a model that was trained on one function.
+
     Args:
         config: config of the network.
         weights: weights on `mesh`.
         tokenizer: the model's tokenizer.
         mesh: mesh with the axes data (rows) and tensor (heads and the MLP).
-        max_rows: maximum number of rows decoded together; None: 64, or 16 on a CPU, since 64 took 2.5 GB more at 350M
+        max_rows: maximum number of rows decoded together; None: 64, or 16 on a CPU, since 64 needed 2.5 GB more at 350M
             (docs/performance.md).
         end_ids: ids that end a completion; None: the tokenizer's.
         draft: enables speculative decoding. "lookup" drafts the tokens that followed an earlier occurrence of the last
@@ -147,16 +150,16 @@ class Generator:
         self.config, self.weights, self.tokenizer, self.mesh = config, weights, tokenizer, mesh
         self.max_rows = max_rows or (16 if mesh.devices.flat[0].platform == "cpu" else 64)
         known = draft in (None, "lookup") or isinstance(draft, Generator)
-        require(known, f"draft: {draft!r} is neither lookup nor a loaded model")
+        require(known, f"draft: must be 'lookup' or a loaded model, got {draft!r}")
         self.end_ids = tokenizer.end_ids if end_ids is None else end_ids
         self.speculates = draft is not None
         self.draft_model = draft if isinstance(draft, Generator) else None
         if self.draft_model:
-            require(self.draft_model.mesh == mesh, "draft: it lies on another mesh than the model")
-            theirs = self.draft_model.tokenizer.fingerprint
+            require(self.draft_model.mesh == mesh, "draft: the draft model must be on the same mesh as the model")
+            ours, drafts = tokenizer.fingerprint, self.draft_model.tokenizer.fingerprint
             require(
-                theirs == tokenizer.fingerprint,
-                f"draft: its tokenizer is {theirs}, that of the model {tokenizer.fingerprint}; a draft needs the same",
+                ours == drafts,
+                f"draft: the draft model must have the model's tokenizer {ours}, but has {drafts}",
             )
         self.compiled: set[Any] = set()
 
@@ -170,7 +173,10 @@ class Generator:
         draft: str | Path | None = None,
         allow_nonfinite: bool = False,
     ) -> "Generator":
-        """Load a model, named as in `open_model`; the arguments are those of `codegen_jax.load`."""
+        """Load a model; same as `codegen_jax.load`.
+
+        >>> model = Generator.load("runs/double", dtype="float32", quantize="int8")
+        """
         for name, value, hint in (
             ("model", model, str | Path),
             ("dtype", dtype, Dtype),
@@ -181,40 +187,56 @@ class Generator:
         ):
             check_type(name, value, hint)
         weights = open_model(str(model), allow_nonfinite=allow_nonfinite)
-        config = _of_decoding(weights.config, dtype)
+        config = _decoding_config(weights.config, dtype)
         tokenizer = tokenizer_of(weights, model)
         devices = make_mesh(mesh) if mesh else make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-        guesser = (
+        draft_model = (
             None
             if draft is None or draft == "lookup"
             else cls.load(draft, dtype, quantize, mesh, allow_nonfinite=allow_nonfinite)
         )
         arranged = load_weights(weights, config, devices, quantize)
         ends = end_ids(weights.generation_config, tokenizer)
-        return cls(config, arranged, tokenizer, devices, draft=guesser or ("lookup" if draft else None), end_ids=ends)
+        return cls(
+            config, arranged, tokenizer, devices, draft=draft_model or ("lookup" if draft else None), end_ids=ends
+        )
 
     @classmethod
     def of_params(cls, config: CodeGenConfig, params: Params, tokenizer: Tokenizer, mesh: Mesh) -> "Generator":
-        """Create a generator from parameters that are already on the mesh, as in training."""
-        config = _of_decoding(config)
+        """Create a generator from parameters that are already on the mesh, as in training.
+
+        >>> from codegen_jax.model.codegen import init_params
+        >>> trained = codegen_jax.load("runs/double")
+        >>> params = init_params(trained.config, seed=0)
+        >>> untrained = Generator.of_params(trained.config, params, trained.tokenizer, trained.mesh)
+        """
+        config = _decoding_config(config)
         with jax.set_mesh(mesh):
             weights = jax.jit(partial(arrange_params, config=config, groups=mesh.shape["tensor"]))(params)
         return cls(config, weights, tokenizer, mesh)
 
-    @takes_options
+    @accepts_options
     def generate(self, prompt: str, **options: Any) -> str:
         """The completion of one prompt as text.
 
-        >>> codegen_jax.load("runs/tiny_cpu").generate("def add(a, b):", max_new_tokens=64, temperature=0)
+        >>> model = codegen_jax.load("runs/double")
+        >>> print("def double(x):" + model.generate("def double(x):", max_new_tokens=64, temperature=0))
+        def double(x):
+            return 2 * x
         """
         check_type("prompt", prompt, str)
         return self.complete([prompt], **options)[0].completion
 
-    @takes_options
+    @accepts_options
     def complete(self, prompts: Sequence[str | Sequence[int]], **options: Any) -> list[Completion]:
         """Complete prompts of any length, with num_samples completions per prompt.
 
-        A prompt longer than the context is truncated from the left, with a warning.
+        A prompt longer than the context is truncated on the left, with a warning.
+
+        >>> model = codegen_jax.load("runs/double")
+        >>> completions = model.complete(["def double(x):", "    return"], temperature=0.8)
+        >>> [(completion.prompt, completion.finish_reason) for completion in completions]
+        [('def double(x):', 'eos'), ('    return', 'eos')]
 
         Args:
             prompts: texts or token ids.
@@ -230,11 +252,19 @@ class Generator:
                 pass
         return [self._completion(request, stops) for request in requests]
 
-    @takes_options
+    @accepts_options
     def complete_turn(
         self, prompts: Sequence[str | Sequence[int]], before: Turn | None = None, **options: Any
     ) -> tuple[list[Completion], Turn]:
         """Complete prompts that begin with the rows of the previous turn, reusing its KV cache.
+
+        >>> model = codegen_jax.load("runs/double")
+        >>> (first,), turn = model.complete_turn(["def double(x):"], temperature=0)
+        >>> prompt = "def double(x):" + first.completion + "def double("
+        >>> (second,), turn = model.complete_turn([prompt], turn, temperature=0)
+        >>> print(second.completion)
+        x):
+            return 2 * x
 
         Args:
             prompts: at most `max_rows`; every later turn needs the same number, in the same order.
@@ -244,8 +274,8 @@ class Generator:
             One completion per prompt, as from `complete`, and the state for the next turn.
         """
         chosen = Options.of(options)
-        require(chosen.num_samples == 1, "num_samples: a turn has one completion per prompt")
-        require(len(prompts) <= self.max_rows, f"prompts: {len(prompts)} are more than the {self.max_rows} rows")
+        require(chosen.num_samples == 1, f"num_samples: must be 1 for a turn, got {chosen.num_samples}")
+        require(len(prompts) <= self.max_rows, f"prompts: at most {self.max_rows} are allowed, got {len(prompts)}")
         stops, requests = chosen.stops(), self._requests(prompts, chosen)
         caches = ()
         for rows in self._run(requests, chosen, stops, CHUNK, before, keep=True):
@@ -253,12 +283,21 @@ class Generator:
         after = Turn([request.ids + request.new for request in requests], caches)
         return [self._completion(request, stops) for request in requests], after
 
-    @takes_options
+    @accepts_options
     def stream(self, prompt: str, **options: Any) -> Iterator[str]:
-        """The completion of one prompt in chunks, yielded once their text is final; joined, they equal `generate`'s."""
+        """The completion of one prompt in chunks, yielded as soon as their text is final.
+
+        Joined, the chunks equal the result of `generate`.
+
+        >>> model = codegen_jax.load("runs/double")
+        >>> for chunk in model.stream("def double(", temperature=0):
+        ...     print(chunk, end="", flush=True)
+        x):
+            return 2 * x
+        """
         check_type("prompt", prompt, str)
         chosen = Options.of(options)
-        require(chosen.num_samples == 1, "num_samples: a stream is one completion of one prompt")
+        require(chosen.num_samples == 1, f"num_samples: must be 1 for a stream, got {chosen.num_samples}")
         (request,) = self._requests([prompt], chosen)
         return self._stream(request, chosen)
 
@@ -266,7 +305,7 @@ class Generator:
         stops, shown = chosen.stops(), 0
         for _ in self._run([request], chosen, stops, 1):
             text = self.tokenizer.decode(request.new)
-            end = stops.settled(text)
+            end = stops.final_length(text)
             if request.reason is None and end > shown:
                 yield text[shown:end]
                 shown = end
@@ -275,22 +314,29 @@ class Generator:
     def score(self, texts: Sequence[str], top: int = 0) -> list[Score]:
         """The log-probabilities that the model assigns to given texts.
 
+        >>> model = codegen_jax.load("runs/double")
+        >>> right, wrong = model.score(["def double(x):", "def double(2):"])
+        >>> len(right.token_ids), len(right.logprobs)
+        (5, 4)
+        >>> sum(right.logprobs) > sum(wrong.logprobs)
+        True
+
         Args:
             texts: texts of any length up to the context.
-            top: also return this many of the likeliest ids at each position.
+            top: also return this many of the most likely ids at each position.
 
         Raises:
             UserError: if a text is empty or longer than the context.
         """
         check_type("texts", texts, Sequence[str])
         check_type("top", top, int)
-        require(0 <= top <= self.config.vocab_size, f"top: {top} must be in [0, {self.config.vocab_size}]")
+        require(0 <= top <= self.config.vocab_size, f"top: must be in [0, {self.config.vocab_size}], got {top}")
         scores = []
         for text in texts:
             ids = self._encode(text, "text")
             require(
                 len(ids) <= self.config.n_positions,
-                f"text: {len(ids)} tokens exceed the context of {self.config.n_positions}; shorten it",
+                f"text: {len(ids)} tokens exceed the context of {self.config.n_positions}; shorten the text",
             )
             logprobs_BT, top_BTN, ids_BTN = self.logprobs(np.array([ids]), top)
             likeliest = [dict(zip(*pair)) for pair in zip(ids_BTN[0].tolist(), top_BTN[0].tolist())]
@@ -300,32 +346,43 @@ class Generator:
     def logprobs(self, tokens_BT: np.ndarray, top: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Log-probabilities of ids given the preceding ids in the row.
 
+        >>> model = codegen_jax.load("runs/double")
+        >>> logprobs_BT, top_logprobs_BTN, top_ids_BTN = model.logprobs(np.array([[1, 2, 3]]), top=5)
+        >>> logprobs_BT.shape, top_ids_BTN.shape
+        ((1, 2), (1, 2, 5))
+
         Returns:
-            The log-probabilities, float32 [B, T - 1]; those of the `top` likeliest ids at the same positions, float32
+            The log-probabilities, float32 [B, T - 1]; those of the `top` most likely ids at the same positions, float32
             [B, T - 1, top]; and these ids, int32 [B, T - 1, top].
         """
         B, T = tokens_BT.shape
-        padded = np.zeros((self._rows(B), _power_of_two(T - 1) + 1), np.int32)  # no other token attends to the last one
+        padded = np.zeros(
+            (self._padded_rows(B), _power_of_two(T - 1) + 1), np.int32
+        )  # no other token attends to the last one
         padded[:B, :T] = tokens_BT
         with jax.set_mesh(self.mesh):
             name = f"scoring of {padded.shape[0]} x {padded.shape[1]} tokens"
-            found = self._call(_logprobs, name, top, self.weights, padded, config=self.config, top=top)
-        logprobs, values, ids = (np.asarray(x)[:B, : T - 1] for x in found)
+            arrays = self._call(_logprobs, name, top, self.weights, padded, config=self.config, top=top)
+        logprobs, values, ids = (np.asarray(x)[:B, : T - 1] for x in arrays)
         return logprobs, values, ids
 
-    @takes_options
-    def warmup(self, rows: int, prompt_tokens: int, **options: Any) -> None:
-        """Compile in advance what `complete` needs for `rows` rows and prompts of `prompt_tokens` tokens."""
-        chosen, room = Options.of(options), self.config.n_positions
-        for name, value in (("rows", rows), ("prompt_tokens", prompt_tokens)):
+    @accepts_former_names
+    @accepts_options
+    def warmup(self, batch_size: int, prompt_tokens: int, **options: Any) -> None:
+        """Compile in advance what `complete` needs for `batch_size` prompts of `prompt_tokens` tokens each.
+
+        >>> codegen_jax.load("runs/double").warmup(batch_size=2, prompt_tokens=8, max_new_tokens=32)
+        """
+        chosen, context = Options.of(options), self.config.n_positions
+        for name, value in (("batch_size", batch_size), ("prompt_tokens", prompt_tokens)):
             check_type(name, value, int)
-            require(value > 0, f"{name}: {value} must be positive")
+            require(value > 0, f"{name}: must be positive, got {value}")
         require(
-            prompt_tokens + chosen.max_new_tokens <= room,
-            f"prompt_tokens: {prompt_tokens} and max_new_tokens = {chosen.max_new_tokens} exceed the context of {room}",
+            prompt_tokens + chosen.max_new_tokens <= context,
+            f"prompt_tokens: {prompt_tokens} and {chosen.max_new_tokens} new tokens exceed the context of {context}",
         )
         # different prompts, since equal prompts are prefilled only once
-        requests = [Request("", [row % self.tokenizer.vocab_size] * prompt_tokens, 0, 0) for row in range(rows)]
+        requests = [Request("", [row % self.tokenizer.vocab_size] * prompt_tokens, 0, 0) for row in range(batch_size)]
         with jax.set_mesh(self.mesh):
             decoding = self._start(requests, chosen)
             for length in range(prompt_tokens, prompt_tokens + chosen.max_new_tokens, CHUNK):
@@ -336,27 +393,30 @@ class Generator:
         require(bool(prompts), "prompts: must not be empty")
         require(
             (options.logprobs or 0) <= self.config.vocab_size,
-            f"logprobs: {options.logprobs} is more than the {self.config.vocab_size} ids that there are",
+            f"logprobs: must be at most {self.config.vocab_size}, the size of the vocabulary, got {options.logprobs}",
         )
-        room = self.config.n_positions - options.max_new_tokens
+        longest = self.config.n_positions - options.max_new_tokens
         requests = []
         for prompt, seed in zip(prompts, options.seeds(len(prompts)), strict=True):
-            ids = self._encode(prompt, "prompt") if isinstance(prompt, str) else self._checked(prompt)
+            ids = self._encode(prompt, "prompt") if isinstance(prompt, str) else self._check_ids(prompt)
             require(
-                room > 0 and (len(ids) <= room or len(ids) > self.config.n_positions),
-                f"max_new_tokens: a prompt of {len(ids)} tokens and {options.max_new_tokens} new ones exceed the "
-                f"context of {self.config.n_positions}; shorten one",
+                longest > 0 and (len(ids) <= longest or len(ids) > self.config.n_positions),
+                f"max_new_tokens: a prompt of {len(ids)} tokens and {options.max_new_tokens} new tokens exceed the "
+                f"context of {self.config.n_positions}; reduce max_new_tokens or shorten the prompt",
             )
-            if len(ids) > room:
-                log.warning(f"a prompt of {len(ids)} tokens is longer than the context; only its last {room} are used")
+            if len(ids) > longest:
+                log.warning(
+                    f"a prompt of {len(ids)} tokens exceeds the context; only its last {longest} tokens are used"
+                )
             text = prompt if isinstance(prompt, str) else self.tokenizer.decode(ids)
-            requests += [Request(text, ids[-room:], seed, number) for number in range(options.num_samples)]
+            requests += [Request(text, ids[-longest:], seed, number) for number in range(options.num_samples)]
         return requests
 
-    def _checked(self, ids: Sequence[int]) -> list[int]:
+    def _check_ids(self, ids: Sequence[int]) -> list[int]:
         require(bool(ids), "prompt: must not be empty")
-        wrong = next((id for id in ids if not 0 <= id < self.tokenizer.vocab_size), None)
-        require(wrong is None, f"prompt: {wrong} is no id of the tokenizer, which has {self.tokenizer.vocab_size}")
+        V = self.tokenizer.vocab_size
+        invalid = next((id for id in ids if not 0 <= id < V), None)
+        require(invalid is None, f"prompt: id {invalid} is not in the vocabulary; ids must be in [0, {V})")
         return list(ids)
 
     def _encode(self, text: str, name: str) -> list[int]:
@@ -392,23 +452,24 @@ class Generator:
                 live, rows = self._collect(live, rows, options, stops, keep)
             yield rows
 
-    def _guesses(self, options: Options) -> int:
-        return options.num_guesses if self.speculates else 0
+    def _num_draft_tokens(self, options: Options) -> int:
+        return options.num_draft_tokens if self.speculates else 0
 
     def _decode(self, rows: Rows, longest: int, rounds: int, options: Options) -> Rows:
         """Decode `rounds` rounds, adding slots if needed; `longest` is the length of the longest row."""
-        draft, guesses = self.draft_model, self._guesses(options)
+        draft, num_draft_tokens = self.draft_model, self._num_draft_tokens(options)
         program = Program.of(
             options,
             self.config,
             vocab_size=self.tokenizer.vocab_size,
             end_ids=self.end_ids,
             draft=draft.config if draft else None,
-            guesses=guesses,
+            num_draft_tokens=num_draft_tokens,
         )
         slots = rows.tokens_BS.shape[1]
-        if (needed := slots_for(longest, guesses)) > slots:  # at least double, so few programs are compiled
-            rows = grow(rows, slots=max(needed, min(2 * slots, slots_for(self.config.n_positions, guesses))))
+        if (needed := slots_for(longest, num_draft_tokens)) > slots:  # at least double, to compile few programs
+            largest = slots_for(self.config.n_positions, num_draft_tokens)
+            rows = grow(rows, slots=max(needed, min(2 * slots, largest)))
         return self._call(
             decode,
             f"decode of {len(rows.done_B)} row(s) x {rows.tokens_BS.shape[1]} slots",
@@ -423,8 +484,8 @@ class Generator:
 
     def _start(self, requests: list[Request], options: Options, before: Turn | None = None) -> Rows:
         """One row per request, with its prompt's KV cache; rows that pad the batch size are marked as done."""
-        B, longest = self._rows(len(requests)), max(len(request.ids) for request in requests)
-        slots, known_B = slots_for(longest, self._guesses(options)), self._known(requests, before, B)
+        B, longest = self._padded_rows(len(requests)), max(len(request.ids) for request in requests)
+        slots, known_B = slots_for(longest, self._num_draft_tokens(options)), self._cached_lengths(requests, before, B)
         if before is None or known_B is None:
             caches = self._prefill(requests, B, slots)
         else:
@@ -434,7 +495,7 @@ class Generator:
         for row, request in enumerate(filled):
             tokens_BS[row, : len(request.ids)] = request.ids
         lengths_B = np.array([len(request.ids) for request in filled], np.int32)
-        places, top = (0, 0) if options.logprobs is None else (slots, options.logprobs)
+        logprob_slots, top = (0, 0) if options.logprobs is None else (slots, options.logprobs)
         values: dict[str, Any] = dict(
             tokens_BS=tokens_BS,
             length_B=lengths_B,
@@ -445,20 +506,20 @@ class Generator:
             sample_B=np.array([request.sample for request in filled], np.uint32),
             cache=(),
             draft_cache=(),
-            logprobs_BS=np.zeros((B, places), np.float32),
-            top_logprobs_BSN=np.zeros((B, places, top), np.float32),
-            top_ids_BSN=np.zeros((B, places, top), np.int32),
+            logprobs_BS=np.zeros((B, logprob_slots), np.float32),
+            top_logprobs_BSN=np.zeros((B, logprob_slots, top), np.float32),
+            top_ids_BSN=np.zeros((B, logprob_slots, top), np.int32),
             proposed_B=np.zeros(B, np.int32),
             accepted_B=np.zeros(B, np.int32),
         )
-        rows = Rows(**self._everywhere(values))
+        rows = Rows(**self._replicate(values))
         return rows._replace(cache=caches[0], draft_cache=caches[1] if self.draft_model else ())
 
     def _prefill(self, requests: list[Request], B: int, slots: int) -> list[Cache]:
         """The KV caches of B rows; equal prompts are computed only once."""
         prompts = list(dict.fromkeys(tuple(request.ids) for request in requests))
         longest = max(map(len, prompts))
-        tokens_PT = np.zeros((self._rows(len(prompts)), min(rounded_up(longest, 16), slots)), np.int32)
+        tokens_PT = np.zeros((self._padded_rows(len(prompts)), min(rounded_up(longest, 16), slots)), np.int32)
         for row, ids in enumerate(prompts):
             tokens_PT[row, : len(ids)] = ids
         caches = [
@@ -479,11 +540,14 @@ class Generator:
             caches = [take_rows(cache, index_B) for cache in caches]
         return caches
 
-    def _known(self, requests: list[Request], before: Turn | None, B: int) -> np.ndarray | None:
-        """Number of leading tokens of each row in the previous turn's cache; None if they are at most half of all."""
+    def _cached_lengths(self, requests: list[Request], before: Turn | None, B: int) -> np.ndarray | None:
+        """Number of leading tokens of each row in the previous turn's cache; None if at most half of all tokens."""
         if before is None:
             return None
-        require(len(requests) == len(before.ids), f"prompts: {len(requests)} after a turn of {len(before.ids)}")
+        require(
+            len(requests) == len(before.ids),
+            f"prompts: expected {len(before.ids)}, as in the previous turn, got {len(requests)}",
+        )
         known_B = np.zeros(B, np.int32)
         for row, (request, ids) in enumerate(zip(requests, before.ids)):
             # the cache lacks the last token, and a draft model's cache may also lack the one before it
@@ -500,9 +564,9 @@ class Generator:
         for row, (request, known) in enumerate(zip(requests, known_B)):
             new = request.ids[known:]
             tokens_BT[row, : len(new)] = new
-        # padding is written, too, and must not be shifted onto known tokens
+        # padding is written, too; without slots for it, the write would be shifted back onto known tokens
         slots = max(slots, before.caches[0][0][1].shape[2], slots_for(int(known_B.max()) + T, 0))
-        name = f"prefill of {len(known_B)} x {T} more tokens"
+        name = f"prefill of {len(known_B)} x {T} additional tokens"
         return [
             self._call(
                 extend,
@@ -533,29 +597,29 @@ class Generator:
         """
         names = ("tokens_BS", "length_B", "done_B", "proposed_B", "accepted_B")
         names += () if options.logprobs is None else ("logprobs_BS", "top_logprobs_BSN", "top_ids_BSN")
-        found = dict(zip(names, jax.device_get([getattr(rows, name) for name in names])))
+        fetched = dict(zip(names, jax.device_get([getattr(rows, name) for name in names])))
         for row, request in enumerate(live):
             if request.reason is not None:
                 continue
-            start, stop = len(request.ids), int(found["length_B"][row])
-            before, request.new = len(request.new), found["tokens_BS"][row, start:stop].tolist()
-            request.proposed, request.accepted = int(found["proposed_B"][row]), int(found["accepted_B"][row])
+            start, stop = len(request.ids), int(fetched["length_B"][row])
+            before, request.new = len(request.new), fetched["tokens_BS"][row, start:stop].tolist()
+            request.proposed, request.accepted = int(fetched["proposed_B"][row]), int(fetched["accepted_B"][row])
             if options.logprobs is not None:
-                request.logprobs = found["logprobs_BS"][row, start:stop].tolist()
-                ids, values = (found[name][row, start:stop].tolist() for name in ("top_ids_BSN", "top_logprobs_BSN"))
+                request.logprobs = fetched["logprobs_BS"][row, start:stop].tolist()
+                ids, values = (fetched[name][row, start:stop].tolist() for name in ("top_ids_BSN", "top_logprobs_BSN"))
                 request.top_logprobs = [dict(zip(*pair)) for pair in zip(ids, values)]
             if request.new and request.new[-1] in self.end_ids:
                 request.new, request.reason = request.new[:-1], "eos"
-            elif found["done_B"][row]:
+            elif fetched["done_B"][row]:
                 request.reason = "length"
             self._stop(request, before, stops)
         alive = [row for row, request in enumerate(live) if request.reason is None]
         if not alive:
             return [], rows
-        B = self._rows(len(alive))
+        B = self._padded_rows(len(alive))
         done_B = np.ones(len(rows.done_B), bool)
         done_B[alive] = False
-        rows = rows._replace(done_B=self._everywhere(done_B))
+        rows = rows._replace(done_B=self._replicate(done_B))
         if len(rows.done_B) > B and not keep:
             index_B = np.array(alive + [int(np.argmax(done_B))] * (B - len(alive)), np.int32)
             return [live[row] for row in alive], take_rows(rows, index_B)
@@ -564,7 +628,7 @@ class Generator:
     def _stop(self, request: Request, before: int, stops: Stops) -> None:
         """End a request at the first token that completes a stop string."""
         ends = lambda count: stops.end(self.tokenizer.decode(request.new[:count])) is not None
-        if not stops or not (stops.may_pass or ends(len(request.new))):
+        if not stops or not (stops.may_unmatch or ends(len(request.new))):
             return
         count = next((count for count in range(before + 1, len(request.new) + 1) if ends(count)), None)
         if count is not None:
@@ -587,18 +651,18 @@ class Generator:
             request.accepted,
         )
 
-    def _everywhere(self, tree: Any) -> Any:
-        """Replicate over all devices, as `decode` does with its results; any other placement would recompile it."""
+    def _replicate(self, tree: Any) -> Any:
+        """Replicate over all devices, as `decode` does with its results; any other sharding would recompile it."""
         return jax.device_put(tree, NamedSharding(self.mesh, P()))
 
-    def _rows(self, count: int) -> int:
-        """The padded number of rows: a power of two per shard of the mesh's row axes."""
-        each = int(np.prod([self.mesh.shape[axis] for axis in ROWS]))
-        return each * _power_of_two(-(-count // each), least=1)
+    def _padded_rows(self, count: int) -> int:
+        """The padded number of rows: a power of two per shard of the rows."""
+        shards = int(np.prod([self.mesh.shape[axis] for axis in ROWS]))
+        return shards * _power_of_two(-(-count // shards), minimum=1)
 
-    def _call(self, function: Callable[..., Any], name: str, also: Any, *args: Any, **kwargs: Any) -> Any:
+    def _call(self, function: Callable[..., Any], name: str, static: Any, *args: Any, **kwargs: Any) -> Any:
         """Call a jitted function, and log it if compilation took long."""
-        key = (name, also)
+        key = (name, static)
         began = time.perf_counter()
         result = function(*args, **kwargs)
         if key not in self.compiled:
@@ -612,22 +676,22 @@ def tokenizer_of(weights: StoredWeights, model: str | Path) -> Tokenizer:
     """The tokenizer in a model's folder; raises a `UserError` that names `model` if it is missing or does not fit."""
     tokenizer, rows = weights.tokenizer, weights.config.vocab_size
     if tokenizer is None:
-        raise UserError(f"{model}: has no tokenizer; give it one: codegen-jax convert {model} NEW --tokenizer T")
+        raise UserError(f"{model}: has no tokenizer; add one with codegen-jax convert {model} NEW --tokenizer T")
     require(
         tokenizer.vocab_size <= rows,
-        f"{model}: its tokenizer has {tokenizer.vocab_size} ids, but the network {rows}; give it the tokenizer that it "
-        f"was trained with: codegen-jax convert {model} NEW --tokenizer T",
+        f"{model}: the tokenizer has {tokenizer.vocab_size} ids, but the network only {rows}; use the tokenizer that "
+        f"the model was trained with: codegen-jax convert {model} NEW --tokenizer T",
     )
     return tokenizer
 
 
-def _of_decoding(config: CodeGenConfig, dtype: Any = None) -> CodeGenConfig:
-    """The config for decoding: the bias is folded in, and a training run's attention may not suit short prompts."""
+def _decoding_config(config: CodeGenConfig, dtype: Any = None) -> CodeGenConfig:
+    """The config for decoding: the bias is folded in, and a run's attention backend may not suit short prompts."""
     return replace(config, embedding_bias=False, attention="auto", dtype=dtype or config.dtype)
 
 
-def _power_of_two(count: int, least: int = 16) -> int:
-    return max(least, 1 << (count - 1).bit_length())
+def _power_of_two(count: int, minimum: int = 16) -> int:
+    return max(minimum, 1 << (count - 1).bit_length())
 
 
 @partial(jax.jit, static_argnames=("config", "top"))
@@ -636,9 +700,9 @@ def _logprobs(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     x_BTD, _ = hidden(weights, config, tokens_BT[:, :-1])
 
-    def of_row(row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def score_row(row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         x_TD, next_T = row  # one row's logits at a time
         logprobs_TV = jax.nn.log_softmax(logits(weights, x_TD))
         return jnp.take_along_axis(logprobs_TV, next_T[:, None], axis=-1)[:, 0], *jax.lax.top_k(logprobs_TV, top)
 
-    return jax.lax.map(of_row, (x_BTD, tokens_BT[:, 1:]))
+    return jax.lax.map(score_row, (x_BTD, tokens_BT[:, 1:]))

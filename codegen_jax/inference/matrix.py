@@ -50,11 +50,11 @@ def linear(x: jax.Array, matrix: Matrix) -> jax.Array:
     return product.reshape(*x.shape[:-1], -1)
 
 
-def few_rows(dtype: Any) -> int:
-    """Minimum number of rows in a product; smaller inputs are padded, which is free when memory is the bottleneck.
+def min_rows(dtype: Any) -> int:
+    """Minimum number of rows in a product. Padding smaller inputs is free when memory bandwidth is the bottleneck.
 
     A TPU would multiply a single row on the vector unit, at a quarter of the speed. On a CPU a single bfloat16 row is
-    slow, whereas float32 has a kernel for it, and int8 always has two rows.
+    slow; float32 has a kernel for a single row, and int8 always has two rows.
     """
     return {"cpu": 4 if dtype == jnp.bfloat16 else 1, "TPU": 8}.get(device_kind()[:3], 1)
 
@@ -65,7 +65,7 @@ def _product(rows: jax.Array, values: jax.Array, dtype: Any) -> jax.Array:
     On CPUs the kernels for two or more rows repack their second operand, so the activations are passed second: with 16
     float32 rows, weights are then read at 20 GB/s instead of 10. The barrier keeps XLA from swapping the operands back.
     """
-    padded = jnp.pad(rows, ((0, max(0, few_rows(rows.dtype) - len(rows))), (0, 0)))
+    padded = jnp.pad(rows, ((0, max(0, min_rows(rows.dtype) - len(rows))), (0, 0)))
     multiply = lambda a, b: jax.lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
     with products_of(rows.dtype):
         if device_kind() == "cpu" and len(padded) > 1:

@@ -5,7 +5,7 @@ lengths can therefore share a batch, padded on the right: slots written by paddi
 see them.
 
 The decoding loop reads the cache and writes to a small second cache, `recent`, which `merge` writes into the first when
-the loop ends. If the loop wrote to the large cache, XLA would copy it at every token on CPUs.
+the loop ends. If the loop wrote to the large cache, XLA would copy it for every token on CPUs.
 
 Axes: B rows, T tokens, S slots, R recent slots, H heads, K head_dim, G groups of heads.
 """
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.inference.decode_weights import DecodeWeights, Layer
-from codegen_jax.inference.matrix import few_rows, linear
+from codegen_jax.inference.matrix import linear, min_rows
 from codegen_jax.model.attention import causal_attention
 from codegen_jax.model.block import layer_norm, parallel_block
 from codegen_jax.model.precision import products_of
@@ -30,7 +30,7 @@ Cache = tuple[tuple[jax.Array, jax.Array], ...]
 
 
 class Past(NamedTuple):
-    """What each row has seen: positions 0 .. length_B - 1 are in `cache`, later ones in `recent`."""
+    """The keys and values of earlier tokens: positions 0 .. length_B - 1 are in `cache`, later ones in `recent`."""
 
     cache: Cache
     recent: Cache
@@ -39,8 +39,8 @@ class Past(NamedTuple):
 
 def empty_cache(config: CodeGenConfig, rows: int, slots: int) -> Cache:
     H, K, dtype = config.n_head, config.head_dim, config.dtype
-    of_layer = lambda: (jnp.zeros((rows, H, K, slots), dtype), jnp.zeros((rows, H, slots, K), dtype))
-    return tuple(of_layer() for _ in range(config.n_layer))
+    layer_cache = lambda: (jnp.zeros((rows, H, K, slots), dtype), jnp.zeros((rows, H, slots, K), dtype))
+    return tuple(layer_cache() for _ in range(config.n_layer))
 
 
 def put(cache: Cache, new: Cache, first_B: jax.Array) -> Cache:
@@ -64,14 +64,14 @@ def hidden(
     Args:
         tokens_BT: int32 ids at positions first_B[b] .. first_B[b] + T - 1 of row b.
         past: the tokens seen so far. None means prefill: a cache of T slots is returned in place of `recent`.
-        first_B: int32, the position of each row's first token; None, which means 0, without a past.
+        first_B: int32, the position of each row's first token; None means 0 and requires that `past` is None.
     """
     positions_BT = jnp.arange(tokens_BT.shape[1]) + (0 if first_B is None else first_B[:, None])
     positions_BT = jnp.broadcast_to(positions_BT, tokens_BT.shape)
     angles_BTR = rotary_angles(positions_BT, config.rotary_dim)
     others, epsilon = weights.others, config.layer_norm_epsilon
     x_BTD = constrain(others["embedding"][tokens_BT], "batch", None, None)
-    after = []
+    caches = []
     for number, layer in enumerate(weights.layers):
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array, number: int = number) -> tuple[jax.Array, Any]:
@@ -84,9 +84,9 @@ def hidden(
             return a_BTHK, tuple(constrain(x, "batch", "heads", None, None) for x in new)
 
         norm = partial(layer_norm, scale_D=layer.others["ln.scale"], bias_D=layer.others["ln.bias"], epsilon=epsilon)
-        x_BTD, kept = parallel_block(x_BTD, norm, FusedProducts(layer, config), attend, angles_BTR)
-        after.append(kept)
-    return layer_norm(x_BTD, others["ln_f.scale"], others["ln_f.bias"], epsilon), tuple(after)
+        x_BTD, layer_cache = parallel_block(x_BTD, norm, FusedProducts(layer, config), attend, angles_BTR)
+        caches.append(layer_cache)
+    return layer_norm(x_BTD, others["ln_f.scale"], others["ln_f.bias"], epsilon), tuple(caches)
 
 
 class FusedProducts(NamedTuple):
@@ -137,9 +137,9 @@ def cached_attention(
 
 
 def _multiply(a_BHTC: jax.Array, b_BHCN: jax.Array) -> jax.Array:
-    """Product as float32 [B, H, T, N]. Few rows are padded as in `linear`; the barrier keeps XLA from undoing that."""
+    """Product in float32 [B, H, T, N], padded as in `linear`; the barrier keeps XLA from undoing the padding."""
     T = a_BHTC.shape[2]
-    padded = jnp.pad(a_BHTC, ((0, 0), (0, 0), (0, max(0, few_rows(a_BHTC.dtype) - T)), (0, 0)))
+    padded = jnp.pad(a_BHTC, ((0, 0), (0, 0), (0, max(0, min_rows(a_BHTC.dtype) - T)), (0, 0)))
     with products_of(a_BHTC.dtype):
         product = jnp.einsum("BHTC,BHCN->BHTN", padded, b_BHCN, preferred_element_type=jnp.float32)
     return jax.lax.optimization_barrier(product)[:, :, :T]
@@ -148,8 +148,8 @@ def _multiply(a_BHTC: jax.Array, b_BHCN: jax.Array) -> jax.Array:
 def _put(old: jax.Array, new: jax.Array, first_B: jax.Array, axis: int) -> jax.Array:
     """Write `new` into `old` along `axis`, starting at first_B[b] in row b.
 
-    An update at a different slot per row is a scatter, which takes 25 ms per token on a CPU for 16 bfloat16 rows, so up
-    to 16 tokens are written with selects instead.
+    An update at a different slot in each row is a scatter, which takes 25 ms per token on a CPU for 16 bfloat16 rows.
+    Up to 16 tokens are therefore written with selects.
     """
     if len(first_B) == 1:
         return jax.lax.dynamic_update_slice_in_dim(old, new, first_B[0], axis)

@@ -15,10 +15,10 @@ def penalize(logits_V: jax.Array, seen_V: jax.Array, penalty: jax.Array | float)
     return jnp.where(seen_V, jnp.where(logits_V > 0, logits_V / penalty, logits_V * penalty), logits_V)
 
 
-def cut(logits_V: jax.Array, sampling: Sampling) -> jax.Array:
-    """Divide logits by the temperature and mask ids dropped by top_k, top_p (applied after top_k) or min_p with -inf.
+def filter_logits(logits_V: jax.Array, sampling: Sampling) -> jax.Array:
+    """Divide logits by the temperature, and set ids excluded by top_k, top_p (applied after top_k) or min_p to -inf.
 
-    Ids that tie with the least likely kept id are kept.
+    Ids that tie with the least likely id that is kept are kept, too.
     """
     logits_V = logits_V / sampling.temperature
     descending_V = -jnp.sort(-logits_V, axis=-1)
@@ -32,10 +32,10 @@ def cut(logits_V: jax.Array, sampling: Sampling) -> jax.Array:
     return jnp.where(logits_V >= threshold, logits_V, -jnp.inf)
 
 
-def draw(logits_V: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
+def sample_token(logits_V: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
     """Sample an int32 id: the argmax of the kept logits plus Gumbel noise, which is a sample from their softmax.
 
     The noise depends only on the key, so similar distributions mostly give the same id for the same key. A draft token
     is accepted only if it equals the id sampled here, so speculative decoding does not change the result.
     """
-    return jax.random.categorical(key, cut(logits_V, sampling))
+    return jax.random.categorical(key, filter_logits(logits_V, sampling))

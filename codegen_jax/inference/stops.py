@@ -1,4 +1,4 @@
-"""Where a completion's text ends, and how much of an unfinished completion can be shown."""
+"""Where a completion's text ends, and how much of an unfinished completion is final."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -20,7 +20,7 @@ class Stops:
     Args:
         pattern: regular expression (MULTILINE); the text ends before its first match.
         strings: the text ends before the first occurrence of any of them.
-        truncate: "codegen" applies the rule of the authors' sample.py (see `truncate`), which is made for completing
+        truncate: "codegen" applies the rule of the authors' sample.py (see `truncate`), which suits the completion of
             functions, as in HumanEval.
 
     Raises:
@@ -28,22 +28,22 @@ class Stops:
     """
 
     def __init__(self, pattern: str | None, strings: Sequence[str], truncate: Truncate):
-        require(all(strings), "stop_strings: must not be empty")
-        require(truncate in (None, "codegen"), f"truncate: {truncate!r} is not a rule; codegen is the only one")
+        require(all(strings), "stop_strings: must not contain an empty string")
+        require(truncate in (None, "codegen"), f"truncate: must be codegen or None, got {truncate!r}")
         self.truncate = truncate == "codegen"
         try:
             expression = [regex.compile(pattern, regex.MULTILINE)] if pattern else []
         except regex.error as error:
-            raise UserError(f"stop: {pattern!r} is not a regular expression ({error})") from error
+            raise UserError(f"stop: {pattern!r} is not a valid regular expression ({error})") from error
         self.patterns = [regex.compile(regex.escape(string)) for string in strings] + expression
         rule = ["^print", "^def", *TRUNCATE_BEFORE] if self.truncate else []
-        self.begun = self.patterns + [regex.compile(line, regex.MULTILINE) for line in rule]
+        self.partial_patterns = self.patterns + [regex.compile(line, regex.MULTILINE) for line in rule]
 
-        # a pattern such as `x$` can match a text but not a longer one that starts with it
-        self.may_pass = pattern is not None
+        # a pattern such as `x$` may match a text but not its continuation
+        self.may_unmatch = pattern is not None
 
     def __bool__(self) -> bool:
-        return bool(self.begun)
+        return bool(self.partial_patterns)
 
     def end(self, text: str) -> int | None:
         """Index at which the text ends, or None if nothing ends it yet. An incomplete character matches nothing."""
@@ -54,12 +54,12 @@ class Stops:
             end = len(truncate(text[:end], TRUNCATE_BEFORE))
         return end if starts or end < len(text) else None
 
-    def settled(self, text: str) -> int:
-        """Length of the part of a growing text that is final: a possible start of a stop or character is held back."""
-        begins = [
+    def final_length(self, text: str) -> int:
+        """Length of the part of a growing text that is final: a possible start of a stop or character is excluded."""
+        starts = [
             match.start()
-            for pattern in self.begun
+            for pattern in self.partial_patterns
             for match in pattern.finditer(text, partial=True)
             if match.partial  # a full match, such as the codegen rule's first `def`, does not count
         ]
-        return min([len(UNFINISHED.sub("", text)), *begins])
+        return min([len(UNFINISHED.sub("", text)), *starts])

@@ -1,5 +1,6 @@
 """Ownership of an output folder: one run, and one process at a time. Imports nothing heavy."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -7,13 +8,13 @@ import re
 import socket
 import time
 from io import FileIO
-from typing import Any
+from typing import Any, get_type_hints
 
 from etils import epath
 
 from codegen_jax.config import RunConfig
 from codegen_jax.errors import UserError
-from codegen_jax.storage import is_remote, locked, open_path, write_whole
+from codegen_jax.storage import file_size, is_remote, locked, open_path, write_whole
 from codegen_jax.training.records import METRICS, SUMMARY
 from codegen_jax.weights.run_folder import CHECKPOINTS, RUN_FILE, whole_checkpoints
 
@@ -95,7 +96,7 @@ def is_finished(config: RunConfig) -> bool:
 def _has_begun(folder: epath.Path) -> bool:
     """Whether a run has completed a step in the folder; a run stopped earlier does not own it."""
     metrics = folder / METRICS
-    return bool(whole_checkpoints(folder)) or (metrics.exists() and metrics.stat().length > 0)
+    return bool(whole_checkpoints(folder)) or (metrics.exists() and file_size(metrics) > 0)
 
 
 def _lock(folder: epath.Path) -> FileIO | None:
@@ -152,7 +153,7 @@ def _check_skips(ours: list[list[int]], theirs: list[list[int]], folder: epath.P
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    """The config fields that must not change, by dotted name."""
+    """The config fields that must not change, by dotted name; absent ones, from an earlier version, are defaults."""
     flat: dict[str, Any] = {}
 
     def add(prefix: str, value: Any) -> None:
@@ -164,5 +165,16 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
         else:
             flat[prefix] = value
 
+    add("", _defaults(RunConfig))
     add("", config)
     return flat
+
+
+def _defaults(section: Any) -> dict[str, Any]:
+    """The default values of a config's fields; in nested dicts, like the config."""
+    hints = get_type_hints(section)
+    return {
+        field.name: _defaults(hints[field.name]) if dataclasses.is_dataclass(hints[field.name]) else field.default
+        for field in dataclasses.fields(section)
+        if dataclasses.is_dataclass(hints[field.name]) or field.default is not dataclasses.MISSING
+    }

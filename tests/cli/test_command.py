@@ -111,12 +111,14 @@ def test_generate_prints_prompt_and_completion(project):
     assert text == row["prompt"] + row["completion"] + "\n"
 
 
-def test_generate_streams_drafts_tokens_and_prints_logprobs(project):
+def test_generate_with_streams_drafts_and_logprobs(project):
     args = ["generate", "run", "--prompt", "def f(", "--max-new-tokens", 12, "--temperature", 0]
     text = command(*args, cwd=project).stdout
     assert command(*args, "--stream", cwd=project).stdout == text
-    drafted = command(*args, "--draft", "lookup", cwd=project)
-    assert drafted.stdout == text and " guesses held: " in drafted.stderr
+    drafted = command(*args, "--draft", "lookup", "--num-guesses", 4, cwd=project)
+    assert drafted.stdout == text and " draft tokens accepted (" in drafted.stderr
+    assert drafted.stderr.count("warning") == 1
+    assert "codegen-jax: warning: --num-guesses is deprecated; use --num-draft-tokens\n" in drafted.stderr
     row = json.loads(command(*args, "--logprobs", 2, "--json", cwd=project).stdout)
     assert len(row["logprobs"]) == len(row["top_logprobs"]) == len(row["token_ids"])
     assert all(len(top) == 2 for top in row["top_logprobs"])
@@ -308,7 +310,7 @@ def test_a_draft_model_with_another_tokenizer_is_rejected_by_flag(project):
 
     save(peer(), project / "other", tokenizer=tiny_bpe())
     args = ["generate", "run", "--prompt", "x", "--draft", "other"]
-    assert_fails(command(*args, cwd=project), "--draft: its tokenizer is")
+    assert_fails(command(*args, cwd=project), "--draft: the draft model must have the model's tokenizer")
 
 
 def test_stop_strings_may_be_repeated(project):

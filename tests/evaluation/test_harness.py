@@ -214,9 +214,9 @@ def test_batches_hold_every_row_once_longest_first_within_their_bounds():
             "num_beams is not known here; there are do_sample, temperature, top_p, top_k, until, max_gen",
         ),
         ({"do_sample": True}, "do_sample is true without a temperature above 0"),
-        ({"temperature": 1, "top_p": 2}, "top_p: 2 must be above 0 and at most 1"),
+        ({"temperature": 1, "top_p": 2}, "top_p: must be above 0 and at most 1, got 2"),
         ({"max_gen_toks": "many"}, "invalid literal"),
-        ({"until": [""]}, "until: must not be empty"),
+        ({"until": [""]}, "until: must not contain an empty string"),
     ],
 )
 def test_generation_kwargs_that_cannot_be_honoured_are_refused_by_name(kwargs, said):
@@ -347,7 +347,7 @@ def mistakes(folder):
         ("model --tasks empty", "--tasks: empty: lm_eval "),
         ("model --tasks helaswag", "--tasks: helaswag: lm_eval "),
         ("nowhere --tasks tasks", "nowhere: neither on this machine nor in the hub's cache"),
-        ("bare --tasks tasks", "bare: has no tokenizer; give it one"),
+        ("bare --tasks tasks", "bare: has no tokenizer; add one"),
         ("model --tasks tasks --limit 0", "--limit: 0 must be positive"),
         ("model --tasks tasks --num-fewshot -1", "--num-fewshot: -1 must not be negative"),
         ("model --tasks tasks --num-fewshot 9", "--num-fewshot: choose: no prompt comes of it (Sample larger than"),
@@ -390,8 +390,11 @@ WRITE |= {"generation_kwargs": {"until": ["\n"], "max_gen_toks": 4}}
         ),
         (CHOICE | {"num_fewshot": "x", "fewshot_split": "test"}, "num_fewshot: 'x' must be a whole number"),
         (CHOICE | {"num_fewshot": -3, "fewshot_split": "test"}, "num_fewshot: -3 must be a whole number"),
-        (WRITE | {"generation_kwargs": {"until": ["\n"], "max_gen_toks": -1}}, "generation_kwargs: max_gen_toks: -1"),
-        (WRITE | {"generation_kwargs": {"until": [""]}}, "generation_kwargs: until: must not be empty"),
+        (
+            WRITE | {"generation_kwargs": {"until": ["\n"], "max_gen_toks": -1}},
+            "generation_kwargs: max_gen_toks: must be positive, got -1",
+        ),
+        (WRITE | {"generation_kwargs": {"until": [""]}}, "generation_kwargs: until: must not contain an empty string"),
     ],
 )
 def test_a_task_that_fails_anywhere_is_one_line_and_no_report(folder, tmp_path, capsys, fields, said):

@@ -1,4 +1,4 @@
-"""64 tiny random models in float32: the same greedy tokens as transformers, also in batches and with lookup."""
+"""64 tiny random models in float32 give the same greedy tokens as transformers, also in batches and with lookup."""
 
 import random
 
@@ -14,7 +14,7 @@ NEW = 12
 
 
 @pytest.mark.parametrize("seed", range(16))
-def test_greedy_tokens_of_four_models_are_transformers(tmp_path, seed):
+def test_greedy_tokens_equal_transformers(tmp_path, seed):
     rng = random.Random(seed)
     head_dim, heads = rng.choice([8, 16]), rng.choice([4, 8])
     tokenizer = tiny_bpe()
@@ -25,13 +25,13 @@ def test_greedy_tokens_of_four_models_are_transformers(tmp_path, seed):
         prompts = ["".join(rng.choices("def f(x): return\n", k=rng.randrange(1, 30))) for _ in range(3)]
         options = dict(max_new_tokens=NEW, temperature=0)
         together = ours.complete(prompts, **options)
-        guessing = Generator(ours.config, ours.weights, ours.tokenizer, ours.mesh, draft="lookup")
-        guessed = guessing.complete(prompts, **options)
-        for prompt, completion, same in zip(prompts, together, guessed, strict=True):
+        speculative = Generator(ours.config, ours.weights, ours.tokenizer, ours.mesh, draft="lookup")
+        drafted = speculative.complete(prompts, **options)
+        for prompt, plain, with_lookup in zip(prompts, together, drafted, strict=True):
             ids = torch.tensor([tokenizer.encode(prompt)])
             expected = greedy(theirs, ids, tokenizer)
-            assert completion.token_ids == expected, (number, prompt)
-            assert same.token_ids == expected
+            assert plain.token_ids == expected, (number, prompt)
+            assert with_lookup.token_ids == expected
 
 
 def greedy(model, ids, tokenizer):
@@ -50,7 +50,7 @@ def greedy(model, ids, tokenizer):
     return new[: new.index(tokenizer.eos_id)] if tokenizer.eos_id in new else new
 
 
-def test_logprobs_of_texts_are_transformers(tmp_path):
+def test_logprobs_of_texts_equal_transformers(tmp_path):
     tokenizer, theirs = tiny_bpe(), peer(seed=1)
     ours = codegen_jax.load(str(save(theirs, tmp_path / "model", tokenizer=tokenizer)), dtype="float32")
     for text in ("def f(x): return x", "return f"):

@@ -1,4 +1,4 @@
-"""Completions match their definition, whatever the batch, draft, stops and sharding."""
+"""Completions match their definition regardless of batch, draft model, stops and sharding."""
 
 import pydoc
 import re
@@ -24,7 +24,7 @@ ONE = MeshConfig(1, 1, 1)
 
 
 def make(config, tokenizer, seed, mesh=None, spread=10):
-    # ten times the usual scale: otherwise a random network repeats one token whatever the prompt
+    # ten times the usual scale; otherwise a random network repeats one token for any prompt
     params = jax.tree.map(lambda p: spread * p, init_params(config, seed=seed))
     mesh = mesh or ONE
     mesh = make_mesh(mesh, devices(mesh.data * mesh.fsdp * mesh.tensor))
@@ -40,13 +40,13 @@ def generator(tokenizer):
 
 
 @pytest.fixture(scope="module")
-def calm(tokenizer):
-    """A generator with small logits, and so small rounding errors; ten times the scale gives logits up to 40."""
+def small_logits(tokenizer):
+    """A generator with small logits and therefore small rounding errors; ten times the scale gives logits up to 40."""
     config = CodeGenConfig(2, 32, 4, 4, vocab_size=600, n_positions=128, init="huggingface", dtype="float32")
     return make(config, tokenizer, seed=3, spread=4)
 
 
-def definition(generator):
+def reference_logits(generator):
     """Logits of the next token from one pass over the whole sequence, without a cache or a batch."""
     forward = jax.jit(lambda params, tokens: module(generator.config, params)(tokens))
     params = generator.params
@@ -62,8 +62,8 @@ def with_draft(generator, draft):
     return Generator(generator.config, generator.weights, generator.tokenizer, generator.mesh, draft=draft)
 
 
-def greedy_by_definition(generator, prompt, steps):
-    scores, ids = definition(generator), generator.tokenizer.encode(prompt)
+def reference_greedy(generator, prompt, steps):
+    scores, ids = reference_logits(generator), generator.tokenizer.encode(prompt)
     new = []
     for _ in range(steps):
         new.append(int(scores(ids + new)[: generator.tokenizer.vocab_size].argmax()))
@@ -72,15 +72,15 @@ def greedy_by_definition(generator, prompt, steps):
     return new
 
 
-def test_greedy_is_argmax_for_prompts_of_different_lengths_together(generator):
+def test_greedy_is_argmax_in_a_batch_of_prompts_of_different_lengths(generator):
     completions = generator.complete(PROMPTS, max_new_tokens=12, temperature=0)
     for prompt, completion in zip(PROMPTS, completions, strict=True):
-        assert completion.token_ids == greedy_by_definition(generator, prompt, 12)
+        assert completion.token_ids == reference_greedy(generator, prompt, 12)
         assert completion.completion == generator.tokenizer.decode(completion.token_ids)
     assert len({tuple(c.token_ids) for c in completions}) > 1
 
 
-def test_a_sample_depends_on_seed_prompt_and_number_only(generator):
+def test_a_sample_depends_only_on_seed_prompt_and_number(generator):
     options = dict(max_new_tokens=8, temperature=5.0, top_p=1.0)
     batch = generator.complete(PROMPTS, num_samples=3, seed=5, **options)
     alone = generator.complete(PROMPTS[1:2], num_samples=2, seed=5, **options)
@@ -92,76 +92,76 @@ def test_a_sample_depends_on_seed_prompt_and_number_only(generator):
     assert each[3:6] == batch[3:6] and each[:3] == other[:3] and each[6:] == other[6:]
 
 
-def test_a_prompt_of_ids_is_completed_as_its_text(generator):
+def test_a_prompt_of_ids_is_completed_like_its_text(generator):
     options = dict(max_new_tokens=6, temperature=1.0, seed=[1, 2])
     as_ids = [generator.tokenizer.encode(prompt) for prompt in PROMPTS[:2]]
     assert generator.complete(as_ids, **options) == generator.complete(PROMPTS[:2], **options)
-    with pytest.raises(UserError, match="prompt: 9999 is no id of the tokenizer, which has "):
+    with pytest.raises(UserError, match="prompt: id 9999 is not in the vocabulary"):
         generator.complete([[1, 9999]])
     with pytest.raises(UserError, match="prompt: must not be empty"):
         generator.complete([[]])
 
 
-def test_more_rows_than_fit_together_are_the_same_rows(generator):
+def test_several_batches_give_the_same_completions_as_one(generator):
     options = dict(max_new_tokens=6, temperature=1.0, num_samples=4)
     small = Generator(generator.config, generator.weights, generator.tokenizer, generator.mesh, max_rows=5)
     assert small.complete(PROMPTS, **options) == generator.complete(PROMPTS, **options)
 
 
-def test_draws_pass_a_chi_square_test_against_exact_probabilities(generator):
+def test_samples_pass_a_chi_square_test_against_exact_probabilities(generator):
     vocab = generator.tokenizer.vocab_size
-    scores = definition(generator)(generator.tokenizer.encode(PROMPTS[0]))[:vocab].astype(float) / 8.0
+    scores = reference_logits(generator)(generator.tokenizer.encode(PROMPTS[0]))[:vocab].astype(float) / 8.0
     expected = np.exp(scores - scores.max())
     order = np.argsort(-expected)
     kept = order[: int(np.searchsorted(np.cumsum(expected[order[:40]] / expected[order[:40]].sum()), 0.9)) + 1]
     expected = expected[kept] / expected[kept].sum()
     wide = Generator(generator.config, generator.weights, generator.tokenizer, generator.mesh, max_rows=2048)
-    drawn = wide.complete(PROMPTS[:1], max_new_tokens=1, temperature=8.0, top_k=40, top_p=0.9, num_samples=2048)
-    counts = np.bincount([c.token_ids[0] for c in drawn], minlength=vocab)
+    samples = wide.complete(PROMPTS[:1], max_new_tokens=1, temperature=8.0, top_k=40, top_p=0.9, num_samples=2048)
+    counts = np.bincount([c.token_ids[0] for c in samples], minlength=vocab)
     assert counts.sum() == counts[kept].sum()
     assert len(kept) > 5 and chisquare(counts[kept], expected * 2048).pvalue > 0.001
 
 
-def test_a_repetition_penalty_is_transformers(generator):
+def test_the_repetition_penalty_equals_transformers(generator):
     import torch
     from transformers import RepetitionPenaltyLogitsProcessor
 
-    process, scores = RepetitionPenaltyLogitsProcessor(3.0), definition(generator)
+    process, scores = RepetitionPenaltyLogitsProcessor(3.0), reference_logits(generator)
     ids, new = generator.tokenizer.encode(PROMPTS[2]), []
     for _ in range(10):
         logits = scores(ids + new)[: generator.tokenizer.vocab_size]
         new.append(int(process(torch.tensor([ids + new]), torch.tensor(logits)[None]).argmax()))
     options = dict(max_new_tokens=10, temperature=0, repetition_penalty=3.0)
-    plain, guessed = (with_draft(generator, draft).complete(PROMPTS[2:], **options)[0] for draft in (None, "lookup"))
-    assert plain.token_ids == guessed.token_ids == new
+    plain, drafted = (with_draft(generator, draft).complete(PROMPTS[2:], **options)[0] for draft in (None, "lookup"))
+    assert plain.token_ids == drafted.token_ids == new
     assert new != generator.complete(PROMPTS[2:], max_new_tokens=10, temperature=0)[0].token_ids
 
 
 @pytest.mark.parametrize("temperature", [0, 0.7, 3.0])
 @pytest.mark.parametrize("draft", ["lookup", "itself", "another"])
-def test_speculation_changes_no_token(generator, tokenizer, draft, temperature):
+def test_speculative_decoding_does_not_change_tokens(generator, tokenizer, draft, temperature):
     options = dict(max_new_tokens=40, temperature=temperature, num_samples=2, seed=4)
     plain = generator.complete(PROMPTS, **options)
     other = CodeGenConfig(1, 16, 2, 4, vocab_size=520, n_positions=128, init="huggingface", dtype="float32")
     drafts = {"lookup": "lookup", "itself": generator, "another": make(other, tokenizer, seed=1)}
-    guessed = with_draft(generator, drafts[draft]).complete(PROMPTS, num_guesses=3, **options)
-    assert [c.token_ids for c in guessed] == [c.token_ids for c in plain]
-    assert [c.finish_reason for c in guessed] == [c.finish_reason for c in plain]
-    proposed, accepted = (sum(getattr(c, name) for c in guessed) for name in ("proposed", "accepted"))
+    drafted = with_draft(generator, drafts[draft]).complete(PROMPTS, num_draft_tokens=3, **options)
+    assert [c.token_ids for c in drafted] == [c.token_ids for c in plain]
+    assert [c.finish_reason for c in drafted] == [c.finish_reason for c in plain]
+    proposed, accepted = (sum(getattr(c, name) for c in drafted) for name in ("proposed", "accepted"))
     assert proposed > 0 and (draft != "itself" or accepted > 0.9 * proposed)
     assert draft != "lookup" or temperature or accepted > 0
 
 
-def test_lookup_guesses_what_followed_before(generator, tokenizer):
-    # once a network repeats itself, all draft tokens are accepted: num_guesses + 1 tokens per round
-    guessing = with_draft(make(generator.config, tokenizer, seed=3, spread=1), "lookup")
-    (completion,) = guessing.complete(["x"], max_new_tokens=100, temperature=0)
+def test_lookup_drafts_what_followed_before(generator, tokenizer):
+    # once a network repeats itself, all draft tokens are accepted: num_draft_tokens + 1 tokens per round
+    speculative = with_draft(make(generator.config, tokenizer, seed=3, spread=1), "lookup")
+    (completion,) = speculative.complete(["x"], max_new_tokens=100, temperature=0)
     assert completion.accepted > 0.5 * completion.proposed
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
-def test_ids_without_a_token_are_never_drawn_and_the_last_one_with_a_token_is(generator, temperature):
-    # rows 512 to 599 of the embedding have no token; here they are more likely than any id with one
+def test_only_ids_with_a_token_are_sampled_including_the_last(generator, temperature):
+    # ids 512 to 599 have no token; here they are more likely than any id that has one
     params, vocab = generator.params, generator.tokenizer.vocab_size
     bias = params["head_bias"].at[vocab - 1].set(1e6).at[vocab:].set(2e6)
     biased = Generator.of_params(generator.config, params | {"head_bias": bias}, generator.tokenizer, generator.mesh)
@@ -178,7 +178,7 @@ def test_eos_ends_a_completion(generator, tokenizer):
         assert (completion.token_ids, completion.completion, completion.finish_reason) == ([], "", "eos")
 
 
-def test_a_stop_cuts_before_its_first_match_and_ends_the_row(generator):
+def test_a_stop_truncates_before_its_first_match_and_ends_the_row(generator):
     whole = generator.complete(PROMPTS[:1], max_new_tokens=60, temperature=0)[0]
     # spans the boundary between two tokens
     second, third = (len(generator.tokenizer.decode(whole.token_ids[:count])) for count in (2, 3))
@@ -190,11 +190,11 @@ def test_a_stop_cuts_before_its_first_match_and_ends_the_row(generator):
         assert len(cut.token_ids) <= 3
 
 
-def test_logprobs_are_the_models_own(calm):
-    scores, ids = definition(calm), calm.tokenizer.encode(PROMPTS[0])
+def test_logprobs_are_the_models_own(small_logits):
+    scores, ids = reference_logits(small_logits), small_logits.tokenizer.encode(PROMPTS[0])
     options = dict(max_new_tokens=10, temperature=2.0, top_k=5, logprobs=3)
     for draft in (None, "lookup"):
-        (completion,) = with_draft(calm, draft).complete(PROMPTS[:1], **options)
+        (completion,) = with_draft(small_logits, draft).complete(PROMPTS[:1], **options)
         for place, (id, logprob) in enumerate(zip(completion.token_ids, completion.logprobs, strict=True)):
             expected = jax.nn.log_softmax(scores(ids + completion.token_ids[:place]))
             assert logprob == pytest.approx(float(expected[id]), abs=1e-4)
@@ -203,7 +203,7 @@ def test_logprobs_are_the_models_own(calm):
             assert list(top.values()) == pytest.approx(sorted(map(float, expected))[:-4:-1], abs=1e-4)
 
 
-def test_rows_that_outgrow_their_slots_lose_nothing(tokenizer):
+def test_rows_that_outgrow_their_slots_keep_all_tokens(tokenizer):
     config = CodeGenConfig(2, 32, 4, 4, vocab_size=600, n_positions=400, init="huggingface", dtype="float32")
     generator = make(config, tokenizer, seed=3, spread=4)
     options = dict(max_new_tokens=350, temperature=1.0, logprobs=2)
@@ -218,46 +218,46 @@ def test_rows_that_outgrow_their_slots_lose_nothing(tokenizer):
                 np.testing.assert_allclose(list(likeliest.values()), top[0, place], atol=1e-4)
 
 
-def test_scores_of_a_text_are_those_of_generating_it(calm):
-    (completion,) = calm.complete(PROMPTS[:1], max_new_tokens=10, temperature=0, logprobs=0)
-    ids = calm.tokenizer.encode(PROMPTS[0])
-    found = calm.logprobs(np.array([ids + completion.token_ids]))[0][0]
+def test_scores_of_a_text_equal_those_from_generating_it(small_logits):
+    (completion,) = small_logits.complete(PROMPTS[:1], max_new_tokens=10, temperature=0, logprobs=0)
+    ids = small_logits.tokenizer.encode(PROMPTS[0])
+    found = small_logits.logprobs(np.array([ids + completion.token_ids]))[0][0]
     np.testing.assert_allclose(found[len(ids) - 1 :], completion.logprobs, atol=1e-4)
-    (score,) = calm.score([PROMPTS[0]], top=3)
+    (score,) = small_logits.score([PROMPTS[0]], top=3)
     assert score.token_ids == ids
     np.testing.assert_allclose(score.logprobs, found[: len(ids) - 1], atol=1e-5)
     for place, top in enumerate(score.top_logprobs, 1):
-        expected = np.asarray(jax.nn.log_softmax(definition(calm)(ids[:place])))
+        expected = np.asarray(jax.nn.log_softmax(reference_logits(small_logits)(ids[:place])))
         assert list(top) == np.argsort(-expected)[:3].tolist()
         np.testing.assert_allclose(list(top.values()), np.sort(expected)[:-4:-1], atol=1e-4)
 
 
-def test_a_stream_joins_to_the_completion(generator):
+def test_the_chunks_of_a_stream_join_to_the_completion(generator):
     whole = generator.complete(PROMPTS[:1], max_new_tokens=40, temperature=0)[0]
     ninth = generator.tokenizer.decode(whole.token_ids[:9]).rstrip("\ufffd")
-    passing = re.escape(ninth[-3:]) + "$"  # matches until more text follows
-    pieces = list(generator.stream(PROMPTS[0], max_new_tokens=40, temperature=0, stop=passing))
-    assert "".join(pieces) == generator.generate(PROMPTS[0], max_new_tokens=40, temperature=0, stop=passing)
-    assert len("".join(pieces)) < len(whole.completion)
+    temporary = re.escape(ninth[-3:]) + "$"  # matches until more text follows
+    chunks = list(generator.stream(PROMPTS[0], max_new_tokens=40, temperature=0, stop=temporary))
+    assert "".join(chunks) == generator.generate(PROMPTS[0], max_new_tokens=40, temperature=0, stop=temporary)
+    assert len("".join(chunks)) < len(whole.completion)
     for prompt in PROMPTS:
         options = dict(max_new_tokens=40, temperature=2.0, seed=1)
-        pieces = list(generator.stream(prompt, **options))
-        assert "".join(pieces) == generator.generate(prompt, **options)
-        assert len(pieces) > 5
+        chunks = list(generator.stream(prompt, **options))
+        assert "".join(chunks) == generator.generate(prompt, **options)
+        assert len(chunks) > 5
 
 
 @pytest.mark.parametrize("axes", [(1, 1, 1), (2, 1, 2)])
-def test_warmup_compiles_what_completing_needs(tokenizer, axes):
+def test_warmup_compiles_what_complete_needs(tokenizer, axes):
     config = CodeGenConfig(2, 32, 4, 4, vocab_size=600, n_positions=400, init="huggingface", dtype="float32")
     generator = make(config, tokenizer, seed=3, mesh=MeshConfig(*axes))
-    generator.warmup(rows=3, prompt_tokens=16, max_new_tokens=200, temperature=0.7, top_k=7)
+    generator.warmup(batch_size=3, prompt_tokens=16, max_new_tokens=200, temperature=0.7, top_k=7)
     before = decode._cache_size(), prefill._cache_size()
     generator.complete([prompt[:8] for prompt in PROMPTS], max_new_tokens=200, temperature=1, top_k=3)
     assert (decode._cache_size(), prefill._cache_size()) == before
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_in_any_dtype_streams_and_guesses_give_the_same_text(tokenizer, dtype):
+def test_streams_and_speculative_decoding_give_the_same_text_in_any_dtype(tokenizer, dtype):
     config = CodeGenConfig(2, 32, 4, 4, vocab_size=600, n_positions=128, init="huggingface", dtype=dtype)
     generator = make(config, tokenizer, seed=3)
     options = dict(max_new_tokens=70, temperature=0)
@@ -268,7 +268,7 @@ def test_in_any_dtype_streams_and_guesses_give_the_same_text(tokenizer, dtype):
 
 
 @pytest.mark.parametrize("axes", [(1, 1, 4), (4, 1, 2), (2, 1, 1), (2, 2, 2)])
-def test_any_mesh_gives_the_tokens_of_one_device(generator, tokenizer, axes):
+def test_any_mesh_gives_the_same_tokens_as_one_device(generator, tokenizer, axes):
     config = replace(generator.config, vocab_size=600)
     mesh = make_mesh(MeshConfig(*axes), devices(int(np.prod(axes))))
     sharded = Generator.of_params(config, generator.params, tokenizer, mesh)
@@ -280,12 +280,12 @@ def test_any_mesh_gives_the_tokens_of_one_device(generator, tokenizer, axes):
     assert kernel.addressable_shards[0].data.shape[0] == kernel.shape[0] // axes[2]
 
 
-def test_a_prompt_longer_than_the_context_is_cut_from_the_left_with_a_warning(generator, caplog):
+def test_a_prompt_longer_than_the_context_is_truncated_on_the_left_with_a_warning(generator, caplog):
     prompt = "x = 1\n" * 100 + PROMPTS[2]
-    scores, ids = definition(generator), generator.tokenizer.encode(prompt)
+    scores, ids = reference_logits(generator), generator.tokenizer.encode(prompt)
     assert len(ids) > 128
     (completion,) = generator.complete([prompt], max_new_tokens=4, temperature=0)
-    assert "only its last 124 are used" in caplog.text
+    assert "only its last 124 tokens are used" in caplog.text
     new = []
     for _ in range(4):
         new.append(int(scores(ids[-124:] + new)[: generator.tokenizer.vocab_size].argmax()))
@@ -309,13 +309,13 @@ def test_a_prompt_longer_than_the_context_is_cut_from_the_left_with_a_warning(ge
         ({"repetition_penalty": 0.0}, "repetition_penalty"),
         ({"num_samples": 0}, "num_samples"),
         ({"stop": "("}, "stop"),
-        ({"stop_strings": [""]}, "stop_strings: must not be empty"),
+        ({"stop_strings": [""]}, "stop_strings: must not contain an empty string"),
         ({"truncate": "other"}, "truncate"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**64}, "seed"),
-        ({"seed": [1, 2]}, "seed: 2 seeds for 1 prompts"),
+        ({"seed": [1, 2]}, "seed: must be one integer or 1, one per prompt, got 2"),
         ({"temprature": 1.0}, "temprature: no such option; did you mean temperature?"),
-        ({"colour": 1.0}, "colour: no such option; there are temperature, top_p"),
+        ({"colour": 1.0}, "colour: no such option; the options are temperature, top_p"),
         ({"draft": "lookup"}, "draft: no such option"),
         ({"max_new_tokens": 2.5}, "max_new_tokens: 2.5 must be a whole number"),
         ({"max_new_tokens": True}, "max_new_tokens: True must be a whole number"),
@@ -329,7 +329,7 @@ def test_a_prompt_longer_than_the_context_is_cut_from_the_left_with_a_warning(ge
         ({"truncate": np.zeros(3)}, "truncate: array([0., 0., 0.]) must be one of codegen"),
     ],
 )
-def test_an_impossible_option_is_named(generator, options, message):
+def test_errors_name_the_invalid_option(generator, options, message):
     with pytest.raises(UserError, match=re.escape(message)):
         generator.complete(**{"prompts": ["x"]} | options)
 
@@ -344,10 +344,10 @@ def test_a_trained_checkpoint_loads_and_generates(tmp_path, token_folder):
 
     loaded.params = load_params(open_model(str(tmp_path / "run")), abstract_params(loaded.config))
     text = loaded.generate("def f(", max_new_tokens=4, temperature=0)
-    assert text == loaded.tokenizer.decode(greedy_by_definition(loaded, "def f(", 4))
+    assert text == loaded.tokenizer.decode(reference_greedy(loaded, "def f(", 4))
 
 
-def test_what_is_loaded_has_names_and_types_too(tmp_path):
+def test_errors_name_the_invalid_argument_of_load(tmp_path):
     for wrong, message in (
         ({"quantize": "int4"}, "quantize: 'int4' must be one of int8"),
         ({"dtype": "float16"}, "dtype: 'float16' must be one of bfloat16, float32"),
@@ -367,19 +367,19 @@ def test_help_shows_every_option_with_its_type(generator):
     assert "top_k: number of most likely tokens to keep; 0 keeps all." in text
 
 
-def test_seeds_of_numpy_are_seeds(generator):
+def test_numpy_integers_are_accepted_as_seeds(generator):
     options = dict(max_new_tokens=5, temperature=1.0)
     assert generator.generate("x", seed=np.int64(3), **options) == generator.generate("x", seed=3, **options)
 
 
-def test_a_draft_is_lookup_or_a_loaded_model(generator):
-    with pytest.raises(UserError, match=r"draft: 'lokup' is neither lookup nor a loaded model"):
+def test_draft_must_be_lookup_or_a_loaded_model(generator):
+    with pytest.raises(UserError, match=r"draft: must be 'lookup' or a loaded model, got 'lokup'"):
         with_draft(generator, "lokup")
 
 
-def test_warmup_refuses_what_complete_would(generator):
+def test_warmup_checks_its_arguments(generator):
     for arguments, message in (
-        ((0, 5), "rows: 0 must be"),
+        ((0, 5), "batch_size: must be positive, got 0"),
         ((1, "5"), "prompt_tokens: '5'"),
         ((1, 128), "the context"),
     ):
@@ -387,14 +387,14 @@ def test_warmup_refuses_what_complete_would(generator):
             generator.warmup(*arguments, max_new_tokens=4)
 
 
-def test_the_prompt_of_generate_is_one_text(generator):
+def test_the_prompt_of_generate_must_be_a_string(generator):
     with pytest.raises(UserError, match=re.escape("prompt: ['x'] must be text")):
         generator.generate(["x"])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("draft", [None, "lookup", "model"])
-def test_turns_that_reuse_keys_and_values_have_the_completions_of_their_whole_prompts(
+def test_turns_that_reuse_the_cache_equal_completions_of_their_whole_prompts(
     generator, temperature, draft, monkeypatch
 ):
     drafts = {None: None, "lookup": "lookup", "model": generator}
@@ -404,7 +404,7 @@ def test_turns_that_reuse_keys_and_values_have_the_completions_of_their_whole_pr
         "temperature": temperature,
         "max_new_tokens": 12,
         "stop_strings": ("\n",),
-        "num_guesses": 3,
+        "num_draft_tokens": 3,
         "top_p": 1.0,
     }
     for turn in range(4):
@@ -415,13 +415,13 @@ def test_turns_that_reuse_keys_and_values_have_the_completions_of_their_whole_pr
         assert [one.completion for one in found] == [one.completion for one in alone]
         comment = generator.tokenizer.encode(f"# {turn}\n")
         prompts = [[*ids, *one.token_ids, *comment] for ids, one in zip(prompts, found)]
-        if turn == 0:  # from here on, cached tokens must not be recomputed
+        if turn == 0:  # cached tokens must not be recomputed in later turns
             monkeypatch.setattr(model, "_prefill", None)
-    with pytest.raises(UserError, match="prompts: 2 after a turn of 3"):
+    with pytest.raises(UserError, match="prompts: expected 3, as in the previous turn, got 2"):
         model.complete_turn(prompts[:2], before, max_new_tokens=1)
 
 
-def test_a_turn_whose_history_was_cut_is_computed_anew(generator):
+def test_a_turn_with_a_truncated_history_is_recomputed(generator):
     found, before = generator.complete_turn(["x = 1\ny = 2\nz = 3\n"], temperature=0, max_new_tokens=8)
     text = f"= 2\nz = 3\n{found[0].completion}\n"
     (again,), _ = generator.complete_turn([text], before, temperature=0, max_new_tokens=8)

@@ -10,7 +10,7 @@ from codegen_jax.inference.matrix import Matrix, linear
 
 @pytest.mark.parametrize("kind", ["cpu", "TPU v4"])
 @pytest.mark.parametrize("rows", [1, 2, 7])
-def test_an_int8_product_differs_by_what_rounding_the_weights_does(rows, kind, monkeypatch):
+def test_an_int8_product_differs_only_by_the_rounding_of_the_weights(rows, kind, monkeypatch):
     monkeypatch.setattr(matrix, "device_kind", lambda: kind)
     rng = np.random.default_rng(0)
     x, w = rng.normal(size=(rows, 64)).astype(np.float32), rng.normal(size=(32, 64)).astype(np.float32)
@@ -32,7 +32,7 @@ def test_a_bfloat16_product_is_summed_in_float32(rows):
     np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-4)
 
 
-def test_on_a_cpu_an_activation_beside_int8_weights_is_rounded_to_a_254th_of_an_int8_step(monkeypatch):
+def test_on_a_cpu_activations_are_rounded_to_a_254th_of_an_int8_step(monkeypatch):
     monkeypatch.setattr(matrix, "device_kind", lambda: "cpu")
     x = np.float32([[127, *np.linspace(-2, 2, 999)]])
     found = linear(jnp.array(x), Matrix(jnp.eye(1000, dtype=jnp.int8), jnp.ones(1000)))

@@ -1,18 +1,22 @@
+"""Sampled tokens have the probabilities that the options define."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from codegen_jax.inference.options import Sampling
-from codegen_jax.inference.sampling import cut, draw
+from codegen_jax.inference.sampling import filter_logits, sample_token
 
 LOGITS = np.log([0.4, 0.3, 0.2, 0.1])
 
 
-def frequencies(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, draws=20_000):
+def frequencies(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, count=20_000):
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    ids = jax.vmap(lambda key: draw(jnp.float32(LOGITS), key, sampling))(jax.random.split(jax.random.key(0), draws))
-    return np.bincount(ids, minlength=4) / draws
+    ids = jax.vmap(lambda key: sample_token(jnp.float32(LOGITS), key, sampling))(
+        jax.random.split(jax.random.key(0), count)
+    )
+    return np.bincount(ids, minlength=4) / count
 
 
 @pytest.mark.parametrize(
@@ -30,12 +34,12 @@ def frequencies(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, draws=20_000):
         ({"temperature": 1e-4}, [1, 0, 0, 0]),
     ],
 )
-def test_draws_have_the_exact_probabilities(options, expected):
+def test_samples_have_the_exact_probabilities(options, expected):
     # four standard errors of the largest probability
     np.testing.assert_allclose(frequencies(**options), expected, atol=4 * (0.25 / 20_000) ** 0.5)
 
 
-def test_a_top_p_of_one_leaves_no_id_out_however_unlikely():
+def test_top_p_of_one_keeps_even_the_least_likely_id():
     # in float32 the mass before the last two is already 1
-    kept = cut(jnp.float32([0, -20, -40]), Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0))
+    kept = filter_logits(jnp.float32([0, -20, -40]), Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0))
     assert np.isfinite(kept).all()

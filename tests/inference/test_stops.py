@@ -1,4 +1,4 @@
-"""Where texts end, and that text shown while streaming never has to be taken back."""
+"""Where texts end, and that text shown while streaming is final."""
 
 import random
 
@@ -7,12 +7,12 @@ import pytest
 from codegen_jax.data.tokenizer import TRUNCATE_BEFORE, truncate
 from codegen_jax.inference.stops import Stops
 
-PIECES = ["def f():\n", "    return 1\n", "print(1)\n", "\n", "# a", "'''", "x", " ", "<|endoftext|>", '"""doc', "é"]
+SNIPPETS = ["def f():\n", "    return 1\n", "print(1)\n", "\n", "# a", "'''", "x", " ", "<|endoftext|>", '"""doc', "é"]
 
 
 def texts(count=200):
     rng = random.Random(0)
-    return ["".join(rng.choices(PIECES, k=rng.randrange(1, 14))) for _ in range(count)]
+    return ["".join(rng.choices(SNIPPETS, k=rng.randrange(1, 14))) for _ in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def texts(count=200):
         Stops("doc", ["é"], "codegen"),
     ],
 )
-def test_what_is_settled_stays_and_the_end_is_that_of_the_whole_text(stops):
+def test_shown_text_stays_and_the_end_equals_that_of_the_whole_text(stops):
     ended = 0
     for text in texts():
         shown = ""
@@ -36,15 +36,15 @@ def test_what_is_settled_stays_and_the_end_is_that_of_the_whole_text(stops):
                 ended += 1
                 assert part[:end].startswith(shown)
                 break
-            settled = stops.settled(part)
-            assert part[:settled].startswith(shown)
-            shown = part[:settled]
+            final = stops.final_length(part)
+            assert part[:final].startswith(shown)
+            shown = part[:final]
         else:
             assert text.startswith(shown)
     assert ended > 10
 
 
-def test_the_codegen_rule_is_the_authors_truncation():
+def test_the_codegen_rule_equals_the_authors_truncation():
     stops = Stops(None, [], "codegen")
     for text in texts():
         expected = truncate(text, TRUNCATE_BEFORE)
@@ -52,33 +52,33 @@ def test_the_codegen_rule_is_the_authors_truncation():
         assert (text if end is None else text[:end]) == expected
 
 
-def test_strings_are_no_patterns():
+def test_stop_strings_are_not_patterns():
     stops = Stops(None, ["a.b", "("], None)
     assert stops.end("axb") is None
     assert stops.end("xa.b(") == 1
     assert stops.end("f(a.b") == 1
 
 
-def test_half_a_character_is_not_shown():
-    assert Stops(None, [], None).settled("ab\ufffd") == 2
+def test_an_incomplete_character_is_not_shown():
+    assert Stops(None, [], None).final_length("ab\ufffd") == 2
 
 
-def test_half_a_character_matches_nothing():
+def test_an_incomplete_character_matches_nothing():
     assert Stops(r"[^\w\s]", [], None).end("x\ufffd") is None
     assert Stops(r"[^\w\s]", [], None).end("xé!\ufffd") == 2
 
 
-def test_an_expression_keeps_its_flags_beside_strings():
+def test_an_expression_keeps_its_flags_when_combined_with_strings():
     stops = Stops("(?i)end", ["STOP"], None)
     assert stops.end("an END") == 3 and stops.end("stop") is None and stops.end("STOP") == 0
 
 
-def test_an_expression_that_matches_nothing_at_all_ends_the_text_at_once():
+def test_an_expression_that_matches_the_empty_string_ends_the_text_at_once():
     for pattern in ("a{e}", "x*"):
         assert Stops(pattern, [], None).end("xyz") is not None
 
 
-def test_only_a_character_at_the_very_end_can_be_unfinished():
+def test_only_the_last_character_can_be_incomplete():
     assert Stops(None, ["\n"], None).end("a\ufffd\n") == 2
-    assert Stops(None, ["x"], None).settled("a\ufffd\n") == 3
-    assert Stops(None, ["x"], None).settled("a\ufffd") == 1
+    assert Stops(None, ["x"], None).final_length("a\ufffd\n") == 3
+    assert Stops(None, ["x"], None).final_length("a\ufffd") == 1

@@ -1,5 +1,6 @@
 """Ownership of output folders, tested with real processes that are stopped in every way."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -102,6 +103,17 @@ def test_a_folder_in_use_is_refused_before_the_weights_to_start_from_are_looked_
     with pytest.raises(UserError, match=r"none: there is no such file"):
         train(config)
     assert lock.read_text() == "process 7 on a\n" and [path.name for path in lock.parent.iterdir()] == ["lock"]
+
+
+def test_a_run_of_an_earlier_version_has_the_defaults_of_newer_fields(tmp_path):
+    old, new = tiny_run().to_dict(), tiny_run()
+    del old["optimizer"]["eps"], old["init_from"]
+    (tmp_path / "run.json").write_text(json.dumps({"config": old, "data": {}}))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    other = tiny_run(optimizer={"eps": 1e-6})
+    with pytest.raises(UserError, match=r"another run \(optimizer\.eps is 1e-08 there, 1e-06 here\)"):
+        claim(epath.Path(tmp_path), {"config": other.to_dict(), "data": {}})
+    assert claim(epath.Path(tmp_path), {"config": new.to_dict(), "data": {}})
 
 
 @pytest.mark.parametrize("record", ["", "{", "[]", "{}"])

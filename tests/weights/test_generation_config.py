@@ -96,8 +96,8 @@ def test_each_eos_ends_a_completion_as_in_transformers(tmp_path, chat):
             assert completion.token_ids == [id for id in new if id not in ENDS]
             assert completion.finish_reason == ("length" if reason == "length" else "eos")
             reasons.add(reason)
-        guessed = codegen_jax.load(str(name), draft="lookup").complete(prompts, max_new_tokens=12, temperature=0)
-        assert [c.token_ids for c in guessed] == [
+        drafted = codegen_jax.load(str(name), draft="lookup").complete(prompts, max_new_tokens=12, temperature=0)
+        assert [c.token_ids for c in drafted] == [
             c.token_ids for c in ours.complete(prompts, max_new_tokens=12, temperature=0)
         ]
     assert 292 in reasons  # not only the first id in the list

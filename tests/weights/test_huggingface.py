@@ -368,13 +368,13 @@ def test_a_tokenizer_that_the_embedding_cannot_serve_does_not_generate(tmp_path,
     folder = save(peer(vocab_size=200), tmp_path / "hf", tokenizer=bpe)
     with pytest.raises(
         UserError,
-        match=r"290 ids, but the network 200; give it the tokenizer .*: codegen-jax convert .* NEW --tokenizer T",
+        match=r"290 ids, but the network only 200; use the tokenizer .*: codegen-jax convert .* NEW --tokenizer T",
     ):
         codegen_jax.load(str(folder))
 
 
 def test_a_model_without_a_tokenizer_does_not_generate(tmp_path):
-    with pytest.raises(UserError, match=r"give it one: codegen-jax convert .* NEW --tokenizer T"):
+    with pytest.raises(UserError, match=r"add one with codegen-jax convert .* NEW --tokenizer T"):
         codegen_jax.load(str(save(peer(), tmp_path / "hf")))
 
 
