@@ -27,28 +27,28 @@ def load(
     Args:
         model: a hub id ("Salesforce/codegen-350M-mono", or "...@REVISION"), a Hugging Face folder, a run's output
             folder (its latest checkpoint) or one checkpoint's folder.
-        dtype: of activations and matrix products; None takes the run's, or float32 for float32 weights and bfloat16
-            for 16-bit ones.
-        quantize: int8: matrices as int8 with a scale for each output; activations stay in dtype.
-        mesh: devices to spread rows (data) and heads (tensor) over; None: the first device.
-        draft: speculate with guesses of "lookup" (in prompt and output), or of another model with the same tokenizer,
-            which is loaded in the same way. It changes no token.
-        allow_nonfinite: take weights that hold NaN or infinity, with a warning; their completions mean nothing.
+        dtype: dtype of activations and matrix products. None: the run's, otherwise float32 for float32 weights and
+            bfloat16 for 16-bit weights.
+        quantize: int8: store matrices as int8 with one scale per output channel; activations stay in dtype.
+        mesh: devices along data (shard the rows) and tensor (shard the heads); None: the first device.
+        draft: source of draft tokens for speculative decoding: "lookup" (repeats of prompt and output), or another
+            model with the same tokenizer, named like `model`. It does not change the tokens generated.
+        allow_nonfinite: accept weights that contain NaN or infinity, with a warning; their completions are meaningless.
 
     Returns:
-        A generator: `load("runs/tiny_cpu").generate("def add(a, b):", max_new_tokens=64)` is the completion as text.
+        A generator; `load("runs/tiny_cpu").generate("def add(a, b):", max_new_tokens=64)` returns the completion.
 
     Raises:
-        UserError: if there is no such model, its files are damaged, its weights hold NaN or infinity, or an argument is
-            of another type.
+        UserError: if the model does not exist, its files are damaged, its weights contain NaN or infinity, or an
+            argument has the wrong type.
     """
-    from codegen_jax.inference.generate import Generator  # importing jax takes a second; the tokenizing workers skip it
+    from codegen_jax.inference.generate import Generator  # importing jax takes a second, which tokenizing workers avoid
 
     return Generator.load(model, dtype, quantize, mesh, draft, allow_nonfinite)
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Options":  # likewise
+    if name == "Options":  # imported on demand, like the generator
         from codegen_jax.inference.options import Options
 
         return Options

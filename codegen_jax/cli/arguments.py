@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from codegen_jax.config import RunConfig
     from codegen_jax.inference.generate import Generator
 
-CONFIG = "CONFIG.yaml, the name of an installed config (350m_nl), or a run's output folder, whose config it is then"
+CONFIG = "a YAML file, the name of an installed config (350m_nl), or a run's output folder (for that run's config)"
 MODEL = "a run's output folder, a checkpoint, a Hugging Face folder or a hub id (OWNER/NAME[@REVISION])"
 
 
@@ -70,7 +70,7 @@ def add_config(parser: Parser) -> None:
     parser.add_argument(
         "config",
         metavar="CONFIG",
-        help=f"{CONFIG}; any field may follow as --section.field VALUE, codegen-jax train --help lists them",
+        help=f"{CONFIG}; override any field with --section.field VALUE (codegen-jax train --help lists them)",
     )
 
 
@@ -88,7 +88,7 @@ def read_config(arguments: argparse.Namespace) -> "RunConfig":
     folder = open_path(path)
     if folder.is_dir():
         names = sorted(file.name for file in folder.iterdir())
-        message = f"{path}: a folder without {RUN_FILE}, no run's output; it {holds(names)}; name a config in YAML"
+        message = f"{path}: not a run's output folder (no {RUN_FILE}); it {holds(names)}; name a YAML config instead"
         require(RUN_FILE in names, message)
         path, words = f"{path.rstrip('/')}/{RUN_FILE}", ["--output", str(folder), *words]
     elif not folder.exists():
