@@ -144,12 +144,12 @@ def test_evaluate_prints_the_perplexity_and_what_int8_adds(project):
     assert re.fullmatch(r"int8 raises the perplexity by -?0\.\d{3}%", difference)
 
 
-def test_train_goes_on_with_a_run(project):
+def test_train_resumes_a_run(project):
     result = command("train", "run.yaml", "--training.steps", 5, "--training.log_every", 1, cwd=project)
     assert "resuming run after step 4" in result.stdout and "step      5  loss" in result.stdout
 
 
-def test_a_runs_output_folder_stands_for_its_config_wherever_it_lies_now(project, tmp_path):
+def test_output_folder_stands_for_its_runs_config_even_if_moved(project, tmp_path):
     moved = shutil.copytree(project / "run", tmp_path / "moved")
     steps = len({line["step"] for line in read_metrics(moved) if "loss" in line})
     result = command("train", moved, "--training.steps", steps + 1, cwd=project)
@@ -282,7 +282,7 @@ def test_no_abbreviation_is_taken_and_the_nearest_name_is_suggested(project):
     assert_fails(command("generate", "run", cwd=project), "--prompt", "codegen-jax generate --help")
 
 
-def test_config_show_prints_what_a_run_would_use(project):
+def test_config_show_prints_the_resolved_config(project):
     shown = command("config", "show", "run.yaml", "--training.steps", 9, "--mesh.fsdp", -1, cwd=project)
     config = yaml.safe_load(shown.stdout)
     assert (config["training"]["steps"], config["training"]["remat"]) == (9, "dots")
@@ -291,7 +291,7 @@ def test_config_show_prints_what_a_run_would_use(project):
     assert "mesh: data 1 x fsdp 3" in shown.stderr and yaml.safe_load(shown.stdout)["mesh"]["fsdp"] == 3
 
 
-def test_train_help_lists_the_fields_of_a_config(project):
+def test_train_help_lists_all_config_fields(project):
     text = " ".join(command("train", "--help", cwd=project).stdout.split())
     assert "--model.n_layer N_LAYER number of blocks. (required, type: int)" in text
 
