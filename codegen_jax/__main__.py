@@ -1,4 +1,4 @@
-"""`python -m codegen_jax` is the command `codegen-jax`."""
+"""`python -m codegen_jax` runs the command `codegen-jax`."""
 
 from codegen_jax.cli import main
 

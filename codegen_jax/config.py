@@ -1,4 +1,4 @@
-"""Every setting of a training run, as frozen dataclasses; config_file.py reads them from YAML and the command line."""
+"""All settings of a training run, as frozen dataclasses; config_file.py reads them from YAML and the command line."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -25,9 +25,9 @@ class CodeGenConfig:
         n_positions: longest context in tokens.
         head_dim: channels per head; 0 means n_embd / n_head, which every CodeGen 1 model uses.
         layer_norm_epsilon: constant added to the variance.
-        embedding_bias: a trained vector added to every embedding, as in the authors' training code. Released weights
-            have it folded into the embedding, as do all our exports.
-        init: the authors' initialization (jaxformer) or plain normal(0.02) (huggingface).
+        embedding_bias: train a vector that is added to every embedding, as in the authors' code. In released weights
+            and our exports, it is folded into the embedding.
+        init: initialization: the authors' (jaxformer) or normal(0.02) (huggingface).
         dtype: dtype of activations and matrix products; parameters are float32.
         attention: xla, splash (TPU) or cudnn (NVIDIA GPUs); auto picks the fastest for the available devices.
     """
@@ -55,7 +55,7 @@ class CodeGenConfig:
                 self.n_embd % self.n_head == 0,
                 f"model.n_head: {self.n_head} does not divide model.n_embd = {self.n_embd}; choose a divisor",
             )
-            object.__setattr__(self, "head_dim", self.n_embd // self.n_head)  # frozen for everyone else
+            object.__setattr__(self, "head_dim", self.n_embd // self.n_head)  # the dataclass is frozen
         require(
             self.rotary_dim % 2 == 0 and 0 < self.rotary_dim <= self.head_dim,
             f"model.rotary_dim: {self.rotary_dim} must be even and at most head_dim = {self.head_dim}",
@@ -94,7 +94,7 @@ class SourceConfig:
 
 
 def check_source_name(name: Any) -> None:
-    """Raise `UserError` for what cannot name a source: "/" would end it in the metrics, "." on the command line."""
+    """Raise `UserError` for an invalid source name: "/" would end it in metric names, "." on the command line."""
     is_name = isinstance(name, str) and bool(name) and not set(name) & set("/.")
     require(is_name, f"data.sources: {name!r} must be a name without / and .")
 
@@ -107,9 +107,9 @@ class DataConfig:
         train: folder of token files.
         validation: folder of token files, or null for no validation.
         sources: the mixture, by name.
-        sequence_length: tokens trained on per row; each row stores one more.
+        sequence_length: tokens trained on per row (each row reads one more).
         document_mask: restrict attention to the same document and restart positions at 0; the authors do neither.
-        skip_steps: pairs [first, last] of steps whose data is skipped; step `first` trains on the data of `last` + 1.
+        skip_steps: pairs [first, last]: skip the data of these steps, so step `first` trains on the data of `last` + 1.
     """
 
     train: str | None = None
@@ -121,12 +121,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "data.")
-        require(
-            bool(self.sources) != (self.train is not None), "data: give either data.train or data.sources, not both"
-        )
+        require(bool(self.sources) != (self.train is not None), "data: set either data.train or data.sources, not both")
         require(
             not self.sources or self.validation is None,
-            "data.validation: goes with data.train; a source of data.sources has a validation of its own",
+            "data.validation: requires data.train; with data.sources, set data.sources.NAME.validation instead",
         )
         for name, source in self.sources.items():
             check_fields(source, f"data.sources.{name}.")
@@ -141,7 +139,7 @@ class DataConfig:
 
     @property
     def mixture(self) -> dict[str, SourceConfig]:
-        """The sources by name; data.train is one without a name."""
+        """The sources by name; data.train has the empty name."""
         return self.sources or {"": SourceConfig(str(self.train), 1.0, self.validation)}
 
 
@@ -152,10 +150,10 @@ class OptimizerConfig:
     Attributes:
         learning_rate: learning rate at the end of warmup.
         end_learning_rate: learning rate after the cosine, until the end of the run.
-        warmup_steps: steps of linear warmup from 0; the first update has learning rate 0.
+        warmup_steps: steps of linear warmup from 0; the first update therefore has learning rate 0.
         decay_steps: steps of cosine decay, counted from the end of warmup.
         weight_decay: decoupled weight decay, multiplied by the learning rate.
-        decay_mask: kernels: matrices and embeddings only; jaxformer: what the authors' code decays, which adds every
+        decay_mask: kernels: matrices and embeddings only; jaxformer: as in the authors' code, also every
             block's LayerNorm parameters and MLP biases.
         clip_norm: largest global norm of the gradient.
         b1: decay of the first moment.
@@ -193,13 +191,13 @@ class TrainingConfig:
         batch_size: rows per update, over all devices and micro-batches.
         gradient_accumulation_steps: micro-batches per update; only reduces memory.
         z_loss: weight of the squared log-partition in the loss; the authors use 1e-4.
-        remat: what is saved per block for the backward pass in addition to its input; the rest is recomputed. full:
+        remat: values saved per block for the backward pass, besides its input; the rest is recomputed. full:
             nothing; attention: the output of attention; qkv_attention: also q, k and v; dots: also the MLP's inner
-            states, so no matrix product repeats; none: everything but gathered weights; auto: the first of dots,
-            qkv_attention, attention and full that should fit the device.
+            states, so no matrix product is recomputed; none: everything except gathered weights; auto: the first of
+            dots, qkv_attention, attention and full that is estimated to fit the device.
         log_every: steps between log lines.
         eval_every: steps between validations; every checkpoint is validated too.
-        eval_batches: maximum number of validation batches.
+        eval_batches: maximum number of batches per validation.
         sample_prompts: prompts completed greedily at every validation, for inspection.
         sample_tokens: new tokens per sample prompt.
         max_bad_steps: consecutive steps that may be skipped before the run stops. A step's update is skipped if its
@@ -230,14 +228,14 @@ class TrainingConfig:
             require(getattr(self, name) > 0, f"training.{name}: {getattr(self, name)} must be positive")
         require(
             self.spike_sigmas is None or self.spike_sigmas > 0,
-            f"training.spike_sigmas: {self.spike_sigmas} must be positive, or null",
+            f"training.spike_sigmas: {self.spike_sigmas} must be positive or null",
         )
-        require(all(self.sample_prompts), "training.sample_prompts: a prompt must not be empty")
+        require(all(self.sample_prompts), "training.sample_prompts: prompts must not be empty")
         require(self.z_loss >= 0, f"training.z_loss: {self.z_loss} must not be negative")
         require(
             self.batch_size % self.gradient_accumulation_steps == 0,
-            f"training.batch_size: {self.batch_size} rows do not divide into "
-            f"training.gradient_accumulation_steps = {self.gradient_accumulation_steps} micro-batches",
+            f"training.batch_size: {self.batch_size} must be divisible by "
+            f"training.gradient_accumulation_steps = {self.gradient_accumulation_steps}",
         )
 
 
@@ -280,7 +278,7 @@ class MeshConfig:
         check_fields(self, "mesh.")
         sizes = dataclasses.astuple(self)
         for axis, size in zip(("data", "fsdp", "tensor"), sizes, strict=True):
-            require(size > 0 or size == -1, f"mesh.{axis}: {size} must be positive, or -1 for the devices left")
+            require(size > 0 or size == -1, f"mesh.{axis}: {size} must be positive, or -1 for all remaining devices")
         require(sizes.count(-1) <= 1, "mesh: only one axis may be -1")
 
 
@@ -304,8 +302,9 @@ class DistributedConfig:
         check_fields(self, "distributed.")
         explicit = self.coordinator not in (None, "auto")
         for name in ("num_processes", "process_id"):
-            given = getattr(self, name) is not None
-            require(given == explicit, f"distributed.{name}: goes with a distributed.coordinator of host:port")
+            is_set = getattr(self, name) is not None
+            require(is_set or not explicit, f"distributed.{name}: required with distributed.coordinator=host:port")
+            require(explicit or not is_set, f"distributed.{name}: requires distributed.coordinator=host:port")
         if explicit:
             host, _, port = str(self.coordinator).rpartition(":")
             require(
@@ -342,10 +341,10 @@ class RunConfig:
     """One training run; the contents of a file in configs/.
 
     Attributes:
-        output: folder for checkpoints, logs and plots.
+        output: folder for checkpoints, metrics and plots.
         resume: auto: resume a stopped run in `output`; never: fail if `output` already has checkpoints.
-        init_from: checkpoint whose weights start the run, with fresh optimizer and schedule; null: random weights.
-        seed: seed of the random weights and the data order.
+        init_from: model whose weights the run starts from, with a fresh optimizer and schedule; null: random weights.
+        seed: seed of the initial weights and the data order.
     """
 
     output: str
@@ -365,7 +364,7 @@ class RunConfig:
         check_fields(self)
         require(
             self.data.sequence_length <= self.model.n_positions,
-            f"data.sequence_length: {self.data.sequence_length} is longer than model.n_positions = "
+            f"data.sequence_length: {self.data.sequence_length} must be at most model.n_positions = "
             f"{self.model.n_positions}",
         )
         require_seed("seed", self.seed)

@@ -1,4 +1,4 @@
-"""A run's YAML file and --section.field words, read into a `RunConfig` by jsonargparse; mistakes named in our words."""
+"""Read a `RunConfig` from YAML and --section.field arguments: jsonargparse with error messages of our own."""
 
 import dataclasses
 import json
@@ -22,19 +22,19 @@ from codegen_jax.storage import expand
 
 
 class Given(NamedTuple):
-    """A field that a user has set.
+    """A field set by the user.
 
     Attributes:
-        place: how a message names it: "--seed", or "run.yaml: seed".
-        name: dotted.
-        value: text, null or a list of those; what the text means is up to the field's type, in a file as in a word.
-        is_word: of the command line.
+        place: the field's name in messages: "--seed", or "run.yaml: seed".
+        name: dotted name.
+        value: text, null or a list of those; the field's type determines how text is parsed, wherever it was given.
+        is_flag: whether it was given on the command line.
     """
 
     place: str
     name: str
     value: Any
-    is_word: bool
+    is_flag: bool
 
 
 def load_config(path: epath.PathLike, overrides: list[str] | None = None) -> RunConfig:
@@ -45,34 +45,34 @@ def load_config(path: epath.PathLike, overrides: list[str] | None = None) -> Run
     (5, 1)
 
     Args:
-        path: file in the layout of `RunConfig`, or the run.json of a run's output folder, which holds such a config.
-        overrides: words of the command line; they win over the file.
+        path: YAML file in the layout of `RunConfig`, or a run's run.json, which contains its config.
+        overrides: command-line arguments; they take precedence over the file.
 
     Raises:
-        UserError: for a missing file, an unknown name, a wrong type or an impossible value. The message begins with
-            the flag where the mistake is on the command line, else with the file and the field.
+        UserError: for a missing file, an unknown name, a wrong type or an invalid value. The message begins with the
+            flag if the mistake is on the command line, otherwise with the file and the field.
     """
-    of_file, of_words = list(_of_file(path, _read_config(path))), list(_of_words(overrides or []))
-    for field in (*of_file, *of_words):
+    from_file, from_flags = list(_fields_of_file(path, _read_config(path))), list(_fields_of_flags(overrides or []))
+    for field in (*from_file, *from_flags):
         _check_name(field)
-    replaced = {field.name for field in of_words if not field.place.endswith("+")}
-    given = [_as_meant(field) for field in (*of_file, *of_words) if field.is_word or field.name not in replaced]
+    replaced = {field.name for field in from_flags if not field.place.endswith("+")}
+    given = [_normalize(field) for field in (*from_file, *from_flags) if field.is_flag or field.name not in replaced]
     try:
         return RunConfig(**vars(_parse(given)))
     except ArgumentError as error:
         _check_values(given, path)
         raise UserError(f"{path}: {' '.join(str(error).removeprefix('argument ').split())}") from error
-    except UserError as error:  # of a dataclass's own checks
+    except UserError as error:  # raised by a dataclass's own checks
         name = str(error).partition(":")[0]
-        on_command_line = any(field.is_word and field.name == name for field in given)
+        on_command_line = any(field.is_flag and field.name == name for field in given)
         raise UserError(f"--{error}" if on_command_line else f"{path}: {error}") from error
 
 
 def shipped_config(name: str) -> Path | None:
-    """The file of a config that comes with the package (350m_nl), in an installed package or in a checkout.
+    """The file of a config shipped with the package (350m_nl), in an installed package or a checkout; None if unknown.
 
     Raises:
-        UserError: for what is nearly such a name.
+        UserError: if the name is a likely misspelling.
     """
     package = Path(__file__).parent
     folder = next((f for f in (package / "configs", package.parent / "configs") if f.is_dir()), None)
@@ -80,17 +80,17 @@ def shipped_config(name: str) -> Path | None:
     if name in files or not re.fullmatch(r"\w+", name):
         return files.get(name)
     close = did_you_mean(name, files)
-    require(not close, f"{name}: there is no such file, folder or config of the package{close}")
+    require(not close, f"{name}: no such file, folder or installed config{close}")
     return None
 
 
 def dump_config(config: RunConfig) -> str:
-    """A config as the YAML that `load_config` reads."""
+    """A config as YAML that `load_config` can read."""
     return yaml.safe_dump(config.to_dict(), sort_keys=False)
 
 
 def in_yaml(section: CodeGenConfig) -> str:
-    """A model's fields as one line of YAML, without those that have their default."""
+    """The non-default fields of a model config as one line of YAML."""
     values = {
         field.name: getattr(section, field.name)
         for field in dataclasses.fields(section)
@@ -104,7 +104,7 @@ def in_yaml(section: CodeGenConfig) -> str:
 def fields_help() -> str:
     """Every field with its documentation, type and default."""
     text = _parser().format_help()
-    text = re.sub(r"  --\S+( CONFIG)? +(Path to a|Show the help for) .*\n", "", text)  # flags that we refuse
+    text = re.sub(r"  --\S+( CONFIG)? +(Path to a|Show the help for) .*\n", "", text)  # jsonargparse's, which we reject
     return text.partition("\n\n")[2]
 
 
@@ -117,26 +117,26 @@ def _parser(**keywords: Any) -> Any:
 
 
 def _parse(given: list[Given]) -> Any:
-    """The fields as jsonargparse reads them, which takes those of a file from a file only."""
+    """Parse the fields with jsonargparse, which reads those from a file only through another file."""
     tree: dict[str, Any] = {}
     for field in given:
-        if not field.is_word:
+        if not field.is_flag:
             *sections, last = field.name.split(".")
             section = tree
             for name in sections:
                 section = section.setdefault(name, {})
-            require(last not in section, f"{field.name}: given twice")
+            require(last not in section, f"{field.name}: set twice")
             section[last] = field.value
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "config.yaml"
-        file.write_text(yaml.safe_dump(tree, default_style='"'), "utf-8")  # text is quoted, so it stays text
+        file.write_text(yaml.safe_dump(tree, default_style='"'), "utf-8")  # quoted text stays text
         parser = _parser(default_config_files=[str(file)])
-        words = [f"{field.place}={field.value}" for field in given if field.is_word]
-        return parser.instantiate(parser.parse_args(words))
+        flags = [f"{field.place}={field.value}" for field in given if field.is_flag]
+        return parser.instantiate(parser.parse_args(flags))
 
 
 def _read_config(path: epath.PathLike) -> dict[str, Any]:
-    """A config's sections and fields; of a run's record, the part that is its config."""
+    """The sections and fields of a config file, or of the config in a run's run.json."""
     text, is_json = read_text(path), str(path).endswith(".json")
     try:
         tree = json.loads(text) if is_json else yaml.load(text, Yaml)
@@ -144,17 +144,17 @@ def _read_config(path: epath.PathLike) -> dict[str, Any]:
         raise UserError(f"{path}: not {'JSON' if is_json else 'YAML'} ({' '.join(str(error).split())})") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    require(isinstance(tree, dict), f"{path}: must be sections of fields, as in configs/")
+    require(isinstance(tree, dict), f"{path}: must consist of sections with fields, as in configs/")
     return tree["config"] if isinstance(tree.get("config"), dict) else tree
 
 
 class Yaml(yaml.SafeLoader):
-    """YAML whose plain scalars are text as it was written, but for null; a key twice in a mapping is a `UserError`.
+    """YAML in which plain scalars except null stay text as written; a duplicate key raises `UserError`.
 
-    YAML 1.1 has booleans named no and on, dates, and numbers to the base of 60.
+    YAML 1.1 would read no and on as booleans, and parse dates and base-60 numbers.
     """
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {  # pyright: ignore - theirs says no ClassVar
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {  # pyright: ignore - PyYAML does not annotate it as a ClassVar
         first: [pair for pair in pairs if pair[0] in ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -164,15 +164,15 @@ class Yaml(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 line = key.start_mark.line + 1
-                require(key.value not in lines, f"{key.value}: given twice, in lines {lines.get(key.value)} and {line}")
+                require(key.value not in lines, f"{key.value}: set twice, in lines {lines.get(key.value)} and {line}")
                 lines[key.value] = line
                 if key.tag == "tag:yaml.org,2002:null":
                     key.tag = "tag:yaml.org,2002:str"
         return super().construct_mapping(node, deep)
 
 
-def _of_file(path: epath.PathLike, tree: dict[str, Any], prefix: str = "") -> Iterator[Given]:
-    """The fields that a file sets; a section of another type than a mapping counts as one."""
+def _fields_of_file(path: epath.PathLike, tree: dict[str, Any], prefix: str = "") -> Iterator[Given]:
+    """The fields that a file sets; a section that is not a mapping counts as a field."""
     for key, value in tree.items():
         if prefix == "data.sources.":
             try:
@@ -181,40 +181,40 @@ def _of_file(path: epath.PathLike, tree: dict[str, Any], prefix: str = "") -> It
                 raise UserError(f"{path}: {error}") from error
         name = f"{prefix}{key}"
         if isinstance(value, dict) and _pattern(name) in SECTIONS:
-            yield from _of_file(path, value, f"{name}.")
+            yield from _fields_of_file(path, value, f"{name}.")
         else:
             yield Given(f"{path}: {name}", name, value, False)
 
 
-def _of_words(words: list[str]) -> Iterator[Given]:
+def _fields_of_flags(arguments: list[str]) -> Iterator[Given]:
     """The fields that a command line sets: --name value or --name=value."""
-    rest = iter(words)
-    for word in rest:
-        require(word.startswith("--"), f"{word!r}: not a field; fields are given as --section.field VALUE")
-        flag, equals, value = word.partition("=")
+    remaining = iter(arguments)
+    for argument in remaining:
+        require(argument.startswith("--"), f"{argument!r}: unexpected argument; set fields with --section.field VALUE")
+        flag, equals, value = argument.partition("=")
         if not equals:
-            value = next(rest, "--")
+            value = next(remaining, "--")
             require(not value.startswith("--"), f"{flag}: must be followed by a value")
         yield Given(flag, flag[2:].removesuffix("+"), value, True)  # --field+=X appends to a list
 
 
 def _check_name(field: Given) -> None:
-    """Raise `UserError` if there is no such field, or if it is a section."""
+    """Raise `UserError` if the field does not exist or is a section."""
     pattern = _pattern(field.name)
     if pattern in SECTIONS:
-        raise UserError(f"{field.place}: {field.value!r} must be a section with fields of its own")
+        raise UserError(f"{field.place}: {field.value!r} must be a section with fields")
     if pattern not in FIELDS:
-        dashes, source = "--" if field.is_word else "", "".join(field.name.split(".")[2:3])
+        dashes, source = "--" if field.is_flag else "", "".join(field.name.split(".")[2:3])
         names = [dashes + name.replace("*", source) for name in [*FIELDS, *([] if dashes else SECTIONS)]]
         close = did_you_mean(dashes + field.name, names)
         raise UserError(f"{field.place}: no such field{close or '; codegen-jax train --help lists them'}")
 
 
-def _as_meant(field: Given) -> Given:
-    """Paths expanded, and 1e3 as 1000 where whole numbers are wanted.
+def _normalize(field: Given) -> Given:
+    """Expand paths, and write 1e3 as 1000 in fields of whole numbers.
 
     Raises:
-        UserError: for a variable that is not set, or a number like 1:30, which jsonargparse reads to the base of 60.
+        UserError: for an unset environment variable, or a number like 1:30, which jsonargparse would read in base 60.
     """
     pattern = _pattern(field.name)
     kind = in_words(FIELDS[pattern].hint)
@@ -227,22 +227,22 @@ def _as_meant(field: Given) -> Given:
         text = json.dumps(field.value)
         require(not re.search(r"\d:\d", text), f"{field.place}: {field.value!r} must be {kind}")
         if "whole number" in kind:
-            return field._replace(value=json.loads(EXPONENT.sub(_written_out, text)))
+            return field._replace(value=json.loads(EXPONENT.sub(_without_exponent, text)))
     return field
 
 
 EXPONENT = re.compile(r"(?<![\w.])\d+(\.\d+)?[eE]\+?\d\d?(?![\w.])")
 
 
-def _written_out(number: re.Match[str]) -> str:
-    """1000 for 1e3; what is not whole stays, to be refused."""
+def _without_exponent(number: re.Match[str]) -> str:
+    """Write 1e3 as 1000; leave numbers that are not whole for the type check to reject."""
     value = Decimal(number[0])
     return str(int(value)) if value == int(value) else number[0]
 
 
 def _check_values(given: list[Given], path: epath.PathLike) -> None:
-    """Raise `UserError` for the first value of another type than its field's, else for a field that is missing."""
-    for field in sorted(given, key=lambda field: not field.is_word):  # words win over the file
+    """Raise `UserError` for the first value of the wrong type, otherwise for a missing field."""
+    for field in sorted(given, key=lambda field: not field.is_flag):  # flags take precedence over the file
         hint = FIELDS[_pattern(field.name)].hint
         require(_is_valid(field, hint), f"{field.place}: {field.value!r} must be {in_words(hint)}")
     names = {field.name for field in given if field.value is not None}
@@ -254,14 +254,14 @@ def _check_values(given: list[Given], path: epath.PathLike) -> None:
 
 
 def _is_valid(field: Given, hint: Any) -> bool:
-    """Whether jsonargparse takes a value for a field of this type."""
+    """Whether jsonargparse accepts the value for a field of this type."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=hint)
     plus = "+" if field.place.endswith("+") else ""
     try:
-        if field.is_word:
+        if field.is_flag:
             parser.parse_args([f"--value{plus}={field.value}"])
         else:
             parser.parse_string(yaml.safe_dump({"value": field.value}, default_style='"'))
@@ -271,24 +271,24 @@ def _is_valid(field: Given, hint: Any) -> bool:
 
 
 class Field(NamedTuple):
-    """A field's type, and whether it has no default."""
+    """A field's type, and whether it is required (has no default)."""
 
     hint: Any
     is_required: bool
 
 
-ANY = "data.sources.*"  # stands for each source of the mixture in the names of its fields
+ANY = "data.sources.*"  # stands for any source of the mixture in field names
 PATHS = {"output", "init_from", "data.train", "data.validation", f"{ANY}.path", f"{ANY}.validation"}
 
 
 def _pattern(name: str) -> str:
-    """data.sources.*.weight for data.sources.pile.weight; other names stay."""
+    """Replace a source's name with *: data.sources.pile.weight gives data.sources.*.weight."""
     head, dot, rest = name.removeprefix("data.sources.").partition(".")
     return f"{ANY}{dot}{rest}" if name.startswith("data.sources.") and head else name
 
 
 def _schema(cls: type, prefix: str = "") -> tuple[dict[str, Field], set[str]]:
-    """The fields of a dataclass by dotted name, and the names of its sections."""
+    """The fields of a dataclass, keyed by dotted name, and the names of its sections."""
     fields: dict[str, Field] = {}
     sections: set[str] = set()
     for field in dataclasses.fields(cls):

@@ -1,4 +1,4 @@
-"""Many processes as one run: joining them, agreeing, speaking with one voice, and failing together."""
+"""Multi-process runs: join the processes, log once, agree on values, and fail together."""
 
 import itertools
 import logging
@@ -17,20 +17,20 @@ from codegen_jax.errors import RUN_LOG, Preempted, UserError, report
 
 log = logging.getLogger(RUN_LOG)
 
-GONE_SECONDS = 20  # a process that is silent for so long is gone, and the others end with a line that says which
-HEARTBEAT_SECONDS = 60  # then JAX would end them, with a stack trace
-FAILURE = "codegen_jax/failure"  # key of the first failure's message in the coordinator's store
-ALIVE = "codegen_jax/alive"  # keys of the processes' heartbeats there
+LOST_AFTER_SECONDS = 20  # without a heartbeat, a process counts as lost; the others name it and exit
+HEARTBEAT_SECONDS = 60  # JAX's own timeout, which ends the processes with a stack trace
+FAILURE = "codegen_jax/failure"  # key of the first failure's message in the coordinator's key-value store
+ALIVE = "codegen_jax/alive"  # prefix of the processes' heartbeat keys
 
 
 @contextmanager
 def joined(config: DistributedConfig) -> Iterator[None]:
-    """Join this process to the others of its run for as long as the context lasts.
+    """Join this process to the other processes of its run while the context lasts.
 
-    If one of them fails, all of them print its message and exit at once, also those that wait for it in a collective.
+    If one process fails, all of them print its message and exit at once, even those blocked in a collective.
 
     Raises:
-        UserError: if there is no cluster to be found.
+        UserError: if no cluster is found.
     """
     if config.coordinator is None:
         yield
@@ -47,17 +47,17 @@ def joined(config: DistributedConfig) -> Iterator[None]:
         _fail_together(error)
     finally:
         finished.set()
-        # A process that exits while a thread is inside a C++ call, such as one to the coordinator's store, may abort
-        watcher.join(timeout=GONE_SECONDS)
+        # a process may abort if it exits while a thread is inside a C++ call, such as one to the coordinator's store
+        watcher.join(timeout=LOST_AFTER_SECONDS)
 
 
 def _initialize(config: DistributedConfig) -> None:
     explicit = config.coordinator != "auto"
     too_late = UserError(
-        f"distributed.coordinator: {config.coordinator}: not all processes met there within distributed.timeout = "
-        f"{config.timeout} s; check that process 0 runs at that address, that the port is open and that all are started"
+        f"distributed.coordinator: {config.coordinator}: not all processes connected within distributed.timeout = "
+        f"{config.timeout} s; check that process 0 runs at this address, the port is open and all processes are started"
     )
-    # where JAX's own timer runs out it aborts with a stack trace
+    # when JAX's own timer expires, it aborts with a stack trace
     timer = threading.Timer(config.timeout, lambda: os._exit(report(too_late)))
     timer.daemon = True
     timer.start()
@@ -71,54 +71,54 @@ def _initialize(config: DistributedConfig) -> None:
             cluster_detection_method="deactivate" if explicit else None,
         )
     except (ValueError, RuntimeError) as error:
-        hint = "" if explicit else "; no Cloud TPU, Slurm, Kubernetes or MPI job was found: give host:port instead"
+        hint = "" if explicit else "; no Cloud TPU, Slurm, Kubernetes or MPI job was found: set it to host:port"
         raise UserError(f"distributed.coordinator: {config.coordinator}: {str(error).splitlines()[0]}{hint}") from error
     finally:
         timer.cancel()
 
 
 def _client():
-    """The coordinator's store of keys and values, which JAX does not export; Orbax reaches it in the same way."""
+    """The coordinator's key-value store, which JAX does not export; Orbax accesses it the same way."""
     return jax._src.distributed.global_state.client  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _watch(finished: threading.Event) -> None:
-    """Once per second: show that this process lives, and end it if another has failed or is gone."""
-    heard: dict[str, tuple[str, float]] = {}  # the other processes' last beats, and when they came
+    """Once per second, send a heartbeat, and exit if another process has failed or is lost."""
+    seen: dict[str, tuple[str, float]] = {}  # last heartbeat of each process, and when it was first seen
     for beat in itertools.count():
-        ended, gone, failure = finished.wait(1.0), None, None
-        with suppress(Exception):  # the coordinator is gone, which JAX itself notices; or there is no failure to get
+        ended, lost, failure = finished.wait(1.0), None, None
+        with suppress(Exception):  # the coordinator is lost, which JAX itself detects, or no failure is stored
             _client().key_value_set(f"{ALIVE}/{jax.process_index()}", "ended" if ended else str(beat), True)
-            gone = _gone(heard)
+            lost = _lost_process(seen)
             failure = _client().key_value_try_get(FAILURE)
         if ended:
             return
-        if failure or gone:
-            code, message = failure.split(" ", 1) if failure else (1, gone)
+        if failure or lost:
+            code, message = failure.split(" ", 1) if failure else (1, lost)
             report(UserError(message))
             if jax.process_index() == 0:
-                time.sleep(5)  # the store is in this process: the others must have read the message
+                time.sleep(5)  # process 0 hosts the store: give the others time to read the message
             os._exit(int(code))
 
 
-def _gone(heard: dict[str, tuple[str, float]]) -> str | None:
-    """The message for a process that has not been heard of."""
+def _lost_process(seen: dict[str, tuple[str, float]]) -> str | None:
+    """Update the heartbeats seen; return a message if a process has stopped sending them."""
     now = time.monotonic()
     for key, beat in _client().key_value_dir_get(ALIVE):
-        if heard.get(key, ("", 0.0))[0] != beat:
-            heard[key] = beat, now
-        elif beat != "ended" and now - heard[key][1] > GONE_SECONDS:
+        if seen.get(key, ("", 0.0))[0] != beat:
+            seen[key] = beat, now
+        elif beat != "ended" and now - seen[key][1] > LOST_AFTER_SECONDS:
             return (
-                f"process {key.rpartition('/')[2]} is gone: no sign of it for {GONE_SECONDS} s; it was killed, or "
-                "its machine or network is lost; the same command goes on from the last checkpoint"
+                f"process {key.rpartition('/')[2]} is lost: no heartbeat for {LOST_AFTER_SECONDS} s; it was killed, or "
+                "its machine or network is down; the same command resumes from the last checkpoint"
             )
     return None
 
 
 def _fail_together(error: BaseException) -> None:
-    """Tell the others and go. Leaving as usual would wait for computations that wait for the others."""
+    """Publish the error and exit. A normal exit would wait for computations that wait for the other processes."""
     code = report(error, where=f"process {jax.process_index()}")
-    with suppress(Exception):  # another process was first
+    with suppress(Exception):  # another process failed first
         _client().key_value_set(FAILURE, f"{code} process {jax.process_index()}: {str(error) or type(error).__name__}")
     if jax.process_index() == 0:
         time.sleep(5)
@@ -126,31 +126,31 @@ def _fail_together(error: BaseException) -> None:
 
 
 def is_first() -> bool:
-    """Whether this is process 0, which writes what there is one of: logs, records, pictures."""
+    """Whether this is process 0, which writes the logs, records and plots."""
     return jax.process_index() == 0
 
 
-def say(message: str) -> None:
-    """A line of the run's log, once for all processes."""
+def log_once(message: str) -> None:
+    """Log a line in process 0 only."""
     if is_first():
         log.info(message)
 
 
-def first_alone(action: Callable[[], object]) -> None:
-    """Do something in process 0 while the others wait for it."""
+def run_on_first(action: Callable[[], object]) -> None:
+    """Run an action in process 0 while the other processes wait for it."""
     if is_first():
         action()
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(getattr(action, "__name__", "first_alone"))
+        multihost_utils.sync_global_devices(getattr(action, "__name__", "run_on_first"))
 
 
-def largest(value: int) -> int:
-    """The largest of the processes' values, known to all."""
+def max_over_processes(value: int) -> int:
+    """The maximum of all processes' values, returned in every process."""
     return int(np.max(multihost_utils.process_allgather(np.int32(value)))) if jax.process_count() > 1 else value
 
 
-def first_said(text: str) -> str:
-    """The first of the processes' texts that is not empty, known to all; its first 400 bytes."""
+def first_nonempty(text: str) -> str:
+    """The first non-empty text of all processes (its first 400 bytes), returned in every process."""
     if jax.process_count() == 1:
         return text
     padded = np.frombuffer(text.encode()[:400].ljust(400, b"\0"), np.uint8)

@@ -36,7 +36,7 @@ def tiny_run(output="unused", tokens="unused", **sections) -> RunConfig:
 
 
 def devices(count: int) -> list[Any]:
-    """The first `count` devices; skips the test if there are fewer, as on a machine with one GPU."""
+    """The first `count` devices; skips the test if there are fewer, for example on a machine with one GPU."""
     if len(jax.devices()) < count:
-        pytest.skip(f"wants {count} devices, here are {len(jax.devices())}")
+        pytest.skip(f"requires {count} devices, found {len(jax.devices())}")
     return jax.devices()[:count]

@@ -7,6 +7,6 @@ from codegen_jax.chips import chip_of
     ("kind", "flops"),
     [("TPU v4", 275e12), ("TPU v5 lite", 197e12), ("TPU v5p", 459e12), ("NVIDIA H200", 989e12), ("cpu", None)],
 )
-def test_peak_flops_by_kind_of_device(kind, flops):
+def test_peak_flops_by_device_kind(kind, flops):
     chip = chip_of(kind)
     assert flops == (chip and chip.peak_flops)

@@ -38,19 +38,19 @@ def file(tmp_path):
     return write
 
 
-def test_overrides_win_over_the_file(file):
+def test_overrides_take_precedence_over_the_file(file):
     config = load_config(file(), ["--model.n_layer", "7", "--seed=3", "--optimizer.learning_rate", "1e-5"])
     assert (config.model.n_layer, config.seed, config.optimizer.learning_rate) == (7, 3, 1e-5)
 
 
 @pytest.mark.parametrize("changes", [{}, SOURCES | {"data.skip_steps": [[3, 4], [9, 9]]}])
-def test_a_config_survives_its_dict(file, changes):
+def test_config_round_trips_through_its_dict(file, changes):
     config = load_config(file(changes))
     path = file({section: value for section, value in config.to_dict().items() if value is not None})
     assert load_config(path) == config and hash(load_config(path)) == hash(config)
 
 
-def test_a_mixture_is_read_and_its_parts_can_be_overridden(file):
+def test_mixture_is_read_and_its_sources_can_be_overridden(file):
     config = load_config(file(SOURCES), ["--data.sources.b.weight", "0.7"])
     assert config.data.mixture == {"a": SourceConfig("x", 1), "b": SourceConfig("y", 0.7, "z")}
     assert load_config(file()).data.mixture == {"": SourceConfig("demo/tokens/train", 1, "demo/tokens/validation")}
@@ -72,7 +72,7 @@ def test_a_mixture_is_read_and_its_parts_can_be_overridden(file):
         ({"data.sequence_length": 4096}, [], ["data.sequence_length", "n_positions"]),
         ({"data.train": None, "data.validation": None}, [], ["data.train", "data.sources"]),
         ({"data.sources": {"a": {"path": "x", "weight": 1}}}, [], ["data.train", "data.sources", "not both"]),
-        (SOURCES, ["--data.validation", "x"], ["data.validation", "a validation of its own"]),
+        (SOURCES, ["--data.validation", "x"], ["data.validation", "data.sources.NAME.validation"]),
         (SOURCES, ["--data.sources.b.weight", "-1"], ["data.sources.b.weight", "-1", "positive"]),
         (SOURCES | {"data.sources": {"a": {"path": "x", "weight": math.inf}}}, [], ["data.sources.a.weight", "inf"]),
         (SOURCES | {"data.sources": {"a/b": {"path": "x", "weight": 1}}}, [], ["data.sources", "a/b", "without"]),
@@ -88,14 +88,14 @@ def test_a_mixture_is_read_and_its_parts_can_be_overridden(file):
         ({}, ["--checkpoint.keep_latest", "0"], ["checkpoint.keep_latest"]),
     ],
 )
-def test_a_mistake_is_one_line_that_names_field_and_value(file, changes, overrides, words):
+def test_error_is_one_line_that_names_field_and_value(file, changes, overrides, words):
     with pytest.raises(UserError) as error:
         load_config(file(changes), overrides)
     message = str(error.value)
     assert "\n" not in message and all(word in message for word in words), message
 
 
-def test_a_missing_or_broken_file_is_named(tmp_path):
+def test_error_names_a_missing_or_invalid_file(tmp_path):
     with pytest.raises(UserError, match=r"none.yaml: there is no such file"):
         load_config(tmp_path / "none.yaml")
     broken = tmp_path / "broken.yaml"
@@ -105,17 +105,17 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_config_in_configs_is_valid(path):
+def test_shipped_configs_are_valid(path):
     assert load_config(path).output == f"runs/{path.stem}"
 
 
-def test_the_twelve_paper_runs_are_there():
+def test_all_twelve_runs_of_the_paper_have_a_config():
     stems = {f"{size}_{stage}" for size in ("350m", "2b", "6b", "16b") for stage in ("nl", "multi", "mono")}
     assert stems <= {path.stem for path in CONFIGS.glob("*.yaml")}
 
 
 @pytest.mark.parametrize("size", ["350m", "2b", "6b", "16b"])
-def test_stages_start_from_the_stage_before_and_keep_its_network(size):
+def test_stages_start_from_the_previous_stage_with_the_same_architecture(size):
     nl, multi, mono = (load_config(CONFIGS / f"{size}_{stage}.yaml") for stage in ("nl", "multi", "mono"))
     assert nl.model == multi.model == mono.model
     assert (nl.init_from, multi.init_from, mono.init_from) == (None, nl.output, multi.output)
@@ -128,15 +128,15 @@ def test_stages_start_from_the_stage_before_and_keep_its_network(size):
     ("stem", "tokens_per_step", "learning_rate"),
     [("350m_nl", 2**19, 3e-4), ("350m_multi", 2**19, 1.8e-4), ("2b_nl", 2**20, 1.6e-4), ("6b_nl", 2**20, 1.2e-4)],
 )
-def test_published_recipes_are_kept(stem, tokens_per_step, learning_rate):
+def test_configs_match_the_published_recipes(stem, tokens_per_step, learning_rate):
     config = load_config(CONFIGS / f"{stem}.yaml")
     assert config.training.batch_size * config.data.sequence_length == tokens_per_step
     assert config.optimizer.learning_rate == learning_rate
     assert config.optimizer.warmup_steps == 3000
 
 
-def test_model_flops_are_six_a_parameter_and_causal_attention():
+def test_model_flops_are_six_per_parameter_plus_causal_attention():
     model = dataclasses.replace(load_config(CONFIGS / "16b_nl.yaml").model)
-    # 16,032,155,648 parameters, plus the embedding bias until it is folded in
+    # 16,032,155,648 parameters, plus the embedding bias, which is folded in only on export
     expected = 6 * (16_032_155_648 + 6144) + 12 * 34 * 6144 * 2048 / 2
     assert math.isclose(model.flops_per_token(2048), expected)

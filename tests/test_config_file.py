@@ -1,4 +1,4 @@
-"""Error messages for mistakes in a config say where the mistake is and what was probably meant."""
+"""Errors about a config name the place and suggest the likely field."""
 
 import json
 from operator import attrgetter
@@ -15,7 +15,7 @@ TINY = (Path(__file__).parents[1] / "configs/tiny_cpu.yaml").read_text()
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("flags", "message"),
     [
         (["--optimizer.learning_rat", "1e-3"], "--optimizer.learning_rat: no such field; did you mean --optimizer.l"),
         (["--model.n_layer", "two"], "--model.n_layer: 'two' must be a whole number"),
@@ -32,17 +32,17 @@ TINY = (Path(__file__).parents[1] / "configs/tiny_cpu.yaml").read_text()
         (["--config", "other.yaml"], "--config: no such field"),
         (["--print_config", "x"], "--print_config: no such field"),
         (["--seed"], "--seed: must be followed by a value"),
-        (["stray"], "'stray': not a field"),
+        (["stray"], "'stray': unexpected argument"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_named_by_its_flag(tmp_path, words, message):
+def test_command_line_errors_name_the_flag(tmp_path, flags, message):
     (tmp_path / "run.yaml").write_text(TINY)
     with pytest.raises(UserError) as error:
-        load_config(tmp_path / "run.yaml", words)
+        load_config(tmp_path / "run.yaml", flags)
     assert message in str(error.value) and (message[0] != "-" or str(error.value).startswith(message))
 
 
-def test_a_runs_record_is_read_as_its_config(tmp_path):
+def test_run_json_is_read_as_the_runs_config(tmp_path):
     (tmp_path / "run.yaml").write_text(TINY)
     config = load_config(tmp_path / "run.yaml", ["--output", "1e3", "--training.sample_prompts", "[x, \U0001f600]"])
     (tmp_path / "run.json").write_text(json.dumps({"config": config.to_dict(), "data": {}}))
@@ -64,18 +64,18 @@ def test_a_runs_record_is_read_as_its_config(tmp_path):
         ("model: 3\n", "model: '3' must be a section"),
         ("seed: 1\n", "output is missing; it must be text"),
         ("output: 2024-01-01\n", "model.n_layer is missing; it must be a whole number"),
-        ("- a\n", "must be sections of fields"),
+        ("- a\n", "must consist of sections"),
         ("model: [\n", "not YAML"),
     ],
 )
-def test_a_mistake_in_a_file_is_named_by_file_and_field(tmp_path, text, message):
+def test_file_errors_name_file_and_field(tmp_path, text, message):
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(UserError) as error:
         load_config(tmp_path / "run.yaml")
     assert str(error.value).startswith(f"{tmp_path}/run.yaml: {message}")
 
 
-def test_a_list_can_be_appended_to(tmp_path):
+def test_lists_can_be_appended_to(tmp_path):
     (tmp_path / "run.yaml").write_text(TINY)
     before = load_config(tmp_path / "run.yaml").training.sample_prompts
     config = load_config(tmp_path / "run.yaml", ["--training.sample_prompts+=class A:"])
@@ -90,25 +90,25 @@ def write_field(file: Path, field: str, text: str) -> None:
     file.write_text(yaml.safe_dump(tree).replace("HERE", text))
 
 
-def mixture(name: str, tmp_path: Path, words: list[str] | None = None) -> RunConfig:
+def mixture(name: str, tmp_path: Path, flags: list[str] | None = None) -> RunConfig:
     """Load the tiny config with two sources: en, and one with its key written as `name`."""
     text = TINY.replace(
         "  train: demo/tokens/train\n",
         f"  sources:\n    {name}: {{path: p, weight: 1}}\n    en: {{path: q, weight: 1}}\n",
     )
     (tmp_path / "run.yaml").write_text(text.replace("  validation: demo/tokens/validation\n", ""))
-    return load_config(tmp_path / "run.yaml", words)
+    return load_config(tmp_path / "run.yaml", flags)
 
 
 @pytest.mark.parametrize("name", ["no", "on", "2020", "1e3", "0x1f", "1:30", "2024-01-01", "null", "~", "'no'"])
-def test_a_source_has_the_name_that_was_written(tmp_path, name):
+def test_source_names_are_read_as_written(tmp_path, name):
     name_alone = name.strip("'")
     config = mixture(name, tmp_path, [f"--data.sources.{name_alone}.weight", "3"])
     assert {key: source.weight for key, source in config.data.sources.items()} == {name_alone: 3, "en": 1}
 
 
 @pytest.mark.parametrize("name", ["a.b", "1.5", "a/b", "''"])
-def test_a_source_is_named_without_dots(tmp_path, name):
+def test_source_names_without_dots_and_slashes_are_required(tmp_path, name):
     with pytest.raises(UserError, match=r"run.yaml: data.sources: '.*' must be a name without / and ."):
         mixture(name, tmp_path)
 
@@ -136,12 +136,12 @@ def test_a_source_is_named_without_dots(tmp_path, name):
         ("training.spike_sigmas", "6"),
     ],
 )
-def test_a_value_in_a_file_means_what_it_means_on_the_command_line(tmp_path, field, text):
+def test_values_mean_the_same_in_a_file_and_on_the_command_line(tmp_path, field, text):
     write_field(tmp_path / "run.yaml", field, text)
     (tmp_path / "tiny.yaml").write_text(TINY)
     values = [
-        attrgetter(field)(load_config(tmp_path / file, words))
-        for file, words in (("run.yaml", []), ("tiny.yaml", [f"--{field}", text]))
+        attrgetter(field)(load_config(tmp_path / file, flags))
+        for file, flags in (("run.yaml", []), ("tiny.yaml", [f"--{field}", text]))
     ]
     expected = {
         "training.steps": lambda: 10 if text == "010" else 16 if text == "0x10" else 1000,
@@ -167,33 +167,33 @@ def test_a_value_in_a_file_means_what_it_means_on_the_command_line(tmp_path, fie
         ("data.document_mask", "1", "true or false"),
     ],
 )
-def test_a_refused_value_is_shown_as_it_was_written(tmp_path, field, text, kind):
+def test_invalid_values_are_shown_as_written(tmp_path, field, text, kind):
     write_field(tmp_path / "run.yaml", field, f"'{text}'" if text.endswith(" ") else text)
     (tmp_path / "tiny.yaml").write_text(TINY)
-    for file, words, place in (("run.yaml", [], f"{tmp_path}/run.yaml: "), ("tiny.yaml", [f"--{field}", text], "--")):
+    for file, flags, place in (("run.yaml", [], f"{tmp_path}/run.yaml: "), ("tiny.yaml", [f"--{field}", text], "--")):
         with pytest.raises(UserError) as error:
-            load_config(tmp_path / file, words)
+            load_config(tmp_path / file, flags)
         assert str(error.value) == f"{place}{field}: {text!r} must be {kind}"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("seed: 1\n" + TINY + "seed: 2\n", r"seed: given twice, in lines 1 and \d+$"),
-        (TINY + "training: {steps: 5, batch_size: 4}\n", r"training: given twice, in lines 20 and \d+$"),
-        (TINY.replace("  steps: 1000\n", "  steps: 1\n  'steps': 2\n"), "steps: given twice, in lines 21 and 22$"),
-        (TINY + "mesh: {data: 1}\n", "mesh: given twice"),
-        ("data: {sources: {a: {path: p, weight: 1}, a: {path: q, weight: 1}}}\n", "a: given twice, in lines 1 and 1$"),
-        (TINY + "model.n_layer: 3\n", "model.n_layer: given twice"),
+        ("seed: 1\n" + TINY + "seed: 2\n", r"seed: set twice, in lines 1 and \d+$"),
+        (TINY + "training: {steps: 5, batch_size: 4}\n", r"training: set twice, in lines 20 and \d+$"),
+        (TINY.replace("  steps: 1000\n", "  steps: 1\n  'steps': 2\n"), "steps: set twice, in lines 21 and 22$"),
+        (TINY + "mesh: {data: 1}\n", "mesh: set twice"),
+        ("data: {sources: {a: {path: p, weight: 1}, a: {path: q, weight: 1}}}\n", "a: set twice, in lines 1 and 1$"),
+        (TINY + "model.n_layer: 3\n", "model.n_layer: set twice"),
     ],
 )
-def test_a_key_that_is_given_twice_is_refused(tmp_path, text, message):
+def test_duplicate_keys_are_refused(tmp_path, text, message):
     (tmp_path / "run.yaml").write_text(text)
     with pytest.raises(UserError, match=f"^{tmp_path}/run.yaml: {message}"):
         load_config(tmp_path / "run.yaml")
 
 
-def test_a_merge_key_is_overridden_without_a_complaint(tmp_path):
+def test_keys_may_override_merged_ones(tmp_path):
     text = TINY.replace(
         "  train: demo/tokens/train\n",
         "  sources:\n    a: &a {path: p, weight: 1}\n    b: {<<: *a, path: q}\n",
@@ -203,7 +203,7 @@ def test_a_merge_key_is_overridden_without_a_complaint(tmp_path):
     assert {name: (source.path, source.weight) for name, source in sources.items()} == {"a": ("p", 1), "b": ("q", 1)}
 
 
-def test_files_of_windows_are_read_and_a_tab_is_named_by_its_line(tmp_path):
+def test_windows_line_endings_are_read_and_a_tab_is_reported_by_line(tmp_path):
     (tmp_path / "run.yaml").write_bytes(b"\xef\xbb\xbf" + TINY.replace("\n", "\r\n").encode())
     assert load_config(tmp_path / "run.yaml").training.steps == 1000
     (tmp_path / "run.yaml").write_text(TINY.replace("  n_layer", "\tn_layer"))
@@ -212,7 +212,7 @@ def test_files_of_windows_are_read_and_a_tab_is_named_by_its_line(tmp_path):
 
 
 @pytest.mark.parametrize("field", ["output", "init_from", "data.train", "data.validation"])
-def test_a_path_may_begin_at_home_or_with_a_variable(tmp_path, monkeypatch, field):
+def test_home_and_variables_are_expanded_in_paths(tmp_path, monkeypatch, field):
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("SCRATCH", "/scratch")
     monkeypatch.delenv("NOPE", raising=False)
@@ -232,14 +232,14 @@ def test_a_path_may_begin_at_home_or_with_a_variable(tmp_path, monkeypatch, fiel
         load_config(tmp_path / "run.yaml", [f"--{field}", "x", "--output", "${NOPE}"])
 
 
-def test_so_may_those_of_a_source(tmp_path, monkeypatch):
+def test_variables_are_expanded_in_paths_of_sources(tmp_path, monkeypatch):
     monkeypatch.setenv("SCRATCH", "/scratch")
-    words = ["--data.sources.a.path", "$SCRATCH/a", "--data.sources.a.validation", "$SCRATCH/b"]
-    source = mixture("a", tmp_path, words).data.sources["a"]
+    flags = ["--data.sources.a.path", "$SCRATCH/a", "--data.sources.a.validation", "$SCRATCH/b"]
+    source = mixture("a", tmp_path, flags).data.sources["a"]
     assert (source.path, source.validation) == ("/scratch/a", "/scratch/b")
 
 
-def test_help_lists_every_field_with_its_default_and_documentation():
+def test_help_lists_all_fields_with_defaults_and_documentation():
     text = " ".join(fields_help().split())
     for name in FIELDS:
         assert "*" in name or f"--{name} " in text, name
@@ -247,13 +247,13 @@ def test_help_lists_every_field_with_its_default_and_documentation():
     assert "CONFIG" not in text and "print_config" not in text
 
 
-def test_a_dumped_config_loads_as_itself(tmp_path):
+def test_dumped_config_round_trips(tmp_path):
     config = load_config(Path(__file__).parents[1] / "configs/tiny_cpu.yaml", ["--data.skip_steps", "[[2, 3]]"])
     (tmp_path / "run.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "run.yaml") == config
 
 
-def test_a_shipped_config_is_found_by_its_name():
+def test_shipped_config_is_found_by_name():
     found = shipped_config("tiny_cpu")
     assert found and found.read_text() == TINY
     assert shipped_config("unlike_any") is None and shipped_config("configs/tiny_cpu.yaml") is None

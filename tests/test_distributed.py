@@ -1,4 +1,4 @@
-"""The behavior of a single process; multi-process runs are tested in training/test_processes.py."""
+"""Tests with a single process; training/test_processes.py tests multi-process runs."""
 
 import threading
 import time
@@ -20,7 +20,7 @@ class SlowStore:
         raise KeyError
 
 
-def test_no_thread_is_left_that_speaks_with_the_coordinator_when_the_process_ends(monkeypatch):
+def test_watcher_thread_ends_with_the_run(monkeypatch):
     monkeypatch.setattr(distributed, "_initialize", lambda config: None)
     monkeypatch.setattr(distributed, "_client", SlowStore)
     before = set(threading.enumerate())

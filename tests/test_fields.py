@@ -26,7 +26,7 @@ from codegen_jax.inference.options import Options
         (MeshConfig | None, [MeshConfig(), None], [4], "a MeshConfig"),
     ],
 )
-def test_values_of_another_type_are_refused_in_words(hint, right, wrong, words):
+def test_values_of_the_wrong_type_are_refused_with_the_expected_type_in_words(hint, right, wrong, words):
     assert in_words(hint) == words
     for value in right:
         check_type("x", value, hint)
@@ -37,7 +37,7 @@ def test_values_of_another_type_are_refused_in_words(hint, right, wrong, words):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float32("nan")])
-def test_a_field_that_is_not_finite_is_refused_by_name(value):
+def test_nonfinite_fields_are_refused_by_name(value):
     with pytest.raises(UserError, match=rf"^optimizer.clip_norm: {value} must be finite$"):
         OptimizerConfig(1e-3, 1e-4, 2, 4, clip_norm=value)
     with pytest.raises(UserError, match=rf"^model.layer_norm_epsilon: {value} must be finite$"):
@@ -46,13 +46,13 @@ def test_a_field_that_is_not_finite_is_refused_by_name(value):
         Options(temperature=value)
 
 
-def test_configs_made_in_python_are_checked_by_field():
+def test_configs_created_in_python_are_checked_by_field():
     with pytest.raises(UserError, match=r"model.n_layer: 2.5 must be a whole number"):
         CodeGenConfig(2.5, 32, 4, 4)
     with pytest.raises(UserError, match=r"mesh.data: '4' must be a whole number"):
         MeshConfig("4")
 
 
-def test_only_a_near_name_is_suggested():
+def test_only_similar_names_are_suggested():
     assert did_you_mean("temprature", ["temperature", "top_k"]) == "; did you mean temperature?"
     assert did_you_mean("colour", ["temperature", "top_k"]) == ""

@@ -1,4 +1,4 @@
-"""The launchers, tested as far as possible without a cloud: linted, validated and run with fake cloud commands."""
+"""The launch scripts, tested without a cloud: linted, validated and run with fake cloud commands."""
 
 import math
 import os
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"
 
 
-def stand_in(folder: Path, name: str, text: str) -> None:
+def write_fake_command(folder: Path, name: str, text: str) -> None:
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(f"#!/usr/bin/env bash\n{text}")
     (folder / name).chmod(0o755)
@@ -34,12 +34,12 @@ def test_shellcheck_has_nothing_to_say(script):
     assert done.returncode == 0, done.stdout
 
 
-def test_the_jobset_runs_a_valid_job_on_the_whole_slice():
+def test_jobset_runs_a_valid_job_on_the_whole_slice():
     jobset = yaml.safe_load((SCRIPTS / "jobset.yaml").read_text())
     (job,) = jobset["spec"]["replicatedJobs"]
     spec = job["template"]["spec"]
-    whole = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": job["name"]}, "spec": spec}
-    kubernetes_validate.validate(whole, "1.31", strict=True)
+    manifest = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": job["name"]}, "spec": spec}
+    kubernetes_validate.validate(manifest, "1.31", strict=True)
     pod = spec["template"]["spec"]
     (container,) = pod["containers"]
     topology = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"].split("x")
@@ -87,7 +87,7 @@ exit "${code:-0}"
 
 
 def sbatch(tmp_path, config_file, **environment):
-    """Run the batch file as Slurm would, on this machine."""
+    """Run the batch script as Slurm would, on this machine."""
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     (tmp_path / ".venv").exists() or (tmp_path / ".venv").symlink_to(Path(sys.executable).parents[1])
     environment = os.environ | {"PATH": path, "SLURM_JOB_ID": str(os.getpid() % 4096)} | environment
@@ -96,8 +96,8 @@ def sbatch(tmp_path, config_file, **environment):
     )
 
 
-def test_the_slurm_batch_file_joins_its_tasks_into_one_run(tmp_path, token_folder):
-    stand_in(tmp_path / "bin", "srun", SRUN)
+def test_slurm_tasks_join_one_run(tmp_path, token_folder):
+    write_fake_command(tmp_path / "bin", "srun", SRUN)
     config = tiny_run(tmp_path / "run", token_folder)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config.to_dict()))
     done = sbatch(tmp_path, "run.yaml", XLA_FLAGS=f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4")
@@ -106,10 +106,10 @@ def test_the_slurm_batch_file_joins_its_tasks_into_one_run(tmp_path, token_folde
     assert "2 process(es)" in (tmp_path / "run/summary.md").read_text()
 
 
-def test_the_slurm_batch_file_goes_back_into_the_queue_when_preempted_and_only_then(tmp_path):
-    stand_in(tmp_path / "bin", "scontrol", 'echo "$@" >> scontrol.log')
+def test_slurm_job_is_requeued_only_if_preempted(tmp_path):
+    write_fake_command(tmp_path / "bin", "scontrol", 'echo "$@" >> scontrol.log')
     for code, expected in ((75, 0), (2, 2), (0, 0)):
-        stand_in(tmp_path / "bin", "srun", f"exit {code}")
+        write_fake_command(tmp_path / "bin", "srun", f"exit {code}")
         assert sbatch(tmp_path, "run.yaml", SLURM_JOB_ID="7").returncode == expected
     assert (tmp_path / "scontrol.log").read_text() == "requeue 7\n"
 
@@ -127,16 +127,16 @@ chmod +x .venv/bin/*
 """
 
 
-def test_the_tpu_vm_launch_installs_on_all_workers_and_starts_again_when_preempted(tmp_path):
-    stand_in(tmp_path / "bin", "gcloud", GCLOUD)
-    stand_in(tmp_path / "bin", "python3", PYTHON3)
+def test_tpu_vm_launch_installs_on_all_workers_and_restarts_after_preemption(tmp_path):
+    write_fake_command(tmp_path / "bin", "gcloud", GCLOUD)
+    write_fake_command(tmp_path / "bin", "python3", PYTHON3)
     checkout, worker = tmp_path / "checkout", tmp_path / "worker"
     worker.mkdir()
     (checkout / "scripts").mkdir(parents=True)
     shutil.copy(SCRIPTS / "launch_tpu_vm", checkout / "scripts")
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(checkout)]
-    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
-        subprocess.run([*git, *words], check=True)
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *arguments], check=True)
     done = subprocess.run(
         [checkout / "scripts/launch_tpu_vm", "pod", "us-central2-b", "c.yaml", "--output", "gs://a/it's b"],
         env=os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "WORKER": str(worker)},

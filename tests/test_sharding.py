@@ -11,13 +11,13 @@ from tests.runs import tiny_run
     ("axes", "shape"),
     [((1, -1, 1), (1, 8, 1)), ((2, -1, 2), (2, 2, 2)), ((-1, 4, 1), (2, 4, 1)), ((1, 4, 2), (1, 4, 2))],
 )
-def test_one_axis_takes_the_devices_that_are_left(axes, shape):
+def test_one_axis_may_use_the_remaining_devices(axes, shape):
     assert tuple(make_mesh(MeshConfig(*axes)).shape.values()) == shape
 
 
 @pytest.mark.parametrize("axes", [(1, 4, 1), (3, -1, 1), (4, 4, 1), (16, -1, 1)])
-def test_a_mesh_that_does_not_fit_the_devices_is_named(axes):
-    with pytest.raises(UserError, match=r"mesh: data \d+ x fsdp -?\d+ x tensor 1 does not fit 8 device"):
+def test_mesh_that_does_not_match_the_devices_is_refused(axes):
+    with pytest.raises(UserError, match=r"mesh: data \d+ x fsdp -?\d+ x tensor 1 does not match 8 device"):
         make_mesh(MeshConfig(*axes))
 
 
@@ -31,12 +31,12 @@ def test_a_mesh_that_does_not_fit_the_devices_is_named(axes):
         ((1, 8, 1), {"training": {"gradient_accumulation_steps": 4}}, r"a micro-batch of 4 rows"),
     ],
 )
-def test_what_the_mesh_does_not_divide_is_named(axes, changes, message):
+def test_error_names_the_dimension_that_the_mesh_does_not_divide(axes, changes, message):
     config = tiny_run(mesh=MeshConfig(*axes), **changes)
     with pytest.raises(UserError, match=message):
         check_fit(make_mesh(config.mesh), config.model, config.training)
 
 
-def test_the_mesh_uses_each_device_once():
+def test_mesh_uses_each_device_once():
     devices = make_mesh(MeshConfig(2, 2, 2)).devices.ravel().tolist()
     assert sorted(d.id for d in devices) == [d.id for d in jax.devices()]

@@ -1,6 +1,6 @@
-"""Causal attention over whole sequences behind one function with three backends.
+"""Causal attention over whole sequences: one function with three backends.
 
-Axes: B batch, T queries, S keys (as many), H heads, K head_dim.
+Axes: B batch, T queries, S keys (S = T), H heads, K head_dim.
 """
 
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from codegen_jax.chips import LANES
 from codegen_jax.model.precision import products_of
 from codegen_jax.sharding import device_kind, shard_map
 
-SPLASH_BLOCK = 512  # rows and columns of the kernel's tiles; 4 x 4 of them at 2048 tokens, of which causality skips 6
+SPLASH_BLOCK = 512  # rows and columns of a tile; at 2,048 tokens, the causal mask skips 6 of the 4 x 4 tiles
 
 
 Segments = tuple[jax.Array, jax.Array] | None
@@ -35,14 +35,14 @@ def causal_attention(
     segment_ids: Segments = None,
     backend: str = "auto",
 ) -> jax.Array:
-    """softmax(q.k / sqrt(head_dim)) v, each query seeing the keys at and before its own place.
+    """softmax(q.k / sqrt(head_dim)) v, where each query attends to keys at its own and earlier positions.
 
     Args:
         q_BTHK: queries, rotated.
         k_BSHK: keys, rotated.
         v_BSHK: values.
-        segment_ids: int32 ids of the queries [B, T] and keys [B, S]; a query sees only keys of its own segment.
-        backend: xla, splash (Pallas; interpreted where there is no TPU) or cudnn; auto chooses by device and shape.
+        segment_ids: int32 ids of the queries [B, T] and keys [B, S]; a query attends only within its own segment.
+        backend: xla, splash (Pallas; interpreted unless on a TPU) or cudnn; auto chooses by device and shape.
 
     Returns:
         [B, T, H, K] in the dtype of v. Scores and softmax are float32, as in the authors' code.
@@ -60,7 +60,7 @@ def causal_attention(
 
 def choose_backend(device_kind: str, length: int, head_dim: int, dtype: str) -> Literal["xla", "splash", "cudnn"]:
     """The fastest backend for sequences of this length on devices of this kind ("TPU v4", "NVIDIA H200", "cpu")."""
-    if device_kind.startswith("TPU") and length % LANES == 0:  # splash takes no other lengths
+    if device_kind.startswith("TPU") and length % LANES == 0:  # splash supports no other lengths
         return "splash"
     if device_kind.startswith("NVIDIA") and head_dim % 8 == 0 and dtype == "bfloat16":
         return "cudnn"
@@ -88,16 +88,16 @@ def _cudnn(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids:
 
 
 def _splash(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Segments) -> jax.Array:
-    """The Pallas kernels, each device on its own rows and heads; they name their inputs and residuals for remat."""
+    """Run the Pallas kernels on each device's rows and heads; their inputs and residuals are named for remat."""
     axes = ("batch", None, "heads", None)
     ids_axes = None if segment_ids is None else (("batch", None), ("batch", None))
-    return shard_map(_splash_of_one_device, (axes, axes, axes, ids_axes), axes)(q_BTHK, k_BSHK, v_BSHK, segment_ids)
+    return shard_map(_splash_on_device, (axes, axes, axes, ids_axes), axes)(q_BTHK, k_BSHK, v_BSHK, segment_ids)
 
 
-def _splash_of_one_device(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Segments) -> jax.Array:
+def _splash_on_device(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Segments) -> jax.Array:
     (_, T, H, K), S = q_BTHK.shape, k_BSHK.shape[1]
     rows, columns = (max(b for b in range(LANES, SPLASH_BLOCK + 1, LANES) if n % b == 0) for n in (T, S))
-    # channels that do not fill the lanes go to the sublanes, with time along the lanes, and nothing is padded
+    # if head_dim does not fill the lanes, put channels on sublanes and time on lanes, which avoids padding
     layout = QKVLayout.HEAD_DIM_MINOR if K % LANES == 0 else QKVLayout.SEQ_MINOR
     kernel = make_splash_mha_single_device(
         MultiHeadMask([CausalMask((T, S))] * H),

@@ -1,4 +1,4 @@
-"""The parallel block, written once: x + attention(LN(x)) + mlp(LN(x)).
+"""The parallel block: x + attention(LN(x)) + mlp(LN(x)).
 
 Training and decoding differ in their matrix products and attention, so both are passed in. The order of operations,
 the LayerNorm and the residual sum are defined here.
@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from codegen_jax.model.rotary import rotate
 from codegen_jax.sharding import constrain
 
-# q, k, v [B, T, H, K], q and k rotated -> head outputs [B, T, H, K], and whatever the caller wants to keep
+# q, k, v [B, T, H, K], q and k rotated -> head outputs [B, T, H, K] and any extra output
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 
 
@@ -49,18 +49,18 @@ def parallel_block(
         angles_BTR: angles from `rotary_angles`.
 
     Returns:
-        The residual stream [B, T, D], and what `attend` keeps.
+        The residual stream [B, T, D] and the extra output of `attend`.
     """
     h_BTD = norm(x_BTD)
     q, k, v, u = products.inner(h_BTD)
     with jax.named_scope("attention"):
-        a_BTHK, kept = attend(rotate(q, angles_BTR), rotate(k, angles_BTR), v)
+        a_BTHK, extra = attend(rotate(q, angles_BTR), rotate(k, angles_BTR), v)
     x_BTD += products.outer(a_BTHK, jax.nn.gelu(u).astype(x_BTD.dtype))
-    return constrain(x_BTD, "batch", None, None), kept
+    return constrain(x_BTD, "batch", None, None), extra
 
 
 def layer_norm(x_BTD: jax.Array, scale_D: jax.Array, bias_D: jax.Array, epsilon: float) -> jax.Array:
-    """LayerNorm over the last axis in the dtype of x; statistics are float32, and remat policies call them "norm"."""
+    """LayerNorm over the last axis in the dtype of x; its statistics are float32 and named "norm" for remat."""
     x = x_BTD.astype(jnp.float32)
     x -= checkpoint_name(x.mean(-1, keepdims=True), "norm")
     x *= checkpoint_name(jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon), "norm")

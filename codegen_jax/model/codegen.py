@@ -1,11 +1,11 @@
-"""The CodeGen network: embedding, parallel attention/MLP blocks under one LayerNorm, untied head with bias.
+"""The CodeGen network: embedding, parallel attention and MLP blocks with a shared LayerNorm, untied head with bias.
 
 Axes: L layers, B batch, T time, D n_embd, H heads, K head_dim, F MLP width, V vocabulary.
 
-Each weight is declared once, with shape, logical axes and initializer; that declaration drives initialisation,
-shardings, checkpoints, conversion and ahead-of-time compilation. The blocks' weights are stacked on a leading axis L
-and run by `lax.scan`, so compile time does not grow with depth. Outside this file the parameters are a plain nested
-dict of arrays; `graphdef` turns them back into the module.
+Each weight is declared once, with its shape, logical axes and initializer. Initialization, shardings, checkpoints,
+conversion and ahead-of-time compilation all use this declaration. Block weights are stacked on a leading axis L, and
+`lax.scan` runs the blocks, so compile time does not grow with depth. Outside this file, parameters are a nested dict of
+arrays; `module` turns them back into the network.
 """
 
 from functools import cache
@@ -24,9 +24,9 @@ from codegen_jax.model.precision import products_of
 from codegen_jax.model.rotary import rotary_angles
 from codegen_jax.sharding import constrain, gather
 
-Params = Any  # a nested dict of arrays, or of what describes them
+Params = Any  # a nested dict of arrays, or of their shapes, axes or shardings
 
-# what the backward pass finds, by the names that `checkpoint_name` gives; "norm" are the two statistics of a LayerNorm
+# values saved for the backward pass, by `checkpoint_name`; "norm" is the mean and inverse deviation of a LayerNorm
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "attention": jax.checkpoint_policies.save_only_these_names("attention"),
@@ -37,22 +37,22 @@ REMAT_POLICIES = {
 
 
 def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], init: Initializer) -> nnx.Param:
-    """A float32 parameter that knows the logical names of its axes."""
+    """A float32 parameter annotated with its logical axes."""
     return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
 
 
 def gathered(param: nnx.Param, dtype: Any) -> jax.Array:
-    """A weight in the compute dtype, whole along fsdp; the backward pass gathers it anew."""
+    """A weight in the compute dtype, gathered along fsdp; the backward pass gathers it again."""
     return checkpoint_name(gather(param[...].astype(dtype), param.get_metadata("axes")), "weight")
 
 
 def matrix_init(config: CodeGenConfig, std: float) -> Initializer:
-    """The authors' truncated normal (haiku's: cut at two sigma, variance not corrected), or HF's normal(0.02)."""
+    """The authors' truncated normal (Haiku's: cut at two sigma, variance not corrected), or HF's normal(0.02)."""
     return normal(0.02) if config.init == "huggingface" else truncated_normal(std)
 
 
 class LayerNorm(nnx.Module):
-    """LayerNorm over the last axis, statistics in float32; `stack` is (n_layer,) inside the blocks, else ()."""
+    """LayerNorm over the last axis with float32 statistics; `stack` is (n_layer,) inside the blocks, otherwise ()."""
 
     def __init__(self, config: CodeGenConfig, rngs: nnx.Rngs, stack: tuple[int, ...] = ()):
         shape, axes = (*stack, config.n_embd), ("layers",) * len(stack) + ("norm",)
@@ -65,12 +65,12 @@ class LayerNorm(nnx.Module):
 
 
 class Block(nnx.Module):
-    """The weights of all blocks, stacked; called on one layer's slice, it is that layer's block."""
+    """The stacked weights of all blocks; call it on one layer's slice to run that layer's block."""
 
     def __init__(self, config: CodeGenConfig, rngs: nnx.Rngs):
         L, D, H, K, F = config.n_layer, config.n_embd, config.n_head, config.head_dim, config.n_inner
         fan_in = matrix_init(config, D**-0.5)
-        residual = matrix_init(config, 2 / L * D**-0.5)  # fc_out too: the authors take sqrt(D) there, not sqrt(F)
+        residual = matrix_init(config, 2 / L * D**-0.5)  # the authors use sqrt(D), not sqrt(F), for fc_out as well
         self.attention_backend = config.attention
         self.ln = LayerNorm(config, rngs, stack=(L,))
         self.query, self.key, self.value = (
@@ -90,9 +90,9 @@ class Block(nnx.Module):
         return parallel_block(x_BTD, self.ln, self, attend, angles_BTR)[0]
 
     def inner(self, h_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """As in `Products`; the MLP's states are [B, T, F]."""
+        """See `Products`; the MLP's inner states are [B, T, F]."""
         dtype = h_BTD.dtype
-        # written out once: fused into the five products that read it, XLA on TPU computes it in each of their tiles
+        # materialize once: otherwise XLA on TPU fuses it into the products that read it and recomputes it per tile
         h_BTD = jax.lax.optimization_barrier(h_BTD)
         with jax.named_scope("attention"):
             q, k, v = (
@@ -103,18 +103,18 @@ class Block(nnx.Module):
         return q, k, v, u_BTF
 
     def outer(self, a_BTHK: jax.Array, m_BTF: jax.Array) -> jax.Array:
-        """As in `Products`."""
+        """See `Products`."""
         dtype = a_BTHK.dtype
         with jax.named_scope("attention"):
             attention_BTD = jnp.einsum("BTHK,HKD->BTD", a_BTHK, gathered(self.attention_out, dtype))
         with jax.named_scope("mlp"):
             mlp_BTD = m_BTF @ gathered(self.fc_out, dtype)
-        # this sum first: along tensor both are partial, and one all-reduce does for both
+        # add these first: both are partial sums along tensor, so one all-reduce serves both
         return (attention_BTD + mlp_BTD) + self.fc_out_bias[...].astype(dtype)
 
 
 class CodeGen(nnx.Module):
-    """The decoder. Its weights hold all layers; calling it traces one block and scans it over them."""
+    """The decoder. Weights of all layers are stacked; a call traces one block and scans it over the layers."""
 
     def __init__(self, config: CodeGenConfig, rngs: nnx.Rngs):
         D, V = config.n_embd, config.vocab_size
@@ -135,13 +135,13 @@ class CodeGen(nnx.Module):
         segment_ids_BT: jax.Array | None = None,
         remat: str | None = None,
     ) -> jax.Array:
-        """The states that the head reads, after the last LayerNorm.
+        """The hidden states after the final LayerNorm, which the head reads.
 
         Args:
             tokens_BT: int32 ids.
-            positions_BT: int32; 0..T-1 unless given.
-            segment_ids_BT: int32; tokens attend within their own segment only. Padding has a segment of its own.
-            remat: a name in `REMAT_POLICIES`: what a backward pass finds of the blocks' insides.
+            positions_BT: int32; default 0..T-1.
+            segment_ids_BT: int32; tokens attend within their own segment only. Padding has its own segment.
+            remat: a name in `REMAT_POLICIES`, which selects what each block saves for the backward pass; None: all.
 
         Returns:
             [B, T, D] in the compute dtype.
@@ -150,8 +150,8 @@ class CodeGen(nnx.Module):
         return self.ln_f(self.run_blocks(self.embed(tokens_BT), positions_BT, segment_ids, remat))
 
     def embed(self, tokens_BT: jax.Array) -> jax.Array:
-        """What the first block reads, [B, T, D] in the compute dtype."""
-        # the width is gathered before the lookup: looked up in shards, the result would move from width to batch
+        """The input of the first block, [B, T, D] in the compute dtype."""
+        # gather the width before the lookup; a sharded lookup would have to reshard its result from width to batch
         embedding_VD = constrain(gathered(self.embedding, self.config.dtype), "vocab", None)
         x_BTD = embedding_VD[tokens_BT]
         if self.config.embedding_bias:
@@ -165,7 +165,7 @@ class CodeGen(nnx.Module):
         segment_ids: Segments = None,
         remat: str | None = None,
     ) -> jax.Array:
-        """What the last block writes; arguments as in `hidden`."""
+        """The output of the last block, [B, T, D]; see `hidden` for the arguments."""
         if positions_BT is None:
             positions_BT = jnp.arange(x_BTD.shape[1])[None]
         graphdef, stacked = nnx.split(self.blocks)
@@ -180,14 +180,14 @@ class CodeGen(nnx.Module):
             return jax.lax.scan(layer, x_BTD, stacked)[0]
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """float32 scores [B, T, V] of the next token."""
+        """Logits of the next token, float32 [B, T, V]."""
         kernel = self.head[...].astype(x_BTD.dtype)
         with products_of(x_BTD.dtype):
             logits_BTV = jnp.einsum("BTD,DV->BTV", x_BTD, kernel, preferred_element_type=jnp.float32)
         return logits_BTV + self.head_bias[...]
 
     def __call__(self, tokens_BT: jax.Array, **kwargs: Any) -> jax.Array:
-        """float32 logits [B, T, V] of a batch; arguments as in `hidden`."""
+        """Logits of a batch, float32 [B, T, V]; see `hidden` for the arguments."""
         return self.logits(self.hidden(tokens_BT, **kwargs))
 
 
@@ -197,17 +197,17 @@ def _abstract(config: CodeGenConfig) -> tuple[nnx.GraphDef[CodeGen], nnx.State]:
 
 
 def module(config: CodeGenConfig, params: Params) -> CodeGen:
-    """The network over these parameters; cheap, also inside jit."""
+    """The network with these parameters; cheap, even inside jit."""
     return nnx.merge(_abstract(config)[0], params)
 
 
 def init_params(config: CodeGenConfig, seed: int) -> Params:
-    """Random parameters, float32; the same whatever the mesh they are made on."""
+    """Random float32 parameters; the same on every mesh."""
     return nnx.to_pure_dict(nnx.split(CodeGen(config, nnx.Rngs(seed)))[1])
 
 
 def abstract_params(config: CodeGenConfig) -> Params:
-    """Shapes and dtypes of the parameters (`jax.ShapeDtypeStruct`), whatever mesh they are asked for under."""
+    """Shapes and dtypes of the parameters (`jax.ShapeDtypeStruct`), independent of the current mesh."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(_abstract(config)[1]))
 
 

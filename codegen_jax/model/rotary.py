@@ -1,9 +1,8 @@
 """Rotary position embedding on the first channels of each head, in half-split layout.
 
 CodeGen's checkpoints rotate interleaved pairs (2i, 2i+1), as GPT-J does. Here the pairs are (i, i + rotary_dim/2):
-contiguous halves, because strided lane slices are slow on TPU.
-Applying the same permutation to q and k leaves q.k unchanged;
-conversion applies it once.
+contiguous halves, because strided lane slices are slow on TPU. Conversion permutes the channels once; applying the same
+permutation to q and k leaves q.k unchanged.
 """
 
 import jax
@@ -27,10 +26,10 @@ def rotate(x_BTHK: jax.Array, angles_BTR: jax.Array) -> jax.Array:
     concatenating a head's halves took five passes over memory; this takes one.
     """
     K, R = x_BTHK.shape[-1], angles_BTR.shape[-1]
-    rest = ((0, 0), (0, 0), (0, K - 2 * R))
+    padding = ((0, 0), (0, 0), (0, K - 2 * R))
     sin, cos = jnp.sin(angles_BTR), jnp.cos(angles_BTR)
-    sin_BTK = jnp.pad(jnp.concatenate([-sin, sin], axis=-1), rest)
-    cos_BTK = jnp.pad(jnp.concatenate([cos, cos], axis=-1), rest, constant_values=1.0)
+    sin_BTK = jnp.pad(jnp.concatenate([-sin, sin], axis=-1), padding)
+    cos_BTK = jnp.pad(jnp.concatenate([cos, cos], axis=-1), padding, constant_values=1.0)
     partner_KK = np.zeros((K, K))
     partner_KK[np.roll(np.arange(2 * R), R), np.arange(2 * R)] = 1
     partner_BTHK = jnp.einsum(

@@ -1,6 +1,6 @@
-"""The checkpoints of a run: saved beside the steps, tried again where that fails, kept, restored, set aside.
+"""A run's checkpoints: save in the background, retry failed saves, restore, set damaged ones aside.
 
-What one is on disk stands in weights/checkpoint_format.py.
+weights/checkpoint_format.py describes the format on disk.
 """
 
 import logging
@@ -16,7 +16,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from codegen_jax.config import RunConfig
 from codegen_jax.data.tokenizer import Tokenizer
-from codegen_jax.distributed import first_alone, first_said, is_first, largest, say
+from codegen_jax.distributed import first_nonempty, is_first, log_once, max_over_processes, run_on_first
 from codegen_jax.errors import UserError, require
 from codegen_jax.storage import open_path
 from codegen_jax.training.claim import claim, require_free
@@ -37,34 +37,35 @@ from codegen_jax.weights.run_folder import CHECKPOINTS, DAMAGED, unfinished_chec
 
 log = logging.getLogger(__name__)
 
-RETRIES = 3  # of a save that failed, each after one step more
-PAUSES = (1, 5, 25)  # seconds before a checkpoint that could not be read is read again
+RETRIES = 3  # retries of a failed save, one after each further step
+PAUSES = (1, 5, 25)  # seconds to wait before each further attempt to read a checkpoint
 
 
 def check_output(config: RunConfig, data: dict[str, Any]) -> None:
-    """Raise `UserError` for an output folder that `Checkpoints` would not take; nothing is written."""
+    """Raise `UserError` for an output folder that `Checkpoints` would refuse; write nothing."""
     folder = open_path(config.output)
     require(
         not str(folder).startswith("s3://"),
-        f"output: {folder}: Orbax writes checkpoints to local and mounted folders and to gs://, not to s3://",
+        f"output: {folder}: Orbax cannot write checkpoints to s3://; use gs://, a local folder or a mounted one",
     )
     require(
         config.resume == "auto" or not whole_checkpoints(config.output),
-        f"resume: never, but {folder} holds checkpoints; choose another output folder, or resume auto",
+        f"resume: never, but {folder} already has checkpoints; choose another output folder, or set resume to auto",
     )
-    first_alone(lambda: require_free(folder, {"config": config.to_dict(), "data": data}))
+    run_on_first(lambda: require_free(folder, {"config": config.to_dict(), "data": data}))
 
 
 class Checkpoints:
-    """The checkpoints of one run's output folder: the newest few and the one with the best validation loss.
+    """The checkpoints in a run's output folder: the newest few and the one with the best validation loss.
 
     Args:
-        config, data: of the run.
-        tokenizer: that made the data.
-        generation_config: of the model that the run starts from; one that is resumed keeps its own.
+        config: the run's config.
+        tokenizer: the tokenizer of the token files.
+        data: identities of the token files, by source name.
+        generation_config: generation config of the model that the run starts from; a resumed run keeps its own.
 
     Raises:
-        UserError: if the folder holds another run, or something that is no run.
+        UserError: if the folder contains another run, or something other than a run.
     """
 
     def __init__(
@@ -79,17 +80,17 @@ class Checkpoints:
         self.tokenizer, self.generation_config = tokenizer, generation_config or {}
         check_output(config, data)
         self.lock = None
-        first_alone(self._claim)
+        run_on_first(self._claim)
         keep_latest = policies.LatestN(config.checkpoint.keep_latest)
         loss_of = lambda metrics: metrics["validation_loss"]
         keep_best = policies.BestN(
             get_metric_fn=loss_of,
-            reverse=True,  # BestN keeps the end of the sorted list: the lowest loss
+            reverse=True,  # BestN keeps the end of the sorted list, here the lowest loss
             n=1,
             keep_checkpoints_without_metrics=False,
         )
-        # The policy says what is kept: best_fn with max_to_keep would delete the newest when they are not the best.
-        # best_fn makes Orbax write the loss beside the arrays, where a resumed run finds it.
+        # The policy decides what is kept: best_fn with max_to_keep would delete the newest unless they are the best.
+        # best_fn makes Orbax store the loss next to the arrays, where a resumed run finds it.
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([keep_latest, keep_best]),
             best_fn=loss_of,
@@ -104,30 +105,27 @@ class Checkpoints:
         self.lock = claim(self.folder, self.record)
 
     def save(self, state: TrainState, validation_loss: float | None) -> None:
-        """Start writing a checkpoint; returns when the state is copied and may change.
-
-        A save that fails is tried again by `check`.
-        """
+        """Start writing a checkpoint; return once the state is copied and may change. `check` retries a failed save."""
         self.retries_left = RETRIES
         self._start(state, validation_loss)
 
     def check(self, state: TrainState) -> None:
-        """To be called after each step: if a save has failed, try again with the newest state, at last give up."""
+        """Retry a failed save with the newest state, up to RETRIES times; call it after each step without a save."""
         if not self.writing:
             return
-        running = largest(self.manager.is_saving_in_progress())
+        running = max_over_processes(self.manager.is_saving_in_progress())
         if not running and self._failed():
             if self.retries_left:
                 self.retries_left -= 1
                 self._start(state, None)
             else:
-                say("a checkpoint could not be written, see above; training goes on to the next")
+                log_once("a checkpoint could not be written, see above; training continues until the next save")
 
     def finish(self, state: TrainState) -> None:
-        """Wait for the last save, and try again if it fails.
+        """Wait for the last save, and retry it if it fails.
 
         Raises:
-            UserError: if it still fails.
+            UserError: if all retries fail.
         """
         while self.writing and self._failed():
             require(self.retries_left > 0, f"{self.folder}: the last checkpoint could not be written, see above")
@@ -136,8 +134,8 @@ class Checkpoints:
             self._start(state, None)
 
     def _start(self, state: TrainState, validation_loss: float | None) -> None:
-        said = (self.tokenizer, self.generation_config)
-        record = run_record(self.record["config"], self.record["data"], *said, fingerprints(state))
+        config, data = self.record["config"], self.record["data"]
+        record = run_record(config, data, self.tokenizer, self.generation_config, fingerprints(state))
         items = state_items(state.params, _optimizer(state), record)
         is_known = validation_loss is not None and math.isfinite(validation_loss)
         metrics = {"validation_loss": validation_loss} if is_known else None
@@ -145,11 +143,11 @@ class Checkpoints:
         self.failure: Exception | None = None
         try:
             self.manager.save(int(state.step), args=items, metrics=metrics)
-        except Exception as error:  # as below
+        except Exception as error:  # of the types named in `_failed`
             self.failure = error
 
     def _failed(self) -> bool:
-        """Wait for the save that is being written; whether it failed, in any process."""
+        """Wait for the save in progress; return whether it failed in any process."""
         try:
             self.manager.wait_until_finished()
         except Exception as error:  # Orbax and TensorStore raise ValueError, OSError, RuntimeError, ...
@@ -157,40 +155,39 @@ class Checkpoints:
         self.writing = False
         if self.failure:
             reason = re.sub(r"\[.*?\]", "", " ".join(str(self.failure).split()))  # without TensorStore's source lines
-            say(f"a checkpoint could not be written: {reason.rpartition('Error ')[2].strip()}")  # the innermost of them
-        failed = bool(largest(self.failure is not None))
+            log_once(f"a checkpoint could not be written: {reason.rpartition('Error ')[2].strip()}")  # innermost error
+        failed = bool(max_over_processes(self.failure is not None))
         if failed:
-            first_alone(self._remove_unfinished)
+            run_on_first(self._remove_unfinished)
         return failed
 
     def _remove_unfinished(self) -> None:
         for folder in unfinished_checkpoints(self.folder):
-            with suppress(OSError):  # threads of the failed save may still write there; the next try finds it empty
+            with suppress(OSError):  # the failed save's threads may still be writing; the next retry cleans up again
                 folder.rmtree()
 
     def restore(self, abstract: TrainState) -> TrainState | None:
-        """The newest state, on the shardings of `abstract`; None if there is none.
+        """The newest state, with the shardings of `abstract`; None if there are no checkpoints.
 
-        One that is damaged is set aside with a warning, and the one before it is used.
+        A damaged checkpoint is set aside with a warning, and the previous one is used.
 
         Raises:
-            UserError: if the only one is damaged, or one can't be read; nothing is moved then.
+            UserError: if the only checkpoint left is damaged, or one can't be read; that one is not moved.
         """
         steps = [int(path.name) for path in whole_checkpoints(self.folder)]
         for step in reversed(steps):
             path = self.folder / CHECKPOINTS / str(step)
-            found = _read_twice(path, abstract)
+            found = _read_with_retries(path, abstract)
             if not isinstance(found, Damaged):
                 state, self.generation_config = found.state, found.generation_config
                 self.tokenizer = self.tokenizer.with_metadata_of(found.tokenizer)
-                say(f"resuming {self.record['config']['output']} after step {step}")
+                log_once(f"resuming {self.record['config']['output']} after step {step}")
                 return state
             if step == steps[0]:
                 raise found
-            log.warning(
-                f"{found}; it is moved to {self.folder / DAMAGED}, and step {steps[steps.index(step) - 1]} used"
-            )
-            first_alone(lambda path=path: self._set_aside(path))
+            previous = steps[steps.index(step) - 1]
+            log.warning(f"{found}; moving it to {self.folder / DAMAGED} and resuming from step {previous} instead")
+            run_on_first(lambda path=path: self._set_aside(path))
             self.manager.reload()
         return None
 
@@ -206,7 +203,7 @@ class Checkpoints:
 
 
 class Restored(NamedTuple):
-    """What a run goes on from."""
+    """The contents of a checkpoint that a run resumes from."""
 
     state: TrainState
     tokenizer: Tokenizer | None
@@ -217,34 +214,37 @@ def _optimizer(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "opt_state": state.opt_state, "guard": state.guard}
 
 
-def _read_twice(checkpoint: epath.Path, abstract: TrainState) -> Restored | Damaged:
-    """What it holds; or what is damaged, if a second read after a pause finds damage again, in any of the processes.
+def _read_with_retries(checkpoint: epath.Path, abstract: TrainState) -> Restored | Damaged:
+    """Read a checkpoint; return a `Damaged` error if a second read confirms damage in any process.
 
     Raises:
-        UserError: if it can't be read for another reason, and that does not pass.
+        UserError: if it can't be read for another reason, even after retries.
     """
     found_damage = False
     for pause in (*PAUSES, None):
         found, failure = _read(checkpoint, abstract)
-        again = isinstance(failure, Damaged) and found_damage
-        worst = largest(0 if failure is None else 1 if again else 2)
+        confirmed = isinstance(failure, Damaged) and found_damage
+        worst = max_over_processes(0 if failure is None else 1 if confirmed else 2)
         if worst == 0:
             assert found is not None
             return found
-        text = first_said(str(failure or ""))
+        text = first_nonempty(str(failure or ""))
         if worst == 1:
             return Damaged(text)
         found_damage = isinstance(failure, Damaged)
         if pause is None:
             raise UserError(text)
         if is_first():
-            log.warning(f"{text}; reading again in {pause} s")
+            log.warning(f"{text}; retrying in {pause} s")
         time.sleep(pause)
     raise AssertionError("the last pause is None")
 
 
 def _read(checkpoint: epath.Path, abstract: TrainState) -> tuple[Restored | None, UserError | None]:
-    """What it holds, or why this process or its fingerprints say no; a process that fails to read does so alone."""
+    """Read a checkpoint once. Returns (contents, None), (None, this process's error) or (None, None).
+
+    The last means that only other processes failed. Fingerprints need all of them, so they are not checked then.
+    """
     state, run, failure = None, None, None
     try:
         run = load_run(checkpoint)
@@ -252,11 +252,11 @@ def _read(checkpoint: epath.Path, abstract: TrainState) -> tuple[Restored | None
         state = TrainState(params=read_item(checkpoint, PARAMS, abstract.params), **optimizer)
     except UserError as error:
         failure = error
-    if largest(failure is not None) or state is None or run is None:
+    if max_over_processes(failure is not None) or state is None or run is None:
         return None, failure
     found = Restored(state, run.tokenizer, run.generation_config)
     if run.fingerprints is None:
-        log.warning(f"{checkpoint}: written by an older version, without fingerprints; its bits are not checked")
+        log.warning(f"{checkpoint}: written by an older version without fingerprints; its content is not verified")
         return found, None
     changed = [name for name, value in fingerprints(state).items() if value != run.fingerprints.get(name)]
-    return (None, damaged(checkpoint, f"{changed[0]} is not what was saved")) if changed else (found, None)
+    return (None, damaged(checkpoint, f"{changed[0]} differs from what was saved")) if changed else (found, None)

@@ -42,7 +42,7 @@ def claim(folder: epath.Path, record: dict[str, Any]) -> FileIO | None:
         support locks.
 
     Raises:
-        UserError: if the folder holds another run or something other than a run, or is in use by a run.
+        UserError: if the folder contains another run or something other than a run, or is in use by a run.
     """
     require_free(folder, record)
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,17 +57,17 @@ def require_free(folder: epath.Path, record: dict[str, Any]) -> None:
     if not path.exists() and folder.exists() and (not folder.is_dir() or any(p.name != LOCK for p in folder.iterdir())):
         raise UserError(f"output: {folder} exists and is not a run of codegen-jax; choose another folder")
     if path.exists() and _has_begun(folder):
-        held = read_record(folder)
-        _check_data(record["data"], held["data"], folder)
-        _check_skips(record["config"]["data"]["skip_steps"], held["config"]["data"]["skip_steps"], folder)
-        ours, theirs = _flat(record["config"]), _flat(held["config"])
+        existing = read_record(folder)
+        _check_data(record["data"], existing["data"], folder)
+        _check_skips(record["config"]["data"]["skip_steps"], existing["config"]["data"]["skip_steps"], folder)
+        ours, theirs = _flat(record["config"]), _flat(existing["config"])
         for name in sorted(ours.keys() | theirs.keys()):
             if ours.get(name) != theirs.get(name):
                 raise UserError(
-                    f"output: {folder} holds another run ({name} is {theirs.get(name)} there, {ours.get(name)} here); "
-                    "choose another output folder or remove it"
+                    f"output: {folder} contains another run ({name} is {theirs.get(name)} there, {ours.get(name)} "
+                    "here); choose another output folder or remove this one"
                 )
-    if (folder / LOCK).exists() and (lock := _hold(folder)):
+    if (folder / LOCK).exists() and (lock := _acquire(folder)):
         lock.close()
 
 
@@ -77,18 +77,18 @@ def read_record(folder: epath.Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
         if not isinstance(record, dict) or not record.keys() >= {"config", "data"}:
-            raise ValueError("it has no config or no data")
+            raise ValueError("config or data is missing")
         return record
     except ValueError as error:
         raise UserError(f"output: {path} is damaged ({error}); choose another folder") from error
 
 
 def is_finished(config: RunConfig) -> bool:
-    """Whether the output folder holds this exact run with all steps completed."""
+    """Whether the output folder contains this exact run with all steps completed."""
     folder = open_path(config.output)
     steps = [int(checkpoint.name) for checkpoint in whole_checkpoints(folder)]
-    told = (folder / RUN_FILE).exists() and (folder / SUMMARY).exists()
-    if config.resume != "auto" or not told or not steps or steps[-1] < config.training.steps:
+    has_records = (folder / RUN_FILE).exists() and (folder / SUMMARY).exists()
+    if config.resume != "auto" or not has_records or not steps or steps[-1] < config.training.steps:
         return False
     return _flat(read_record(folder)["config"]) == _flat(config.to_dict())
 
@@ -100,8 +100,8 @@ def _has_begun(folder: epath.Path) -> bool:
 
 
 def _lock(folder: epath.Path) -> FileIO | None:
-    """Lock a folder and record the holder in the lock file."""
-    file = _hold(folder)
+    """Lock a folder and write this process's id to the lock file."""
+    file = _acquire(folder)
     if file is not None:
         file.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -109,7 +109,7 @@ def _lock(folder: epath.Path) -> FileIO | None:
     return file
 
 
-def _hold(folder: epath.Path) -> FileIO | None:
+def _acquire(folder: epath.Path) -> FileIO | None:
     """Lock a folder; None on object stores, which have no locks."""
     if is_remote(folder):
         return None
@@ -125,19 +125,19 @@ def _check_data(ours: dict[str, Any], theirs: dict[str, Any], folder: epath.Path
     for name in sorted(ours.keys() & theirs.keys()):
         field = f"data.sources.{name}" if name else "data.train"
         now, then = ours[name], {"windows": "file"} | theirs[name]  # not recorded by runs that cut windows by file
-        if "-" in then["tokenizer"]:  # "bpe-..." and the like were hashes of a tokenizer's file; the content tells
+        if "-" in then["tokenizer"]:  # an old hash of a tokenizer's file, such as "bpe-..."; compare the content only
             then["tokenizer"] = now["tokenizer"]
         if now != then == now | {"windows": then["windows"]}:
             rule = f'"windows": "{then["windows"]}"'
             raise UserError(
-                f"{field}: manifest.json cuts these tokens by {now['windows']}, and {folder} has trained on windows of "
-                f"each {then['windows']}; set {rule} there, or choose another output folder"
+                f"{field}: manifest.json cuts windows by {now['windows']}, but {folder} has trained on windows cut by "
+                f"{then['windows']}; set {rule} in manifest.json, or choose another output folder"
             )
         if now != then:
             raise UserError(
-                f"{field}: not the token files that {folder} has trained on: {now['tokens']} tokens of "
-                f"{now['tokenizer']} now, {then['tokens']} of {then['tokenizer']} then; give it those, or choose "
-                "another output folder"
+                f"{field}: not the token files that {folder} has trained on: {now['tokens']} tokens of tokenizer "
+                f"{now['tokenizer']} now, {then['tokens']} of {then['tokenizer']} then; use the original files, or "
+                "choose another output folder"
             )
 
 
@@ -147,8 +147,8 @@ def _check_skips(ours: list[list[int]], theirs: list[list[int]], folder: epath.P
     for pair in ours + theirs:
         if ours.count(pair) != theirs.count(pair) and pair[0] <= done:
             raise UserError(
-                f"data.skip_steps: {pair} would change what {folder} has done: its newest checkpoint is step {done}; "
-                f"to go back, move those from step {pair[0]} on out of {folder / CHECKPOINTS}"
+                f"data.skip_steps: {pair} would change steps that {folder} has completed (its newest checkpoint is "
+                f"step {done}); to go back, move the checkpoints from step {pair[0]} on out of {folder / CHECKPOINTS}"
             )
 
 

@@ -52,6 +52,6 @@ def judge(guard: Guard, loss: jax.Array, grad_norm: jax.Array, spike_sigmas: flo
     return good, jax.tree.map(lambda a, b: jnp.where(good, a, b), after_good, after_bad)
 
 
-def keep_unless(good: jax.Array, new: Any, old: Any) -> Any:
+def update_if(good: jax.Array, new: Any, old: Any) -> Any:
     """New values after a good step, old ones after a bad one; integer counters always advance, as the data does."""
     return jax.tree.map(lambda n, o: jnp.where(good, n, o) if jnp.issubdtype(n.dtype, jnp.floating) else n, new, old)

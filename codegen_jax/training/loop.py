@@ -1,4 +1,4 @@
-"""The training loop: start or resume, then step, log, validate, save."""
+"""The training loop: start or resume, then step, log, validate and save."""
 
 import logging
 import time
@@ -16,7 +16,7 @@ from codegen_jax.data.batches import Batches, prefetch
 from codegen_jax.data.sources import make_order, open_sources
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.data.tokens import TokenFiles
-from codegen_jax.distributed import is_first, joined, say
+from codegen_jax.distributed import is_first, joined, log_once
 from codegen_jax.errors import Preempted, require
 from codegen_jax.model.codegen import Params
 from codegen_jax.sharding import make_mesh
@@ -45,15 +45,14 @@ log = logging.getLogger(__name__)
 
 
 def train(config: RunConfig) -> None:
-    """Run, or go on with, the training that `config` describes; everything it makes is in `config.output`.
+    """Start or resume the training run that `config` describes; it writes to `config.output` only.
 
-    It takes the process for itself: it handles SIGTERM and Ctrl-C, and on accelerators it keeps compiled programs on
-    disk.
+    It needs the process to itself: it handles SIGTERM and Ctrl-C. On accelerators, it caches compiled programs on disk.
 
     Raises:
-        UserError: for data, mesh, output folder or checkpoint that do not fit the config, before the first step; later
-            if too many steps in a row were skipped, or the last checkpoint can't be written.
-        Preempted: after SIGTERM or Ctrl-C, with the state saved.
+        UserError: if the data, mesh, output folder or checkpoint does not match the config (before the first step), if
+            too many consecutive steps were skipped, or if the last checkpoint can't be written.
+        Preempted: after SIGTERM or Ctrl-C, once the state is saved.
     """
     clock = Clock()
     with clock.on("joining"):
@@ -69,8 +68,8 @@ def _train(config: RunConfig, clock: Clock) -> None:
         sources, tokenizer = open_sources(config.data)
         require(
             tokenizer.vocab_size <= config.model.vocab_size,
-            f"model.vocab_size: {config.model.vocab_size} is smaller than the {tokenizer.vocab_size} ids of the "
-            f"tokenizer of {sources[0].files.folder}",
+            f"model.vocab_size: {config.model.vocab_size} must be at least {tokenizer.vocab_size}, the vocabulary size "
+            f"of the tokenizer of {sources[0].files.folder}",
         )
         order = make_order(config, sources)
     with clock.on("devices"):
@@ -81,19 +80,19 @@ def _train(config: RunConfig, clock: Clock) -> None:
     with jax.set_mesh(mesh), watch_preemption() as preemption, ExitStack() as opened:
         with clock.on("state"):
             data = {source.name: source.files.manifest.identity for source in sources}
-            check_output(config, data)  # before all weights of init_from are read
+            check_output(config, data)  # before reading the weights of init_from
             initial_params, generation_config = None, {}
             initial_weights = find_initial_weights(config)
             if initial_weights is not None:
-                if has_its_ids(initial_weights, tokenizer, sources[0].files):
+                if is_same_tokenizer(initial_weights, tokenizer, sources[0].files):
                     generation_config = initial_weights.generation_config
                     tokenizer = tokenizer.with_metadata_of(initial_weights.tokenizer)
-                say(f"starting from the weights of {initial_weights.source}")
-                # before the output folder is touched: damage or NaN may come to light
+                log_once(f"starting from the weights of {initial_weights.source}")
+                # read them before touching the output folder, since this may find damage or NaN
                 initial_params = load_params(initial_weights, abstract_state(run).params)
             checkpoints = opened.enter_context(closing(Checkpoints(config, tokenizer, data, generation_config)))
             state = start(run, checkpoints, initial_params)
-            del initial_params  # the state has its own
+            del initial_params  # the state has its own copy
         first = int(state.step)
         announce(run, sources, first)
         records = Records(config.output) if is_first() else None
@@ -128,50 +127,50 @@ def _train(config: RunConfig, clock: Clock) -> None:
                 with forgiven(records.output):
                     write_summary(config, records.folder, clock, loop.reporter.reported, outcome)
                 records.upload()
-                say(f"summary: {config.output}/summary.md")
+                log_once(f"summary: {config.output}/summary.md")
 
 
 def find_initial_weights(config: RunConfig) -> Weights | None:
-    """The weights that a run starts from; None if it has checkpoints of its own already, or starts from scratch.
+    """The weights that a run starts from; None if it already has checkpoints or starts from scratch.
 
     Raises:
-        UserError: if init_from is no model, or one of another network.
+        UserError: if init_from is not a model, or has a different architecture.
     """
     if config.init_from is None or whole_checkpoints(config.output):
         return None
     weights = open_model(config.init_from, config=config.model)
-    # these do not shape the weights: an embedding bias starts at 0 or is folded in
+    # these may differ, since they do not affect the weights' shapes: an embedding bias starts at 0 or is folded in
     free = ("n_positions", "embedding_bias", "init", "dtype", "attention")
-    fitting = replace(weights.config, **{name: getattr(config.model, name) for name in free})
+    expected = replace(weights.config, **{name: getattr(config.model, name) for name in free})
     require(
-        config.model == fitting,
-        f"model: init_from {weights.source} is another network; the section that fits it is model: {in_yaml(fitting)}",
+        config.model == expected,
+        f"model: init_from {weights.source} has a different architecture; use model: {in_yaml(expected)}",
     )
     return weights
 
 
-def has_its_ids(weights: Weights, tokenizer: Tokenizer, files: TokenFiles) -> bool:
-    """Whether the ids of a run's token files stand for the text that the weights have learned; else it warns."""
+def is_same_tokenizer(weights: Weights, tokenizer: Tokenizer, files: TokenFiles) -> bool:
+    """Whether the token files' tokenizer is that of the weights, or extends it; if not, log a warning."""
     theirs = weights.tokenizer
     if theirs is None or tokenizer.extends(theirs):
         return True
     if is_first():
         log.warning(
             f"init_from: {weights.source} has tokenizer {theirs.fingerprint}, but {files.folder} was made with "
-            f"{tokenizer.fingerprint}, whose ids stand for other text; prepare the data with the model's tokenizer"
+            f"{tokenizer.fingerprint}, in which ids have other meanings; prepare the data with the model's tokenizer"
         )
     return False
 
 
 def start(run: ResolvedRun, checkpoints: Checkpoints, initial_params: Params | None) -> TrainState:
-    """The first state: 1. the run's own newest checkpoint, 2. of these parameters, 3. random."""
+    """The initial state: from the run's newest checkpoint, else from `initial_params`, else random."""
     state = checkpoints.restore(abstract_state(run))
     return init_state(run, initial_params) if state is None else state
 
 
 @dataclass
 class Loop:
-    """What the steps of a run need; `train` makes it."""
+    """The training loop with all its dependencies; created by `train`."""
 
     config: RunConfig
     train_step: Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, Any]]]
@@ -182,25 +181,28 @@ class Loop:
     reporter: Reporter
     clock: Clock
     preemption: Preemption
-    records: Records | None  # of process 0
-    pending: tuple[int, dict[str, Any]] | None = None  # the last step, not reported yet
+    records: Records | None  # in process 0 only
+    pending: tuple[int, dict[str, Any]] | None = None  # the last step and its metrics, not reported yet
 
     def run(self, state: TrainState, first: int) -> None:
-        """Steps first+1 .. steps, numbered from 1; step n trains on batch n-1 with learning rate number n-1."""
+        """Run steps first + 1 to training.steps.
+
+        Steps count from 1: step n trains on batch n - 1 with learning rate schedule(n - 1).
+        """
         training = self.config.training
         self.reporter.restart_clock()
-        self.preemption.steps = True
+        self.preemption.training = True
         for step, batch in enumerate(self._batches(range(first, training.steps)), first + 1):
             self._trace(step)
             state, metrics = self.train_step(state, batch)
-            # this step is on its way: fetching the numbers of the one before does not keep the device waiting
+            # this step is already running, so fetching the metrics of the previous one does not stall the device
             self._report()
             self.pending = (step, metrics)
 
-            told, last = self.preemption.reached(step), step == training.steps
-            saves = told or last or step % self.config.checkpoint.save_every == 0
-            judges = (saves or step % training.eval_every == 0) and not told  # after SIGTERM time is short
-            loss = self._judge(step, state.params) if judges else None
+            stopping, last = self.preemption.reached(step), step == training.steps
+            saves = stopping or last or step % self.config.checkpoint.save_every == 0
+            validates = (saves or step % training.eval_every == 0) and not stopping  # little time after SIGTERM
+            loss = self._validate(step, state.params) if validates else None
             if saves:
                 self._report()
                 with self.clock.on("checkpoint"):
@@ -210,14 +212,14 @@ class Loop:
                 self.reporter.restart_clock()
             else:
                 self.checkpoints.check(state)
-            if told or last:
+            if stopping or last:
                 with self.clock.on("checkpoint"):
                     self.checkpoints.finish(state)
-            if told and not last:
+            if stopping and not last:
                 raise Preempted(self.preemption.signal, step)
 
     def _batches(self, steps: range) -> Iterator[jax.Array]:
-        """The steps' batches; the time that the devices wait for one is booked."""
+        """Yield each step's batch; the time that devices wait for it is attributed to data."""
         batches = prefetch(self.batches, steps)
         for _ in steps:
             began = time.perf_counter()
@@ -230,26 +232,26 @@ class Loop:
         """Report the pending step.
 
         Raises:
-            UserError: if it is the last of too many that were skipped.
+            UserError: if too many consecutive steps up to this one were skipped.
         """
         if self.pending is None:
             return
         step, metrics = self.pending[0], jax.device_get(self.pending[1])
         self.pending = None
         if not self.reporter.reported:
-            say(f"first step done after {self.clock.seconds:.1f} s: {self.clock}")
+            log_once(f"first step done after {self.clock.seconds:.1f} s: {self.clock}")
         self.reporter.step(step, metrics)
         bad = int(metrics["bad_steps"])
         require(
             bad < self.config.training.max_bad_steps,
             f"training.max_bad_steps: steps {step - bad + 1} to {step} were all skipped, the last with loss "
-            f"{metrics['loss']:.4g} and gradient norm {metrics['grad_norm']:.4g}; look at their data with codegen-jax "
-            f"data show CONFIG --step {step}, and leave it out with --data.skip_steps [[{step - bad + 1},{step}]]; if "
-            "the weights have diverged, go back to an earlier checkpoint or lower optimizer.learning_rate",
+            f"{metrics['loss']:.4g} and gradient norm {metrics['grad_norm']:.4g}; inspect the data with codegen-jax "
+            f"data show CONFIG --step {step} and skip it with --data.skip_steps [[{step - bad + 1},{step}]]; if the "
+            "weights have diverged, return to an earlier checkpoint or lower optimizer.learning_rate",
         )
 
-    def _judge(self, step: int, params: Params) -> float | None:
-        """Validate and sample; the validation loss, if there is one."""
+    def _validate(self, step: int, params: Params) -> float | None:
+        """Validate and sample; return the validation loss, if any."""
         self._report()
         values: dict[str, float] = {}
         with self.clock.on("validation"):
@@ -262,12 +264,12 @@ class Loop:
         return values.get("validation_loss")
 
     def _trace(self, step: int) -> None:
-        """Start and end the profiler's trace before a step."""
+        """Start or stop the profiler before a step."""
         profile = self.config.profile
         if not self.records or not profile.steps:
             return
         if step in (profile.start, profile.start + profile.steps):
-            self._report()  # waits for the step before
+            self._report()  # waits for the previous step
             with self.clock.on("profile"):
                 if step == profile.start:
                     jax.profiler.start_trace(self.records.folder / "profile")

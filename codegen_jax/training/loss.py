@@ -1,4 +1,4 @@
-"""Next-token cross-entropy with z-loss, computed in chunks of the sequence so [B, T, V] logits never exist.
+"""Next-token cross-entropy with z-loss, computed in chunks of the sequence so [B, T, V] logits are never materialized.
 
 Axes: B batch, T time, C a chunk of time, D width, V vocabulary.
 """
@@ -57,7 +57,7 @@ def next_token_loss(
         targets_BT: int32 ids; targets below 0 are ignored.
         scale: 1 / (targets in the whole batch) gives the mean without a pass over the gradients.
         z_loss: weight of the squared log-partition.
-        chunk_size: positions whose logits exist at a time; by default chosen so a chunk has `CHUNK_TOKENS` tokens.
+        chunk_size: positions per chunk; by default, chosen to give `CHUNK_TOKENS` tokens per chunk.
     """
     B, T = targets_BT.shape
     chunk_size = min(chunk_size or max(1, CHUNK_TOKENS // B), T)
@@ -151,14 +151,14 @@ def _dense(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Loss, cross-entropy, and gradient of the loss with respect to the logits, for one chunk."""
     logits_BCV = jnp.einsum("BCD,DV->BCV", x_BCD, kernel_DV, preferred_element_type=jnp.float32) + bias_V
-    counts_BC = targets_BC >= 0
+    valid_BC = targets_BC >= 0
     # a comparison with iota instead of a gather: it shards over the vocabulary and fuses
     is_target_BCV = jnp.arange(bias_V.shape[0]) == targets_BC[..., None]
     log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
     target_BC = jnp.sum(jnp.where(is_target_BCV, logits_BCV, 0.0), axis=-1)
-    cross_entropy = jnp.sum(jnp.where(counts_BC, log_z_BC - target_BC, 0.0))
-    z = jnp.sum(jnp.where(counts_BC, jnp.square(log_z_BC), 0.0))
+    cross_entropy = jnp.sum(jnp.where(valid_BC, log_z_BC - target_BC, 0.0))
+    z = jnp.sum(jnp.where(valid_BC, jnp.square(log_z_BC), 0.0))
     p_BCV = jnp.exp(logits_BCV - log_z_BC[..., None])
     d_logits_BCV = p_BCV * (1 + 2 * z_loss * log_z_BC[..., None]) - is_target_BCV
-    d_logits_BCV *= jnp.where(counts_BC, scale, 0.0)[..., None]
+    d_logits_BCV *= jnp.where(valid_BC, scale, 0.0)[..., None]
     return scale * (cross_entropy + z_loss * z), scale * cross_entropy, d_logits_BCV

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl, samples.jsonl, TensorBoard and Weights & Biases."""
+"""Write a run's metrics and samples to metrics.jsonl, samples.jsonl, TensorBoard and Weights & Biases."""
 
 import math
 import time
@@ -19,35 +19,35 @@ from codegen_jax.training.records import METRICS, SAMPLES, forgiven
 
 
 class MetricsLog:
-    """Appends each step's numbers to FOLDER/metrics.jsonl and FOLDER/tensorboard, and to W&B where it is asked for.
+    """Appends metrics to FOLDER/metrics.jsonl and FOLDER/tensorboard, and to W&B if training.wandb_project is set.
 
-    Lines past `first_step` are those of steps that a stop undid; they are dropped, since the run makes them again.
+    Existing lines after `first_step` are dropped: those steps were lost when the run stopped, and it repeats them.
     """
 
     def __init__(self, folder: str | Path, first_step: int, config: RunConfig | None = None):
         self.path = Path(folder) / METRICS
-        self.file = go_on_with(self.path, first_step)
-        self.samples = go_on_with(Path(folder) / SAMPLES, first_step)
-        # not SummaryWriter, whose thread dies of a full disk and leaves a queue that blocks
+        self.file = open_for_append(self.path, first_step)
+        self.samples = open_for_append(Path(folder) / SAMPLES, first_step)
+        # not SummaryWriter: a full disk kills its thread, and then its queue blocks
         (Path(folder) / "tensorboard").mkdir(exist_ok=True)
         self.tensorboard = EventsWriter(str(Path(folder) / "tensorboard/events"))
-        self._event(first_step + 1, session_log=SessionLog(status=SessionLog.START))  # hides the steps undone
+        self._event(first_step + 1, session_log=SessionLog(status=SessionLog.START))  # hides events of lost steps
         self.wandb = start_wandb(config, folder) if config and config.training.wandb_project else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Numbers of a step; one that is not finite is null in JSON and is not given to TensorBoard."""
+        """Write a step's metrics. Those that are not finite are null in JSON and omitted from TensorBoard."""
         with forgiven(self.path):
             self.file.write(dumps({"step": step, **values}) + "\n")
         with forgiven(self.path.with_name("tensorboard")):
             for name, value in values.items():
-                if math.isfinite(value):  # of one that is not finite tensorboardX warns, at each step
+                if math.isfinite(value):  # otherwise tensorboardX would warn at each step
                     self._event(step, summary=scalar(name, value))
             self.tensorboard.flush()
         if self.wandb:
             self.wandb.log(values, step=step)
 
     def write_samples(self, step: int, samples: dict[str, str]) -> None:
-        """Completions by prompt."""
+        """Write a step's completions, keyed by prompt."""
         with forgiven(self.path.with_name(SAMPLES)):
             for prompt, completion in samples.items():
                 self.samples.write(dumps({"step": step, "prompt": prompt, "completion": completion}) + "\n")
@@ -65,34 +65,34 @@ class MetricsLog:
 
 
 def check_wandb(config: RunConfig) -> None:
-    """Refuse a run that asks for W&B where it is not installed."""
+    """Raise `UserError` if a run needs W&B but it is not installed."""
     require(
         config.training.wandb_project is None or find_spec("wandb") is not None,
-        "training.wandb_project: wandb is not installed; pip install wandb, or leave it out",
+        "training.wandb_project: wandb is not installed; pip install wandb, or unset this field",
     )
 
 
 def start_wandb(config: RunConfig, folder: str | Path) -> Any:
-    """A run of Weights & Biases that goes on where an earlier launch of the same output left off."""
+    """Start or resume the W&B run of this output folder."""
     import wandb  # pyright: ignore[reportMissingImports]
 
-    about = {"id": config.name, "name": config.name, "resume": "allow", "config": config.to_dict()}
-    return wandb.init(project=config.training.wandb_project, dir=folder, **about)
+    settings = {"id": config.name, "name": config.name, "resume": "allow", "config": config.to_dict()}
+    return wandb.init(project=config.training.wandb_project, dir=folder, **settings)
 
 
-def go_on_with(path: Path, first_step: int) -> TextIO:
-    """Open a file of JSON lines to append to, without its lines of later steps."""
+def open_for_append(path: Path, first_step: int) -> TextIO:
+    """Drop the lines of steps after `first_step` from a JSON-lines file, and open it for appending."""
     kept = [line for line in read_lines(path) if line["step"] <= first_step]
     write_whole(epath.Path(path), "".join(dumps(line) + "\n" for line in kept))
-    return path.open("a", buffering=1)  # what could not be written stays in a buffer and is tried with the next line
+    return path.open("a", buffering=1)  # unwritten text stays buffered and is retried with the next line
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file of JSON lines, if there is one; a last line that a kill cut short does not count."""
+    """The complete lines of a JSON-lines file; empty if the file does not exist. A truncated last line is ignored."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [loads(line) for line in lines if line.endswith("}\n")]
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """A run's metrics, a dict a line: its step and that step's numbers."""
+    """A run's metrics: one dict per line, with the step and its metrics."""
     return read_lines(Path(folder) / METRICS)

@@ -22,8 +22,8 @@ def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
 def decay_mask(config: OptimizerConfig, params: Params) -> Params:
     """Return True for each parameter that is decayed.
 
-    kernels: matrices and embedding tables. jaxformer: those and everything with a layer axis; its code tries to exclude
-    LayerNorms and biases with `ndim > 1`, but stacked over layers those in blocks have two dimensions.
+    kernels: matrices and embedding tables. jaxformer: also everything with a layer axis; its code tries to exclude
+    LayerNorms and biases with `ndim > 1`, but those in blocks are stacked over layers and have two dimensions.
     """
 
     def is_decayed(path: jax.tree_util.KeyPath, leaf: jax.Array) -> bool:

@@ -17,10 +17,10 @@ SUMMARY = "summary.md"
 
 
 class Records:
-    """What a run writes besides checkpoints: metrics, samples, TensorBoard's events, profile, picture, summary.
+    """What a run writes besides checkpoints: metrics, samples, TensorBoard events, profile, plot and summary.
 
     Attributes:
-        folder: local folder to write the records to.
+        folder: local folder that the records are written to.
     """
 
     def __init__(self, output: str):
@@ -52,4 +52,4 @@ def forgiven(place: epath.PathLike) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # OSError, and the exceptions of gcsfs and s3fs
-        log.warning(f"{place}: a record could not be written ({error}); training goes on")
+        log.warning(f"{place}: a record could not be written ({error}); training continues")

@@ -1,4 +1,4 @@
-"""What a person sees of a run: lines, a progress bar, and the numbers behind them for the log."""
+"""A run's progress output: log lines, a progress bar, and the metrics behind them."""
 
 import math
 import time
@@ -11,7 +11,7 @@ from tqdm import tqdm
 from codegen_jax.chips import GIB, chip_of
 from codegen_jax.config import RunConfig
 from codegen_jax.data.sources import Source
-from codegen_jax.distributed import is_first, say
+from codegen_jax.distributed import is_first, log_once
 from codegen_jax.training.clock import Clock
 from codegen_jax.training.loss import perplexity
 from codegen_jax.training.metrics import MetricsLog
@@ -19,41 +19,45 @@ from codegen_jax.training.resolve import ResolvedRun
 
 
 def announce(run: ResolvedRun, sources: list[Source], first: int) -> None:
-    """Say what is about to be trained, on what, and how far it goes from step `first` on."""
+    """Log the model, devices, data and steps of a run that starts after step `first`."""
     devices, training = run.mesh.devices.flat, run.training
     axes = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
-    say(
+    log_once(
         f"{run.model.n_params:,} parameters on {devices[0].device_kind} x {len(devices)}, {jax.process_count()} "
         f"process(es); mesh {axes}"
     )
     for source in sources:
         files, windows = source.files, source.windows
-        say(
+        log_once(
             f"{files.folder}: {files.manifest.tokens:,} tokens in {len(files.arrays):,} file(s), {len(windows):,} "
             f"windows of {run.sequence_length:,}; {windows.leftover:,} left over"
         )
     tokens_per_step = training.batch_size * run.sequence_length
-    to_come = training.steps - first
-    say(
-        f"{to_come:,} of {training.steps:,} steps to come, of {tokens_per_step:,} tokens each: "
-        f"{to_come * tokens_per_step:,} tokens"
+    if first >= training.steps:
+        log_once(f"all {training.steps:,} steps are done")
+        return
+    total = (training.steps - first) * tokens_per_step
+    log_once(
+        f"training steps {first + 1:,} to {training.steps:,}, {tokens_per_step:,} tokens each ({total:,} in total)"
     )
 
 
 class Reporter:
-    """Turns steps into lines, log entries and a progress bar (none where stderr is not a terminal).
+    """Reports steps as log lines, metrics and a progress bar (only if stderr is a terminal).
 
-    The loss and perplexity of a line are those of the mean over the steps since the line before (of this launch); its
-    other numbers are the step's own. A skipped step has a line of its own, with its own loss, and no part in any mean:
-    its loss changed no weight and may be of any size. A loss that is not finite is always that of a skipped step.
+    A line's loss and perplexity are means over the steps since the previous line of this launch; its other values are
+    the step's own. A skipped step has its own line with its own loss and is excluded from all means: it changed no
+    weight, and its loss may be arbitrarily large. Only skipped steps have losses that are not finite.
 
     Args:
-        log: where process 0 writes; None in the others, which report nothing.
-        first: the step that the run goes on from.
-        epochs: passes over each source after a step, by name.
+        config: the run's config.
+        log: metrics log of process 0; None in the other processes, which report nothing.
+        clock: the launch's clock, for goodput.
+        first: number of steps completed before this launch.
+        epochs: returns the passes over each source after a step, keyed by metric name.
 
     Attributes:
-        reported: steps of this launch so far, skipped ones included.
+        reported: steps reported in this launch, including skipped ones.
     """
 
     def __init__(
@@ -70,15 +74,15 @@ class Reporter:
         hidden = None if is_first() else True
         self.bar = tqdm(total=config.training.steps, initial=first, unit="step", disable=hidden, dynamic_ncols=True)
         self.reported = 0
-        self.losses: list[tuple[float, float]] = []  # with and without z-loss, of steps since the last line
+        self.losses: list[tuple[float, float]] = []  # loss with and without z-loss of each step since the last line
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Leave out of tokens/s what has passed since the last step: validation, saving."""
+        """Exclude the time since the last step, such as validation and saving, from tokens/s."""
         self.began, self.steps = time.perf_counter(), 0
 
     def step(self, step: int, metrics: dict[str, Any]) -> None:
-        """A step that is done; its metrics as plain numbers."""
+        """Report a completed step, given its metrics as plain numbers."""
         training = self.config.training
         self.bar.update()
         self.steps += 1
@@ -86,9 +90,9 @@ class Reporter:
         values = {name: float(value) for name, value in metrics.items()}
         loss, cross_entropy = values["loss"], values.pop("cross_entropy")
         if metrics["bad_steps"]:
-            say(
+            log_once(
                 f"step {step:>6}  skipped: loss {loss:.4g}, gradient norm {values['grad_norm']:.4g} "
-                f"({metrics['bad_steps']} in a row, {metrics['skipped']} of the run)"
+                f"({metrics['bad_steps']} in a row, {metrics['skipped']} in this run)"
             )
         else:
             self.losses.append((loss, cross_entropy))
@@ -111,27 +115,27 @@ class Reporter:
         )
         self._write(step, values)
         if not metrics["bad_steps"]:
-            say(line)
+            log_once(line)
 
     def validation(self, step: int, values: dict[str, float]) -> None:
-        """What `make_validation`'s function gave after a step."""
+        """Report the values of a validation after a step; see `make_validation`."""
         self._write(step, values)
         for name, loss in values.items():
             metric, slash, source = name.partition("/")
             if metric != "validation_loss":
                 continue
             line = f"step {step:>6}  {source}{' ' * bool(source)}validation loss {loss:.4f}"
-            of_text = [f"{metric}{slash}{source}" for metric in ("validation_perplexity", "bits_per_byte")]
-            if of_text[0] in values:
-                line += f"  perplexity {values[of_text[0]]:.2f}  bits per byte {values[of_text[1]]:.3f}"
+            derived = [f"{metric}{slash}{source}" for metric in ("validation_perplexity", "bits_per_byte")]
+            if derived[0] in values:
+                line += f"  perplexity {values[derived[0]]:.2f}  bits per byte {values[derived[1]]:.3f}"
             else:
-                line += "  the mean by weight, which picks the best checkpoint"
-            say(line)
+                line += "  (weighted mean; selects the best checkpoint)"
+            log_once(line)
 
     def samples(self, step: int, samples: dict[str, str]) -> None:
-        """What `make_sampling`'s function gave after a step."""
+        """Report the completions sampled after a step; see `make_sampling`."""
         for prompt, completion in samples.items():
-            say(f"step {step:>6}  sample: {prompt!r} -> {completion!r}")
+            log_once(f"step {step:>6}  sample: {prompt!r} -> {completion!r}")
         if self.log:
             self.log.write_samples(step, samples)
 
@@ -144,13 +148,13 @@ class Reporter:
 
 
 def peak_flops() -> float | None:
-    """FLOP/s of all devices of the run together; None where they are not known (CPUs)."""
+    """Peak FLOP/s of all devices of the run together; None if unknown (CPUs)."""
     chip = chip_of(jax.devices()[0].device_kind)
     return chip.peak_flops * jax.device_count() if chip else None
 
 
 def memory() -> dict[str, float]:
-    """The most memory that was ever in use on a device of this process; nothing where devices do not say (CPUs)."""
+    """The largest peak memory of this process's devices; empty if they do not report it (CPUs)."""
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
     known = [peak for peak in peaks if peak is not None]
     return {"peak_memory_gib": max(known) / GIB} if known else {}

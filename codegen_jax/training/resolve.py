@@ -19,14 +19,14 @@ class ResolvedRun:
     """The input of the training step, its plan and its benchmarks; created by `resolve` or `resolve_step`.
 
     Attributes:
-        mesh: mesh of the devices the run uses.
+        mesh: the run's device mesh.
         model: model config with `attention` resolved to a backend.
         optimizer: as in the config.
         training: training config with `remat` resolved to a policy.
         sequence_length: tokens trained on per row.
-        document_mask: as in the config's data.
+        document_mask: as in the config's data section.
         seed: seed of the random weights.
-        rows_per_shard: rows per micro-batch and device along data and fsdp.
+        rows_per_shard: rows per micro-batch on each shard along data and fsdp.
     """
 
     mesh: Mesh
@@ -43,7 +43,7 @@ def resolve(config: RunConfig, mesh: Mesh) -> ResolvedRun:
     """Resolve the settings that depend on the devices.
 
     Raises:
-        UserError: if the mesh does not divide what it shards.
+        UserError: if the mesh axes do not divide the dimensions they shard.
     """
     data = config.data
     return resolve_step(
@@ -73,7 +73,7 @@ def resolve_step(
     >>> step = make_train_step(run)
 
     Raises:
-        UserError: if the mesh does not divide what it shards.
+        UserError: if the mesh axes do not divide the dimensions they shard.
     """
     check_fit(mesh, model, training)
     axes, kind = dict(mesh.shape), mesh.devices.flat[0].device_kind
@@ -100,6 +100,6 @@ def resolved_config(config: RunConfig) -> RunConfig:
     try:
         run = resolve(config, make_mesh(config.mesh))
     except UserError as error:
-        log.warning(f"{error}; mesh, training.remat and model.attention are shown as they are written")
+        log.warning(f"{error}; showing mesh, training.remat and model.attention unresolved")
         return config
     return replace(config, model=run.model, training=run.training, mesh=MeshConfig(**dict(run.mesh.shape)))

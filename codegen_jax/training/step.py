@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from codegen_jax.model.codegen import Params, abstract_params, gathered, init_params, module, param_axes
 from codegen_jax.model.precision import products_of
 from codegen_jax.sharding import ROWS, shard_map, spec, sum_over_rows, tree_shardings
-from codegen_jax.training.guard import Guard, judge, keep_unless
+from codegen_jax.training.guard import Guard, judge, update_if
 from codegen_jax.training.loss import Loss, count_targets, next_token_loss
 from codegen_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from codegen_jax.training.resolve import ResolvedRun
@@ -115,15 +115,15 @@ def batch_loss(
 def accumulated_gradients(
     run: ResolvedRun, params: Params, tokens_BT: jax.Array, eos_id: int = -1
 ) -> tuple[Loss, Params]:
-    """Mean loss over the batch's tokens and its gradient, micro-batch by micro-batch in float32.
+    """Mean loss over the batch's tokens and its gradient, accumulated over micro-batches in float32.
 
-    Each device computes on its own rows: weight gathers and gradient sums are written out in `sharding`, not chosen by
-    XLA. The tensor axis is left to XLA.
+    Each device computes on its own rows. Weight gathers and gradient sums are explicit (see `sharding`), not chosen by
+    XLA; the tensor axis is left to XLA.
     """
     axes = param_axes(run.model)
     micro_batches = run.training.gradient_accumulation_steps
 
-    def of_own_rows(params: Params, tokens_BT: jax.Array) -> tuple[Loss, Params]:
+    def on_local_rows(params: Params, tokens_BT: jax.Array) -> tuple[Loss, Params]:
         scale = 1.0 / sum_over_rows(count_targets(tokens_BT[:, 1:]))
 
         def loss(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, Loss]:
@@ -132,7 +132,7 @@ def accumulated_gradients(
 
         def add_micro_batch(sums: tuple[Loss, Params], tokens_BT: jax.Array) -> tuple[tuple[Loss, Params], None]:
             gradients, share = jax.grad(loss, has_aux=True)(params, tokens_BT)
-            # libtpu 0.0.52 fails to move reductions out of a loop that adds their results without a barrier between
+            # without this barrier, libtpu 0.0.52 fails to move reductions out of a loop that adds their results
             gradients = jax.lax.optimization_barrier(gradients)
             return jax.tree.map(jnp.add, sums, (share, gradients)), None
 
@@ -144,9 +144,9 @@ def accumulated_gradients(
             share, gradients = jax.lax.scan(add_micro_batch, zeros, rows)[0]
         return sum_over_rows(share), jax.tree.map(sum_over_rows, gradients, axes)
 
-    # the kernels' backward rules are traced here, outside of the network's own calls
+    # the kernels' backward rules are traced here, outside the network's own precision context
     with products_of(run.model.dtype):
-        return shard_map(of_own_rows, (axes, ("batch", None)), ((), axes), over=ROWS)(params, tokens_BT)
+        return shard_map(on_local_rows, (axes, ("batch", None)), ((), axes), over=ROWS)(params, tokens_BT)
 
 
 def make_train_step(
@@ -167,7 +167,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params, grad_norm = optax.apply_updates(state.params, updates), optax.tree.norm(gradients)
         good, guard = judge(state.guard, loss.total, grad_norm, run.training.spike_sigmas)
-        params, opt_state = keep_unless(good, (params, opt_state), (state.params, state.opt_state))
+        params, opt_state = update_if(good, (params, opt_state), (state.params, state.opt_state))
         metrics = {
             "loss": loss.total,
             "cross_entropy": loss.cross_entropy,
@@ -191,13 +191,13 @@ def make_train_step(
 def make_eval_step(run: ResolvedRun, eos_id: int = -1) -> Callable[[Params, jax.Array], tuple[jax.Array, jax.Array]]:
     """Return the jitted validation: (params, tokens) to the summed cross-entropy and the number of tokens."""
 
-    def of_own_rows(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def on_local_rows(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
         loss = batch_loss(run, params, tokens_BT, eos_id, scale=1.0, z_loss=0.0)
         return sum_over_rows((loss.cross_entropy, count_targets(tokens_BT[:, 1:])))
 
     def eval_step(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
         in_axes = (param_axes(run.model), ("batch", None))
-        return shard_map(of_own_rows, in_axes, ((), ()), over=ROWS)(params, tokens_BT)
+        return shard_map(on_local_rows, in_axes, ((), ()), over=ROWS)(params, tokens_BT)
 
     shardings = shardings_of(abstract_state(run).params)
     replicated = NamedSharding(run.mesh, P())

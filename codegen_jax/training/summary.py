@@ -15,9 +15,9 @@ from codegen_jax.training.reporter import peak_flops
 
 
 def write_summary(config: RunConfig, folder: Path, clock: Clock, steps: int, outcome: str) -> None:
-    """Write FOLDER/summary.md and the picture in it, from FOLDER/metrics.jsonl and this launch's clock.
+    """Write FOLDER/summary.md and its plot from FOLDER/metrics.jsonl and this launch's clock.
 
-    Tokens/s and MFU cover the whole launch: its tokens divided by the time spent in steps.
+    Tokens/s and MFU are averages over the launch: its tokens divided by the time spent in steps.
 
     Args:
         steps: steps completed in this launch.
@@ -40,12 +40,12 @@ def write_summary(config: RunConfig, folder: Path, clock: Clock, steps: int, out
         }
         if peak:
             facts["MFU"] = f"{rate * config.model.flops_per_token(config.data.sequence_length) / peak:.1%}"
-        facts |= {"memory of a device": f"{last['peak_memory_gib']:.2f} GiB"} if "peak_memory_gib" in last else {}
+        facts |= {"peak memory per device": f"{last['peak_memory_gib']:.2f} GiB"} if "peak_memory_gib" in last else {}
     if losses:
         facts["loss"] = f"{losses[-1]:.4f}"
     if validated:
         best = min(validated, key=lambda line: line["validation_loss"])
-        facts["best validation loss"] = f"{best['validation_loss']:.4f}, at step {best['step']:,}"
+        facts["best validation loss"] = f"{best['validation_loss']:.4f} at step {best['step']:,}"
     devices = jax.devices()
     facts |= {
         "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",

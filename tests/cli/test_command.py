@@ -179,7 +179,7 @@ def test_a_runs_output_folder_serves_as_its_config_even_if_moved(project, tmp_pa
         (["train", "run.yaml", "--model.n_head", "5"], ["model.n_head", "5"]),
         (["train", "run.yaml", "--model.n_layr", "5"], ["model.n_layr"]),
         (["train", "run.yaml", "--mesh.fsdp", "3"], ["mesh", "8 device"]),
-        (["train", "run.yaml", "--seed", "9"], ["output", "run holds another run", "seed"]),
+        (["train", "run.yaml", "--seed", "9"], ["output", "run contains another run", "seed"]),
         (["train", "run.yaml", "--data.train", "shards"], ["shards", "token files", "codegen-jax prepare"]),
         (["train", "run.yaml", "--model.vocab_size", "64", "--output", "new"], ["model.vocab_size", "64", "512"]),
         (["prepare", "none", "--output", "new", "--tokenizer", "tokenizer"], ["none"]),
@@ -300,7 +300,7 @@ def test_config_show_prints_the_settings_of_a_run(project):
     assert "mesh: data 1 x fsdp 3" in shown.stderr and yaml.safe_load(shown.stdout)["mesh"]["fsdp"] == 3
 
 
-def test_train_help_lists_the_fields_of_a_config(project):
+def test_train_help_lists_all_config_fields(project):
     text = " ".join(command("train", "--help", cwd=project).stdout.split())
     assert "--model.n_layer N_LAYER number of blocks. (required, type: int)" in text
 

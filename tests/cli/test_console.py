@@ -28,7 +28,7 @@ def test_a_runs_log_goes_to_stdout_and_other_messages_to_stderr(capsys):
         "codegen-jax: compiled",
         "codegen-jax: warning: odd",
         "codegen-jax: error: top_p: 2 is too much",
-        "codegen-jax: stopped: SIGTERM: saved after step 3; the same command goes on from there",
+        "codegen-jax: stopped: SIGTERM: saved after step 3; the same command resumes from there",
     ]
 
 

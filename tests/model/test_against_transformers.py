@@ -1,4 +1,4 @@
-"""Our network against transformers' CodeGen, with random weights in float32."""
+"""Our network compared with transformers' CodeGen, with random float32 weights."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +22,7 @@ SHAPES = [  # seed, n_layer, n_embd, n_head, rotary_dim
 
 
 def pair(seed, n_layer, n_embd, n_head, rotary_dim, mp_num=4):
-    """A random network of transformers, and ours with the same weights."""
+    """A random transformers network, and ours with the same weights."""
     sizes = dict(n_layer=n_layer, n_embd=n_embd, n_head=n_head, rotary_dim=rotary_dim, vocab_size=97, n_positions=64)
     theirs, config = peer(seed, **sizes), CodeGenConfig(**sizes, dtype="float32")
     params = load_params(HuggingFaceWeights(state(theirs), config, mp_num), abstract_params(config))
@@ -38,14 +38,14 @@ def relative_difference(actual, expected):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_logits_of_full_sequences_agree(shape):
+def test_logits_of_full_sequences_match(shape):
     theirs, ours = pair(*shape)
     tokens = random_tokens(shape[0], (2, 33))
     assert relative_difference(ours(tokens), logits(theirs, tokens)) < 1e-4
 
 
 @pytest.mark.parametrize("shape", SHAPES[:3])
-def test_logits_of_left_padded_batches_agree(shape):
+def test_logits_of_left_padded_batches_match(shape):
     theirs, ours = pair(*shape)
     tokens = random_tokens(shape[0], (3, 20))
     mask = np.arange(20) >= np.array([[0], [7], [19]])
@@ -55,13 +55,13 @@ def test_logits_of_left_padded_batches_agree(shape):
     assert relative_difference(actual[mask], expected[mask]) < 1e-4
 
 
-def test_a_wrong_mp_num_shows():
+def test_wrong_mp_num_is_detected():
     theirs, ours = pair(0, 2, 64, 8, 4, mp_num=8)
     tokens = random_tokens(0, (1, 16))
     assert relative_difference(ours(tokens), logits(theirs, tokens)) > 0.05
 
 
-def test_a_wrong_order_of_query_key_and_value_shows(monkeypatch):
+def test_wrong_order_of_query_key_and_value_is_detected(monkeypatch):
     monkeypatch.setattr(layout, "PROJECTIONS", ("blocks.query", "blocks.key", "blocks.value"))
     theirs, ours = pair(*SHAPES[0])
     tokens = random_tokens(0, (1, 16))

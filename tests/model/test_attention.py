@@ -24,14 +24,14 @@ def random_qkv(T=6, S=6):
     return [rng.normal(size=(2, n, 3, 8)) for n in (T, S, S)]
 
 
-def test_equals_the_definition():
+def test_matches_the_definition():
     q, k, v = random_qkv()
     causal = np.broadcast_to(np.tril(np.ones((6, 6), bool)), (2, 6, 6))
     actual = causal_attention(*map(jnp.float32, (q, k, v)))
     np.testing.assert_allclose(actual, reference(q, k, v, causal), rtol=1e-5, atol=1e-6)
 
 
-def test_a_query_sees_its_own_segment_only():
+def test_queries_attend_only_within_their_segment():
     q, k, v = random_qkv()
     ids = np.array([[0, 0, 1, 1, 1, 2], [5, 5, 5, 5, 7, 7]])
     visible = np.tril(ids[:, :, None] == ids[:, None, :])
@@ -51,7 +51,7 @@ def with_gradients(backend, segment_ids, q, k, v, weights):
 
 @pytest.mark.parametrize("segments", [False, True])
 @pytest.mark.parametrize("head_dim", [64, 80, 256])  # 350M; 2B; 6B and 16B
-def test_splash_equals_the_reference_forward_and_backward(head_dim, segments, monkeypatch):
+def test_splash_matches_the_reference_forward_and_backward(head_dim, segments, monkeypatch):
     monkeypatch.setattr(attention, "SPLASH_BLOCK", 128)  # 2 x 2 tiles: one full, two on the diagonal, one skipped
     keys = jax.random.split(jax.random.key(0), 4)
     q, k, v, weights = (jax.random.normal(key, (2, 256, 2, head_dim)) for key in keys)
@@ -65,7 +65,7 @@ def test_splash_equals_the_reference_forward_and_backward(head_dim, segments, mo
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN's kernels need an NVIDIA GPU")
 @pytest.mark.parametrize("segments", [False, True])
 @pytest.mark.parametrize("head_dim", [64, 80, 256])
-def test_cudnn_equals_the_reference_forward_and_backward(head_dim, segments):
+def test_cudnn_matches_the_reference_forward_and_backward(head_dim, segments):
     keys = jax.random.split(jax.random.key(0), 4)
     q, k, v, weights = (jax.random.normal(key, (2, 256, 2, head_dim), jnp.bfloat16) for key in keys)
     ids = jnp.cumsum(jnp.arange(256) % 100 == 99)[None].repeat(2, 0) if segments else None
@@ -87,5 +87,5 @@ def test_cudnn_equals_the_reference_forward_and_backward(head_dim, segments):
         ("cpu", 2048, 80, "bfloat16", "xla"),
     ],
 )
-def test_the_backend_is_chosen_by_device_and_shape(kind, length, head_dim, dtype, expected):
+def test_backend_is_chosen_by_device_and_shape(kind, length, head_dim, dtype, expected):
     assert choose_backend(kind, length, head_dim, dtype) == expected

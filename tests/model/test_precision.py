@@ -45,7 +45,7 @@ def products(programs):
 
 
 @pytest.mark.parametrize("programs", [training_programs, decoding_programs])
-def test_products_of_float32_are_float32_and_those_of_bfloat16_are_left_alone(programs):
+def test_float32_products_request_full_precision_and_bfloat16_products_do_not(programs):
     float32, bfloat16 = products(programs("float32")), products(programs("bfloat16"))
     assert len(float32) >= 10 and all(highest for _, highest in float32)
     # except for the exact product with a permutation [K, K] that finds each channel's partner (rotary.py)

@@ -4,7 +4,7 @@ import numpy as np
 from codegen_jax.model.rotary import rotary_angles, rotate
 
 
-def test_half_split_is_the_interleaved_rotation_with_its_channels_permuted():
+def test_half_split_rotation_is_the_interleaved_one_with_permuted_channels():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(1, 5, 2, 12))
     order = np.r_[0:8:2, 1:8:2, 8:12]  # maps the pairs (2i, 2i+1) to (i, i+4)
@@ -23,8 +23,8 @@ def test_scores_depend_on_relative_positions_only():
     rng = np.random.default_rng(0)
     q, k = (jnp.float32(rng.normal(size=(1, 1, 1, 16))) for _ in range(2))
 
-    def score(query_at, key_at):
-        q_angles, k_angles = (rotary_angles(jnp.array([[at]]), 16) for at in (query_at, key_at))
+    def score(query_position, key_position):
+        q_angles, k_angles = (rotary_angles(jnp.array([[p]]), 16) for p in (query_position, key_position))
         return float((rotate(q, q_angles) * rotate(k, k_angles)).sum())
 
     np.testing.assert_allclose(score(9, 4), score(1009, 1004), rtol=1e-3)

@@ -1,4 +1,4 @@
-"""Bad steps change nothing but a counter, and too many of them end the run."""
+"""Bad steps only change a counter, and too many of them end the run."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def batch(config, mesh, seed):
     return jax.device_put(tokens, batch_sharding(mesh))
 
 
-def test_a_step_that_is_not_finite_changes_no_weight_and_no_moment():
+def test_nonfinite_step_leaves_weights_and_moments_unchanged():
     config = tiny_run()
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
@@ -49,7 +49,7 @@ def norms_and_verdicts(norms, sigmas):
     return guard, verdicts
 
 
-def test_spikes_are_skipped_by_the_running_mean_and_deviation_once_these_are_settled():
+def test_spikes_are_skipped_once_the_running_statistics_have_settled():
     norms = np.random.default_rng(0).normal(2.0, 0.1, SETTLED + 50).astype(np.float32)
     early, spike, rise = 10, SETTLED + 5, SETTLED + 20
     norms[early], norms[spike], norms[rise] = 9.0, 9.0, 2.6
@@ -64,7 +64,7 @@ def test_spikes_are_skipped_by_the_running_mean_and_deviation_once_these_are_set
     assert norms_and_verdicts(norms, None)[1] == [True] * len(norms)
 
 
-def test_too_many_bad_steps_in_a_row_end_the_run_with_the_way_to_their_data(tmp_path, token_folder):
+def test_too_many_consecutive_bad_steps_end_the_run_and_name_the_steps(tmp_path, token_folder):
     diverging = {"learning_rate": 1e36, "clip_norm": 1e30, "warmup_steps": 0}
     config = tiny_run(tmp_path / "run", token_folder, optimizer=diverging, training={"steps": 50, "max_bad_steps": 3})
     with pytest.raises(UserError, match=r"steps (\d+) to (\d+) were all skipped, .*--data.skip_steps \[\[\1,\2\]\]"):

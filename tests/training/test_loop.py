@@ -1,4 +1,4 @@
-"""Whole runs: exact resume on the same mesh and on others, also after a kill."""
+"""Whole runs: exact resume on the same mesh, close agreement on others, and errors before the first step."""
 
 import shutil
 
@@ -40,22 +40,22 @@ def uninterrupted(tmp_path_factory, token_folder):
     return output
 
 
-def test_a_run_learns_and_leaves_its_records(uninterrupted, token_folder):
+def test_run_learns_and_writes_its_records(uninterrupted, token_folder):
     values = losses(uninterrupted)
     assert list(values) == [1, 2, 3, 4, 5, 6] and values[6] < values[1] - 0.2
     assert list(validation(uninterrupted)) == [2, 3, 4, 6]
     line = read_metrics(uninterrupted)[-2]
     assert {"perplexity", "grad_norm", "learning_rate"} <= line.keys()
     line = read_metrics(uninterrupted)[-1]
-    held_out = TokenFiles(token_folder).manifest
-    nats = line["validation_loss"] * held_out.tokens
-    assert line["bits_per_byte"] == pytest.approx(nats / np.log(2) / held_out.text_bytes)
+    validation_files = TokenFiles(token_folder)
+    nats = line["validation_loss"] * validation_files.manifest.tokens
+    assert line["bits_per_byte"] == pytest.approx(nats / np.log(2) / validation_files.manifest.text_bytes)
     assert (uninterrupted / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert list((uninterrupted / "tensorboard").iterdir())
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3, 5])
-def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(tmp_path, token_folder, uninterrupted, stop):
+def test_resumed_run_matches_the_uninterrupted_one_bit_for_bit(tmp_path, token_folder, uninterrupted, stop):
     train(run(tmp_path / "run", token_folder, training={"steps": stop}))
     train(run(tmp_path / "run", token_folder))
     assert losses(tmp_path / "run") == losses(uninterrupted)
@@ -63,20 +63,20 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(tmp_path, token
 
 
 @pytest.mark.parametrize("axes", [(8, 1, 1), (2, 2, 2)])
-def test_a_run_resumed_on_another_mesh_has_the_same_losses(tmp_path, token_folder, uninterrupted, axes):
+def test_run_resumed_on_another_mesh_has_the_same_losses(tmp_path, token_folder, uninterrupted, axes):
     train(run(tmp_path / "run", token_folder, training={"steps": 3}))
     train(run(tmp_path / "run", token_folder, mesh=MeshConfig(*axes)))
     actual, expected = losses(tmp_path / "run"), losses(uninterrupted)
     np.testing.assert_allclose([actual[s] for s in expected], list(expected.values()), rtol=1e-5)
 
 
-def test_validating_and_saving_do_not_change_the_training(tmp_path, token_folder, uninterrupted):
-    seldom = run(tmp_path / "run", token_folder, training={"eval_every": 1000}, checkpoint={"save_every": 1000})
-    train(seldom)
+def test_validation_and_saving_do_not_affect_training(tmp_path, token_folder, uninterrupted):
+    infrequent = run(tmp_path / "run", token_folder, training={"eval_every": 1000}, checkpoint={"save_every": 1000})
+    train(infrequent)
     assert losses(tmp_path / "run") == losses(uninterrupted)
 
 
-def test_init_from_takes_the_weights_and_nothing_else(tmp_path, token_folder, uninterrupted):
+def test_init_from_uses_only_the_weights(tmp_path, token_folder, uninterrupted):
     config = run(tmp_path / "run", token_folder, init_from=str(uninterrupted), seed=7)
     train(config)
     lines = read_metrics(tmp_path / "run")
@@ -84,19 +84,19 @@ def test_init_from_takes_the_weights_and_nothing_else(tmp_path, token_folder, un
     assert lines[0]["loss"] < losses(uninterrupted)[1] - 0.3
 
 
-def test_init_from_of_another_shape_is_refused(tmp_path, token_folder, uninterrupted):
+def test_init_from_with_a_different_architecture_is_refused(tmp_path, token_folder, uninterrupted):
     config = run(tmp_path / "run", token_folder, init_from=str(uninterrupted), model={"n_layer": 3})
-    with pytest.raises(UserError, match=r"^model: init_from .* is another network"):
+    with pytest.raises(UserError, match=r"^model: init_from .* has a different architecture"):
         train(config)
 
 
-def test_init_from_that_is_no_checkpoint_is_refused_before_anything_is_written(tmp_path, token_folder):
+def test_init_from_that_is_not_a_model_is_refused_before_anything_is_written(tmp_path, token_folder):
     with pytest.raises(UserError, match="no whole checkpoint"):
         train(run(tmp_path / "run", token_folder, init_from=str(tmp_path)))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_goes_on_when_the_weights_it_started_from_are_gone(tmp_path, token_folder, uninterrupted):
+def test_run_resumes_without_its_initial_weights(tmp_path, token_folder, uninterrupted):
     shutil.copytree(uninterrupted, tmp_path / "weights")
     config = run(tmp_path / "run", token_folder, init_from=str(tmp_path / "weights"), training={"steps": 2})
     train(config)
@@ -105,13 +105,13 @@ def test_a_run_goes_on_when_the_weights_it_started_from_are_gone(tmp_path, token
     assert list(losses(tmp_path / "run")) == [1, 2, 3]
 
 
-def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(tmp_path, token_folder):
-    with pytest.raises(UserError, match=r"model.vocab_size: 256 is smaller than the 512 ids"):
+def test_vocabulary_smaller_than_the_tokenizers_is_refused(tmp_path, token_folder):
+    with pytest.raises(UserError, match=r"model.vocab_size: 256 must be at least 512"):
         train(run(tmp_path / "run", token_folder, model={"vocab_size": 256}))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_mixture_trains_validates_and_counts_epochs_by_source(tmp_path, token_folder):
+def test_mixture_is_validated_and_its_epochs_counted_by_source(tmp_path, token_folder):
     sources = {
         "a": SourceConfig(str(token_folder), 0.75, str(token_folder)),
         "b": SourceConfig(str(token_folder), 0.25),
@@ -135,19 +135,19 @@ def test_a_mixture_trains_validates_and_counts_epochs_by_source(tmp_path, token_
         train(run(tmp_path / "run", None, data=mixture(sources)))
 
 
-def test_steps_may_be_skipped_later_but_not_in_the_past(tmp_path, token_folder):
+def test_skip_steps_may_change_future_steps_only(tmp_path, token_folder):
     whole = run(tmp_path / "whole", token_folder, data={"skip_steps": [[4, 5]]})
     train(whole)
     train(run(tmp_path / "run", token_folder, training={"steps": 3}))
-    with pytest.raises(UserError, match=r"data.skip_steps: \[3, 5\] would change what .* is step 3; .* move"):
+    with pytest.raises(UserError, match=r"data.skip_steps: \[3, 5\] would change steps that .* is step 3\); .* move"):
         train(run(tmp_path / "run", token_folder, data={"skip_steps": [[3, 5]]}))
     train(run(tmp_path / "run", token_folder, data={"skip_steps": [[4, 5]]}))
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
-    with pytest.raises(UserError, match=r"\[4, 5\] would change what"):
+    with pytest.raises(UserError, match=r"\[4, 5\] would change steps"):
         train(run(tmp_path / "run", token_folder))
 
 
-def test_token_files_that_grew_are_named_before_the_first_step(tmp_path, token_folder, texts, tokenizer):
+def test_changed_token_files_are_refused_before_the_first_step(tmp_path, token_folder, texts, tokenizer):
     train(run(tmp_path / "run", token_folder, training={"steps": 2}))
     before = (tmp_path / "run/metrics.jsonl").read_text()
     prepare([write_shard(tmp_path / "more.jsonl", [*texts, *texts])], str(tmp_path / "grown"), tokenizer)
@@ -156,7 +156,7 @@ def test_token_files_that_grew_are_named_before_the_first_step(tmp_path, token_f
     assert (tmp_path / "run/metrics.jsonl").read_text() == before
 
 
-def test_sources_of_two_tokenizers_are_refused(tmp_path, token_folder, texts, tokenizer):
+def test_sources_with_different_tokenizers_are_refused(tmp_path, token_folder, texts, tokenizer):
     other = train_sentencepiece(texts, vocab_size=400)
     prepare([write_shard(tmp_path / "v.jsonl", texts)], str(tmp_path / "v"), other)
     sources = {"a": SourceConfig(str(token_folder), 1), "b": SourceConfig(str(tmp_path / "v"), 1)}
@@ -165,7 +165,7 @@ def test_sources_of_two_tokenizers_are_refused(tmp_path, token_folder, texts, to
     assert not (tmp_path / "run").exists()
 
 
-def test_validation_files_of_another_tokenizer_are_refused(tmp_path, token_folder, texts):
+def test_validation_files_with_a_different_tokenizer_are_refused(tmp_path, token_folder, texts):
     other = train_sentencepiece(texts, vocab_size=400)
     prepare([write_shard(tmp_path / "v.jsonl", texts)], str(tmp_path / "v"), other)
     with pytest.raises(UserError, match=f"/v was made with tokenizer {other.fingerprint}"):

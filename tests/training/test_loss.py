@@ -38,21 +38,21 @@ def test_value_and_gradients_equal_the_dense_form(inputs, z_loss, chunk_size):
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-5, atol=1e-5), actual, expected)
 
 
-def test_cross_entropy_leaves_the_z_loss_out(inputs):
+def test_cross_entropy_excludes_z_loss(inputs):
     loss = next_token_loss(*inputs, z_loss=0.1)
     np.testing.assert_allclose(loss.cross_entropy, dense(*inputs, 0.0), rtol=1e-6)
     np.testing.assert_allclose(loss.total, dense(*inputs, 0.1), rtol=1e-6)
 
 
-def test_targets_below_zero_neither_count_nor_train(inputs):
+def test_negative_targets_are_ignored(inputs):
     x, head, bias, targets = inputs
     gradient = jax.grad(lambda x: next_token_loss(x, head, bias, targets).total)(x)
     assert not gradient[1, 4:].any() and gradient[1, :4].any()
     assert count_targets(targets) == B * T - 6
 
 
-def test_all_logits_never_exist(inputs):
-    def largest(chunk_size):
+def test_full_logits_are_never_materialized(inputs):
+    def temporary_bytes(chunk_size):
         x, head, bias = jnp.zeros((2, 64, D)), jnp.zeros((D, 1000)), jnp.zeros(1000)
 
         def loss(x):
@@ -61,7 +61,7 @@ def test_all_logits_never_exist(inputs):
         return jax.jit(jax.grad(loss)).lower(x).compile().memory_analysis().temp_size_in_bytes
 
     full_logits = 4 * 2 * 64 * 1000
-    assert largest(8) < full_logits < largest(64)
+    assert temporary_bytes(8) < full_logits < temporary_bytes(64)
 
 
 def test_loss_is_float32_for_bfloat16_states(inputs):

@@ -11,20 +11,20 @@ def write(output, first_step, steps, **values):
     log.close()
 
 
-def test_lines_of_steps_that_a_stop_undid_are_dropped(tmp_path):
+def test_lines_of_lost_steps_are_dropped(tmp_path):
     write(tmp_path, 0, [1, 2, 3, 4])
     write(tmp_path, 2, [3])
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3]
 
 
-def test_a_line_that_a_kill_cut_short_does_not_count(tmp_path):
+def test_truncated_last_line_is_ignored(tmp_path):
     write(tmp_path, 0, [1, 2])
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text()[:-5])
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 0.1}]
 
 
-def test_a_file_with_nan_from_before_is_read_and_gone_on_with_as_null(tmp_path):
+def test_nan_in_an_existing_file_is_read_and_rewritten_as_null(tmp_path):
     write(tmp_path, 0, [1])
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text() + '{"step": 2, "loss": NaN, "grad_norm": -Infinity}\n')

@@ -26,7 +26,7 @@ STACKED = ["blocks.fc_in_bias", "blocks.fc_out_bias", "blocks.ln.bias", "blocks.
 
 
 def authors_learning_rate(step):
-    """The schedule as described in section 3.2 of the facts."""
+    """The schedule of the published 350M NL config."""
     if step < 3000:
         return 3e-4 * step / 3000
     if step < 303_000:
@@ -35,19 +35,19 @@ def authors_learning_rate(step):
 
 
 @pytest.mark.parametrize("step", [0, 1, 1500, 2999, 3000, 3001, 100_000, 153_000, 302_999, 303_000, 349_999])
-def test_learning_rate_is_the_authors(step):
+def test_learning_rate_matches_the_authors(step):
     assert float(learning_rate_schedule(PAPER_350M)(step)) == pytest.approx(authors_learning_rate(step), rel=1e-4)
 
 
 @pytest.mark.parametrize(("mask", "names"), [("kernels", KERNELS), ("jaxformer", sorted(KERNELS + STACKED))])
-def test_decayed_parameters_are(mask, names):
+def test_decayed_parameters(mask, names):
     params = abstract_params(CodeGenConfig(2, 16, 4, 2))
     config = dataclasses.replace(PAPER_350M, decay_mask=mask)
     decayed = jax.tree_util.tree_leaves_with_path(decay_mask(config, params))
     assert sorted(jax.tree_util.keystr(path, simple=True, separator=".") for path, d in decayed if d) == names
 
 
-def test_clip_scales_to_the_norm_and_leaves_small_gradients():
+def test_clipping_scales_to_the_maximum_norm_and_keeps_small_gradients():
     gradients = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([[4.0]])}
     clipped = clip_by_global_norm(gradients, 1.0)
     np.testing.assert_allclose(clipped["a"], [0.6, 0.0], rtol=1e-6)
@@ -56,7 +56,7 @@ def test_clip_scales_to_the_norm_and_leaves_small_gradients():
     assert not clip_by_global_norm(jax.tree.map(jnp.zeros_like, gradients), 1.0)["a"].any()
 
 
-def test_updates_are_adamw_in_numpy():
+def test_updates_match_adamw_in_numpy():
     config = OptimizerConfig(1e-2, 1e-3, warmup_steps=2, decay_steps=5, weight_decay=0.1, clip_norm=1.0)
     rng = np.random.default_rng(0)
     names = {"head": (3, 4), "head_bias": (4,)}

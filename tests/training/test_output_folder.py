@@ -1,4 +1,4 @@
-"""Output folders after a failure: damaged records are named in the error, and unfinished files are removed."""
+"""Output folders after a failure: errors name damaged records, and unfinished files are removed."""
 
 import resource
 from pathlib import Path
@@ -43,7 +43,7 @@ def names(config):
 
 
 @pytest.mark.parametrize("kept", [0, 1, 0.5])
-def test_a_damaged_record_of_a_run_is_named_and_nothing_is_written(config, checkpoints, state, tokenizer, kept):
+def test_error_names_a_damaged_record_and_nothing_is_written(config, checkpoints, state, tokenizer, kept):
     checkpoints.save(state(1), None)
     checkpoints.finish(state(1))
     checkpoints.close()
@@ -57,38 +57,38 @@ def test_a_damaged_record_of_a_run_is_named_and_nothing_is_written(config, check
     assert files() == before
 
 
-def test_all_of_a_restore_is_read_where_a_fault_is_tried_again(config, checkpoints, state, monkeypatch):
-    checkpoints.generation_config = said = {"generation_config.json": {"temperature": 0.5}}
+def test_a_retry_reads_the_whole_checkpoint_again(config, checkpoints, state, monkeypatch):
+    checkpoints.generation_config = expected = {"generation_config.json": {"temperature": 0.5}}
     checkpoints.save(state(1), None)
     checkpoints.finish(state(1))
     checkpoints.generation_config = {}
-    reads, faults = [], [OSError("the network is down"), None]
+    reads, failures = [], [OSError("the network is down"), None]
 
     def load_run(path):
         reads.append(path)
-        if fault := faults.pop(0):
-            raise unreadable(path, fault)
+        if failure := failures.pop(0):
+            raise unreadable(path, failure)
         return checkpoint_format.load_run(path)
 
     monkeypatch.setattr(checkpoint, "PAUSES", (0,))
     monkeypatch.setattr(checkpoint, "load_run", load_run)
     assert int(checkpoints.restore(state(0)).step) == 1
-    assert checkpoints.generation_config == said and len(reads) == 2
+    assert checkpoints.generation_config == expected and len(reads) == 2
 
 
-def test_what_a_killed_save_left_is_removed_when_the_run_goes_on(config, checkpoints, state, tokenizer):
+def test_unfinished_save_is_removed_on_resume(config, checkpoints, state, tokenizer):
     checkpoints.save(state(1), None)
     checkpoints.finish(state(1))
     checkpoints.close()
     (Path(config.output) / "checkpoints/2.orbax-checkpoint-tmp/params").mkdir(parents=True)
     (Path(config.output) / "checkpoints/2.orbax-checkpoint-tmp/params/d").write_text("half")
-    going_on = Checkpoints(config, tokenizer, DATA)
+    resumed = Checkpoints(config, tokenizer, DATA)
     wait_until(lambda: names(config) == ["1"])
-    going_on.close()
+    resumed.close()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # from Orbax's threads, when writes fail
-def test_what_a_save_that_failed_left_is_removed_before_the_next_try(config, checkpoints, state):
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's threads, when writes fail
+def test_failed_save_is_removed_before_the_next_retry(config, checkpoints, state):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # simulates a full disk
     try:

@@ -1,4 +1,4 @@
-"""SIGTERM asks a run to stop while it is running, and has no effect on it afterwards."""
+"""SIGTERM stops a run after the current step, and has no effect on it afterwards."""
 
 import os
 import signal
@@ -10,37 +10,37 @@ from codegen_jax.training.preemption import watch_preemption
 
 
 @pytest.fixture
-def heard():
-    """The signals received by the handler that was installed before the run."""
-    heard = []
-    before = signal.signal(signal.SIGTERM, lambda *_: heard.append("before"))
-    yield heard
-    signal.signal(signal.SIGTERM, before)
+def received():
+    """Records each signal that reaches the handler installed before the run."""
+    received = []
+    previous = signal.signal(signal.SIGTERM, lambda *_: received.append("outer"))
+    yield received
+    signal.signal(signal.SIGTERM, previous)
 
 
-def test_a_run_is_told_to_stop_at_the_step_after_sigterm(heard):
+def test_sigterm_stops_the_run_after_the_current_step(received):
     with watch_preemption() as preemption:
         assert not preemption.reached(1)
         os.kill(os.getpid(), signal.SIGTERM)
         assert preemption.reached(2) and preemption.reached(3)
-    assert heard == []
+    assert received == []
 
 
-def test_the_handler_from_before_is_put_back_after_a_run(heard):
+def test_previous_handler_is_restored_after_a_run(received):
     with watch_preemption() as preemption:
         pass
     os.kill(os.getpid(), signal.SIGTERM)
-    assert heard == ["before"] and not preemption.reached(1)
+    assert received == ["outer"] and not preemption.reached(1)
 
 
-def test_the_handler_from_before_is_put_back_after_a_run_that_fails(heard):
+def test_previous_handler_is_restored_after_a_failed_run(received):
     with pytest.raises(RuntimeError, match="no memory"), watch_preemption():
         raise RuntimeError("no memory")
     os.kill(os.getpid(), signal.SIGTERM)
-    assert heard == ["before"]
+    assert received == ["outer"]
 
 
-def test_a_run_in_a_thread_leaves_signals_to_the_program(heard):
+def test_run_in_a_thread_does_not_handle_signals(received):
     reached = []
 
     def run():
@@ -51,20 +51,20 @@ def test_a_run_in_a_thread_leaves_signals_to_the_program(heard):
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    assert heard == ["before"] and reached == [False]
+    assert received == ["outer"] and reached == [False]
 
 
-def test_ctrl_c_tells_a_run_to_save_and_a_second_one_ends_it_at_once(heard):
+def test_first_ctrl_c_saves_and_second_ends_the_run_at_once(received):
     with watch_preemption() as preemption:
-        preemption.steps = True
+        preemption.training = True
         os.kill(os.getpid(), signal.SIGINT)
         assert preemption.reached(1) and preemption.signal == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler and heard == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler and received == []
 
 
-def test_ctrl_c_before_the_first_step_ends_a_run_at_once():
+def test_ctrl_c_before_the_first_step_ends_the_run_at_once():
     with watch_preemption() as preemption, pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
     assert not preemption.reached(1)

@@ -21,7 +21,11 @@ from codegen_jax.weights.jaxformer import JaxformerWeights
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def trained(request, tmp_path_factory):
-    """Our 60 steps from their initial weights on their tokens: (dtype, their record, losses, norms, params, theirs)."""
+    """60 of our steps from their weights on their tokens.
+
+    Returns:
+        dtype, their record, our losses, our gradient norms, our parameters, their parameters.
+    """
     record = np.load(Path(__file__).parents[1] / "data" / f"recipe_{request.param}.npz")
     config = run_config(ast.literal_eval(str(record["config"])), dtype=request.param)
     mesh = make_mesh(config.mesh, jax.devices()[:2])
@@ -42,7 +46,7 @@ def trained(request, tmp_path_factory):
 
 
 def run_config(theirs, dtype) -> RunConfig:
-    """Our config for their run."""
+    """Convert their config to ours."""
     return RunConfig(
         output="",
         model=CodeGenConfig(
@@ -70,26 +74,26 @@ def run_config(theirs, dtype) -> RunConfig:
 
 
 def as_checkpoint(record, name, folder, config) -> JaxformerWeights:
-    """Their leaves, saved as their trainer would have saved them."""
+    """Their parameters in the format of their trainer."""
     (folder / "model").mkdir()
     np.savez(folder / "model" / "0.npz", *(record[f"{name}_{i}"] for i in range(14)))
     return JaxformerWeights(folder, mp_num=4, config=config)
 
 
-def test_the_loss_of_every_step_is_theirs(trained):
+def test_losses_match_theirs(trained):
     dtype, record, losses, _, _, _ = trained  # measured: 1.4e-6 and 2.3e-3
     np.testing.assert_allclose(losses, record["loss"], atol={"float32": 1e-5, "bfloat16": 1e-2}[dtype], rtol=0)
     assert losses[-1] < losses[0] - 0.5
 
 
-def test_the_norm_of_every_gradient_is_theirs(trained):
+def test_gradient_norms_match_theirs(trained):
     dtype, record, _, norms, _, _ = trained
     # theirs is the norm of the sum over the two micro-batches
     tolerance = {"float32": 1e-5, "bfloat16": 5e-2}[dtype]  # measured: 3e-7 and 0.012
     np.testing.assert_allclose(2 * norms, record["grad_norm_before_scaling"], rtol=tolerance)
 
 
-def test_the_final_parameters_are_theirs(trained):
+def test_final_parameters_match_theirs(trained):
     dtype, _, _, _, params, final = trained
     tolerance = {"float32": 1e-5, "bfloat16": 0.1}[dtype]  # measured: 5e-7 and 0.04
 

@@ -16,16 +16,16 @@ def choice(size, rows, fsdp, kind="TPU v4"):
         *[("6b", 8, 16, "attention"), ("2b", 16, 4, "attention"), ("350m", 16, 2, "dots"), ("16b", 64, 64, "full")],
     ],
 )
-def test_auto_keeps_what_fits_a_chip(size, rows, fsdp, expected):
+def test_auto_chooses_a_policy_that_fits_the_chip(size, rows, fsdp, expected):
     assert choice(size, rows, fsdp) == expected
 
 
-def test_more_memory_keeps_more():
-    kept = [choice("6b", 8, 16, kind) for kind in ("TPU v5 lite", "TPU v4", "TPU v5p")]
+def test_chips_with_more_memory_recompute_less():
+    chosen = [choice("6b", 8, 16, kind) for kind in ("TPU v5 lite", "TPU v4", "TPU v5p")]
     order = ["full", "attention", "qkv_attention", "dots"]
-    assert [order.index(name) for name in kept] == sorted(order.index(name) for name in kept)
-    assert kept[0] != kept[-1] == "dots"
+    assert [order.index(name) for name in chosen] == sorted(order.index(name) for name in chosen)
+    assert chosen[0] != chosen[-1] == "dots"
 
 
-def test_an_unknown_device_recomputes_no_product():
+def test_unknown_device_recomputes_no_product():
     assert choice("16b", 64, 1, "cpu") == "dots"

@@ -1,4 +1,4 @@
-"""The records of a run for people to look at: log lines, metrics, samples, events, a trace and a summary."""
+"""A run's output for people: log lines, metrics, samples, TensorBoard events, profile and summary."""
 
 import io
 import math
@@ -24,7 +24,7 @@ from tests.runs import tiny_run
 PROMPTS = ["def f(x):", "import"]
 
 
-def observed(output, tokens, **training):
+def run_config(output, tokens, **training):
     training = {"sample_prompts": PROMPTS, "sample_tokens": 5, "wandb_project": "tests", "log_every": 2} | training
     return tiny_run(
         output, tokens, data={"validation": str(tokens)}, training=training, profile={"start": 2, "steps": 2}
@@ -34,12 +34,12 @@ def observed(output, tokens, **training):
 @pytest.fixture(scope="module")
 def output(tmp_path_factory, token_folder):
     """The output of a run that was stopped after step 4 and resumed, with validation and profiling."""
-    folder = tmp_path_factory.mktemp("observed") / "a_run"
+    folder = tmp_path_factory.mktemp("reporter") / "a_run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
         patch.setenv("WANDB_SILENT", "true")
-        train(observed(folder, token_folder, steps=4))
-        train(observed(folder, token_folder))
+        train(run_config(folder, token_folder, steps=4))
+        train(run_config(folder, token_folder))
     return folder
 
 
@@ -53,14 +53,14 @@ def events(folder):
             content = content[16 + length :]
 
 
-def test_samples_of_each_prompt_are_kept_at_each_validation(output):
+def test_each_prompt_is_sampled_at_each_validation(output):
     samples = read_lines(output / "samples.jsonl")
-    made = [(sample["step"], sample["prompt"]) for sample in samples]
-    assert made == [(step, prompt) for step in (2, 3, 4, 6) for prompt in PROMPTS]
+    logged = [(sample["step"], sample["prompt"]) for sample in samples]
+    assert logged == [(step, prompt) for step in (2, 3, 4, 6) for prompt in PROMPTS]
     assert any(sample["completion"] for sample in samples)
 
 
-def test_every_number_is_in_the_log_and_in_tensorboard(output):
+def test_metrics_log_and_tensorboard_have_the_same_values(output):
     logged = {
         (line["step"], name): value for line in read_metrics(output) for name, value in line.items() if name != "step"
     }
@@ -76,16 +76,16 @@ def test_every_number_is_in_the_log_and_in_tensorboard(output):
     assert all(0 < line["goodput"] < 1 for line in read_metrics(output) if "loss" in line)
 
 
-def test_weights_and_biases_gets_the_run_when_asked(output):
+def test_run_is_logged_to_weights_and_biases_if_configured(output):
     assert len(list(output.glob("wandb/offline-run-*/run-a_run.wandb"))) == 2
 
 
-def test_a_window_of_steps_is_traced(output):
+def test_profile_is_written(output):
     (trace,) = (output / "profile").rglob("*.xplane.pb")
     assert trace.stat().st_size > 1000
 
 
-def test_the_summary_tells_the_outcome_the_loss_and_where_the_time_went(output):
+def test_summary_has_outcome_losses_and_wall_time(output):
     text = (output / "summary.md").read_text()
     last = [line for line in read_metrics(output) if "loss" in line][-1]
     assert text.startswith("# a_run\n\n- outcome: finished\n- steps: 6 of 6\n")
@@ -98,9 +98,9 @@ def test_the_summary_tells_the_outcome_the_loss_and_where_the_time_went(output):
     assert "  n_embd: 32\n" in text
 
 
-def test_lines_tell_the_start_the_steps_and_the_validations(tmp_path, token_folder, caplog):
+def test_log_lines_cover_start_steps_validations_and_samples(tmp_path, token_folder, caplog):
     caplog.set_level("INFO", RUN_LOG)
-    train(observed(tmp_path / "run", token_folder, steps=4, wandb_project=None))
+    train(run_config(tmp_path / "run", token_folder, steps=4, wandb_project=None))
     lines = [record.getMessage() for record in caplog.records if record.name == RUN_LOG]
     assert lines[3].startswith("first step done after ") and "compile" in lines[3]
     assert [line.split("  loss")[0] for line in lines if "  loss" in line] == [f"step {n:>6}" for n in (1, 2, 4)]
@@ -114,7 +114,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_on_a_terminal_a_bar_shows_the_steps_that_are_done_and_the_last_loss(monkeypatch):
+def test_progress_bar_on_a_terminal_shows_completed_steps_and_last_loss(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     reporter = Reporter(tiny_run(), None, Clock(), first=2, epochs=lambda _: {})
     for step, loss in ((3, 1.5), (4, 1.25)):
@@ -125,7 +125,7 @@ def test_on_a_terminal_a_bar_shows_the_steps_that_are_done_and_the_last_loss(mon
     assert " 4/6 " in shown and "loss=1.250" in shown and "tokens/s=" in shown
 
 
-def test_the_first_lines_tell_what_is_trained_on_what_and_how_far(tmp_path, token_folder, caplog):
+def test_first_lines_describe_model_devices_data_and_steps(tmp_path, token_folder, caplog):
     train(tiny_run(tmp_path / "run", token_folder, training={"steps": 2}))
     caplog.set_level("INFO", RUN_LOG)
     config = tiny_run(tmp_path / "run", token_folder, training={"steps": 6})
@@ -139,12 +139,12 @@ def test_the_first_lines_tell_what_is_trained_on_what_and_how_far(tmp_path, toke
     assert lines[1:4] == [
         f"{parameters:,} parameters on cpu x 8, 1 process(es); mesh data 1, fsdp 8, tensor 1",
         f"{token_folder}: {tokens:,} tokens in 2 file(s), {len(windows):,} windows of 32; {windows.leftover} left over",
-        "4 of 6 steps to come, of 512 tokens each: 2,048 tokens",
+        "training steps 3 to 6, 512 tokens each (2,048 in total)",
     ]
 
 
 def reported(folder, steps, log_every):
-    """The logged lines for steps with the given (loss, bad_steps)."""
+    """Report steps with the given (loss, bad_steps); return step, loss and bad_steps of each logged line."""
     log = MetricsLog(folder, 0)
     config = tiny_run(training={"steps": 100, "log_every": log_every})
     reporter = Reporter(config, log, Clock(), 0, lambda step: {})
@@ -157,33 +157,33 @@ def reported(folder, steps, log_every):
     return [(line["step"], line["loss"], line["bad_steps"]) for line in read_metrics(folder)]
 
 
-def test_a_logged_loss_is_the_mean_since_the_line_before(tmp_path):
+def test_logged_loss_is_the_mean_since_the_previous_line(tmp_path):
     steps = [(9, 0), (5, 0), (1, 0), (2, 0), (4, 0), (7, 0)]
     assert reported(tmp_path, steps, log_every=3) == [(1, 9, 0), (3, 3, 0), (6, pytest.approx(13 / 3, rel=1e-15), 0)]
     assert math.log(read_metrics(tmp_path)[-1]["perplexity"]) == pytest.approx(13 / 3)
 
 
-def test_the_mean_of_one_step_is_its_loss_to_the_bit(tmp_path):
+def test_mean_of_one_step_is_exactly_its_loss(tmp_path):
     losses = np.random.default_rng(0).random(20, np.float32)
     lines = reported(tmp_path, [(loss, 0) for loss in losses], log_every=1)
     assert [loss for _, loss, _ in lines] == losses.tolist()
 
 
 @pytest.mark.parametrize(("loss", "logged"), [(1e9, 1e9), (math.nan, None), (math.inf, None)])
-def test_a_skipped_step_has_a_line_of_its_own_and_no_part_in_the_mean(tmp_path, loss, logged):
+def test_skipped_step_has_its_own_line_and_is_excluded_from_the_mean(tmp_path, loss, logged):
     steps = [(9, 0), (5, 0), (loss, 1), (2, 0), (loss, 1), (loss, 2), (2, 0), (6, 0)]
     lines = reported(tmp_path, steps, log_every=4)
     assert lines == [(1, 9, 0), (3, logged, 1), (4, 3.5, 0), (5, logged, 1), (6, logged, 2), (8, 4, 0)]
 
 
-def test_numbers_that_are_not_finite_are_not_shown_to_tensorboard(tmp_path, caplog):
+def test_nonfinite_values_are_omitted_from_tensorboard(tmp_path, caplog):
     reported(tmp_path, [(3, 0), (math.nan, 1), (math.inf, 1)], log_every=1)
     shown = {(event.step, value.tag) for event in events(tmp_path) for value in event.summary.value}
     assert (1, "loss") in shown and (2, "loss") not in shown and (2, "grad_norm") in shown
     assert not caplog.records
 
 
-def test_the_summary_has_the_speed_of_the_whole_launch(tmp_path):
+def test_summary_has_the_average_speed_of_the_launch(tmp_path):
     reported(tmp_path, [(3, 0)] * 4, log_every=1)
     clock = Clock()
     clock.began -= 1000  # seconds ago
@@ -192,7 +192,7 @@ def test_the_summary_has_the_speed_of_the_whole_launch(tmp_path):
     assert f"- tokens/s: {4 * 16 * 32 / 800:,.0f}\n" in (tmp_path / "summary.md").read_text()
 
 
-def test_the_mean_that_picks_a_mixtures_best_checkpoint_has_a_line(tmp_path, token_folder, caplog):
+def test_weighted_mean_of_a_mixture_has_its_own_line(tmp_path, token_folder, caplog):
     caplog.set_level("INFO", RUN_LOG)
     sources = {
         name: SourceConfig(str(token_folder), weight, str(token_folder)) for name, weight in (("a", 1.0), ("b", 3.0))
@@ -200,15 +200,15 @@ def test_the_mean_that_picks_a_mixtures_best_checkpoint_has_a_line(tmp_path, tok
     data = {"train": None, "sources": sources}
     train(tiny_run(tmp_path / "run", data=data, training={"steps": 1}))
     (logged,) = [line for line in read_metrics(tmp_path / "run") if "validation_loss" in line]
-    said = [record.getMessage() for record in caplog.records if "validation loss" in record.getMessage()]
-    mean = f"validation loss {logged['validation_loss']:.4f}  the mean by weight, which picks the best checkpoint"
-    assert said[0] == f"step      1  {mean}"
-    assert [line.split()[2] for line in said[1:]] == ["a", "b"] and "perplexity" in said[1]
+    messages = [record.getMessage() for record in caplog.records if "validation loss" in record.getMessage()]
+    mean = f"validation loss {logged['validation_loss']:.4f}  (weighted mean; selects the best checkpoint)"
+    assert messages[0] == f"step      1  {mean}"
+    assert [line.split()[2] for line in messages[1:]] == ["a", "b"] and "perplexity" in messages[1]
 
 
-def test_wandb_that_is_not_installed_is_named_before_anything_is_made(tmp_path, token_folder, monkeypatch):
+def test_missing_wandb_is_reported_before_anything_is_written(tmp_path, token_folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setattr("codegen_jax.training.metrics.find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"training.wandb_project: wandb is not installed"):
-        train(observed(tmp_path / "run", token_folder))
+        train(run_config(tmp_path / "run", token_folder))
     assert not (tmp_path / "run").exists()

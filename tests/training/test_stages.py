@@ -45,11 +45,11 @@ def data(tmp_path_factory, texts):
 
 
 def run(root, data, stage, mesh):
-    before = {"multi": "nl", "mono": "multi"}.get(stage)
+    previous = {"multi": "nl", "mono": "multi"}.get(stage)
     return tiny_run(
         root / stage,
         data / stage,
-        init_from=str(root / before) if before else None,
+        init_from=str(root / previous) if previous else None,
         mesh=mesh,
     )
 
@@ -59,7 +59,7 @@ def losses(output):
 
 
 def kill_after_first_checkpoint(config, file):
-    """Train in a separate process and kill it after its first save; pauses between steps ensure that it is midway."""
+    """Train in a separate process and kill it after its first save; the pauses make sure that it has steps left."""
     (process,) = start(config, file, pause=0.5)
     while find_checkpoint(config.output) is None:
         assert process.poll() is None
@@ -68,7 +68,7 @@ def kill_after_first_checkpoint(config, file):
     process.communicate()
 
 
-def test_stages_killed_and_resumed_on_other_meshes_have_the_losses_and_batches_of_uninterrupted_ones(tmp_path, data):
+def test_stages_killed_and_resumed_on_other_meshes_match_uninterrupted_ones(tmp_path, data):
     for number, stage in enumerate(STAGES):
         train(run(tmp_path / "whole", data, stage, MESHES[0]))
         kill_after_first_checkpoint(run(tmp_path / "killed", data, stage, MESHES[number]), tmp_path / "a.yaml")

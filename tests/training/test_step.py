@@ -1,4 +1,4 @@
-"""The step's results do not depend on how it is sharded, and its arrays are placed where they should be."""
+"""The step's results do not depend on sharding, and its arrays have the specified shardings."""
 
 import dataclasses
 from itertools import pairwise
@@ -42,7 +42,7 @@ def loss_and_gradients(config):
 
 @pytest.fixture(scope="module")
 def expected():
-    """Loss and gradients by definition: one device, dense logits, no scan over micro-batches."""
+    """Reference loss and gradients: one device, dense logits, no scan over micro-batches."""
     config = tiny_run()
     params, batch = init_params(config.model, config.seed), tokens()
 
@@ -72,7 +72,7 @@ def test_loss_and_gradients_do_not_depend_on_mesh_or_micro_batches(mesh, micro_b
     assert_equal(loss_and_gradients(config), expected)
 
 
-def test_over_sixty_steps_meshes_differ_by_rounding():
+def test_meshes_differ_only_by_rounding_over_sixty_steps():
     def losses(axes):
         optimizer = {"learning_rate": 1e-2, "end_learning_rate": 1e-3, "warmup_steps": 5, "decay_steps": 55}
         config = tiny_run(mesh=MeshConfig(*axes), optimizer=optimizer, training={"steps": 60, "batch_size": 32})
@@ -95,7 +95,7 @@ def test_loss_and_gradients_do_not_depend_on_remat(remat, expected):
     assert_equal(loss_and_gradients(tiny_run(mesh=MeshConfig(2, 2, 2), training={"remat": remat})), expected)
 
 
-def test_splash_on_a_mesh_gives_the_reference_gradients():
+def test_splash_on_a_mesh_matches_the_reference_gradients():
     def run(backend):
         config = tiny_run(
             mesh=MeshConfig(2, 2, 2),
@@ -115,7 +115,7 @@ def test_splash_on_a_mesh_gives_the_reference_gradients():
     assert_equal(run("splash"), (loss.total, expected))
 
 
-def test_micro_batches_are_weighted_by_their_tokens():
+def test_micro_batches_are_weighted_by_tokens():
     batch = tokens()
     batch[::2, 5:] = -1  # these rows go to micro-batch 0 of 2
     config = tiny_run(mesh=MeshConfig(1, 1, 1))
@@ -126,7 +126,7 @@ def test_micro_batches_are_weighted_by_their_tokens():
     np.testing.assert_allclose(one[1]["head"], two[1]["head"], rtol=1e-4, atol=1e-7)
 
 
-def test_every_parameter_and_moment_lies_where_its_axes_say():
+def test_parameters_and_moments_are_sharded_by_their_logical_axes():
     config = tiny_run(mesh=MeshConfig(2, 2, 2))
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
@@ -166,7 +166,7 @@ def test_state_is_donated():
     assert before.params["head"].is_deleted() and not after.params["head"].is_deleted()
 
 
-def test_first_update_has_learning_rate_zero_and_the_second_lowers_the_loss():
+def test_first_update_has_learning_rate_zero_and_second_lowers_the_loss():
     config = tiny_run()
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
@@ -181,7 +181,7 @@ def test_first_update_has_learning_rate_zero_and_the_second_lowers_the_loss():
     assert int(state.step) == 3
 
 
-def test_validation_counts_whole_rows_only():
+def test_validation_ignores_padded_rows():
     config = tiny_run(mesh=MeshConfig(1, 1, 1))
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     padded = tokens()
@@ -201,37 +201,38 @@ PACKED = [11, 12, EOS, 13, EOS, EOS, 14, 15, 16, 17, EOS, 18]  # the third docum
 DOCUMENTS = [[11, 12, EOS], [13, EOS], [EOS], [14, 15, 16, 17, EOS], [18]]
 
 
-def test_documents_end_with_eos_and_positions_start_anew():
+def test_documents_end_with_eos_and_positions_restart():
     segment_ids, positions = documents_of(jnp.array([PACKED]), EOS)
     assert segment_ids.tolist() == [[0, 0, 0, 1, 1, 2, 3, 3, 3, 3, 3, 4]]
     assert positions.tolist() == [[0, 1, 2, 0, 1, 0, 0, 1, 2, 3, 4, 0]]
 
 
-def test_packed_documents_have_the_logits_they_have_alone():
+def test_packed_documents_have_the_same_logits_as_separate_ones():
     config = tiny_run().model
     model = module(config, init_params(config, 0))
     segment_ids, positions = documents_of(jnp.array([PACKED]), EOS)
     packed = model(jnp.array([PACKED]), segment_ids_BT=segment_ids, positions_BT=positions)
-    alone = np.concatenate([model(jnp.array([document])) for document in DOCUMENTS], axis=1)
-    np.testing.assert_allclose(packed, alone, atol=1e-5)
-    assert np.abs(model(jnp.array([PACKED])) - alone).max() > 0.05  # as the authors trained: documents see each other
+    separate = np.concatenate([model(jnp.array([document])) for document in DOCUMENTS], axis=1)
+    np.testing.assert_allclose(packed, separate, atol=1e-5)
+    # without segments, as the authors trained, documents attend to each other
+    assert np.abs(model(jnp.array([PACKED])) - separate).max() > 0.05
 
 
 @pytest.mark.parametrize("document_mask", [False, True])
-def test_the_mask_makes_the_loss_of_documents_alone(document_mask):
+def test_document_mask_gives_the_loss_of_separate_documents(document_mask):
     config = tiny_run(data={"document_mask": document_mask})
     params = init_params(config.model, 0)
     row = np.array([[*PACKED, 19]])
     loss = batch_loss(resolve(config, ONE), params, jnp.array(row), EOS, scale=1.0, z_loss=0.0).cross_entropy
     ends = np.cumsum([0, *map(len, DOCUMENTS)])
-    pieces = [row[:, start : end + 1] for start, end in pairwise(ends)]  # the token after a document is only a target
+    documents = [row[:, start : end + 1] for start, end in pairwise(ends)]  # the last token is only a target
     plain = resolve(tiny_run(), ONE)
-    alone = sum(batch_loss(plain, params, jnp.array(p), scale=1.0, z_loss=0.0).cross_entropy for p in pieces)
-    assert (abs(loss - alone) < 1e-4) == document_mask
+    separate = sum(batch_loss(plain, params, jnp.array(p), scale=1.0, z_loss=0.0).cross_entropy for p in documents)
+    assert (abs(loss - separate) < 1e-4) == document_mask
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_masked_gradients_do_not_depend_on_the_mesh(mesh):
+def test_gradients_with_document_mask_do_not_depend_on_the_mesh(mesh):
     def gradients(axes):
         config = tiny_run(mesh=MeshConfig(*axes), data={"document_mask": True})
         device_mesh = make_mesh(config.mesh, jax.devices()[: np.prod(axes)])
