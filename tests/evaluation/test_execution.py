@@ -500,7 +500,7 @@ def test_a_problem_whose_values_cannot_cross_is_judged_in_one_process_with_a_war
         "print('passed')\ndef same():\n    raise SystemExit(0)\n",
     ],
 )
-def test_ending_that_process_early_does_not_pass(worker, program):
+def test_ending_the_shared_process_early_does_not_pass(worker, program):
     verdict = worker.judge(IDENTITY, program, 1)
     assert verdict.outcome in ("failed", "exception"), verdict
     assert worker.judge(IDENTITY, IDENTITY.solution, 1).outcome == "passed"
