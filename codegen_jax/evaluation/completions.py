@@ -1,4 +1,4 @@
-"""HumanEval and MBPP: a model completes a prompt once, and pass@k counts how many of its samples pass."""
+"""HumanEval and MBPP: each sample completes a prompt once, and pass@k is computed from how many samples pass."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
@@ -11,12 +11,12 @@ from codegen_jax.evaluation.benchmark import Benchmark
 from codegen_jax.evaluation.evaluation_report import Settings
 from codegen_jax.evaluation.judged import Judged
 from codegen_jax.evaluation.model_report import make_report
-from codegen_jax.evaluation.model_report_page import PICTURE, in_words
+from codegen_jax.evaluation.model_report_page import PICTURE, to_markdown
 from codegen_jax.evaluation.pass_at_k_picture import save_picture
 from codegen_jax.evaluation.problems import Problem
-from codegen_jax.evaluation.protocol import Draw, Protocol, name_of
-from codegen_jax.evaluation.published import row_of
-from codegen_jax.evaluation.results import REPORT, REPORT_IN_WORDS
+from codegen_jax.evaluation.protocol import Draw, Protocol, file_label
+from codegen_jax.evaluation.published import find_row
+from codegen_jax.evaluation.results import REPORT, REPORT_MARKDOWN
 from codegen_jax.evaluation.sample_folder import SampleFolder
 from codegen_jax.inference.generate import Generator
 from codegen_jax.strict_json import dumps
@@ -43,13 +43,13 @@ class Completions(Benchmark):
     def tasks(self) -> Sequence[Any]:
         return [astuple(problem) for problem in self.problems]
 
-    def place(self, task: int) -> dict[str, Any]:
+    def task_fields(self, task: int) -> dict[str, Any]:
         return {"task_id": self.problems[task].task_id}
 
-    def together(self, draw: Draw) -> Any:
+    def batch_key(self, draw: Draw) -> Any:
         return draw.temperature
 
-    def most_tokens(self, protocol: Protocol, task: int) -> int:
+    def max_tokens(self, protocol: Protocol, task: int) -> int:
         return protocol.max_new_tokens
 
     def draw(self, model: Generator, protocol: Protocol, batch: Sequence[Draw]) -> list[dict[str, Any]]:
@@ -95,12 +95,12 @@ class Completions(Benchmark):
                     [self.program(number, folder.samples[draw])[1] for draw in of_problem]
                     for number, of_problem in groupby(found, lambda draw: draw.problem)
                 ]
-                folder.write_file(folder.folder / f"generations_{name_of(temperature)}.json", dumps(programs) + "\n")
+                folder.write_file(folder.folder / f"generations_{file_label(temperature)}.json", dumps(programs) + "\n")
         report = make_report(folder.identity, self.problems, results, self.ks, settings.sandbox)
         folder.write_file(folder.folder / REPORT, dumps(report, indent=2) + "\n")
-        folder.write_file(folder.folder / REPORT_IN_WORDS, in_words(report, self.problems, results))
+        folder.write_file(folder.folder / REPORT_MARKDOWN, to_markdown(report, self.problems, results))
         is_whole = self.name == "humaneval" and report["attempted"] == report["problems"]
-        paper = row_of(report["model"], report["settings"]["config"]) if is_whole else None
+        paper = find_row(report["model"], report["settings"]["config"]) if is_whole else None
         with folder.writing():
             save_picture(results, f"{report['model']} on {self.name}", paper, folder.folder / PICTURE)
         return report
@@ -109,18 +109,17 @@ class Completions(Benchmark):
 def require_room(tokenizer: Tokenizer, context: int, problems: Sequence[Problem], max_new_tokens: int) -> None:
     """Raise `UserError` unless every prompt is non-empty and fits in the model's context with the new tokens."""
     for problem in problems:
-        is_empty = f"{problem.task_id}: its prompt is empty; give it one, or leave the problem out"
-        require(bool(problem.model_prompt), is_empty)
+        require(bool(problem.model_prompt), f"{problem.task_id}: the prompt is empty; add one, or remove the problem")
     lengths = {problem.task_id: len(tokenizer.encode(problem.model_prompt)) for problem in problems}
     task_id = max(lengths, key=lengths.__getitem__)  # the longest, so the reported limit holds for every problem
     tokens = lengths[task_id]
     require(
         tokens < context,
-        f"{task_id}: its prompt of {tokens} tokens does not fit into the model's context of {context}; "
-        "take a model with a longer one, or leave the problem out",
+        f"{task_id}: the prompt has {tokens} tokens, too many for the model's context of {context}; use a model with "
+        "a longer context, or remove the problem",
     )
     require(
         tokens + max_new_tokens <= context,
-        f"max_new_tokens: the prompt of {task_id} has {tokens} tokens, and {max_new_tokens} new "
-        f"ones exceed the model's context of {context}; at most {context - tokens} fit",
+        f"max_new_tokens: the prompt of {task_id} has {tokens} tokens, and {max_new_tokens} new tokens exceed the "
+        f"model's context of {context}; use at most {context - tokens}",
     )

@@ -21,7 +21,7 @@ from codegen_jax.inference.generate import Generator
 
 log = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_WRITES = 5.0  # between writes of verdicts only; samples are written as soon as their batch is complete
+SECONDS_BETWEEN_WRITES = 5.0  # for verdicts; samples are written as soon as their batch is complete
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Evaluation:
     Attributes:
         benchmark: the benchmark, with all of its tasks.
         limit: evaluate only the first `limit` tasks.
-        share: (i, n): this process takes every n-th task, starting with the i-th; other processes take the rest and
-            use the same folder.
+        share: (i, n): this process handles every n-th task, starting with the i-th; other processes handle the rest
+            and use the same folder.
         protocol: how samples are drawn.
         settings: the conditions under which programs run.
     """
@@ -44,7 +44,7 @@ class Evaluation:
     settings: Settings
 
     @property
-    def mine(self) -> list[int]:
+    def own_tasks(self) -> list[int]:
         """Indices of this process's tasks."""
         part, parts = self.share
         return list(range(part - 1, self.limit, parts))
@@ -72,36 +72,36 @@ def evaluate_model(
         UserError: if the folder belongs to another evaluation.
     """
     benchmark, protocol, settings = evaluation.benchmark, evaluation.protocol, evaluation.settings
-    left_out = {"num_samples", "temperatures"} | benchmark.own_limits
+    excluded = {"num_samples", "temperatures"} | benchmark.unused_fields
     folder = SampleFolder(
         output,
         {
             "benchmark": benchmark.name,
             **identity,
-            **benchmark.conditions,  # before the problems, which differ between modes
+            **benchmark.conditions,  # before the problems, which depend on the mode, so an error names the mode
             "problems": fingerprint(benchmark.tasks),
-            **{name: value for name, value in asdict(protocol).items() if name not in left_out},
+            **{name: value for name, value in asdict(protocol).items() if name not in excluded},
             "timeout": settings.timeout,
             "unsafe": settings.unsafe,
         },
         benchmark.fields,
     )
-    places = {task: benchmark.place(task) for task in range(evaluation.limit)}
-    mine = evaluation.mine
-    folder.read(protocol.temperatures, {task: places[task] for task in mine})
+    fields_by_task = {task: benchmark.task_fields(task) for task in range(evaluation.limit)}
+    own_tasks = evaluation.own_tasks
+    folder.read(protocol.temperatures, {task: fields_by_task[task] for task in own_tasks})
     draw_and_judge(evaluation, folder, load, judges)
-    folder.read(protocol.temperatures, {task: places[task] for task in places.keys() - set(mine)})
-    lacking = {draw.problem for draw in protocol.draws(list(places)) if draw not in folder.verdicts}
-    if lacking:
+    folder.read(protocol.temperatures, {task: fields_by_task[task] for task in fields_by_task.keys() - set(own_tasks)})
+    unfinished = {draw.problem for draw in protocol.draws(list(fields_by_task)) if draw not in folder.verdicts}
+    if unfinished:
         part, parts = evaluation.share
         log.info(
-            f"share {part}/{parts} is done; {len(lacking)} of {evaluation.limit} {benchmark.unit} are left to the "
-            "others, and whoever ends last writes the report"
+            f"share {part}/{parts} is done; other shares have {len(unfinished)} of {evaluation.limit} {benchmark.unit} "
+            "left, and the last one to finish writes the report"
         )
         return None
     draws = {
         temperature: list(found)
-        for temperature, found in groupby(protocol.draws(list(places)), lambda draw: draw.temperature)
+        for temperature, found in groupby(protocol.draws(list(fields_by_task)), lambda draw: draw.temperature)
     }
     for temperature, found in draws.items():
         folder.finish(temperature, found)
@@ -112,15 +112,15 @@ def draw_and_judge(
     evaluation: Evaluation, folder: SampleFolder, load: Callable[[], Generator], judges: Callable[[], Judges]
 ) -> None:
     """Draw this process's missing samples, judging them in the background while others are drawn."""
-    benchmark, protocol, mine = evaluation.benchmark, evaluation.protocol, evaluation.mine
-    wanted = protocol.draws(mine)
+    benchmark, protocol, own_tasks = evaluation.benchmark, evaluation.protocol, evaluation.own_tasks
+    wanted = protocol.draws(own_tasks)
     missing = [draw for draw in wanted if draw not in folder.samples]
     unjudged = [draw for draw in wanted if draw in folder.samples and not _is_judged(folder, draw)]
-    _tell_cost(evaluation, len(wanted), missing, len(unjudged))
+    _log_cost(evaluation, len(wanted), missing, len(unjudged))
     if not missing and not unjudged:
         return
     model = load() if missing else None
-    folder.begin()  # only now: a failed load must not leave a folder that refuses the next command
+    folder.begin()  # only now: after a failed load, the folder must not refuse other settings
     progress = _Progress(len(wanted), len(missing))
     with judges() as judging, progress.bar:
 
@@ -133,9 +133,9 @@ def draw_and_judge(
 
         for draw in unjudged:
             judge(draw)
-        # the batches of an uninterrupted run, so a sample that is drawn again has the same batch
-        for whole in batches(benchmark, wanted, model.max_rows if model else 1):
-            batch = [draw for draw in whole if draw not in folder.samples]
+        # the same batches as in an uninterrupted run, so a redrawn sample is in the same batch
+        for full_batch in batches(benchmark, wanted, model.max_rows if model else 1):
+            batch = [draw for draw in full_batch if draw not in folder.samples]
             if model is None or not batch:
                 continue
             records = benchmark.draw(model, protocol, batch)
@@ -161,17 +161,17 @@ def _is_judged(folder: SampleFolder, draw: Draw) -> bool:
     return draw in folder.verdicts and folder.verdicts[draw].outcome != "sandbox error"
 
 
-def _tell_cost(evaluation: Evaluation, wanted: int, missing: Sequence[Draw], unjudged: int) -> None:
+def _log_cost(evaluation: Evaluation, wanted: int, missing: Sequence[Draw], unjudged: int) -> None:
     benchmark, protocol = evaluation.benchmark, evaluation.protocol
-    what = f"{len(evaluation.mine)} {benchmark.unit} x {protocol.num_samples} samples"
+    what = f"{len(evaluation.own_tasks)} {benchmark.unit} x {protocol.num_samples} samples"
     if len(protocol.temperatures) > 1:
         what += f" x {len(protocol.temperatures)} temperatures"
-    there = f", {wanted - len(missing)} of them are there already" if len(missing) < wanted else ""
-    judged = f"; {unjudged} wait for their verdict" if unjudged else ""
-    log.info(f"{what}: {wanted:,} samples{there}{judged}")
+    existing = f", {wanted - len(missing):,} already drawn" if len(missing) < wanted else ""
+    pending = f", {unjudged:,} of them not judged yet" if unjudged else ""
+    log.info(f"{what}: {wanted:,} samples{existing}{pending}")
     if missing:
-        tokens = sum(benchmark.most_tokens(protocol, draw.problem) for draw in missing)
-        log.info(f"{len(missing):,} are to be drawn, at most {tokens:,} tokens")
+        tokens = sum(benchmark.max_tokens(protocol, draw.problem) for draw in missing)
+        log.info(f"{len(missing):,} samples to draw, at most {tokens:,} tokens in total")
 
 
 class _Progress:
@@ -186,12 +186,12 @@ class _Progress:
         if not self.drawn and count < self.missing:
             minutes = math.ceil(seconds * self.missing / count / 60)
             log.info(
-                f"the first {count} took {seconds:.0f} s with compilation and {tokens / count:.0f} tokens each: "
-                f"{f'about {minutes} minutes' if minutes > 1 else 'a minute or less'} for all on this machine"
+                f"the first {count} samples took {seconds:.0f} s with compilation ({tokens / count:.0f} tokens per "
+                f"sample); estimated total: {f'{minutes} minutes' if minutes > 1 else 'a minute or less'}"
             )
         self.drawn += count
         self.bar.update(count)
 
     def show(self) -> None:
         rate = self.judged / (time.monotonic() - self.began)
-        self.bar.set_postfix_str(f"{self.judged} judged, {rate:.1f} verdict/s")
+        self.bar.set_postfix_str(f"{self.judged} judged, {rate:.1f} verdicts/s")

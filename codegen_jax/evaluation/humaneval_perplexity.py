@@ -1,7 +1,7 @@
 """The perplexity of HumanEval's prompts, and of passed and failed samples separately.
 
 The paper (Nijkamp et al. 2022, arXiv 2203.13474) compares the prompts of problems that a model solves with the
-prompts of problems that it does not: it solves more often what it understands better. The perplexity of a prompt of T
+prompts of those that it does not: it solves more often what it understands better. The perplexity of a prompt of T
 tokens is
 
     exp(-(1/(T - 1)) sum_(t=2..T) log P(x_t | x_1, ..., x_(t-1)))
@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from codegen_jax.errors import require
 from codegen_jax.evaluation.problems import Problem
-from codegen_jax.evaluation.prompt_perplexity import Mean, Piece, encode, perplexities
+from codegen_jax.evaluation.prompt_perplexity import Mean, Segment, encode, perplexities
 from codegen_jax.evaluation.samples import read_lines
-from codegen_jax.fields import did_you_mean
+from codegen_jax.fields import did_you_mean, in_words
 from codegen_jax.inference.generate import Generator
 
 
@@ -55,20 +55,20 @@ class SamplesPerplexity:
 
     def __str__(self) -> str:
         lines = [
-            f"prompts of the {self.pass_prompts.count} problems with a sample that passed: {self.pass_prompts}; of the "
-            f"{self.non_pass_prompts.count} with none: {self.non_pass_prompts}",
-            f"completions given their prompt, of the {self.passed.count:,} samples that passed: {self.passed}; of the "
-            f"{self.failed.count:,} that failed: {self.failed}",
+            f"prompts: {self.pass_prompts} for the {self.pass_prompts.count} problems with a passed sample, "
+            f"{self.non_pass_prompts} for the {self.non_pass_prompts.count} without",
+            f"completions given their prompt: {self.passed} for the {self.passed.count:,} passed samples, "
+            f"{self.failed} for the {self.failed.count:,} failed ones",
         ]
         if self.without_samples:
-            lines.append(f"{self.without_samples} problems have no sample and are in neither mean")
+            lines.append(f"{self.without_samples} problems have no samples and are in neither mean")
         if self.empty_passed or self.empty_failed:
             lines.append(
-                f"{self.empty_passed + self.empty_failed:,} completions have no tokens and are in neither mean: "
-                f"{self.empty_passed:,} of samples that passed, {self.empty_failed:,} of samples that failed"
+                f"{self.empty_passed + self.empty_failed:,} completions have no tokens and are in neither mean "
+                f"({self.empty_passed:,} passed, {self.empty_failed:,} failed)"
             )
         if self.cut:
-            lines.append(f"{self.cut:,} completions are too long for their whole prompt; it was cut from the left")
+            lines.append(f"{self.cut:,} prompts were truncated from the left to fit together with their completion")
         return "\n".join(lines)
 
 
@@ -94,10 +94,8 @@ class HumanevalPerplexity:
         return self.prompts.perplexity
 
     def __str__(self) -> str:
-        prompts = (
-            f"HumanEval: perplexity of the prompts {self.prompts}, the mean over {self.prompts.count} problems "
-            f"({self.tokens:,} tokens)"
-        )
+        scope = f"mean over {self.prompts.count} problems, {self.tokens:,} tokens"
+        prompts = f"HumanEval: prompt perplexity {self.prompts} ({scope})"
         return prompts if self.samples is None else f"{prompts}\n{self.samples}"
 
 
@@ -117,26 +115,26 @@ def humaneval_perplexity(
     >>> humaneval_perplexity(codegen_jax.load("runs/350m_mono"), humaneval()).prompts
     Mean(count=164, perplexity=..., standard_error=...)
     """
-    context, prompts = model.config.n_positions, dict[str, Piece]()
+    context, prompts = model.config.n_positions, dict[str, Segment]()
     for problem in problems:
         what = f"the prompt of {problem.task_id}"
         ids = encode(model.tokenizer, problem.model_prompt, what)
-        require(len(ids) > 1, f"{what}: {len(ids)} tokens, of which none has another before it; leave the problem out")
-        prompts[problem.task_id] = Piece(ids, 1).fitted(context, what)
+        require(len(ids) > 1, f"{what}: has {len(ids)} tokens, needs at least 2 to be scored; remove the problem")
+        prompts[problem.task_id] = Segment(ids, 1).fit(context, what)
     chosen = [sample for sample in samples or () if sample.task_id in prompts]
-    completions = dict[JudgedSample, Piece]()  # completions that have tokens; duplicates are scored once
+    completions = dict[JudgedSample, Segment]()  # completions that have tokens; duplicates are scored once
     for sample in dict.fromkeys(chosen):
         what, before = f"a completion of {sample.task_id}", prompts[sample.task_id].ids
         ids = encode(model.tokenizer, sample.completion, what)
         if ids:
-            completions[sample] = Piece(before + ids, len(before)).fitted(context, what)
-    values = perplexities(model, [[piece] for piece in (*prompts.values(), *completions.values())])
+            completions[sample] = Segment(before + ids, len(before)).fit(context, what)
+    values = perplexities(model, [[segment] for segment in (*prompts.values(), *completions.values())])
     by_problem = dict(zip(prompts, values))
     by_sample = dict(zip(completions, values[len(prompts) :]))
     cut = sum(one in completions and completions[one].start < len(prompts[one.task_id].ids) for one in chosen)
     return HumanevalPerplexity(
         prompts=Mean.of(by_problem.values()),
-        tokens=sum(piece.tokens for piece in prompts.values()),
+        tokens=sum(segment.tokens for segment in prompts.values()),
         samples=None if samples is None else _by_verdict(by_problem, by_sample, chosen, cut),
         by_problem=by_problem,
     )
@@ -174,21 +172,21 @@ def read_judged_samples(path: str, problems: Sequence[Problem]) -> list[JudgedSa
 
     Raises:
         UserError: if the file can't be read or is empty, or a line lacks a field, names an unknown problem, or has a
-            solution (a whole program), where the completion can't be told apart from the prompt.
+            solution (a whole program), in which the completion can't be separated from the prompt.
     """
     known = [problem.task_id for problem in problems]
 
     def parse(record: Mapping[str, Any]) -> JudgedSample | str:
         if "solution" in record:
-            return "has a solution, a whole program, where a completion of the prompt is measured"
+            return "has a solution (a whole program); perplexity needs a completion of the prompt"
         for name, kind in (("task_id", str), ("completion", str), ("passed", bool)):
             if name not in record:
-                return f"no field {name}; give a results file that codegen-jax evaluate wrote"
+                return f"no field {name}; give a results file written by codegen-jax evaluate"
             if type(record[name]) is not kind:
-                return f"{name} is {record[name]!r:.40}, which is no {kind.__name__}"
+                return f"{name} is {record[name]!r:.40}, not {in_words(kind)}"
         task_id = record["task_id"]
         if task_id not in known:
-            return f"task_id {task_id!r:.40} is no problem of the benchmark{did_you_mean(task_id, known)}"
+            return f"task_id {task_id!r:.40} is not in the benchmark{did_you_mean(task_id, known)}"
         return JudgedSample(task_id, record["completion"], record["passed"])
 
     return read_lines(path, parse)

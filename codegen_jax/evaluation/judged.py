@@ -37,8 +37,8 @@ class Judged(NamedTuple):
     case: int | None = None
 
 
-def named(temperature: float | None) -> str:
-    """A temperature as written in reports; "-" for given samples, whose temperature is unknown."""
+def format_temperature(temperature: float | None) -> str:
+    """A temperature as written in reports; "-" for given samples, since their temperature is unknown."""
     return "-" if temperature is None else f"{temperature:g}"
 
 
@@ -56,13 +56,13 @@ def read_results(folder: str) -> dict[float | None, list[Judged]]:
     path = Path(folder)
     if not path.exists():
         raise UserError(missing(folder))
-    require(path.is_dir(), f"{folder}: a file; give the output folder of codegen-jax evaluate")
+    require(path.is_dir(), f"{folder}: is a file; give the output folder of codegen-jax evaluate")
     names = sorted(file.name for file in path.iterdir())
     found = {float(match[1]): match[0] for match in map(RESULTS_AT.fullmatch, names) if match}
     if not found and RESULTS not in names:
         raise UserError(
-            f"{folder}: no results of an evaluation; it {holds(names)}; give the output folder of codegen-jax "
-            "evaluate, which must finish first"
+            f"{folder}: no evaluation results; it {holds(names)}; give the output folder of a finished codegen-jax "
+            "evaluate"
         )
     if not found:
         return {None: _read(path / RESULTS, are_given=True)}
@@ -76,10 +76,12 @@ def _read(path: Path, are_given: bool) -> list[Judged]:
             record |= {"sample": 0}  # a given sample may have a field of that name with another meaning
         one = record if isinstance(record, str) else _judged(record)
         if isinstance(one, str):
-            raise UserError(f"{path}: line {line} is damaged ({one}); the same evaluate command writes the file again")
+            raise UserError(
+                f"{path}: line {line} is damaged ({one}); run the same evaluate command again to rewrite the file"
+            )
         judged.append(one._replace(sample=count[one.task_id]) if are_given else one)
         count[one.task_id] += 1
-    require(bool(judged), f"{path}: holds no results; the same evaluate command writes the file again")
+    require(bool(judged), f"{path}: contains no results; run the same evaluate command again to rewrite the file")
     return judged
 
 
@@ -96,7 +98,7 @@ def _judged(record: Mapping[str, Any]) -> Judged | str:
     if not isinstance(text, str):
         return "no completion"
     if outcome not in OUTCOMES or not isinstance(error, str):
-        return "no outcome and error"
+        return "no valid outcome and error"
     if type(sample) is not int:
         return f"sample is {sample!r:.40}, not a number"
     spelled = str(task_id).removeprefix("Mbpp/")  # given samples may spell a problem 601, "601" or "Mbpp/601"
@@ -106,26 +108,30 @@ def _judged(record: Mapping[str, Any]) -> Judged | str:
 def find(
     results: Mapping[float | None, Sequence[Judged]], task_id: str, temperature: float | None, sample: int | None
 ) -> dict[float | None, list[Judged]]:
-    """The samples of a problem by temperature; those of one temperature, or of one number, where these are not None.
+    """The samples of a problem by temperature; only those with this temperature or number, if not None.
 
     Raises:
-        UserError: if there is no such problem, temperature or sample; the message names those that there are.
+        UserError: if the problem, temperature or sample is not found; the message names existing ones.
     """
     if temperature is not None and temperature not in results:
-        there = ", ".join(named(known) for known in results if known is not None)
-        have = f"the results are at {there}" if there else "samples that were given have none"
-        raise UserError(f"temperature: {temperature:g} is not there; {have}")
+        known_names = ", ".join(format_temperature(known) for known in results if known is not None)
+        hint = (
+            f"the results have temperatures {known_names}"
+            if known_names
+            else "given samples have no temperature; omit it"
+        )
+        raise UserError(f"temperature: {temperature:g} not found; {hint}")
     chosen = results if temperature is None else {temperature: results[temperature]}
     found = {at: [one for one in judged if one.task_id == task_id] for at, judged in chosen.items()}
     found = {at: judged for at, judged in found.items() if judged}
     if not found:
         names = dict.fromkeys(one.task_id for judged in chosen.values() for one in judged)
         raise UserError(
-            f"{task_id}: no problem of these {len(names)}, such as {next(iter(names))}{did_you_mean(task_id, names)}"
+            f"{task_id}: not among the {len(names)} problems, such as {next(iter(names))}{did_you_mean(task_id, names)}"
         )
     if sample is None:
         return found
     numbers = sorted({one.sample for judged in found.values() for one in judged})
-    require(sample in numbers, f"sample: {sample} is not there; {task_id} has {numbers[0]} to {numbers[-1]}")
+    require(sample in numbers, f"sample: {sample} not found; {task_id} has samples {numbers[0]} to {numbers[-1]}")
     found = {at: [one for one in judged if one.sample == sample] for at, judged in found.items()}
     return {at: judged for at, judged in found.items() if judged}

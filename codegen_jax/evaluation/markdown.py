@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table. All columns but the first contain numbers and are right-aligned.
 
-    >>> print(table(["k", "pass@k"], [["1", "12 %"]]))
+    >>> print(table(["k", "pass@k"], [["1", "12%"]]))
     | k | pass@k |
     | --- | ---: |
-    | 1 | 12 % |
+    | 1 | 12% |
     """
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     escaped = [[cell.replace("|", r"\|") for cell in line] for line in lines]  # a task_id may contain a |
@@ -39,4 +39,4 @@ def _longest_fence(text: str) -> int:
 
 def page(paragraphs: Iterable[str]) -> str:
     """A whole page. Model output can contain anything, so non-ASCII and control characters are escaped."""
-    return re.sub(r"[^\n\t -~]", lambda sign: ascii(sign[0])[1:-1], "\n\n".join(paragraphs)) + "\n"
+    return re.sub(r"[^\n\t -~]", lambda character: ascii(character[0])[1:-1], "\n\n".join(paragraphs)) + "\n"

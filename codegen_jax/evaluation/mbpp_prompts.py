@@ -31,15 +31,16 @@ def mbpp_for_models(path: str, split: str, shots: int) -> list[Problem]:
     problems = {problem.task_id: problem for problem in mbpp(path) if int(problem.task_id) in SPLITS[split]}
     ids = SPLITS[split]
     require(
-        bool(problems), f"split: {path} has none of the problems {ids.start} to {ids.stop - 1}, which are {split}'s"
+        bool(problems), f"split: {path} has none of the problems {ids.start} to {ids.stop - 1} of the {split} split"
     )
     records = {str(record["task_id"]): record for _, _, record in read_records(path) if not isinstance(record, str)}
     examples = EXAMPLES[:shots]
     for task_id in (*examples, *problems):
-        require(task_id in records, f"shots: {path} lacks problem {task_id}, which is an example of the prompt")
+        require(task_id in records, f"shots: {path} lacks problem {task_id}, an example in the prompt")
         text = records[task_id].get("text")
         require(
-            isinstance(text, str), f"{path}: problem {task_id} has no text; give the whole MBPP, not its sanitized part"
+            isinstance(text, str),
+            f"{path}: problem {task_id} has no text; give the full MBPP, not the sanitized subset",
         )
     shown = "".join(_task(records[task_id]) + f"{records[task_id]['code']}\n{END_OF_CODE}\n\n" for task_id in examples)
     return [

@@ -1,4 +1,4 @@
-"""Identify the evaluated model, well enough to tell it from any other."""
+"""Identify the evaluated model, so it can be distinguished from any other."""
 
 import hashlib
 from dataclasses import asdict
@@ -15,8 +15,8 @@ SAMPLED = 64  # elements read per axis of a parameter; of stacked blocks, only t
 def model_identity(model: str, weights: StoredWeights) -> dict[str, Any]:
     """The model's name, revision (a hub commit or a run's step), config, tokenizer and a hash of its parameters.
 
-    The hash covers a part of each parameter: training changes every part, so this tells models apart without reading
-    all weights.
+    The hash covers a part of each parameter: training changes every part, so this distinguishes models without
+    reading all weights.
     """
     source = Path(weights.source)
     revision = source.name if source.parent.name in ("snapshots", "checkpoints") else ""

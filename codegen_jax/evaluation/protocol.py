@@ -26,7 +26,7 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """The paper's protocol (arXiv 2203.13474, section 3.2): the best of three temperatures counts for each k.
+    """The paper's protocol (arXiv 2203.13474, section 3.2): for each k, the best of three temperatures counts.
 
     Attributes:
         num_samples: samples per problem and temperature.
@@ -54,8 +54,8 @@ class Protocol:
         check_fields(self)
         require(bool(self.temperatures), "temperatures: must not be empty")
         require(
-            len(set(map(name_of, self.temperatures))) == len(self.temperatures),
-            "temperatures: one is there twice, to six digits",
+            len(set(map(file_label, self.temperatures))) == len(self.temperatures),
+            "temperatures: must be distinct (to six digits)",
         )
         for temperature in self.temperatures:
             try:
@@ -64,7 +64,7 @@ class Protocol:
                 raise UserError(re.sub("^temperature:", "temperatures:", str(error))) from error
         require(
             self.num_samples == 1 or 0 not in self.temperatures,
-            f"temperatures: at 0 all {self.num_samples} samples of a problem are the same; --greedy draws one",
+            f"temperatures: at 0, all {self.num_samples} samples of a problem are the same; use --greedy to draw one",
         )
 
     def options(self, temperature: float) -> dict[str, Any]:
@@ -88,6 +88,6 @@ class Protocol:
         return [Draw(t, number, n) for t in self.temperatures for number in problems for n in range(self.num_samples)]
 
 
-def name_of(temperature: float) -> str:
+def file_label(temperature: float) -> str:
     """The temperature as used in file names: "T0.2"."""
     return f"T{temperature:g}"

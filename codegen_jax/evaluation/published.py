@@ -1,9 +1,9 @@
 """Published results of CodeGen's models, for comparison with ours.
 
 The paper is Nijkamp et al., CodeGen: An Open Large Language Model for Code with Multi-Turn Program Synthesis, 2022. The
-figures are its tables of HumanEval and MBPP (200 samples per problem, top_p 0.95, the best of temperatures 0.2, 0.6 and
-0.8 for each k) and MTPB (40 samples per case), and its prompt perplexities. Figures that no other public text confirms
-have no sources here and are marked wherever they are printed.
+figures are from its tables for HumanEval and MBPP (200 samples per problem, top_p 0.95, the best of temperatures 0.2,
+0.6 and 0.8 for each k) and MTPB (40 samples per case), and its prompt perplexities. Figures that no other public text
+confirms have no sources here and are marked wherever they are printed.
 """
 
 import re
@@ -15,14 +15,14 @@ CODET5 = "the README of CodeT5+"
 REFACT = "Refact.ai's changelog of 15 December 2022"
 TABLES = "the comparison tables of WizardCoder and Qwen"
 PAPERS_WITH_CODE = "Papers with Code"
-SUMMARY = "one public summary of the paper"
+SUMMARY = "a public summary of the paper"
 
 
 class Figure(NamedTuple):
-    """A figure of the paper.
+    """A figure from the paper.
 
     Attributes:
-        percent: the value in the paper; some sources give one digit less.
+        percent: the value in the paper; some sources round to one digit less.
         sources: the public texts that confirm it; empty for a figure that must be marked.
     """
 
@@ -31,7 +31,7 @@ class Figure(NamedTuple):
 
 
 class Row(NamedTuple):
-    """The paper's results of one model on a benchmark.
+    """The paper's results for one model on a benchmark.
 
     Attributes:
         family: NL, Multi or Mono.
@@ -123,70 +123,76 @@ PAPER_PERPLEXITY = {
 
 # CodeGen-Mono by size, in percent: HumanEval, HumanEval+
 EVALPLUS = {"2B": (24.4, 22.6), "6B": (29.3, 25.6), "16B": (32.9, 28.0)}
-EVALPLUS_SOURCE = "the leaderboard of EvalPlus"
+EVALPLUS_SOURCE = "the EvalPlus leaderboard"
 
 SIZES = {(20, 1024): "350M", (32, 2560): "2B", (33, 4096): "6B", (34, 6144): "16B"}  # by n_layer and n_embd, in order
 FAMILIES = {family.lower(): family for family in ("NL", "Multi", "Mono")}
 
 
-def size_of(config: Mapping[str, Any]) -> str | None:
+def find_size(config: Mapping[str, Any]) -> str | None:
     """The size with the n_layer and n_embd of a model's config; None if no size matches."""
     return next((size for shape, size in SIZES.items() if shape == (config["n_layer"], config["n_embd"])), None)
 
 
-def row_of(model: str, config: Mapping[str, Any]) -> Row | None:
+def find_row(model: str, config: Mapping[str, Any]) -> Row | None:
     """The paper's HumanEval row for a model, found by config size and the last family in its name; None if not found.
 
-    >>> row_of("runs/350m_mono", {"n_layer": 20, "n_embd": 1024}).pass_at_k[1].percent
+    >>> find_row("runs/350m_mono", {"n_layer": 20, "n_embd": 1024}).pass_at_k[1].percent
     12.76
     """
     families = [FAMILIES[word] for word in re.split(r"[^a-z0-9]+", model.lower()) if word in FAMILIES]
-    return next((row for row in PAPER if families and (row.family, row.size) == (families[-1], size_of(config))), None)
+    return next(
+        (row for row in PAPER if families and (row.family, row.size) == (families[-1], find_size(config))), None
+    )
 
 
-def rows_beside(benchmark: str, config: Mapping[str, Any]) -> list[Row]:
-    """The rows to compare a model with: all rows of its size, or all Mono rows if the paper has no such size."""
-    size = size_of(config)
+def comparison_rows(benchmark: str, config: Mapping[str, Any]) -> list[Row]:
+    """The rows to compare a model with: all rows of its size, or all Mono rows if no size matches."""
+    size = find_size(config)
     rows = PASS_AT_K.get(benchmark, ())
     return [row for row in rows if row.size == size or (size is None and row.family == "Mono")]
 
 
-def mtpb_beside(mode: str, config: Mapping[str, Any]) -> dict[str, Figure]:
-    """MTPB pass rates to compare a model with, by the published model's name, chosen as in `rows_beside`."""
-    size = size_of(config)
+def mtpb_comparison(mode: str, config: Mapping[str, Any]) -> dict[str, Figure]:
+    """MTPB pass rates to compare a model with, by the published model's name, chosen as in `comparison_rows`."""
+    size = find_size(config)
     return {
-        f"CodeGen-{family} {theirs}": figure
-        for (its_mode, family), figures in PAPER_MTPB.items()
-        for theirs, figure in zip(SIZES.values(), figures, strict=True)
-        if its_mode == mode and (theirs == size or (size is None and family == "Mono"))
+        f"CodeGen-{family} {row_size}": figure
+        for (row_mode, family), figures in PAPER_MTPB.items()
+        for row_size, figure in zip(SIZES.values(), figures, strict=True)
+        if row_mode == mode and (row_size == size or (size is None and family == "Mono"))
     }
 
 
-def perplexity_beside(config: Mapping[str, Any], *measures: str) -> str:
-    """The paper's prompt perplexities on one line, for the model's size or, if the paper has no such size, all sizes.
+def perplexity_comparison(config: Mapping[str, Any], *measures: str) -> str:
+    """The paper's prompt perplexities on one line, for the model's size, or for all sizes if none matches.
 
-    >>> perplexity_beside({"n_layer": 20, "n_embd": 1024}, "multi-turn")
-    'the paper, of CodeGen-Mono: 350M 10.09 (?); (?): no public text other than the paper confirms this figure'
+    >>> perplexity_comparison({"n_layer": 20, "n_embd": 1024}, "multi-turn")
+    'the paper, CodeGen-Mono: 350M 10.09 (?); (?): confirmed by no public text other than the paper'
     """
-    size, said, are_confirmed = size_of(config), list[str](), True
+    size, parts, are_confirmed = find_size(config), list[str](), True
     for measure in measures:
-        figures = [(its, one) for its, one in zip(SIZES.values(), PAPER_PERPLEXITY[measure]) if size in (None, its)]
+        figures = [
+            (label, one) for label, one in zip(SIZES.values(), PAPER_PERPLEXITY[measure]) if size in (None, label)
+        ]
         name = f"{measure} " if len(measures) > 1 else ""
-        said.append(name + ", ".join(f"{its} {one.value:.2f}{'' if one.sources else ' (?)'}" for its, one in figures))
+        parts.append(
+            name + ", ".join(f"{label} {one.value:.2f}{'' if one.sources else ' (?)'}" for label, one in figures)
+        )
         are_confirmed &= all(one.sources for _, one in figures)
     if not are_confirmed:
-        said.append("(?): no public text other than the paper confirms this figure")
-    return f"the paper, of CodeGen-Mono: {'; '.join(said)}"
+        parts.append("(?): confirmed by no public text other than the paper")
+    return f"the paper, CodeGen-Mono: {'; '.join(parts)}"
 
 
-def marked(figure: Figure) -> str:
+def format_percent(figure: Figure) -> str:
     return f"{figure.percent:.2f}%" if figure.sources else f"{figure.percent:.2f}% (?)"
 
 
-def sources_in_words(figures: Iterable[Figure]) -> list[str]:
-    """Sentences that name the sources that confirm figures, and explain the mark on unconfirmed ones."""
+def source_notes(figures: Iterable[Figure]) -> list[str]:
+    """Sentences that name the sources confirming the figures, and explain the mark on unconfirmed ones."""
     figures = list(figures)
     sources = dict.fromkeys(source for figure in figures for source in figure.sources)
     confirmed = [f"Confirmed by {'; '.join(sources)}."] if sources else []
-    unsure = ["(?): no public text other than the paper confirms this figure."]
-    return confirmed + ([] if all(figure.sources for figure in figures) else unsure)
+    unconfirmed = ["(?): confirmed by no public text other than the paper."]
+    return confirmed + ([] if all(figure.sources for figure in figures) else unconfirmed)

@@ -25,9 +25,9 @@ from codegen_jax.strict_json import dumps
 
 log = logging.getLogger(__name__)
 
-IDENTITY = "evaluation.json"  # what is judged, and under which conditions
+IDENTITY = "evaluation.json"  # what is evaluated, and under which conditions
 TIMINGS = "timings.jsonl"  # the journal: a line per verdict, in order of arrival until the evaluation is finished
-RESULTS, REPORT, REPORT_IN_WORDS = "results.jsonl", "report.json", "report.md"
+RESULTS, REPORT, REPORT_MARKDOWN = "results.jsonl", "report.json", "report.md"
 ADDRESS = re.compile(r"(?<= at )0x[0-9a-f]+")  # in an object's repr; differs between runs
 
 
@@ -58,15 +58,15 @@ class Results:
         """
         require_local("output", epath.Path(output))
         self.folder, self.samples = Path(output), samples
-        self._refuse_other_things()
+        self._require_evaluation_folder()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._held = _hold(self.folder / IDENTITY)
+        self._identity_file = _open_locked(self.folder / IDENTITY)
         self.verdicts = self._read_journal()
-        self._identify(dict(identity))
+        self._check_identity(dict(identity))
         require(
             all(number in range(len(samples)) for number in self.verdicts),
-            f"output: {self.folder / TIMINGS} is damaged, it has verdicts on samples that are not there; "
-            "remove the folder or choose another one",
+            f"output: {self.folder / TIMINGS} is damaged (it has verdicts on samples that do not exist); remove the "
+            "folder, or choose another one",
         )
         self._journal = open(self.folder / TIMINGS, "ab", buffering=0)  # noqa: SIM115 - stays open
 
@@ -74,10 +74,10 @@ class Results:
         """Add a verdict and append it to the journal."""
         verdict = verdict._replace(error=ADDRESS.sub("0x...", verdict.error))
         self.verdicts[number] = verdict
-        with _full_disk(self.folder):
+        with _errors_name_folder(self.folder):
             _write(self._journal, self._line(number))
 
-    def finish(self, report: Mapping[str, Any], in_words: str) -> None:
+    def finish(self, report: Mapping[str, Any], markdown: str) -> None:
         """Write the final files once all verdicts exist: timings, results, and the report as JSON and Markdown."""
         numbers = range(len(self.samples))
         records = [
@@ -88,9 +88,9 @@ class Results:
             TIMINGS: "".join(map(self._line, numbers)),
             RESULTS: "".join(dumps(record) + "\n" for record in records),
             REPORT: dumps(report, indent=2) + "\n",
-            REPORT_IN_WORDS: in_words,
+            REPORT_MARKDOWN: markdown,
         }
-        with _full_disk(self.folder):
+        with _errors_name_folder(self.folder):
             for name, text in texts.items():
                 write_whole(epath.Path(self.folder / name), text)
 
@@ -98,7 +98,7 @@ class Results:
         task = {"sample": number, "task_id": self.samples[number].task_id}
         return dumps(task | self.verdicts[number]._asdict()) + "\n"
 
-    def _refuse_other_things(self) -> None:
+    def _require_evaluation_folder(self) -> None:
         folder = self.folder
         if not folder.exists():
             return
@@ -106,33 +106,35 @@ class Results:
         names = sorted(file.name for file in folder.iterdir())
         require(
             not names or IDENTITY in names,
-            f"output: {folder} {holds(names)}, and is no evaluation; choose another folder",
+            f"output: {folder} {holds(names)}, but no evaluation; choose another folder",
         )
 
-    def _identify(self, ours: dict[str, Any]) -> None:
-        """Refuse a folder of another evaluation, unless it has no verdicts yet."""
-        self._held.seek(0)
-        text = self._held.read()
+    def _check_identity(self, ours: dict[str, Any]) -> None:
+        """Refuse another evaluation's folder, unless it has no verdicts yet."""
+        self._identity_file.seek(0)
+        text = self._identity_file.read()
         try:
             theirs = json.loads(text) if text else ours
         except ValueError:
             theirs = None
         if not isinstance(theirs, dict) or theirs.keys() != ours.keys():
-            raise UserError(f"output: {self.folder / IDENTITY} is damaged or of another program; choose another folder")
+            raise UserError(
+                f"output: {self.folder / IDENTITY} is damaged or from another program; choose another folder"
+            )
         for name in ours if self.verdicts else ():
             if ours[name] != theirs[name]:
                 raise UserError(
-                    f"output: {self.folder} holds another evaluation ({name}: {_said(theirs[name])} there, "
-                    f"{_said(ours[name])} here); choose another folder"
+                    f"output: {self.folder} contains another evaluation ({name}: {_format(theirs[name])} there, "
+                    f"{_format(ours[name])} here); choose another folder"
                 )
         if text and theirs == ours:
             return
-        self._held.truncate(0)
+        self._identity_file.truncate(0)
         try:
-            with _full_disk(self.folder):
-                _write(self._held, dumps(ours, indent=2) + "\n")
+            with _errors_name_folder(self.folder):
+                _write(self._identity_file, dumps(ours, indent=2) + "\n")
         except UserError:
-            self._held.truncate(0)
+            self._identity_file.truncate(0)
             raise
 
     def _read_journal(self) -> dict[int, Verdict]:
@@ -154,12 +156,12 @@ class Results:
                 verdicts[int(record["sample"])] = verdict
             except (ValueError, KeyError, TypeError, RecursionError):
                 raise UserError(
-                    f"output: {path}: line {number} is damaged; remove the folder or choose another one"
+                    f"output: {path}: line {number} is damaged; remove the folder, or choose another one"
                 ) from None
         return verdicts
 
 
-def _said(value: Any) -> str:
+def _format(value: Any) -> str:
     return ", ".join(value) or "none" if isinstance(value, list) else f"{value}"
 
 
@@ -170,7 +172,7 @@ def _write(file: FileIO, text: str) -> None:
         content = content[file.write(content) :]
 
 
-def _hold(path: Path) -> FileIO:
+def _open_locked(path: Path) -> FileIO:
     """Open the identity file, locked against other processes."""
     file = locked(path)
     if file is None:
@@ -179,11 +181,11 @@ def _hold(path: Path) -> FileIO:
 
 
 @contextmanager
-def _full_disk(folder: Path) -> Iterator[None]:
+def _errors_name_folder(folder: Path) -> Iterator[None]:
     """Turn a failed write into a `UserError` that names the folder; the system's message does not."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"output: {folder}: {error.strerror or error}; the verdicts so far are kept, the same command goes on"
+            f"output: {folder}: {error.strerror or error}; verdicts are kept, run the same command to resume"
         ) from error

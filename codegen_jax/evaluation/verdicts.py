@@ -24,5 +24,5 @@ class Verdict(NamedTuple):
     wall_seconds: float
 
 
-# (what judges each task_id, programs as (sample number, task_id, source)) -> (sample number, verdict), in any order
+# (reference by task_id, programs as (sample number, task_id, source)) -> (sample number, verdict), in any order
 Judge = Callable[[Mapping[str, Any], Sequence[tuple[int, str, str]]], Iterator[tuple[int, Verdict]]]

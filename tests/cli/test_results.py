@@ -1,4 +1,4 @@
-"""codegen-jax results: evaluations compared problem by problem, samples shown, and one-line error messages."""
+"""codegen-jax results: comparing evaluations problem by problem, showing samples, and one-line errors."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def run(capsys, args):
     return capsys.readouterr().out
 
 
-def test_runs_are_compared_on_the_problems_they_share(folders, capsys):
+def test_runs_are_compared_over_their_common_problems(folders, capsys):
     found = strictly(run(capsys, "compare first second given --json --k 2 1 10"))
     assert found["runs"]["first"]["0.2"]["pass_at_k"] == {
         "1": 0.5,
@@ -52,25 +52,24 @@ def test_runs_are_compared_on_the_problems_they_share(folders, capsys):
     assert difference["difference"] == pytest.approx(0.1) and difference["interval"] == list(mean_interval(changes))
     assert list(difference["won"].items()) == [("A/1", 0.75), ("A/0", 0.25)] and difference["lost"] == {"A/2": -0.5}
 
-    printed = run(capsys, "compare first second given --k 1 10")
-    assert "given against first: no temperature in common." in printed
-    assert (
-        "second against first at temperature 0.2: pass@1 of the 5 problems that both have\n  +10.0 points [" in printed
-    )
-    assert "  won 2: A/1 +75.0, A/0 +25.0\n  lost 1: A/2 -50.0\n" in printed
-    table = [line.split() for line in printed.splitlines()[:5]]
+    text = run(capsys, "compare first second given --k 1 10")
+    assert "given vs. first: no temperature in common." in text
+    heading = "second vs. first at temperature 0.2: difference in pass@1 over the 5 problems in both\n"
+    assert f"{heading}  +10.0 percentage points [" in text
+    assert "  won 2: A/1 +75.0, A/0 +25.0\n  lost 1: A/2 -50.0\n" in text
+    table = [line.split() for line in text.splitlines()[:5]]
     assert table[0] == ["run", "T", "problems", "samples", "pass@1", "pass@10"]
     assert table[2] == ["first", "0.8", "5", "20", "100.00%", "[100.0%,", "100.0%]", "-"]
 
 
-def test_only_the_first_ten_problems_are_listed(folders, tmp_path, capsys):
+def test_only_ten_problems_are_listed(folders, tmp_path, capsys):
     write_results(tmp_path / "many", [0] * 12)
     write_results(tmp_path / "more", [1] * 11 + [4])
-    printed = run(capsys, "compare many more")
-    assert "won 12: A/11 +100.0, A/0 +25.0, " in printed and "A/8 +25.0, and 2 more\n  lost 0\n" in printed
+    text = run(capsys, "compare many more")
+    assert "won 12: A/11 +100.0, A/0 +25.0, " in text and "A/8 +25.0, and 2 more\n  lost 0\n" in text
 
 
-def test_samples_are_listed_or_one_is_printed_in_full(folders, capsys):
+def test_samples_are_listed_or_one_is_shown_in_full(folders, capsys):
     assert run(capsys, "show first A/3 --temperature 0.2") == (
         "A/3 at temperature 0.2\n  sample 0: passed\n  sample 1: passed\n  sample 2: passed\n  sample 3: failed; E: x\n"
     )
@@ -95,24 +94,24 @@ def test_control_characters_in_completions_are_escaped(tmp_path, monkeypatch, ca
 
 
 @pytest.mark.parametrize(
-    ("args", "message"),
+    ("words", "message"),
     [
         ("compare first", "the following arguments are required: DIR"),
         ("compare first first", "first: given twice"),
-        ("compare first second --k 0", "--k: 0 must be positive"),
-        ("compare first empty", "empty: no results of an evaluation; it is empty"),
-        ("compare first third", "third: there is no such file or folder; this folder holds"),
-        ("show first A/33", "A/33: no problem of these 5, such as A/0; did you mean A/3"),
-        ("show first A/3 --temperature 0.6", "--temperature: 0.6 is not there; the results are at 0.2, 0.8"),
+        ("compare first second --k 0", "--k: must be positive, got 0"),
+        ("compare first empty", "empty: no evaluation results; it is empty"),
+        ("compare first third", "third: there is no such file or folder; this folder"),
+        ("show first A/33", "A/33: not among the 5 problems, such as A/0; did you mean A/3"),
+        ("show first A/3 --temperature 0.6", "--temperature: 0.6 not found; the results have temperatures 0.2, 0.8"),
         ("show first A/3 --temperature hot", "--temperature: must be a number, got 'hot'"),
-        ("show first A/3 --sample 4", "--sample: 4 is not there; A/3 has 0 to 3"),
+        ("show first A/3 --sample 4", "--sample: 4 not found; A/3 has samples 0 to 3"),
     ],
 )
-def test_a_mistake_gives_a_one_line_error(folders, capsys, args, message):
-    with pytest.raises(SystemExit) as exited:
-        run(capsys, args)
+def test_a_mistake_gives_a_one_line_error(folders, capsys, words, message):
+    with pytest.raises(SystemExit) as ended:
+        run(capsys, words)
     printed, error = capsys.readouterr()
-    assert exited.value.code == 2 and not printed
+    assert ended.value.code == 2 and not printed
     assert error.startswith(f"codegen-jax: error: {message}") and error.count("\n") == 1, error
 
 
@@ -123,4 +122,6 @@ def test_evaluations_of_different_benchmarks_are_rejected(folders, tmp_path, cap
     )
     with pytest.raises(SystemExit):
         run(capsys, "compare first empty")
-    assert "empty and first: have no problem in common; give evaluations of one benchmark" in capsys.readouterr().err
+    assert (
+        "empty and first: have no problem in common; give evaluations of the same benchmark" in capsys.readouterr().err
+    )

@@ -127,11 +127,11 @@ def write_lines(path: Path, records: list[dict]) -> str:
 def judge_here(problems, programs):
     """Run programs in this process, in one namespace with their tests."""
     for number, task_id, program in programs:
-        problem, outcome, said = problems[task_id], "passed", ""
+        problem, outcome, message = problems[task_id], "passed", ""
         try:
             exec("\n\n".join((program, problem.setup, problem.tests)), {})
         except AssertionError as error:
-            outcome, said = "failed", f"AssertionError: {error}"
+            outcome, message = "failed", f"AssertionError: {error}"
         except Exception as error:
-            outcome, said = "exception", f"{type(error).__name__}: {error}"
-        yield number, Verdict(outcome, said, 0.01, 0.02)
+            outcome, message = "exception", f"{type(error).__name__}: {error}"
+        yield number, Verdict(outcome, message, 0.01, 0.02)

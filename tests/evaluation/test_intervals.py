@@ -1,4 +1,4 @@
-"""Bootstrap intervals: they match theory where it is known; a paired interval is that of the differences."""
+"""Bootstrap intervals match theory where it is known; a paired interval is the interval of the differences."""
 
 import numpy as np
 import pytest
@@ -7,32 +7,32 @@ from codegen_jax.evaluation.intervals import mean_interval, paired_difference
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5])
-def test_of_problems_that_are_solved_or_not_it_is_the_binomial_distribution_s(share):
+def test_intervals_of_binary_values_match_the_binomial_distribution(share):
     """The sum of P such draws is binomial, so the half-width is 1.96 sqrt(p (1 - p) / P), up to 1 / P."""
     problems = 1000
     values = np.arange(problems) < share * problems
     low, high = mean_interval(values.astype(float))
-    side = 1.96 * np.sqrt(share * (1 - share) / problems)
-    assert low == pytest.approx(share - side, abs=0.002) and high == pytest.approx(share + side, abs=0.002)
+    half_width = 1.96 * np.sqrt(share * (1 - share) / problems)
+    assert low == pytest.approx(share - half_width, abs=0.002) and high == pytest.approx(share + half_width, abs=0.002)
 
 
-def test_it_holds_the_true_mean_about_95_times_of_100():
+def test_95_percent_of_intervals_contain_the_true_mean():
     random = np.random.default_rng(1)
-    held = 0
+    hits = 0
     for _ in range(200):
         low, high = mean_interval(random.beta(0.4, 1.6, 164))
-        held += low <= 0.2 <= high
-    assert 180 <= held <= 198
+        hits += low <= 0.2 <= high
+    assert 180 <= hits <= 198
 
 
-def test_it_is_the_same_each_time_and_of_equal_values_nothing_but_them():
+def test_intervals_are_deterministic_and_equal_values_have_no_spread():
     values = np.random.default_rng(0).random(164)
     assert mean_interval(values) == mean_interval(values)
     assert mean_interval(np.ones(164)) == (1.0, 1.0) and mean_interval(np.array([0.25])) == (0.25, 0.25)
     assert mean_interval(np.array([0.0, 1.0] * 82)) == (0.420732, 0.579268)
 
 
-def test_a_pair_is_compared_problem_by_problem_over_those_that_both_have():
+def test_paired_runs_are_compared_over_their_common_problems():
     random = np.random.default_rng(0)
     first = {f"A/{n}": rate for n, rate in enumerate(random.random(164))}
     second = {task_id: rate + 0.1 for task_id, rate in reversed(first.items())} | {"B/0": 0.0}

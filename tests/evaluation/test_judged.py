@@ -1,4 +1,4 @@
-"""Reading an evaluation's folder: samples come back unchanged; one-line errors for anything else."""
+"""Reading an evaluation's folder: samples are read back unchanged; anything else is a one-line error."""
 
 import json
 
@@ -25,7 +25,7 @@ def result(task_id, sample, outcome="passed", **others):
     } | others
 
 
-def test_results_come_by_rising_temperature_in_the_order_of_their_files(tmp_path):
+def test_results_are_sorted_by_temperature_and_keep_file_order(tmp_path):
     for temperature in ("0.8", "0", "1e-05"):
         write_lines(tmp_path / f"results_T{temperature}.jsonl", [result("B/1", 0), result("A/0", 1, "failed")])
     write_lines(tmp_path / "samples_T0.2.jsonl", [{"task_id": "A/0", "completion": ""}])
@@ -35,7 +35,7 @@ def test_results_come_by_rising_temperature_in_the_order_of_their_files(tmp_path
         assert judged == [Judged("B/1", 0, "0", "passed", ""), Judged("A/0", 1, "1", "failed", "NameError: x")]
 
 
-def test_an_evaluation_of_given_samples_is_counted_as_its_own_report_counts(tmp_path):
+def test_given_samples_are_counted_as_in_their_own_report(tmp_path):
     """Any spelling of a problem and any additional fields are accepted; the program that ran is shown."""
     problems = mbpp(write_lines(tmp_path / "mbpp.jsonl", lines()))
     solution = problems[3].solution
@@ -58,64 +58,66 @@ def test_an_evaluation_of_given_samples_is_counted_as_its_own_report_counts(tmp_
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ('{"task_id": "A/0", "comp', "a truncated JSON object"),
         ("[1]", "not a JSON object"),
         (json.dumps(result(None, 1)), "no task_id"),
         (json.dumps(result("A/0", 1, completion=None)), "no completion"),
-        (json.dumps(result("A/0", 1, outcome="won")), "no outcome and error"),
+        (json.dumps(result("A/0", 1, outcome="won")), "no valid outcome and error"),
         (json.dumps(result("A/0", "1")), "sample is '1', not a number"),
     ],
 )
-def test_a_damaged_line_is_named(tmp_path, line, said):
+def test_a_damaged_line_is_reported(tmp_path, line, message):
     path = tmp_path / "results_T0.2.jsonl"
     path.write_text(json.dumps(result("A/0", 0)) + "\n" + line + "\n")
-    with pytest.raises(UserError, match=f"results_T0.2.jsonl: line 2 is damaged .*{said}.*; the same evaluate command"):
+    with pytest.raises(
+        UserError, match=f"results_T0.2.jsonl: line 2 is damaged .*{message}.*; run the same evaluate command again"
+    ):
         read_results(str(tmp_path))
 
 
-def test_what_is_no_finished_evaluation_is_one_line(tmp_path, monkeypatch):
+def test_folders_without_finished_results_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="none: there is no such file or folder; this folder is empty"):
         read_results("none")
-    with pytest.raises(UserError, match=r"^\.: no results of an evaluation; it is empty"):
+    with pytest.raises(UserError, match=r"^\.: no evaluation results; it is empty"):
         read_results(".")
     write_lines(tmp_path / "samples_T0.2.jsonl", [result("A/0", 0)])
-    with pytest.raises(UserError, match=r"it holds samples_T0.2.jsonl; .* must finish first"):
+    with pytest.raises(UserError, match=r"samples_T0.2.jsonl; give the output folder of a finished"):
         read_results(".")
-    with pytest.raises(UserError, match=r"samples_T0.2.jsonl: a file; give the output folder"):
+    with pytest.raises(UserError, match=r"samples_T0.2.jsonl: is a file; give the output folder"):
         read_results("samples_T0.2.jsonl")
     (tmp_path / "results_T0.2.jsonl").write_text("")
-    with pytest.raises(UserError, match=r"results_T0.2.jsonl: holds no results"):
+    with pytest.raises(UserError, match=r"results_T0.2.jsonl: contains no results"):
         read_results(".")
 
 
-def test_a_problem_s_samples_are_found_by_temperature_and_number():
+def test_samples_of_a_problem_are_found_by_temperature_and_number():
     some = [Judged(task_id, sample, "", "passed", "") for task_id in ("A/1", "A/10") for sample in range(3)]
     results = {0.2: some, 0.8: some[3:]}
     assert find(results, "A/1", None, None) == {0.2: some[:3]}
     assert find(results, "A/10", None, None) == {0.2: some[3:], 0.8: some[3:]}
     assert find(results, "A/10", 0.8, 2) == {0.8: some[5:]}
-    with pytest.raises(UserError, match=r"^A/2: no problem of these 2, such as A/1; did you mean A/1"):
+    with pytest.raises(UserError, match=r"^A/2: not among the 2 problems, such as A/1; did you mean A/1"):
         find(results, "A/2", None, None)
-    with pytest.raises(UserError, match=r"^temperature: 0.6 is not there; the results are at 0.2, 0.8$"):
+    with pytest.raises(UserError, match=r"^temperature: 0.6 not found; the results have temperatures 0.2, 0.8$"):
         find(results, "A/1", 0.6, None)
-    with pytest.raises(UserError, match=r"^temperature: 0.6 is not there; samples that were given have none"):
+    with pytest.raises(UserError, match=r"^temperature: 0.6 not found; given samples have no temperature"):
         find({None: some}, "A/1", 0.6, None)
-    with pytest.raises(UserError, match=r"^sample: 3 is not there; A/1 has 0 to 2"):
+    with pytest.raises(UserError, match=r"^sample: 3 not found; A/1 has samples 0 to 2"):
         find(results, "A/1", None, 3)
 
 
-def test_mtpb_s_results_are_read_by_problem(tmp_path):
-    told = {"outcome": "passed", "error": "", "sample": 0}
-    ours = [{"task_id": "1", "case": case, "completions": ["x = 1", "print(x)"]} | told for case in (0, 1)]
+def test_mtpb_results_are_read_by_problem(tmp_path):
+    verdict = {"outcome": "passed", "error": "", "sample": 0}
+    ours = [{"task_id": "1", "case": case, "completions": ["x = 1", "print(x)"]} | verdict for case in (0, 1)]
     write_lines(tmp_path / "results_T0.2.jsonl", ours)
     assert [(one.task_id, one.completion) for one in read_results(str(tmp_path))[0.2]] == [
         ("1", "x = 1\n\nprint(x)")
     ] * 2
     (tmp_path / "results_T0.2.jsonl").unlink()
-    write_lines(tmp_path / "results.jsonl", [{"id": "1", "completions": "print(1)"} | told] * 2)
+    write_lines(tmp_path / "results.jsonl", [{"id": "1", "completions": "print(1)"} | verdict] * 2)
     assert [(one.sample, one.completion) for one in read_results(str(tmp_path))[None]] == [
         (0, "print(1)"),
         (1, "print(1)"),

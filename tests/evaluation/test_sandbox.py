@@ -10,7 +10,7 @@ import pytest
 
 from codegen_jax.errors import UserError
 from codegen_jax.evaluation import sandbox as sandbox_module
-from codegen_jax.evaluation.sandbox import OVER_MEMORY, Limits, Sandbox
+from codegen_jax.evaluation.sandbox import MEMORY_EXCEEDED, Limits, Sandbox
 from codegen_jax.evaluation.sandbox_layers import LAYERS, choose_layer
 
 ALL = (*LAYERS, "UNSAFE")
@@ -81,7 +81,7 @@ def alive(path: Path) -> int:
 
 @pytest.mark.parametrize("endless", ENDLESS)
 @pytest.mark.parametrize("layer", ALL)
-def test_nothing_is_left_when_a_sandbox_has_stopped(layers, tmp_path, layer, endless):
+def test_nothing_is_left_after_a_sandbox_is_stopped(layers, tmp_path, layer, endless):
     program = write(tmp_path, ENDLESS[endless])
     sandbox = Sandbox(layers[layer], program)
     assert sandbox.stdout.readline() == b"ready\n", sandbox.messages
@@ -116,9 +116,9 @@ sys.stdin.read()
     assert alive(program) == 0
 
 
-# Not under sandlock: if something outside kills the keeper, a daemon survives there, still confined.
+# Not under sandlock: there, if the supervisor is killed from outside, a daemon survives, still confined.
 @pytest.mark.parametrize("layer", ("bubblewrap", "namespaces"))
-def test_nothing_is_left_when_the_keeper_is_killed(layers, tmp_path, layer):
+def test_nothing_is_left_when_the_supervisor_is_killed(layers, tmp_path, layer):
     program = write(tmp_path, ENDLESS["daemon"])
     with Sandbox(layers[layer], program) as sandbox:
         assert sandbox.stdout.readline() == b"ready\n"
@@ -130,7 +130,7 @@ def test_nothing_is_left_when_the_keeper_is_killed(layers, tmp_path, layer):
 
 
 @pytest.mark.parametrize("layer", ALL)
-def test_a_program_answers_through_pipes_that_can_be_waited_for(layers, tmp_path, layer):
+def test_a_program_communicates_through_pipes_that_support_select(layers, tmp_path, layer):
     with Sandbox(layers[layer], write(tmp_path, "print(input()[::-1], flush=True); input()")) as sandbox:
         assert not select.select([sandbox.stdout], [], [], 0.05)[0]
         sandbox.stdin.sendall(b"abc\n")
@@ -139,18 +139,18 @@ def test_a_program_answers_through_pipes_that_can_be_waited_for(layers, tmp_path
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_a_folder_runs_and_reads_itself_and_the_standard_library(layers, tmp_path, layer):
+def test_a_folder_can_run_and_read_itself_and_the_standard_library(layers, tmp_path, layer):
     tmp_path.chmod(0o755)
     (tmp_path / "data.txt").write_text("data")
-    (tmp_path / "beside.py").write_text("import decimal, json, sqlite3, ssl, zlib")
-    text = "import beside, os, sys; print(open(os.path.dirname(__file__) + '/data.txt').read(), sys.version)"
+    (tmp_path / "sibling.py").write_text("import decimal, json, sqlite3, ssl, zlib")
+    text = "import sibling, os, sys; print(open(os.path.dirname(__file__) + '/data.txt').read(), sys.version)"
     (tmp_path / "__main__.py").write_text(text)
     with Sandbox(layers[layer], tmp_path) as sandbox:
         assert output(sandbox) == f"data {sys.version}\n"
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_installed_packages_that_it_is_given_can_be_read_and_no_others(layers, tmp_path, layer):
+def test_only_the_given_installed_packages_can_be_read(layers, tmp_path, layer):
     """For example numpy, which may be in a virtual environment."""
     text = """
 import sys
@@ -168,12 +168,12 @@ except ImportError:
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_they_can_be_read_where_the_others_beside_them_are_hidden(layers, tmp_path, layer, monkeypatch):
-    """As where packages are installed into the system's Python."""
+def test_given_packages_can_be_read_although_their_neighbors_are_hidden(layers, tmp_path, layer, monkeypatch):
+    """As when packages are installed into the system's Python."""
     hidden = [Path(folder) for folder in sandbox_module._allowed(Path("x"), [])["hidden"]]
     packages = sorted(path for folder in hidden for path in folder.iterdir() if (path / "__init__.py").is_file())
     if len(packages) < 2:
-        pytest.skip("no packages beside the standard library")
+        pytest.skip("no packages next to the standard library")
     given, other = packages[:2]
     monkeypatch.setattr(sandbox_module, "_files_of", lambda _: {given.name: str(given)})
     text = f"""
@@ -186,7 +186,7 @@ for path in ({str(given / "__init__.py")!r}, {str(other / "__init__.py")!r}):
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_the_current_folder_is_empty_and_can_be_written_to(layers, tmp_path, layer):
+def test_the_current_folder_is_empty_and_writable(layers, tmp_path, layer):
     text = "import os, tempfile; print(os.listdir()); tempfile.TemporaryFile(); open('x', 'w'); print(os.listdir())"
     with Sandbox(layers[layer], write(tmp_path, text)) as sandbox:
         assert output(sandbox) == "[]\n['x']\n"
@@ -200,7 +200,7 @@ def test_root_is_nobody_inside(layers, tmp_path, layer):
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_processes_that_together_take_too_much_memory_are_ended(layers, tmp_path, layer):
+def test_processes_that_together_use_too_much_memory_are_killed(layers, tmp_path, layer):
     text = """
 import os, time
 for _ in range(3):
@@ -211,38 +211,42 @@ time.sleep(1000)
 """
     with Sandbox(layers[layer], write(tmp_path, text), Limits(resident_bytes=120 << 20)) as sandbox:
         assert output(sandbox) == ""
-    assert OVER_MEMORY in sandbox.messages
+    assert MEMORY_EXCEEDED in sandbox.messages
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_one_process_that_takes_too_much_memory_gets_an_error_that_it_can_report(layers, tmp_path, layer):
+def test_one_process_that_uses_too_much_memory_gets_a_memory_error(layers, tmp_path, layer):
     text = "try: bytearray(300 << 20)\nexcept MemoryError: print('MemoryError')"
     with Sandbox(layers[layer], write(tmp_path, text), Limits(memory_bytes=256 << 20)) as sandbox:
         assert output(sandbox) == "MemoryError\n"
 
 
-def test_auto_takes_the_first_layer_that_runs():
+def test_auto_selects_the_first_layer_that_runs():
     assert choose_layer("auto") == choose_layer(LAYERS[0])
 
 
-def test_a_layer_that_is_not_installed_is_passed_over_and_named_with_its_mend(monkeypatch):
+def test_a_missing_layer_is_reported_with_its_fix(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(UserError, match=r"^sandbox: bubblewrap does not run \(apt install bubblewrap"):
+    with pytest.raises(
+        UserError, match=r"^sandbox: bubblewrap is unavailable \(not installed: apt or dnf install bubblewrap"
+    ):
         choose_layer("bubblewrap")
 
 
 def test_an_unknown_layer_is_refused():
-    with pytest.raises(UserError, match=r"^sandbox: one of auto, sandlock, bubblewrap, namespaces, not 'docker'"):
+    with pytest.raises(
+        UserError, match=r"^sandbox: must be one of auto, sandlock, bubblewrap, namespaces, got 'docker'"
+    ):
         choose_layer("docker")
 
 
-def test_a_layer_that_breaks_is_refused_with_the_reason_and_nothing_runs(tmp_path, monkeypatch):
+def test_a_layer_that_fails_is_refused_with_the_reason(tmp_path, monkeypatch):
     """The layer's own program is one that fails."""
     broken = tmp_path / "bwrap"
     broken.write_text("#!/bin/sh\necho setting up uid map: Permission denied >&2; exit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match=r"^sandbox: bubblewrap does not run"):
+    with pytest.raises(UserError, match=r"^sandbox: bubblewrap is unavailable"):
         choose_layer("bubblewrap")
 
 

@@ -1,6 +1,6 @@
-"""`python -I -S confinement SETTINGS`: supervises a confined program, and ends with it or when its leash is pulled.
+"""`python -I -S confinement SETTINGS`: supervises a program until it ends or the stop pipe becomes readable.
 
-SETTINGS is JSON. This keeper stays outside the confinement and is the ancestor of all confined processes: it adopts
+SETTINGS is JSON. This supervisor stays outside the confinement and is the ancestor of all confined processes: it adopts
 those whose parents have died, adds up their memory, and exits when none is left.
 """
 
@@ -18,34 +18,34 @@ import last_step
 import quarters
 
 # A program can allocate about 1 GB per second, so it may exceed the cap by about 100 MB.
-_SECONDS_BETWEEN_LOOKS = 0.1
+_POLL_SECONDS = 0.1
 _THREADS_OF_SANDLOCK = 8
 
 
 def main() -> None:
     settings = json.loads(sys.argv[1])
     if settings["inside"]:
-        last_step.become(settings)
-    os.set_inheritable(settings["leash"], False)
+        last_step.confine_and_exec(settings)
+    os.set_inheritable(settings["stop_pipe"], False)
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     layers = {"sandlock": _sandlock, "bubblewrap": _bubblewrap, "namespaces": _namespaces, "UNSAFE": _unsafe}
-    # If the machine runs out of memory, the program should be killed, not its keeper.
-    _offer_to_oom_killer(1000)
+    # If the machine runs out of memory, the program should be killed, not its supervisor.
+    _set_oom_score(1000)
     child = layers[settings["layer"]](settings)
-    _offer_to_oom_killer(0)
-    _keep(child, settings)
+    _set_oom_score(0)
+    _supervise(child, settings)
 
 
-def _keep(child: int, settings: dict) -> None:
-    """Wait until process `child` ends, exceeds its memory, or the leash is pulled; then kill all processes and exit."""
-    leash, resident_bytes = settings["leash"], settings["limits"]["resident_bytes"]
-    _let_go_of_streams()
-    watched = select.poll()  # `select` supports no descriptor above 1023, and the leash may be one
-    for descriptor in (leash, os.pidfd_open(child)):
+def _supervise(child: int, settings: dict) -> None:
+    """Wait until `child` ends, memory runs out or the stop pipe is readable; then kill all processes and exit."""
+    stop_pipe, resident_bytes = settings["stop_pipe"], settings["limits"]["resident_bytes"]
+    _release_streams()
+    watched = select.poll()  # `select` supports no descriptor above 1023, and the stop pipe may be one
+    for descriptor in (stop_pipe, os.pidfd_open(child)):
         watched.register(descriptor, select.POLLIN)
-    while not watched.poll(1000 * _SECONDS_BETWEEN_LOOKS):
+    while not watched.poll(1000 * _POLL_SECONDS):
         if sum(_resident_bytes(process) for process in _descendants(os.getpid())) > resident_bytes:
-            print(settings["over_memory"], file=sys.stderr, flush=True)
+            print(settings["memory_exceeded"], file=sys.stderr, flush=True)
             break
     with contextlib.suppress(ChildProcessError):
         while True:
@@ -58,17 +58,17 @@ def _keep(child: int, settings: dict) -> None:
     os._exit(0)
 
 
-def _offer_to_oom_killer(points: int) -> None:
+def _set_oom_score(points: int) -> None:
     with open("/proc/self/oom_score_adj", "w") as file:
         file.write(str(points))
 
 
-def _let_go_of_streams() -> None:
-    """Release stdin and stdout to the program: while another process holds them, too, their end is not seen."""
-    nothing = os.open("/dev/null", os.O_RDWR)
-    os.dup2(nothing, 0)
-    os.dup2(nothing, 1)
-    os.close(nothing)
+def _release_streams() -> None:
+    """Detach from stdin and stdout: while another process holds them open, their other end sees no end of file."""
+    null = os.open("/dev/null", os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.close(null)
 
 
 def _descendants(process: int) -> list[int]:
@@ -118,15 +118,15 @@ def _sandlock(settings: dict) -> int:
         quarters.enter(settings)
     except OSError:
         # As in most containers. Without mounts no folder has a size limit, so the program may write nothing. Sandlock
-        # then counts the processes, and its count never forgets one that was killed.
+        # then counts the processes, and its count never drops when one is killed.
         quarters.become_nobody()
-        settings["own_quarters"] = False
+        settings["private_root"] = False
     # All threads of the user count, including sandlock's own.
     settings["limits"]["processes"] += _THREADS_OF_SANDLOCK + (os.cpu_count() or 1)
     sandbox = sandlock.Sandbox(
         fs_readable=[*settings["readable"], *quarters.DEVICES, settings["scratch"]],
-        fs_writable=[*quarters.DEVICES, *([settings["scratch"]] if settings["own_quarters"] else [])],
-        max_processes=None if settings["own_quarters"] else settings["limits"]["processes"],
+        fs_writable=[*quarters.DEVICES, *([settings["scratch"]] if settings["private_root"] else [])],
+        max_processes=None if settings["private_root"] else settings["limits"]["processes"],
         clean_env=True,
         cwd=settings["scratch"],
     )
@@ -152,7 +152,7 @@ def _bubblewrap(settings: dict) -> int:
 
 def _namespaces(settings: dict) -> int:
     if landlock.abi() < 1:
-        raise OSError("the kernel has no Landlock")
+        raise OSError("the kernel does not support Landlock")
     quarters.enter(settings)
     kernel.unshare(kernel.CLONE_NEWPID | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS)
     first = os.fork()
@@ -166,8 +166,8 @@ def _namespaces(settings: dict) -> int:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         program = os.fork()
         if program == 0:
-            last_step.become(settings)
-        _let_go_of_streams()
+            last_step.confine_and_exec(settings)
+        _release_streams()
         while os.wait()[0] != program:
             pass
     except BaseException as error:

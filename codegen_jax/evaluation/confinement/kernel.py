@@ -30,11 +30,11 @@ PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 
 
-def checked(result: int, doing: str) -> int:
-    """The `result` of a C function; raises OSError, naming what was being done, if it is negative."""
+def checked(result: int, action: str) -> int:
+    """The `result` of a C function; raises OSError, naming the action, if it is negative."""
     if result < 0:
         code = ctypes.get_errno()
-        raise OSError(code, f"{os.strerror(code)} ({doing})")
+        raise OSError(code, f"{os.strerror(code)} ({action})")
     return result
 
 

@@ -1,4 +1,4 @@
-"""The last step of every layer: sets limits, Landlock and seccomp, then replaces this process by the program."""
+"""The last step of every layer: sets limits, Landlock and seccomp, then replaces this process with the program."""
 
 import os
 import resource
@@ -11,8 +11,8 @@ import seccomp
 ENVIRONMENT = {"PYTHONHASHSEED": "0"}
 
 
-def become(settings: dict) -> None:
-    """Confine this process and replace it by the program.
+def confine_and_exec(settings: dict) -> None:
+    """Confine this process and replace it with the program.
 
     Raises:
         OSError: if part of the confinement is unavailable; the program does not run then.
@@ -27,19 +27,19 @@ def become(settings: dict) -> None:
         resource.RLIMIT_MSGQUEUE: 0,
     }
     # The limit counts all processes of the user; only in a user namespace are these just the program's.
-    if settings["own_quarters"]:
+    if settings["private_root"]:
         caps[resource.RLIMIT_NPROC] = limits["processes"]
     os.chdir(settings["scratch"])
     rights = _reading(settings)
     rights |= {path: landlock.DEVICE for path in quarters.DEVICES}
-    rights[settings["scratch"]] = landlock.SCRATCH if settings["own_quarters"] else landlock.READ
+    rights[settings["scratch"]] = landlock.SCRATCH if settings["private_root"] else landlock.READ
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     landlock.restrict(rights)
     # If other files are visible, Landlock does not stop a user from changing their modes.
-    seccomp.restrict(metadata=settings["own_quarters"])
+    seccomp.restrict(metadata=settings["private_root"])
     for limit, value in caps.items():
         resource.setrlimit(limit, (value, value))
-    # Not -I: it ignores the environment and so the hash seed; sets of strings would then vary in their order.
+    # Not -I: it ignores the environment and so the hash seed; the order of sets of strings would then vary.
     os.execve(settings["python"], [settings["python"], "-P", "-s", "-S", settings["program"]], ENVIRONMENT)
 
 

@@ -1,18 +1,18 @@
-"""The program that tests a layer: prints `held` if it can neither read a file nor open a socket."""
+"""The program that tests a layer: prints `confined` if it can neither read a file nor open a socket."""
 
 import socket
 from pathlib import Path
 
 
-def _got() -> list[str]:
-    got = []
+def _accessible() -> list[str]:
+    accessible = []
     for name, attempt in (("a file", Path("/etc/passwd").read_bytes), ("a socket", socket.socket)):
         try:
             attempt()
-            got.append(name)
+            accessible.append(name)
         except OSError:
             pass
-    return got
+    return accessible
 
 
-print("held" if not _got() else f"its program got {' and '.join(_got())}")
+print("confined" if not _accessible() else f"the probe could open {' and '.join(_accessible())}")

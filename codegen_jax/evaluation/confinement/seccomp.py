@@ -111,7 +111,7 @@ _METADATA_REFUSED = {
     "file_setattr": (469, 469),
 }
 # Allowed only on the caller: the first argument is a process, and 0 is the caller.
-_OF_OTHERS_REFUSED = {
+_OTHER_PROCESSES_REFUSED = {
     "prlimit64": (302, 261),
     "sched_setaffinity": (203, 122),
     "sched_setscheduler": (144, 119),
@@ -176,7 +176,7 @@ def program(machine: str, metadata: bool) -> bytes:
         (_RETURN, 0, 0, no),
         (_RETURN, 0, 0, _ALLOW),
     ]
-    for numbers in _OF_OTHERS_REFUSED.values():
+    for numbers in _OTHER_PROCESSES_REFUSED.values():
         rest = [(_LOAD, 0, 0, _argument(0)), (_EQUAL, 1, 0, 0), (_RETURN, 0, 0, no), (_RETURN, 0, 0, _ALLOW)]
         code += [(_EQUAL, 0, len(rest), numbers[column]), *rest]
     for numbers in (_REFUSED if metadata else _REFUSED | _METADATA_REFUSED).values():

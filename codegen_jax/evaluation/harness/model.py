@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 SEED = 1234  # lm_eval's default for few-shot examples
 NEW_TOKENS = 256  # if a task sets no max_gen_toks, as in lm_eval's own models
 GENERATION_KWARGS = ("do_sample", "temperature", "top_p", "top_k", "until", "max_gen_toks")
-THEIR_NAMES = {"stop_strings": "until", "max_new_tokens": "max_gen_toks"}  # lm_eval's name for each of our options
+LM_EVAL_NAMES = {"stop_strings": "until", "max_new_tokens": "max_gen_toks"}  # lm_eval's name for each of our options
 
 
 class HarnessModel(TemplateLM):
@@ -42,7 +42,7 @@ class HarnessModel(TemplateLM):
 
     def __init__(self, model: Generator, seed: int = SEED):
         super().__init__()
-        require(model.tokenizer.eos_id >= 0, "model: its tokenizer has no end of text; take a model that has one")
+        require(model.tokenizer.eos_id >= 0, "model: its tokenizer has no end-of-text token; use a model that has one")
         self.model, self.seed, self.max_length = model, seed, model.config.n_positions
 
     @property
@@ -63,7 +63,7 @@ class HarnessModel(TemplateLM):
         """
         for request in requests:
             require(
-                any(request.arguments), "tasks: a request has neither context nor continuation; mend the task's data"
+                any(request.arguments), "tasks: a request has neither context nor continuation; fix the task's data"
             )
         return super().loglikelihood(requests, disable_tqdm=True)  # its progress bar covers the encoding only
 
@@ -72,16 +72,16 @@ class HarnessModel(TemplateLM):
     ) -> list[tuple[float, bool]]:
         rows: list[list[int]] = []
         for (_, text), before, continuation in requests:
-            require(bool(continuation), "tasks: a continuation is empty; mend the task's data")
+            require(bool(continuation), "tasks: a continuation is empty; fix the task's data")
             require(
                 len(continuation) <= self.max_length,
                 f"tasks: a continuation of {len(continuation)} tokens is longer than the model's context of "
-                f"{self.max_length} ({text[:40]!r}...); shorten it, or take a model with a longer context",
+                f"{self.max_length} ({text[:40]!r}...); shorten it, or use a model with a longer context",
             )
             rows.append([*(before or [self.prefix_token_id]), *continuation])  # an all-space context is empty now
         cut = sum(len(row) > self.max_length + 1 for row in rows)
         if cut:
-            log.warning(f"{cut} of {len(rows)} requests are longer than the model's context; they are cut on the left")
+            log.warning(f"{cut} of {len(rows)} requests exceed the model's context and are truncated from the left")
         rows = [row[-self.max_length - 1 :] for row in rows]
         answers: dict[int, tuple[float, bool]] = {}
         with tqdm(total=len(rows), unit="request", disable=None) as bar:
@@ -149,7 +149,7 @@ class HarnessModel(TemplateLM):
                 cut = sum(len(prompt) > room for prompt in prompts)
                 if cut:
                     log.warning(
-                        f"{cut} of {len(prompts)} prompts leave no room for max_gen_toks; they are cut on the left"
+                        f"{cut} of {len(prompts)} prompts leave no room for max_gen_toks: truncated from the left"
                     )
                 prompts = [prompt[-room:] for prompt in prompts]
                 for batch in batches(list(map(len, prompts)), self.model.max_rows):
@@ -183,29 +183,29 @@ def options_of(generation_kwargs: Mapping[str, Any], end_of_text: str) -> dict[s
         UserError: for an unknown name or an invalid value.
     """
     try:
-        said: dict[str, Any] = dict(normalize_gen_kwargs(dict(generation_kwargs), NEW_TOKENS))
+        kwargs: dict[str, Any] = dict(normalize_gen_kwargs(dict(generation_kwargs), NEW_TOKENS))
     except (TypeError, ValueError) as error:
-        raise UserError(f"tasks: generation_kwargs: {error}; mend the task's YAML") from error
-    for name in said:
+        raise UserError(f"tasks: generation_kwargs: {error}; fix the task's YAML") from error
+    for name in kwargs:
         known = ", ".join(GENERATION_KWARGS)
-        require(name in GENERATION_KWARGS, f"tasks: generation_kwargs: {name} is not known here; there are {known}")
-    temperature = float(said.get("temperature") or 0)  # normalized: 0 if do_sample is false
+        require(name in GENERATION_KWARGS, f"tasks: generation_kwargs: {name} is not supported; supported: {known}")
+    temperature = float(kwargs.get("temperature") or 0)  # normalized: 0 if do_sample is false
     require(
-        temperature > 0 or not said["do_sample"],
-        "tasks: generation_kwargs: do_sample is true without a temperature above 0; add one, or leave it out",
+        temperature > 0 or not kwargs["do_sample"],
+        "tasks: generation_kwargs: do_sample needs a temperature above 0; set one, or remove do_sample",
     )
     options = {
         "temperature": temperature,
-        "top_p": 1.0 if said.get("top_p") is None or not temperature else said["top_p"],
-        "top_k": said.get("top_k") or 0 if temperature else 0,
-        "max_new_tokens": said["max_gen_toks"],
-        "stop_strings": (*said["until"], end_of_text),
+        "top_p": 1.0 if kwargs.get("top_p") is None or not temperature else kwargs["top_p"],
+        "top_k": kwargs.get("top_k") or 0 if temperature else 0,
+        "max_new_tokens": kwargs["max_gen_toks"],
+        "stop_strings": (*kwargs["until"], end_of_text),
     }
     try:
         Options.of(options)
     except UserError as error:
         field, colon, rest = str(error).partition(":")
-        raise UserError(f"tasks: generation_kwargs: {THEIR_NAMES.get(field, field)}{colon}{rest}") from error
+        raise UserError(f"tasks: generation_kwargs: {LM_EVAL_NAMES.get(field, field)}{colon}{rest}") from error
     return options
 
 

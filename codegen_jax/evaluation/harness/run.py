@@ -12,7 +12,7 @@ from lm_eval.utils import handle_non_serializable, make_table
 
 from codegen_jax.errors import UserError, require
 from codegen_jax.evaluation.harness.model import HarnessModel
-from codegen_jax.evaluation.results import REPORT, REPORT_IN_WORDS
+from codegen_jax.evaluation.results import REPORT, REPORT_MARKDOWN
 from codegen_jax.mistaken_paths import holds
 from codegen_jax.storage import open_path, write_whole
 from codegen_jax.strict_json import dumps
@@ -57,12 +57,14 @@ def run_harness(
     files = {name: f"samples_{name.replace('/', '_')}.jsonl" for name in tasks["tasks"]}
     require(
         not log_samples or len(set(files.values())) == len(files),
-        f"log_samples: tasks whose names differ in / and _ alone ({', '.join(files)}) have one file; run them apart",
+        f"log_samples: {', '.join(files)} differ only in / and _, so they share a file; run them separately",
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)  # fail before the work if the folder can't be created
     except OSError as error:
-        raise UserError(f"output: {folder} can't be made ({error.strerror or error}); choose another folder") from error
+        raise UserError(
+            f"output: {folder} can't be created ({error.strerror or error}); choose another folder"
+        ) from error
     lm = load()
     with redirect_stdout(sys.stderr):  # lm_eval prints to stdout, and so may a task
         try:
@@ -72,15 +74,15 @@ def run_harness(
                 limit=limit,
                 bootstrap_iters=RESAMPLES,
                 log_samples=log_samples,
-                confirm_run_unsafe_code=True,  # load_tasks has already refused tasks that are not allowed
+                confirm_run_unsafe_code=True,  # load_tasks has already refused unsafe tasks unless allowed
             )
         except (UserError, OSError, RuntimeError, MemoryError):  # the device's errors are RuntimeErrors
             raise
         except Exception as error:  # a task's filters, metrics and data may raise anything
-            said = " ".join(str(error).split())[:300]
+            text = " ".join(str(error).split())[:300]
             raise UserError(
-                f"tasks: {', '.join(tasks['tasks'])}: can't be scored ({type(error).__name__}: {said}); "
-                "mend the YAML or data"
+                f"tasks: {', '.join(tasks['tasks'])}: can't be scored ({type(error).__name__}: {text}); "
+                "fix the YAML or data"
             ) from error
     samples = found.pop("samples", {})
     report = _plain({**found, "config": config, "lm_eval_version": version("lm_eval")})
@@ -88,17 +90,19 @@ def run_harness(
         lines = "".join(dumps(_plain(record)) + "\n" for record in records)
         write_whole(folder / files[name], lines)
     write_whole(folder / REPORT, dumps(report, indent=2) + "\n")
-    write_whole(folder / REPORT_IN_WORDS, in_words(report))
+    write_whole(folder / REPORT_MARKDOWN, to_markdown(report))
     return report
 
 
-def in_words(report: Mapping[str, Any]) -> str:
+def to_markdown(report: Mapping[str, Any]) -> str:
     """The content of report.md: the settings, then lm_eval's tables."""
     config = report["config"]
-    said = [f"{name} {value}" for name, value in config.items() if isinstance(value, str | int | float) and value != ""]
+    shown = [
+        f"{name} {value}" for name, value in config.items() if isinstance(value, str | int | float) and value != ""
+    ]
     tables = [make_table(report, column) for column in ("results", "groups") if column in report]
     head = f"# lm-evaluation-harness {report['lm_eval_version']}: {config['model']}"
-    return "\n\n".join([head, f"Settings: {', '.join(said)}.", *map(str.strip, tables)]) + "\n"
+    return "\n\n".join([head, f"Settings: {', '.join(shown)}.", *map(str.strip, tables)]) + "\n"
 
 
 def _plain(value: Any) -> Any:

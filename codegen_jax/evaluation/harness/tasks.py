@@ -19,8 +19,8 @@ from codegen_jax.fields import did_you_mean
 log = logging.getLogger(__name__)
 
 UNSAFE = (
-    "its programs run in this process, as you and without a sandbox; codegen-jax evaluate humaneval and mbpp have one, "
-    "and --unsafe runs them all the same"
+    "runs the model's programs in this process, with your permissions and without a sandbox; use codegen-jax evaluate "
+    "MODEL humaneval or mbpp, which have one, or allow it with --unsafe"
 )
 
 
@@ -58,8 +58,8 @@ def load_tasks(
     wanted = [found for name in names for found in (_tasks_of(name, folders[name]) if name in folders else [name])]
     for name in wanted:
         is_known = name in manager.task_index or os.path.isfile(name)
-        hint = did_you_mean(name, manager.all_tasks) or "; name one of its tasks, or a folder with YAML files"
-        require(is_known, f"tasks: {name}: lm_eval {version('lm_eval')} has no such task{hint}")
+        hint = did_you_mean(name, manager.all_tasks) or "; give one of its tasks, or a folder of YAML files"
+        require(is_known, f"tasks: {name}: not a task of lm_eval {version('lm_eval')}{hint}")
         for task, config in _configs(manager, name):
             require(unsafe or not config.get("unsafe_code"), f"tasks: {task}: {UNSAFE}")
     loaded: dict[str, dict[str, Any]] = {"tasks": {}, "groups": {}, "group_map": {}}
@@ -78,10 +78,12 @@ def _tasks_of(folder: str, manager: TaskManager) -> list[str]:
     known = {manager.task_index[name].yaml_path for name in names}
     for path in sorted(Path(folder).glob("**/*.yaml")):
         if path not in known:
-            log.warning(f"{path}: no task of its own (no valid YAML with task or group, or a name that is there twice)")
-    require(bool(names), f"tasks: {folder}: a folder without a task's YAML file")
+            log.warning(
+                f"{path}: ignored, defines no task of its own (invalid YAML, no task or group, or a repeated name)"
+            )
+    require(bool(names), f"tasks: {folder}: contains no YAML file with a task")
     for name in names:
-        require(isinstance(name, str), f"tasks: {folder}: a task's name is {name!r}, no text; put it in quotes")
+        require(isinstance(name, str), f"tasks: {folder}: a task's name is {name!r}, which is not text; quote it")
     return names
 
 
@@ -96,7 +98,7 @@ def _configs(manager: TaskManager, name: str, above: tuple[str, ...] = ()) -> It
             yield name, child
             child = child.get("task", child.get("group"))
         if isinstance(child, str) and child != name:
-            require(child not in above, f"tasks: {child}: a group that is in itself, by {name}; mend its YAML")
+            require(child not in above, f"tasks: {child}: a group that contains itself, through {name}; fix its YAML")
             yield from _configs(manager, child, (*above, name))
 
 
@@ -105,20 +107,22 @@ def _load(manager: TaskManager, name: str) -> Any:
         found: Any = manager.load([name])
         empty = [task for task, loaded in found["tasks"].items() if not len(loaded.eval_docs)]
     except Exception as error:  # a task's YAML, functions and data may raise anything
-        said = " ".join(str(error).split())
+        text = " ".join(str(error).split())
         remedy = (
-            "paths count from the current folder, and data on the hub takes the network"
+            "paths are relative to the current folder, and data on the hub needs a network connection"
             if isinstance(error, OSError)
-            else "mend its YAML or data"
+            else "fix its YAML or data"
         )
-        raise UserError(f"tasks: {name}: can't be loaded ({type(error).__name__}: {said[:300]}); {remedy}") from error
-    require(not empty, f"tasks: {', '.join(empty)}: its data has no documents")
+        raise UserError(f"tasks: {name}: can't be loaded ({type(error).__name__}: {text[:300]}); {remedy}") from error
+    require(not empty, f"tasks: {', '.join(empty)}: the data contains no documents")
     return found
 
 
 def _check(name: str, task: Any, unsafe: bool) -> None:
     require(unsafe or not getattr(task, "UNSAFE_CODE", False), f"tasks: {name}: {UNSAFE}")
-    require(not getattr(task, "MULTIMODAL", False), f"tasks: {name}: takes images or sound, and the model reads text")
+    require(
+        not getattr(task, "MULTIMODAL", False), f"tasks: {name}: needs images or audio, but the model reads only text"
+    )
     if task.OUTPUT_TYPE == "generate_until" and task.get_config("generation_kwargs"):
         try:
             options_of(task.get_config("generation_kwargs"), "x")
@@ -131,14 +135,14 @@ def _set_examples(name: str, task: Any, num_fewshot: int | None, seed: int) -> N
     own = task.get_config("num_fewshot")
     require(
         own is None or (isinstance(own, int) and own >= 0),
-        f"tasks: {name}: num_fewshot: {own!r} must be a whole number, not negative; mend its YAML",
+        f"tasks: {name}: num_fewshot: must be a whole number, not negative, got {own!r}; fix its YAML",
     )
     if num_fewshot is not None and own == 0:
-        log.warning(f"{name}: its YAML says num_fewshot: 0, which stays")
+        log.warning(f"{name}: keeps num_fewshot: 0 from its YAML")
     elif num_fewshot is not None or own is None:
         task.set_config(key="num_fewshot", value=num_fewshot or 0)
     try:
         task.fewshot_context(next(iter(task.eval_docs)), num_fewshot=task.get_config("num_fewshot"))
     except (AssertionError, ValueError) as error:
-        raise UserError(f"num_fewshot: {name}: no prompt comes of it ({error}); take fewer") from error
+        raise UserError(f"num_fewshot: {name}: can't build a prompt ({error}); use fewer") from error
     task.set_fewshot_seed(seed=seed)

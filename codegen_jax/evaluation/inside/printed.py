@@ -19,18 +19,18 @@ import sys
 from decimal import Decimal
 from fractions import Fraction
 
-from frames import SAYING
+from frames import REPORT_PIPE
 from program import describe
 
-MOST_SAID = 60_000  # characters that fit in a pipe while nobody reads it
-MOST_SHOWN = 100  # characters of a value in a message
-ROOM_BYTES = 64 << 20  # reserved, so the result can still be reported after a program has used up its memory
+MAX_REPORT_CHARACTERS = 60_000  # characters that fit in a pipe before anything is read from it
+MAX_SHOWN_CHARACTERS = 100  # characters of a value in a message
+RESERVED_BYTES = 64 << 20  # reserved, so the result can still be reported after a program has used up its memory
 TYPES = {"bool": bool, "dict": dict, "float": float, "int": int, "list": list, "str": str}
 SERIES = ("<class 'pandas.core.series.Series'>", "<class 'pandas.Series'>")  # the second one since pandas 3
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 # As in the authors' checker, `print` is a function in the program's own namespace and its record a variable there. A
-# program that uses either name for something else therefore behaves as it does there.
+# program that uses either name for something else therefore behaves the same here.
 RECORDER = """
 import builtins
 
@@ -45,7 +45,7 @@ class TimeoutException(Exception):
 
 
 class TooLarge(Exception):
-    """A value of more than `MOST_SAID` characters."""
+    """A value of more than `MAX_REPORT_CHARACTERS` characters."""
 
 
 def warm(packages):
@@ -59,43 +59,43 @@ def warm(packages):
 
 def run(task):
     """Run the task's program, and report the last value that it printed, converted to the expected type if possible."""
-    numpy, said = sys.modules.get("numpy"), {}
+    numpy, report = sys.modules.get("numpy"), {}
     namespace = {"print_stack": [], "__name__": "__main__"}
     exec(RECORDER, namespace)
     random.seed(0)
     if numpy:
         numpy.random.seed(0)
-    most = resource.getrlimit(resource.RLIMIT_AS)[1]
-    resource.setrlimit(resource.RLIMIT_AS, (most - ROOM_BYTES, most))
+    limit = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (limit - RESERVED_BYTES, limit))
     try:
-        stop_once(task["wall_seconds"], said)
+        raise_at_timeout(task["wall_seconds"], report)
         source = with_last_value_printed(task["program"])
         with contextlib.redirect_stdout(io.StringIO()):
             exec(source, namespace)
     except BaseException as error:
-        said["raised"] = describe(error)
+        report["raised"] = describe(error)
     try:
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         sys.setrecursionlimit(1000)
         value = namespace["print_stack"][-1]["args"][0]
         try:
-            said["value"] = encode(as_expected(value, task["expected"], numpy), numpy, [MOST_SAID])
+            report["value"] = encode(as_expected(value, task["expected"], numpy), numpy, [MAX_REPORT_CHARACTERS])
         finally:
-            said["printed"] = in_short(value)
+            report["printed"] = shorten(value)
     except TooLarge:
-        said["large"] = True
+        report["large"] = True
     except BaseException as error:
-        said["unlike"] = type(error).__name__
-    say(said)
+        report["conversion_error"] = type(error).__name__
+    send_report(report)
 
 
-def stop_once(wall_seconds, said):
+def raise_at_timeout(wall_seconds, report):
     """Raise an error in the program when it first reaches a time limit; after that, only a hard limit kills it."""
 
     def stop(*_):
         for number in (signal.SIGXCPU, signal.SIGALRM):
             signal.signal(number, signal.SIG_IGN)
-        said["over time"] = True
+        report["timeout"] = True
         raise TimeoutException("Timed out!")
 
     for number in (signal.SIGXCPU, signal.SIGALRM):
@@ -149,24 +149,24 @@ def as_expected(value, expected, numpy):
     return value
 
 
-def encode(value, numpy, left):
+def encode(value, numpy, budget):
     """A value as JSON for `decode` in mtpb/printed.py, encoded by the builtin or NumPy base of its type.
 
     Objects of the program's own classes, and types that no value in a JSON file equals, become ["other"].
 
     Args:
-        left: a list with one number: how many characters may still be used.
+        budget: a list with one number: the characters that may still be used.
     """
-    take(8, left)
+    spend(8, budget)
     if value is None or value is True or value is False:
         return value
     if isinstance(value, str):
-        take(str.__len__(value), left)
+        spend(str.__len__(value), budget)
         return str.__str__(value)
     if numpy and isinstance(value, numpy.generic | numpy.ndarray):
-        return encode_numpy(value, numpy, left)
+        return encode_numpy(value, numpy, budget)
     if isinstance(value, int):
-        take(int.bit_length(value) // 4, left)
+        spend(int.bit_length(value) // 4, budget)
         return ["int", hex(int.__index__(value))]
     if isinstance(value, float):
         return ["float", float.hex(value)]
@@ -175,25 +175,25 @@ def encode(value, numpy, left):
     if isinstance(value, Decimal):
         return ["Decimal", Decimal.__str__(value)]
     if isinstance(value, Fraction):
-        return ["Fraction", [encode(int(part), numpy, left) for part in (value.numerator, value.denominator)]]
+        return ["Fraction", [encode(int(part), numpy, budget) for part in (value.numerator, value.denominator)]]
     if isinstance(value, list):
-        return ["list", [encode(item, numpy, left) for item in list.__iter__(value)]]
+        return ["list", [encode(item, numpy, budget) for item in list.__iter__(value)]]
     if isinstance(value, dict):
         pairs = dict.items(value)
-        return ["dict", [[encode(key, numpy, left), encode(item, numpy, left)] for key, item in pairs]]
+        return ["dict", [[encode(key, numpy, budget), encode(item, numpy, budget)] for key, item in pairs]]
     return ["other"]
 
 
-def take(characters, left):
-    left[0] -= characters
-    if left[0] < 0:
+def spend(characters, budget):
+    budget[0] -= characters
+    if budget[0] < 0:
         raise TooLarge
 
 
-def encode_numpy(value, numpy, left):
+def encode_numpy(value, numpy, budget):
     """An array or scalar of numbers, text or objects as dtype, shape and items."""
     kind, dtype = value.dtype.kind, value.dtype.str[1:]
-    take(8 * value.size, left)
+    spend(8 * value.size, budget)
     if kind not in "biufcUO":
         return ["other"]
     if kind in "UO":
@@ -201,27 +201,27 @@ def encode_numpy(value, numpy, left):
     elif value.dtype.itemsize > numpy.dtype(complex if kind == "c" else float).itemsize:
         dtype = "c16" if kind == "c" else "f8"  # a long double has no portable text form
     items = numpy.asarray(value).astype(dtype).ravel().tolist()
-    return ["numpy", [dtype, list(value.shape), [encode(item, numpy, left) for item in items]]]
+    return ["numpy", [dtype, list(value.shape), [encode(item, numpy, budget) for item in items]]]
 
 
-def in_short(value):
+def shorten(value):
     """The beginning of a value's text on one line, for a message, without addresses, which vary between runs."""
     short = reprlib.Repr()
     short.maxother = short.maxlong = 10_000
-    short.maxstring = MOST_SHOWN
+    short.maxstring = MAX_SHOWN_CHARACTERS
     try:
         text = " ".join(re.sub("0x[0-9a-f]+", "0x...", short.repr(value)).split())
     except TimeoutException:
         raise
     except Exception:
         text = f"a value of type {type(value).__name__}"
-    return text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + "..."
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else text[: MAX_SHOWN_CHARACTERS - 3] + "..."
 
 
-def say(said):
-    """Write one message without blocking, even if the program has filled the pipe."""
-    content = json.dumps(said).encode()
-    if len(content) > MOST_SAID:
-        content = json.dumps({name: said[name] for name in said if name != "value"} | {"large": True}).encode()
-    os.set_blocking(SAYING, False)
-    os.write(SAYING, content)
+def send_report(report):
+    """Write the report without blocking, even if the program has filled the pipe."""
+    content = json.dumps(report).encode()
+    if len(content) > MAX_REPORT_CHARACTERS:
+        content = json.dumps({name: report[name] for name in report if name != "value"} | {"large": True}).encode()
+    os.set_blocking(REPORT_PIPE, False)
+    os.write(REPORT_PIPE, content)

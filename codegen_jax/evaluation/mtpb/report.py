@@ -1,4 +1,4 @@
-"""MTPB's score: the mean over problems of the share of programs that print the right value."""
+"""MTPB's score: the mean over problems of the share of programs that print the expected value."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,14 +10,14 @@ from codegen_jax.evaluation.intervals import mean_interval
 from codegen_jax.evaluation.mtpb.cases import Case
 from codegen_jax.evaluation.verdicts import OUTCOMES
 
-LACKING = ("FileNotFoundError", "ModuleNotFoundError")  # the files that the benchmark reads are not public
+MISSING = ("FileNotFoundError", "ModuleNotFoundError")  # the files that some problems read are not public
 
 
 class Execution(NamedTuple):
     """A program that was run.
 
     Attributes:
-        case: the case that it answers.
+        case: its case.
         sample: index among the case's samples.
         program: the whole program.
         outcome: passed, or how it failed (evaluation/verdicts.py).
@@ -43,8 +43,8 @@ def make_report(executions: Sequence[Execution], cases: Sequence[Case], mode: st
     Returns:
         Plain values: pass_rate and its 95% interval, passed, executions, checker, mode, the numbers of problems and of
         attempted problems, cases without a program, rates by problem, outcomes, lacking (by problem, the first error
-        about a missing file or package), only_repaired (by problem, how many programs passed that the official checker
-        fails), and cut (how many programs had a history cut from the left).
+        about a missing file or package), only_repaired (by problem, the number of passed programs that the official
+        checker fails), and cut (the number of programs with a history truncated from the left).
     """
     count, passed = Counter[str](), Counter[str]()
     for one in executions:
@@ -64,7 +64,7 @@ def make_report(executions: Sequence[Execution], cases: Sequence[Case], mode: st
         "empty_cases": len(cases) - len({one.case.task_id for one in executions}),
         "rates": rates,
         "outcomes": {outcome: outcomes[outcome] for outcome in OUTCOMES},
-        "lacking": _lacking(executions),
+        "lacking": _missing(executions),
         "only_repaired": _count(
             one
             for one in executions
@@ -74,12 +74,12 @@ def make_report(executions: Sequence[Execution], cases: Sequence[Case], mode: st
     }
 
 
-def _lacking(executions: Iterable[Execution]) -> dict[str, str]:
-    lacking = dict[str, str]()
+def _missing(executions: Iterable[Execution]) -> dict[str, str]:
+    missing = dict[str, str]()
     for one in executions:
-        if one.error.startswith(LACKING):
-            lacking.setdefault(one.case.problem, one.error)
-    return lacking
+        if one.error.startswith(MISSING):
+            missing.setdefault(one.case.problem, one.error)
+    return missing
 
 
 def _count(executions: Iterable[Execution]) -> Mapping[str, int]:

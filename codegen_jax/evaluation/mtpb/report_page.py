@@ -6,17 +6,17 @@ from typing import Any
 from codegen_jax.evaluation.markdown import fenced, page, span, table
 from codegen_jax.evaluation.mtpb.cases import PROBLEMS
 from codegen_jax.evaluation.mtpb.report import Execution
-from codegen_jax.evaluation.published import marked, mtpb_beside, sources_in_words
+from codegen_jax.evaluation.published import format_percent, mtpb_comparison, source_notes
 
-LONGEST = 10  # rows of a table that could be much longer
-EXAMPLES = 2  # each of passed and of failed programs
-OURS = (
-    "Mode single: all prompts of a problem are one, answered once with the tokens of all turns. The paper gives its "
-    "figures for such prompts and not how they are made, so this construction is ours."
+MAX_ROWS = 10  # of a table that could be longer
+EXAMPLES = 2  # number of passed programs shown, and of failed ones
+SINGLE_MODE = (
+    "In single mode, all prompts of a problem are joined into one, which is completed once with the tokens of all "
+    "turns. The paper reports results for such prompts but not how they are built, so this construction is ours."
 )
 
 
-def in_words(
+def to_markdown(
     head: Mapping[str, Any], reports: Mapping[str, Mapping[str, Any]], executions: Mapping[str, Sequence[Execution]]
 ) -> str:
     """The content of report.md: Markdown, in ASCII.
@@ -26,11 +26,11 @@ def in_words(
         reports: results of `make_report` by temperature name; "-" for given samples.
         executions: the programs behind each report, by the same keys.
     """
-    return page([*_head(head, reports), *_beside_the_paper(head, reports), *_details(reports), *_examples(executions)])
+    return page([*_head(head, reports), *_paper_comparison(head, reports), *_details(reports), *_examples(executions)])
 
 
 def _head(head: Mapping[str, Any], reports: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    unsafe = " (UNSAFE: no sandbox was asked for)" if head["unsafe"] else ""
+    unsafe = " (UNSAFE: run without a sandbox)" if head["unsafe"] else ""
     yield f"# mtpb{'' if head['model'] is None else ': ' + head['model']}{unsafe}"
     one = next(iter(reports.values()))
     rows = [
@@ -44,49 +44,49 @@ def _head(head: Mapping[str, Any], reports: Mapping[str, Mapping[str, Any]]) -> 
     ]
     yield table(["temperature", "programs", "passed", "pass rate"], rows)
     yield (
-        "The pass rate is the mean over problems of the share of a problem's programs that print the right value. In "
-        "brackets: its 95 % interval, by drawing problems anew (bootstrap)."
+        "The pass rate is the mean over problems of the share of a problem's programs that print the expected value. "
+        "In brackets: its 95% interval (bootstrap over problems)."
     )
     yield f"Mode {one['mode']}, checker {one['checker']}."
     if one["mode"] != "multi":
-        yield OURS
+        yield SINGLE_MODE
     if one["checker"] == "official":
-        yield "The official checker fails whatever is printed where a dict or None is expected: 7 of the 575 cases."
+        yield "The official checker fails every program if a dict or None is expected (7 of the 575 cases)."
     timeout = "the checker's 20 s" if head["timeout"] is None else f"{head['timeout']:g} s"
-    yield f"Sandbox: {', '.join(head['sandbox']) or 'none'}. Limit of CPU time: {timeout}."
+    yield f"Sandbox: {', '.join(head['sandbox']) or 'none'}. CPU time limit: {timeout}."
     missing = one["problems"] - one["attempted"]
     if missing:
         yield (
-            f"**{missing} of the benchmark's {one['problems']} problems have no program. The pass rate is the mean "
-            f"over the other {one['attempted']} and compares with no figure of the whole benchmark.**"
+            f"**{missing} of the benchmark's {one['problems']} problems have no programs. The pass rate is the mean "
+            f"over the other {one['attempted']} and is not comparable with results for the whole benchmark.**"
         )
     elif one["empty_cases"]:
-        yield f"**Cases without a program: {one['empty_cases']}. A problem's share is that of its other cases.**"
-    broke = sum(report["outcomes"]["sandbox error"] for report in reports.values())
-    if broke:
+        yield f"**{one['empty_cases']} cases have no program. A problem's pass rate is computed from its other cases.**"
+    broken = sum(report["outcomes"]["sandbox error"] for report in reports.values())
+    if broken:
         yield (
-            f"**The sandbox broke under {broke} programs. They count as not passed here; the same command runs them "
-            "again.**"
+            f"**The sandbox failed for {broken} programs. They count as not passed; run the same command again "
+            "to retry.**"
         )
 
 
-def _beside_the_paper(head: Mapping[str, Any], reports: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _paper_comparison(head: Mapping[str, Any], reports: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     one = next(iter(reports.values()))
     if head["config"] is None or one["attempted"] < PROBLEMS:
         return
-    figures = mtpb_beside(one["mode"], head["config"])
+    figures = mtpb_comparison(one["mode"], head["config"])
     if not figures:
         return
     best = max(report["pass_rate"] for report in reports.values())
-    yield "## Beside the paper"
-    theirs = [[name, marked(figure)] for name, figure in figures.items()]
-    yield table([f"{one['mode']}-turn", "pass rate"], [["**this model**", f"**{best:.2%}**"], *theirs])
-    yield "The paper's figures are of 40 samples per case with top_p 0.95."
-    yield from sources_in_words(figures.values())
+    yield "## Comparison with the paper"
+    published = [[name, format_percent(figure)] for name, figure in figures.items()]
+    yield table([f"{one['mode']}-turn", "pass rate"], [["**this model**", f"**{best:.2%}**"], *published])
+    yield "The paper's results are from 40 samples per case with top_p 0.95."
+    yield from source_notes(figures.values())
 
 
 def _details(reports: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    yield "## How programs ended"
+    yield "## Outcomes"
     outcomes = next(iter(reports.values()))["outcomes"]
     counts = {outcome: [report["outcomes"][outcome] for report in reports.values()] for outcome in outcomes}
     rows = [[outcome, *(f"{count:,}" for count in found)] for outcome, found in counts.items() if any(found)]
@@ -94,27 +94,26 @@ def _details(reports: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield table(["outcome", *at], rows)
     cut = sum(report["cut"] for report in reports.values())
     if cut:
-        yield f"Histories longer than the model's context were cut from the left in {cut:,} programs."
-    lacking = {problem: error for report in reports.values() for problem, error in report["lacking"].items()}
-    if lacking:
-        yield "Problems whose programs miss a file or a package here, with one error each:"
-        yield "\n".join(f"- {problem}: {span(error)}" for problem, error in sorted(lacking.items(), key=_number))
+        yield f"In {cut:,} programs, the history was longer than the model's context and was truncated from the left."
+    missing = {problem: error for report in reports.values() for problem, error in report["lacking"].items()}
+    if missing:
+        yield "Problems whose programs need a file or package that is missing here, with one error each:"
+        yield "\n".join(f"- {problem}: {span(error)}" for problem, error in sorted(missing.items(), key=_number))
     only = {problem: 0 for report in reports.values() for problem in report["only_repaired"]}
     for problem in only:
         only[problem] = sum(report["only_repaired"].get(problem, 0) for report in reports.values())
     if only:
-        said = ", ".join(f"{count:,} of problem {problem}" for problem, count in sorted(only.items(), key=_number))
-        yield f"Passed here, and always failed by the official checker: {said}."
+        counted = ", ".join(f"{count:,} for problem {problem}" for problem, count in sorted(only.items(), key=_number))
+        yield f"Programs that passed here but always fail with the official checker: {counted}."
     best = max(reports.values(), key=lambda report: report["pass_rate"])
     never = [problem for problem, rate in best["rates"].items() if not rate]
-    hard = sorted((item for item in best["rates"].items() if 0 < item[1] < 1), key=lambda item: item[1])[:LONGEST]
+    hard = sorted((item for item in best["rates"].items() if 0 < item[1] < 1), key=lambda item: item[1])[:MAX_ROWS]
     if never:
-        of = f"{len(never)} of {len(best['rates'])} problems"
-        at = "" if "-" in reports else " at the best temperature"
-        yield f"Never solved{at}: {of}, {', '.join(never)}."
+        at = " at the best temperature" if "-" not in reports else ""
+        yield f"{len(never)} of {len(best['rates'])} problems were never solved{at}: {', '.join(never)}."
     if hard:
-        yield f"The lowest shares of programs that passed{', of the others' if never else ''}:"
-        yield table(["problem", "passed"], [[problem, f"{rate:.2%}"] for problem, rate in hard])
+        yield f"The lowest pass rates{' of the other problems' if never else ''}:"
+        yield table(["problem", "pass rate"], [[problem, f"{rate:.2%}"] for problem, rate in hard])
 
 
 def _number(item: tuple[str, Any]) -> int:
@@ -123,7 +122,7 @@ def _number(item: tuple[str, Any]) -> int:
 
 def _examples(executions: Mapping[str, Sequence[Execution]]) -> Iterator[str]:
     """The first passed and failed programs, each from a different problem."""
-    for title, passed in (("## Programs that passed", True), ("## Programs that failed", False)):
+    for title, passed in (("## Passed programs", True), ("## Failed programs", False)):
         first = dict[str, tuple[str, Execution]]()
         for temperature, found in executions.items():
             for one in found:

@@ -10,7 +10,7 @@ from codegen_jax.evaluation.evaluation_report import Settings
 from codegen_jax.evaluation.mtpb.cases import Case
 from codegen_jax.evaluation.mtpb.printed import Checker, Printed
 from codegen_jax.evaluation.mtpb.report import Execution, make_report
-from codegen_jax.evaluation.mtpb.report_page import in_words
+from codegen_jax.evaluation.mtpb.report_page import to_markdown
 from codegen_jax.evaluation.results import fingerprint
 from codegen_jax.evaluation.run_evaluation import judge_samples
 from codegen_jax.evaluation.samples import Sample
@@ -47,8 +47,8 @@ def run_mtpb(
         "mode": mode,
         "checker": checker,
     }
-    judged_by = {task_id: Printed(case, checker) for task_id, case in by_id.items()}
-    results = judge_samples(identity, judged_by, samples, output, settings, judge)
+    references = {task_id: Printed(case, checker) for task_id, case in by_id.items()}
+    results = judge_samples(identity, references, samples, output, settings, judge)
     executions, count = list[Execution](), Counter[str]()
     for number, sample in enumerate(samples):
         verdict = results.verdicts[number]
@@ -58,7 +58,7 @@ def run_mtpb(
         count[sample.task_id] += 1
     report = make_report(executions, cases, mode, checker)
     head = {"model": None, "config": None, "timeout": settings.timeout, "unsafe": settings.unsafe}
-    results.finish(report, in_words(head | {"sandbox": settings.sandbox}, {"-": report}, {"-": executions}))
+    results.finish(report, to_markdown(head | {"sandbox": settings.sandbox}, {"-": report}, {"-": executions}))
     if report["empty_cases"]:
-        log.warning(f"{report['empty_cases']} of {len(cases)} cases have no sample")
+        log.warning(f"{report['empty_cases']} of {len(cases)} cases have no samples")
     return report

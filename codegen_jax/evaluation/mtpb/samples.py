@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from codegen_jax.evaluation.mtpb.cases import Case, single_turn
-from codegen_jax.evaluation.samples import Sample, is_deep, read_lines
+from codegen_jax.evaluation.samples import Sample, is_nested_too_deeply, read_lines
 
 
 def read_mtpb_samples(path: str, cases: Sequence[Case]) -> tuple[list[Sample], str]:
@@ -20,9 +20,9 @@ def read_mtpb_samples(path: str, cases: Sequence[Case]) -> tuple[list[Sample], s
         UserError: if the file can't be read or has no samples, or if a line is truncated, is not a JSON object, matches
             no case, or does not have one completion per turn.
     """
-    by_place = {(case.problem, case.case): case for case in cases}
+    by_key = {(case.problem, case.case): case for case in cases}
     count = Counter[str]()
-    found = read_lines(path, lambda record: _sample(record, by_place, count))
+    found = read_lines(path, lambda record: _sample(record, by_key, count))
     samples, modes = [sample for sample, _ in found], {mode for _, mode in found}
     return samples, modes.pop() if len(modes) == 1 else "mixed"
 
@@ -31,23 +31,23 @@ def _sample(
     record: dict[str, Any], cases: Mapping[tuple[str, int], Case], count: Counter[str]
 ) -> tuple[Sample, str] | str:
     """A line's sample and mode, or what is wrong with it; `count` counts lines in the authors' format by case."""
-    if is_deep(record):
+    if is_nested_too_deeply(record):
         return "JSON nested too deeply"
     if "gold_output" in record:
         return _authors_sample(record, cases, count)
     for name in ("task_id", "case", "completions"):
         if name not in record:
             return f"no field {name}"
-    place = str(record["task_id"]), record["case"]
-    case = cases.get(place) if type(place[1]) is int else None
+    key = str(record["task_id"]), record["case"]
+    case = cases.get(key) if type(record["case"]) is int else None
     if case is None:
-        return f"task_id {record['task_id']!r:.40} with case {record['case']!r:.40} is no case of the benchmark"
+        return f"task_id {record['task_id']!r:.40} with case {record['case']!r:.40} is not in the benchmark"
     texts = record["completions"]
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         return "completions must be a list of texts, one per turn"
     is_single = len(texts) == 1 < len(case.prompts)
     if not is_single and len(texts) != len(case.prompts):
-        return f"{len(texts)} completions, where problem {case.problem} has {len(case.prompts)} turns"
+        return f"{len(texts)} completions, but problem {case.problem} has {len(case.prompts)} turns"
     program = (single_turn(case) if is_single else case).history(texts)
     return Sample(case.task_id, program, record), "single" if is_single else "multi"
 
@@ -62,11 +62,11 @@ def _authors_sample(
     problem, given, gold = str(record.get("id")), record["input"], record["gold_output"]
     same = [case for case in cases.values() if case.problem == problem and case.given == given]
     if not same:
-        return f"id {record.get('id')!r:.40} with input {given!r:.60} is no case of the benchmark"
+        return f"id {record.get('id')!r:.40} with input {given!r:.60} is not in the benchmark"
     ours = [case.task_id for case in same if case.expected == gold]
     if not ours:
-        theirs = f"gold_output is {gold!r:.40}, where --problems has {same[0].expected!r:.40}"
-        return f"{theirs}; give the file that the samples were drawn with"
+        mistake = f"gold_output is {gold!r:.40}, but the problem's output is {same[0].expected!r:.40}"
+        return f"{mistake}; give --problems the file that the samples were drawn with"
     task_id = min(ours, key=count.__getitem__)
     count[task_id] += 1
     return Sample(task_id, record["completions"], record), "multi"

@@ -7,13 +7,13 @@ from typing import Any
 from codegen_jax.errors import require
 from codegen_jax.evaluation.benchmark import Benchmark
 from codegen_jax.evaluation.evaluation_report import Settings
-from codegen_jax.evaluation.judged import named
+from codegen_jax.evaluation.judged import format_temperature
 from codegen_jax.evaluation.mtpb.cases import Case
 from codegen_jax.evaluation.mtpb.printed import Checker, Printed
 from codegen_jax.evaluation.mtpb.report import Execution, make_report
-from codegen_jax.evaluation.mtpb.report_page import in_words
-from codegen_jax.evaluation.protocol import Draw, Protocol, name_of
-from codegen_jax.evaluation.results import REPORT, REPORT_IN_WORDS
+from codegen_jax.evaluation.mtpb.report_page import to_markdown
+from codegen_jax.evaluation.protocol import Draw, Protocol, file_label
+from codegen_jax.evaluation.results import REPORT, REPORT_MARKDOWN
 from codegen_jax.evaluation.sample_folder import SampleFolder
 from codegen_jax.inference.generate import Generator
 from codegen_jax.strict_json import dumps
@@ -26,7 +26,7 @@ class Turns(Benchmark):
     Attributes:
         cases: all cases; in single mode, each has one turn.
         mode: multi or single.
-        checker: official or repaired; compares what is printed with what is expected.
+        checker: official or repaired; compares printed with expected values.
     """
 
     cases: Sequence[Case]
@@ -38,7 +38,7 @@ class Turns(Benchmark):
     fields = frozenset(
         {"task_id", "case", "completions", "sample", "temperature", "tokens", "finish_reasons", "cut_tokens", "logprob"}
     )
-    own_limits = frozenset({"max_new_tokens", "stop_strings"})
+    unused_fields = frozenset({"max_new_tokens", "stop_strings"})
 
     @property
     def conditions(self) -> dict[str, Any]:
@@ -48,14 +48,14 @@ class Turns(Benchmark):
     def tasks(self) -> Sequence[Any]:
         return [astuple(case) for case in self.cases]
 
-    def place(self, task: int) -> dict[str, Any]:
+    def task_fields(self, task: int) -> dict[str, Any]:
         return {"task_id": self.cases[task].problem, "case": self.cases[task].case}
 
-    def together(self, draw: Draw) -> Any:
+    def batch_key(self, draw: Draw) -> Any:
         case = self.cases[draw.problem]
         return draw.temperature, len(case.prompts), case.max_new_tokens
 
-    def most_tokens(self, protocol: Protocol, task: int) -> int:
+    def max_tokens(self, protocol: Protocol, task: int) -> int:
         return self.cases[task].max_new_tokens * len(self.cases[task].prompts)
 
     def draw(self, model: Generator, protocol: Protocol, batch: Sequence[Draw]) -> list[dict[str, Any]]:
@@ -96,7 +96,7 @@ class Turns(Benchmark):
         return Printed(case, self.checker), case.history(record["completions"])
 
     def finish(self, folder: SampleFolder, draws: Mapping[float, Sequence[Draw]], settings: Settings) -> dict[str, Any]:
-        """Write report_T*.json per temperature; report.json is that of the best temperature, as in the paper."""
+        """Write report_T*.json per temperature; report.json is the one for the best temperature, as in the paper."""
         executions = {
             temperature: [self._execution(folder, draw) for draw in found] for temperature, found in draws.items()
         }
@@ -106,17 +106,17 @@ class Turns(Benchmark):
             for temperature, found in executions.items()
         }
         for temperature, report in reports.items():
-            folder.write_file(folder.folder / f"report_{name_of(temperature)}.json", dumps(report, indent=2) + "\n")
-        rates = {named(temperature): report["pass_rate"] for temperature, report in reports.items()}
+            folder.write_file(folder.folder / f"report_{file_label(temperature)}.json", dumps(report, indent=2) + "\n")
+        rates = {format_temperature(temperature): report["pass_rate"] for temperature, report in reports.items()}
         best = max(reports.values(), key=lambda report: report["pass_rate"]) | {"pass_rates": rates}
         folder.write_file(folder.folder / REPORT, dumps(best, indent=2) + "\n")
         head = {name: folder.identity[name] for name in ("model", "config", "timeout", "unsafe")}
-        words = in_words(
+        page = to_markdown(
             head | {"sandbox": settings.sandbox},
-            {named(temperature): report for temperature, report in reports.items()},
-            {named(temperature): found for temperature, found in executions.items()},
+            {format_temperature(temperature): report for temperature, report in reports.items()},
+            {format_temperature(temperature): found for temperature, found in executions.items()},
         )
-        folder.write_file(folder.folder / REPORT_IN_WORDS, words)
+        folder.write_file(folder.folder / REPORT_MARKDOWN, page)
         return best
 
     def _execution(self, folder: SampleFolder, draw: Draw) -> Execution:
@@ -132,5 +132,5 @@ def require_room(context: int, cases: Sequence[Case]) -> None:
     require(
         longest.max_new_tokens < context,
         f"problem {longest.problem}: a turn of {longest.max_new_tokens} tokens leaves no room for a prompt in the "
-        f"model's context of {context}; take a model with a longer one, or fewer problems with --limit",
+        f"model's context of {context}; use a model with a longer context, or fewer problems (--limit)",
     )

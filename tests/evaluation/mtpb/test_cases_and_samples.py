@@ -29,7 +29,7 @@ def problems(tmp_path):
     return write
 
 
-def test_a_case_is_the_prompts_filled_with_its_input(problems):
+def test_a_case_has_prompts_with_the_input_filled_in(problems):
     first, second, other = read_cases(problems(PROBLEM, PROBLEM | {"id": "3", "inputs": [{"A": 1, "B": 2}]}))[::-1]
     assert (other.problem, other.case, other.prompts) == ("3", 0, ("# Assign 1 to x.\n", "# Print x2.\n"))
     assert (second.task_id, second.prompts[0], second.expected) == ("7/0", "# Assign [1, 2] to x.\n", [1, 2])
@@ -37,7 +37,7 @@ def test_a_case_is_the_prompts_filled_with_its_input(problems):
     assert first.expected is None
 
 
-def test_a_prompt_comes_after_the_import_and_all_turns_before_it(problems):
+def test_a_prompt_follows_the_import_and_all_earlier_turns(problems):
     case = read_cases(problems(PROBLEM))[0]
     start = "# Import libraries.\n\nimport numpy as np\n\n# Assign [1, 2] to x.\n"
     assert case.model_prompt([]) == start
@@ -48,7 +48,7 @@ def test_a_prompt_comes_after_the_import_and_all_turns_before_it(problems):
     assert single.history(["print(x)"]) == start + "# Print x!.\nprint(x)\n\n"
 
 
-@pytest.mark.skipif(not MTPB.exists(), reason="the authors' mtpb.jsonl is not here")
+@pytest.mark.skipif(not MTPB.exists(), reason="needs the authors' mtpb.jsonl")
 def test_the_authors_file_has_575_cases():
     cases = read_cases(str(MTPB))
     assert [case.problem for case in cases[::5]] == [str(number) for number in range(1, 116)]
@@ -62,29 +62,29 @@ def test_the_authors_file_has_575_cases():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
-        ({"id": 7}, "line 1: id is 7, which is no str"),
-        ({"id": "x"}, "line 1: id is 'x', which is no number"),
+        ({"id": 7}, "line 1: id is 7, not text"),
+        ({"id": "x"}, "line 1: id is 'x', not a number"),
         ({"id": "1" * 5000}, "line 1: id is '1111"),
         ({"prompts": ["{B:>99999999999999}"]}, "line 1: a prompt can't be filled with its inputs (MemoryError: "),
-        ({"prompts": []}, "line 1: prompts must hold texts"),
+        ({"prompts": []}, "line 1: prompts must be a list of texts"),
         ({"prompts": ["{C}"]}, "line 1: a prompt can't be filled with its inputs (KeyError: 'C')"),
         ({"prompts": ["{"]}, "line 1: a prompt can't be filled with its inputs (ValueError: "),
-        ({"inputs": [1]}, "line 1: inputs must hold objects, and outputs as many values"),
-        ({"outputs": []}, "line 1: inputs must hold objects, and outputs as many values"),
-        ({"max_gen_length": 0}, "line 1: max_gen_length is 0, which is no positive number"),
+        ({"inputs": [1]}, "line 1: inputs must be a list of objects, with as many outputs"),
+        ({"outputs": []}, "line 1: inputs must be a list of objects, with as many outputs"),
+        ({"max_gen_length": 0}, "line 1: max_gen_length is 0, not a positive whole number"),
     ],
 )
-def test_a_problem_with_a_mistake_is_named(problems, changes, said):
+def test_an_invalid_problem_is_reported_with_its_line(problems, changes, message):
     path = problems(PROBLEM | changes)
     with pytest.raises(UserError) as raised:
         read_cases(path)
-    assert str(raised.value).startswith(f"{path}: {said}") and str(raised.value).endswith("give MTPB's mtpb.jsonl")
+    assert str(raised.value).startswith(f"{path}: {message}") and str(raised.value).endswith("give MTPB's mtpb.jsonl")
 
 
-def test_a_problem_that_is_there_twice_is_named(problems):
-    with pytest.raises(UserError, match="line 2: id 7 was there before"):
+def test_a_repeated_problem_is_reported(problems):
+    with pytest.raises(UserError, match="line 2: id 7 is repeated"):
         read_cases(problems(PROBLEM, PROBLEM))
 
 
@@ -102,7 +102,7 @@ OURS = {"task_id": "7", "case": 1, "completions": ["x = 1", "print(x)"]}
 AUTHORS = {"id": "7", "input": {"A": {"k": [1]}, "B": ""}, "gold_output": None, "completions": "print(3)\n\n"}
 
 
-def test_samples_of_ours_and_of_the_authors_become_programs(samples, problems):
+def test_samples_in_either_format_become_programs(samples, problems):
     case = read_cases(problems(PROBLEM))[1]
     (ours, theirs), mode = samples(OURS, AUTHORS)
     assert (ours.task_id, ours.program, ours.record) == ("7/1", case.history(OURS["completions"]), OURS)
@@ -114,7 +114,7 @@ def test_samples_of_ours_and_of_the_authors_become_programs(samples, problems):
     assert samples(OURS | {"task_id": 7})[0][0].task_id == "7/1"
 
 
-def test_authors_samples_of_an_input_that_two_cases_share_go_to_both(problems, tmp_path):
+def test_the_authors_samples_of_a_shared_input_are_split_between_its_cases(problems, tmp_path):
     shared = {"inputs": [{"A": 1, "B": 2}, {"A": 3, "B": 4}, {"A": 1, "B": 2}], "outputs": [0, 0, 0]}
     cases = read_cases(problems(PROBLEM | shared))
     drawn = [{"id": "7", "input": case.given, "gold_output": 0, "completions": "x"} for case in cases for _ in "12"]
@@ -123,21 +123,21 @@ def test_authors_samples_of_an_input_that_two_cases_share_go_to_both(problems, t
 
 
 @pytest.mark.parametrize(
-    ("record", "said"),
+    ("record", "message"),
     [
         ({"case": 1, "completions": []}, "no field task_id"),
-        (OURS | {"task_id": "8"}, "task_id '8' with case 1 is no case of the benchmark"),
-        (OURS | {"case": 2}, "task_id '7' with case 2 is no case of the benchmark"),
-        (OURS | {"case": True}, "task_id '7' with case True is no case of the benchmark"),
+        (OURS | {"task_id": "8"}, "task_id '8' with case 1 is not in the benchmark"),
+        (OURS | {"case": 2}, "task_id '7' with case 2 is not in the benchmark"),
+        (OURS | {"case": True}, "task_id '7' with case True is not in the benchmark"),
         (OURS | {"completions": "x"}, "completions must be a list of texts, one per turn"),
-        (OURS | {"completions": ["a"] * 3}, "3 completions, where problem 7 has 2 turns"),
-        (OURS | {"completions": []}, "0 completions, where problem 7 has 2 turns"),
-        (AUTHORS | {"input": {"A": 2}}, "id '7' with input {'A': 2} is no case of the benchmark"),
-        (AUTHORS | {"gold_output": 4}, "gold_output is 4, where --problems has None; give the file that "),
+        (OURS | {"completions": ["a"] * 3}, "3 completions, but problem 7 has 2 turns"),
+        (OURS | {"completions": []}, "0 completions, but problem 7 has 2 turns"),
+        (AUTHORS | {"input": {"A": 2}}, "id '7' with input {'A': 2} is not in the benchmark"),
+        (AUTHORS | {"gold_output": 4}, "gold_output is 4, but the problem's output is None; give --problems the file"),
         (AUTHORS | {"completions": ["x"]}, "completions must be the whole program, as text"),
     ],
 )
-def test_a_sample_with_a_mistake_is_named(samples, record, said):
+def test_an_invalid_sample_is_reported_with_its_line(samples, record, message):
     with pytest.raises(UserError, match=r"samples.jsonl: line 2: ") as raised:
         samples(OURS, record)
-    assert said in str(raised.value)
+    assert message in str(raised.value)

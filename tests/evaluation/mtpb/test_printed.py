@@ -21,7 +21,7 @@ from codegen_jax.evaluation.worker import Worker
 # lines of [expected value, program, whether it passes, how our checker differs or ""]: seeded variations on MTPB's
 # outputs, judged by the authors' mtpb_exec.py with numpy 2.4 and pandas 3.1, each in its own process
 VERDICTS = Path(__file__).with_name("verdicts.jsonl.gz")
-# a value in a list is compared as its base; what ends their checker ends only the program; joblib and os are available
+# here, a value in a list is compared as its base; programs can't end the checker; joblib and os are available
 DIFFERENCES = {
     "object equal to everything": "failed",
     "the checker itself ends": None,
@@ -76,7 +76,7 @@ def outcomes(layer, verdicts, checker):
     return [found[number] for number in range(len(verdicts))]
 
 
-def assert_as_the_authors(layer, verdicts):
+def assert_authors_verdicts(layer, verdicts):
     for (_, program, passes, tag), outcome in zip(verdicts, outcomes(layer, verdicts, "official")):
         if tag in DIFFERENCES:
             assert outcome == (DIFFERENCES[tag] or outcome), program
@@ -84,7 +84,7 @@ def assert_as_the_authors(layer, verdicts):
             assert (outcome == "passed") == passes, (program, outcome)
 
 
-def assert_repaired_where_they_cannot_pass(layer, verdicts):
+def assert_repaired_verdicts(layer, verdicts):
     repaired, gained = outcomes(layer, verdicts, "repaired"), 0
     for (expected, program, passes, tag), outcome in zip(verdicts, repaired):
         if expected is None or isinstance(expected, dict):
@@ -94,21 +94,21 @@ def assert_repaired_where_they_cannot_pass(layer, verdicts):
     assert gained
 
 
-def test_a_fifteenth_of_the_programs_get_the_authors_verdicts(layer, verdicts):
-    assert_as_the_authors(layer, [found for found in verdicts[::15] if found[3] != "loop"])
+def test_one_in_fifteen_programs_gets_the_authors_verdict(layer, verdicts):
+    assert_authors_verdicts(layer, [found for found in verdicts[::15] if found[3] != "loop"])
 
 
 def test_the_repaired_checker_differs_only_where_a_dict_or_none_is_expected(layer, verdicts):
     cannot = [found for found in verdicts if found[0] is None or isinstance(found[0], dict)]
     assert not any(passes for _, _, passes, _ in cannot)
-    assert_repaired_where_they_cannot_pass(layer, cannot[::10] + verdicts[3::60])
+    assert_repaired_verdicts(layer, cannot[::10] + verdicts[3::60])
 
 
 @pytest.mark.slow
-def test_all_of_the_programs_get_the_authors_verdicts(layer, verdicts):
+def test_all_programs_get_the_authors_verdicts(layer, verdicts):
     assert len(verdicts) > 2000
-    assert_as_the_authors(layer, verdicts)
-    assert_repaired_where_they_cannot_pass(layer, [found for found in verdicts if found[3] != "loop"])
+    assert_authors_verdicts(layer, verdicts)
+    assert_repaired_verdicts(layer, [found for found in verdicts if found[3] != "loop"])
 
 
 RULES = [
@@ -129,7 +129,7 @@ RULES = [
 
 
 @pytest.mark.parametrize(("expected", "value", "passes"), RULES)
-def test_a_printed_value_is_brought_to_the_expected_type(worker, expected, value, passes):
+def test_a_printed_value_is_converted_to_the_expected_type(worker, expected, value, passes):
     if "pandas" in value:
         pytest.importorskip("pandas")
     outcome = worker.judge(printed(expected), f"import numpy as np\nprint({value})", 2).outcome
@@ -143,7 +143,7 @@ def test_dicts_and_none_pass_with_the_repaired_checker_only(worker, expected):
     assert outcomes("print({'1': ['a']})") == ["failed", "failed"]
 
 
-def test_the_text_none_is_none_with_the_repaired_checker(worker):
+def test_the_text_none_equals_none_with_the_repaired_checker(worker):
     """As the problem requests: "otherwise print 'None'"."""
     assert worker.judge(printed(None, "repaired"), "print('None')", 2).outcome == "passed"
     assert worker.judge(printed(None, "repaired"), "print('none')", 2).outcome == "failed"
@@ -152,10 +152,10 @@ def test_the_text_none_is_none_with_the_repaired_checker(worker):
 @pytest.mark.parametrize(
     ("program", "outcome", "error"),
     [
-        ("print([1, 2])", "failed", "printed [1, 2], not what is expected"),
+        ("print([1, 2])", "failed", "printed [1, 2], not the expected value"),
         ("print('x' * 1000)", "failed", "printed 'xxx"),
-        ("print(object())", "failed", "printed <object object at 0x...>, not what is expected"),
-        ("print('a\\n', 1)\nimport os", "failed", "printed 'a\\n', not what is expected"),
+        ("print(object())", "failed", "printed <object object at 0x...>, not the expected value"),
+        ("print('a\\n', 1)\nimport os", "failed", "printed 'a\\n', not the expected value"),
         ("import os", "failed", "no value was printed"),
         ("print()", "failed", "no value was printed"),
         (
@@ -172,7 +172,7 @@ def test_the_text_none_is_none_with_the_repaired_checker(worker):
         ("x = []\nwhile True: x.append('x' * 1_000_000)", "memory", "MemoryError"),
         ("import os\nwhile True: os.write(1, b'x' * 1_000_000)", "output", "more than 1 MiB of output"),
         ("import os\nos.listdir('/root')", "forbidden", "PermissionError"),
-        ("import os\nprint(5)\nos._exit(0)", "exception", "ended with exit code 0"),
+        ("import os\nprint(5)\nos._exit(0)", "exception", "exited with code 0"),
         ("import os\nprint(5)\nos.abort()", "exception", "SIGABRT"),
         ("import ctypes\nprint(5)\nctypes.string_at(0)", "exception", "SIGSEGV"),
     ],
@@ -195,10 +195,10 @@ def test_outcomes(worker, program, outcome, error):
         ([1], "print([['x' * 100] * 100] * 100)"),
     ],
 )
-def test_a_value_that_is_too_large_to_cross_fails_and_says_so(worker, expected, program):
+def test_a_value_that_is_too_large_to_cross_fails_with_a_message(worker, expected, program):
     verdict = worker.judge(printed(expected), program, 2)
     assert verdict.outcome == "failed" and verdict.error.startswith("printed "), verdict
-    assert verdict.error.endswith(", which is too large to be compared") and len(verdict.error) < 200, verdict
+    assert verdict.error.endswith(", which is too large to compare") and len(verdict.error) < 200, verdict
 
 
 @pytest.mark.parametrize(
@@ -219,12 +219,12 @@ def test_a_value_that_is_too_large_to_cross_fails_and_says_so(worker, expected, 
         "import sys\nsys.modules.clear()\nprint(5)",
     ],
 )
-def test_what_was_printed_counts_whatever_comes_then(worker, program):
+def test_a_printed_value_counts_whatever_happens_afterwards(worker, program):
     seconds = 1 if "try" in program or "pass" in program else 5
     assert worker.judge(printed(5), program, seconds)[:2] == ("passed", "")
 
 
-def test_a_program_that_has_filled_the_pipe_of_its_value_holds_nothing_up(worker):
+def test_a_program_that_fills_the_pipe_for_its_value_does_not_block(worker):
     program = """
 import os
 os.set_blocking(5, False)
@@ -235,10 +235,10 @@ os.set_blocking(5, True)
 print(5)
 """
     verdict = worker.judge(printed(5), program, 1)
-    assert verdict[:2] == ("exception", "it wrote to the pipe of its value") and verdict.wall_seconds < judging.WALL
+    assert verdict[:2] == ("exception", "wrote to the pipe for its value") and verdict.wall_seconds < judging.WALL
 
 
-def test_an_error_that_a_program_has_written_itself_is_one_line_of_bounded_length(worker):
+def test_an_error_forged_by_a_program_is_one_line_of_bounded_length(worker):
     program = """
 import os
 os.write(5, b'{"raised": {"kind": "OSError", "type": "Own", "text": "' + WHAT + b'"}, "printed": 1}')
@@ -250,12 +250,12 @@ os._exit(0)
     assert verdict.outcome == "exception" and len(verdict.error) == judging.ERROR_CHARACTERS
 
 
-def test_a_program_that_has_taken_all_its_memory_can_still_say_what_it_printed(worker):
+def test_a_program_that_has_used_all_its_memory_can_still_report_its_value(worker):
     program = f"print('x' * 30_000){FULL}"
     assert worker.judge(printed("x" * 30_000), program, 5)[:2] == ("passed", "")
 
 
-def test_a_program_that_waits_is_stopped_and_what_it_printed_counts(layer, monkeypatch):
+def test_a_program_that_sleeps_is_stopped_and_its_printed_value_counts(layer, monkeypatch):
     monkeypatch.setattr(judging, "WALL", 1)
     worker = Worker(layer)
     try:
@@ -273,7 +273,7 @@ for content in ({messages}):
         except OSError: pass
 """
 FORGERIES = {
-    "a list of what equals everything": "class O:\n    def __eq__(self, o): return True\nprint([O(), O()])",
+    "a list of objects that equal everything": "class O:\n    def __eq__(self, o): return True\nprint([O(), O()])",
     "numbers that equal everything": "class O(int):\n    def __eq__(self, o): return True\nprint([O(7), O(8)])",
     "a list that equals everything": "class O(list):\n    def __eq__(self, o): return True\nprint(O([7]))",
     "an array that equals everything": """
@@ -300,18 +300,18 @@ while frame:
 print([7, 8])
 """,
     "garbage": GARBAGE.format(messages="b'x', bytes(range(256)), b'[' * 60000"),
-    "words of a runner": GARBAGE.format(
+    "a runner's reports": GARBAGE.format(
         messages="""b'{"passed": true}', b'{"value": true}', b'{"value": ["other"], "printed": "x"}'"""
     ),
-    "a framed word": GARBAGE.format(messages="""struct.pack(">I", 16) + b'{"passed": true}',"""),
-    "a pipe that is closed": "import os\nprint([1, 2])\nos.closerange(0, 256)",
+    "a framed report": GARBAGE.format(messages="""struct.pack(">I", 16) + b'{"passed": true}',"""),
+    "a closed pipe": "import os\nprint([1, 2])\nos.closerange(0, 256)",
     "the value at exit": "import atexit\natexit.register(lambda: print([1, 2]))",
-    "the value in a process": "import os\nif os.fork() == 0:\n    print([1, 2])\n    os._exit(0)\nos.wait()",
-    "the value in a program": "import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'print([1, 2])'])",
+    "the value in a forked process": "import os\nif os.fork() == 0:\n    print([1, 2])\n    os._exit(0)\nos.wait()",
+    "the value in a subprocess": "import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'print([1, 2])'])",
     "the value on standard output": "import sys, os\nsys.stdout.write('[1, 2]')\nos.write(1, b'[1, 2]')",
     "killing the runner": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\nprint([7])",
     "killing everyone": "import os, signal\nos.kill(-1, signal.SIGKILL)\nprint([7])",
-    "never its turn to end": "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass",
+    "ignoring the time limit": "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass",
     "endless text": """
 class O:
     def __repr__(self):
@@ -323,15 +323,15 @@ if True: pass
 
 
 @pytest.mark.parametrize("name", FORGERIES)
-def test_a_forgery_does_not_pass_and_the_next_program_is_judged_right(worker, name):
+def test_a_forgery_does_not_pass_and_the_next_program_is_judged_correctly(worker, name):
     verdict = worker.judge(printed([1, 2]), FORGERIES[name], 1)
     assert verdict.outcome != "passed", verdict
     assert worker.judge(printed([1, 2]), "print((1, 2))", 1).outcome == "passed"
     assert worker.judge(printed([1, 2]), "print((1, 3))", 1).outcome == "failed"
 
 
-def test_a_program_sees_neither_the_expected_value_nor_the_program_before(worker):
-    secret = "a text that nothing else holds"
+def test_a_program_sees_neither_the_expected_value_nor_the_previous_program(worker):
+    secret = "a text that occurs nowhere else"
     assert worker.judge(printed(secret), f"kept = {secret!r}\nprint(kept)", 2).outcome == "passed"
     looks = f"""
 import gc
@@ -339,11 +339,11 @@ found = [thing for thing in gc.get_objects() if isinstance(thing, dict) for thin
 print(next((thing for thing in found if type(thing) is str and thing == {secret[:-1]!r} + {secret[-1]!r}), "nothing"))
 """
     verdict = worker.judge(printed(secret), looks, 2)
-    assert verdict[:2] == ("failed", "printed 'nothing', not what is expected"), verdict
+    assert verdict[:2] == ("failed", "printed 'nothing', not the expected value"), verdict
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_numpy_pandas_and_scikit_learn_can_be_imported_and_nothing_else_that_is_installed(name):
+def test_only_numpy_pandas_and_scikit_learn_can_be_imported(name):
     pytest.importorskip("pandas")
     pytest.importorskip("sklearn")
     worker = Worker(choose_layer(name))
@@ -370,17 +370,17 @@ def test_random_numbers_and_the_order_of_sets_are_the_same_each_time(worker):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_layer_that_judges_right_is_taken(name):
+def test_a_layer_that_judges_correctly_is_accepted(name):
     check_printing(choose_layer(name))
 
 
-def test_a_sandbox_that_does_not_judge_right_stops_the_run(layer, monkeypatch):
+def test_a_sandbox_that_judges_incorrectly_stops_the_run(layer, monkeypatch):
     monkeypatch.setattr(judging, "PACKAGES", ())
-    with pytest.raises(UserError, match=r"sandbox: .*: a program that must have passed is judged otherwise"):
+    with pytest.raises(UserError, match=r"sandbox: .*: a program that should be judged as passed was not"):
         check_printing(layer)
 
 
-def test_what_times_out_is_tried_once_more_alone(layer, monkeypatch):
+def test_a_timeout_is_tried_once_more_alone(layer, monkeypatch):
     judged, judge = [], Worker.judge
     monkeypatch.setattr(Worker, "judge", lambda self, *given: judged.append(given[1:]) or judge(self, *given))
     with Judges(layer, 2, 1) as judges:
@@ -391,7 +391,7 @@ def test_what_times_out_is_tried_once_more_alone(layer, monkeypatch):
     assert sorted(judged) == [("print(4)", 1), ("print(5)", 1), ("while True: pass", 1), ("while True: pass", 1)]
 
 
-def test_without_a_limit_a_program_has_the_twenty_seconds_of_the_authors(layer, monkeypatch):
+def test_the_default_limit_is_the_authors_twenty_seconds(layer, monkeypatch):
     limits = []
     monkeypatch.setattr(Worker, "judge", lambda self, judged, program, seconds: limits.append(seconds) or VERDICT)
     with Judges(layer, 1, None) as judges:
@@ -400,7 +400,7 @@ def test_without_a_limit_a_program_has_the_twenty_seconds_of_the_authors(layer, 
     assert limits == [20]
 
 
-def test_a_worker_judges_problems_and_printed_values_in_turn(worker):
+def test_a_worker_judges_problems_and_printed_values_alternately(worker):
     from tests.evaluation.test_execution import ADD
 
     for _ in range(2):
@@ -416,18 +416,18 @@ def test_a_worker_judges_problems_and_printed_values_in_turn(worker):
         ["list", 5], ["dict", [1]], ["module", "os"], 5, {}, [], ["numpy", ["U", [1], [5]]], ["Decimal", "x"],
     ],
 )  # fmt: skip
-def test_a_word_in_another_form_is_refused(data):
+def test_invalid_encoded_values_are_refused(data):
     with pytest.raises((ValueError, TypeError, KeyError, ArithmeticError)):
         decode(data)
 
 
 @pytest.mark.parametrize("part", ["1e9", ["Decimal", "1E+9"], ["float", "0x1p900"]])
-def test_a_fraction_that_a_program_has_written_itself_is_of_integers_only(part):
+def test_a_forged_fraction_consists_of_integers_only(part):
     with pytest.raises((ValueError, TypeError)):
         decode(["Fraction", [part]])
 
 
-def test_texts_of_an_array_take_no_more_room_than_they_have():
+def test_an_array_of_texts_does_not_use_excessive_memory():
     tracemalloc.start()
     try:
         decode(["numpy", ["U", [1001], [*[""] * 1000, "x" * 20_000]]])
@@ -437,12 +437,12 @@ def test_texts_of_an_array_take_no_more_room_than_they_have():
     assert difference(printed(["a"]), {"value": ["list", [["numpy", ["U", [1], ["a"]]]]], "printed": "x"}) == ""
 
 
-def test_a_numpy_value_is_what_it_was():
+def test_a_numpy_value_keeps_its_type_and_shape():
     value = decode(["numpy", ["f4", [2, 1], [["float", "0x1p0"], ["float", "0x1p1"]]]])
     assert value.dtype == np.float32 and value.tolist() == [[1.0], [2.0]]
     assert type(decode(["numpy", ["i8", [], [["int", "0x5"]]]])) is np.int64
 
 
 def test_a_series_is_compared_as_an_array():
-    said = {"value": ["numpy", ["f8", [2], [["float", "0x1p0"], ["float", "0x1p1"]]]], "printed": "x"}
-    assert difference(printed([1, 2]), said) == "" and difference(printed([1, 3]), said)
+    report = {"value": ["numpy", ["f8", [2], [["float", "0x1p0"], ["float", "0x1p1"]]]], "printed": "x"}
+    assert difference(printed([1, 2]), report) == "" and difference(printed([1, 3]), report)

@@ -1,4 +1,4 @@
-"""evaluate MODEL mtpb: each turn equals what its prompt gets alone, and interrupted runs write the same folder."""
+"""evaluate MODEL mtpb: each turn equals the completion of its prompt alone; interrupted runs write the same folder."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def evaluate(files, cases, generator):
 
     def run(output, share=(1, 1), mode="multi", given=cases, **changes):
         protocol = Protocol(**{"num_samples": 3, "temperatures": TEMPERATURES} | changes)
-        settings = Settings(None, layer.described, False)
+        settings = Settings(None, layer.description, False)
         benchmark = Turns(given, mode, "official")
         evaluation = Evaluation(benchmark, len(given), share, protocol, settings)
         return evaluate_model(evaluation, identity, str(output), lambda: generator, lambda: Judges(layer, 2, None))
@@ -88,7 +88,7 @@ def whole(evaluate, tmp_path_factory):
     return folder
 
 
-def test_what_a_run_leaves(whole):
+def test_a_run_writes_the_expected_files(whole):
     kinds = [f"{kind}_T{t}.jsonl" for kind in ("samples", "results", "timings") for t in TEMPERATURES]
     reports = [f"report_T{t}.json" for t in TEMPERATURES]
     assert {path.name for path in whole.iterdir()} == {
@@ -104,15 +104,17 @@ def test_what_a_run_leaves(whole):
         places = [(row["task_id"], row["case"], row["sample"]) for row in results]
         assert places == [(problem, case, n) for problem in "12" for case in (0, 1) for n in range(3)]
         for row in results:
-            turns, most = (2, 5) if row["task_id"] == "1" else (3, 7)
-            assert len(row["completions"]) == len(row["finish_reasons"]) == turns and row["tokens"] <= turns * most
+            turns, max_tokens = (2, 5) if row["task_id"] == "1" else (3, 7)
+            assert (
+                len(row["completions"]) == len(row["finish_reasons"]) == turns and row["tokens"] <= turns * max_tokens
+            )
             assert row["temperature"] == temperature and row["passed"] == (row["outcome"] == "passed")
         report = json.loads((whole / f"report_T{temperature}.json").read_text())
         assert report["executions"] == 12 and report["mode"] == "multi" and report["checker"] == "official"
         assert report["temperature"] == temperature and report["problems"] == report["attempted"] == 2
 
 
-def test_every_turn_is_what_its_prompt_gets_alone(whole, cases, generator):
+def test_every_turn_equals_the_completion_of_its_prompt_alone(whole, cases, generator):
     protocol = Protocol()
     for row in rows(whole, "samples_T1.5.jsonl")[::2]:
         case = next(case for case in cases if (case.problem, case.case) == (row["task_id"], row["case"]))
@@ -141,7 +143,7 @@ def truncated(text):
 
 
 @pytest.mark.parametrize("mode", ["multi", "single"])
-def test_greedy_turns_are_those_of_transformers_in_the_authors_loop(evaluate, cases, tmp_path, mode):
+def test_greedy_turns_equal_those_of_transformers_in_the_authors_loop(evaluate, cases, tmp_path, mode):
     import torch
 
     given = [single_turn(case) for case in cases] if mode == "single" else cases
@@ -161,7 +163,7 @@ def test_greedy_turns_are_those_of_transformers_in_the_authors_loop(evaluate, ca
         assert case.history(row["completions"]) == history
 
 
-def test_a_history_that_is_too_long_is_cut_from_the_left_and_counted(evaluate, cases, generator, tmp_path):
+def test_a_history_that_is_too_long_is_truncated_from_the_left_and_counted(evaluate, cases, generator, tmp_path):
     (case,) = given = [replace(cases[-1], max_new_tokens=364)]
     room = 384 - 364
     assert evaluate(tmp_path / "out", given=given, num_samples=1, temperatures=(0.5,))["cut"] == 1
@@ -176,7 +178,7 @@ def test_a_history_that_is_too_long_is_cut_from_the_left_and_counted(evaluate, c
     assert row["cut_tokens"] == cut_tokens > 0
 
 
-def test_shares_in_any_order_make_the_whole(evaluate, whole, tmp_path):
+def test_shares_in_any_order_equal_a_single_run(evaluate, whole, tmp_path):
     folder = tmp_path / "out"
     assert evaluate(folder, share=(2, 2)) is None and not (folder / "report.json").exists()
     assert evaluate(folder, share=(1, 2)) is not None
@@ -190,16 +192,16 @@ def test_shares_in_any_order_make_the_whole(evaluate, whole, tmp_path):
     assert content(folder) == content(tmp_path / "in order")
 
 
-def test_a_part_of_another_case_is_damaged(evaluate, whole, tmp_path):
+def test_a_part_of_another_case_is_reported_as_damaged(evaluate, whole, tmp_path):
     evaluate(tmp_path / "out", share=(1, 4))
     (tmp_path / "out/parts/T0.5/1.jsonl").write_bytes((whole / "parts/T0.5/0.jsonl").read_bytes())
     with pytest.raises(Exception, match=r"parts/T0.5/1.jsonl is damaged; remove it"):
         evaluate(tmp_path / "out")
 
 
-def test_a_folder_of_the_other_mode_is_refused_by_the_mode(evaluate, whole, cases):
+def test_a_folder_of_the_other_mode_is_refused_naming_the_mode(evaluate, whole, cases):
     before = content(whole)
-    with pytest.raises(UserError, match=r"holds another evaluation \(mode: multi there, single here\)"):
+    with pytest.raises(UserError, match=r"contains another evaluation \(mode: multi there, single here\)"):
         evaluate(whole, mode="single", given=[single_turn(case) for case in cases])
     assert content(whole) == before
 
@@ -210,7 +212,7 @@ def command(files, output):
 
 
 @pytest.mark.slow
-def test_a_command_that_is_killed_goes_on_to_the_same_files(files, tmp_path):
+def test_a_killed_command_resumes_and_writes_the_same_files(files, tmp_path):
     killed = assert_kills_change_nothing(lambda output: command(files, output), tmp_path, parts=(1, 5))
     assert len(rows(killed, "results_T0.8.jsonl")) == 4 * 40
 
@@ -258,8 +260,8 @@ training: {steps: 400, batch_size: 16, remat: dots}
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not MTPB.exists(), reason="the authors' mtpb.jsonl is not here")
-def test_a_model_that_was_trained_on_five_problems_turns_passes_those(tmp_path):
+@pytest.mark.skipif(not MTPB.exists(), reason="needs the authors' mtpb.jsonl")
+def test_a_model_trained_on_five_problems_passes_those(tmp_path):
     cases = [case for case in read_cases(str(MTPB)) if case.problem in SOLUTIONS]
     texts = [case.history([turn.format(**case.given) for turn in SOLUTIONS[case.problem]]) for case in cases]
     tiny_bpe(texts, vocab_size=900).save(tmp_path)  # its tokenizer.json
@@ -281,22 +283,22 @@ def test_a_model_that_was_trained_on_five_problems_turns_passes_those(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        ("model mtpb --problems mtpb.jsonl --limit 3", "--limit: 3 must be from 1 to the 2 problems"),
-        ("model mtpb --problems mtpb.jsonl --greedy --num-samples 2", "--num-samples: --greedy draws one sample"),
+        ("model mtpb --problems mtpb.jsonl --limit 3", "--limit: must be from 1 to 2, the number of problems, got 3"),
+        ("model mtpb --problems mtpb.jsonl --greedy --num-samples 2", "--num-samples: conflicts with --greedy"),
         ("model mtpb --problems long.jsonl", "problem 1: a turn of 384 tokens leaves no room for a prompt in"),
         ("model mtpb --problems nowhere.jsonl", "nowhere.jsonl: "),
-        ("samples.jsonl mtpb --problems mtpb.jsonl --mode single", "--mode: is of a model's samples, and samples"),
-        ("samples.jsonl mtpb --problems mtpb.jsonl --share 1/2", "--share: is of a model's samples, and samples.jsonl"),
+        ("samples.jsonl mtpb --problems mtpb.jsonl --mode single", "--mode: applies only to a model, but samples"),
+        ("samples.jsonl mtpb --problems mtpb.jsonl --share 1/2", "--share: applies only to a model, but samples.jsonl"),
         ("samples.jsonl mtpb --problems samples.jsonl", "samples.jsonl: line 1: no field id; give MTPB's mtpb.jsonl"),
         ("mtpb.jsonl mtpb --problems mtpb.jsonl", "mtpb.jsonl: line 1: no field task_id"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_and_writes_nothing(files, monkeypatch, capsys, words, said):
+def test_a_mistake_gives_a_one_line_error_and_writes_nothing(files, monkeypatch, capsys, words, message):
     monkeypatch.chdir(files)
     with pytest.raises(SystemExit) as ended:
         main(["evaluate", *words.split(), "--output", "out"])
     printed, error = capsys.readouterr()
     assert ended.value.code == 2 and not printed and not (files / "out").exists()
-    assert error.startswith(f"codegen-jax: error: {said}") and error.count("\n") == 1, error
+    assert error.startswith(f"codegen-jax: error: {message}") and error.count("\n") == 1, error
