@@ -31,10 +31,10 @@ class Preempted(Exception):
         code: the command's exit code: 75 after SIGTERM, 130 after Ctrl-C.
     """
 
-    def __init__(self, told_by: signal.Signals, step: int):
-        interrupted = told_by == signal.SIGINT
-        name = "interrupted" if interrupted else told_by.name
-        super().__init__(f"{name}: saved after step {step}; the same command goes on from there")
+    def __init__(self, received: signal.Signals, step: int):
+        interrupted = received == signal.SIGINT
+        name = "interrupted" if interrupted else received.name
+        super().__init__(f"{name}: saved a checkpoint after step {step}; run the same command to resume")
         self.code = INTERRUPTED if interrupted else PREEMPTED
 
 

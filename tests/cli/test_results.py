@@ -95,7 +95,7 @@ def test_what_a_model_wrote_does_not_steer_the_terminal(tmp_path, monkeypatch, c
         ("compare first first", "first: given twice"),
         ("compare first second --k 0", "--k: 0 must be positive"),
         ("compare first empty", "empty: no results of an evaluation; it is empty"),
-        ("compare first third", "third: there is no such file or folder; this folder holds"),
+        ("compare first third", "third: no such file or folder; this folder contains"),
         ("show first A/33", "A/33: no problem of these 5, such as A/0; did you mean A/3"),
         ("show first A/3 --temperature 0.6", "--temperature: 0.6 is not there; the results are at 0.2, 0.8"),
         ("show first A/3 --temperature hot", "--temperature: 'hot' must be a number"),

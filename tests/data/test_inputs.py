@@ -137,6 +137,6 @@ def test_shards_without_a_document_are_told(folder, tmp_path, tokenizer):
 
 
 def test_a_dataset_that_the_hub_does_not_give_is_refused_before_anything_is_written(tmp_path, tokenizer):
-    with pytest.raises(UserError, match=r"^hub:nobody/nothing: neither on this machine .* HF_HUB_OFFLINE is set"):
+    with pytest.raises(UserError, match=r"^hub:nobody/nothing: not found on this machine .* HF_HUB_OFFLINE is set"):
         prepare(["hub:nobody/nothing@train"], str(tmp_path / "out"), tokenizer)
     assert not (tmp_path / "out").exists()

@@ -163,7 +163,7 @@ def test_parquet_has_sources_too(tmp_path):
 LINES = (as_json(text="x") + b"\n") * 1000
 OTHER_THINGS = {
     "a.jsonl": [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a pointer of Git LFS, .*git lfs pull"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a Git LFS pointer, .*git lfs pull"),
         (LINES.decode().encode("utf-16"), "UTF-16 text; convert it to UTF-8"),
         (gzip.compress(LINES), "compressed by gzip; let its name end in .gz"),
         (lzma.compress(LINES), "compressed by xz; let its name end in .xz"),
@@ -175,12 +175,12 @@ OTHER_THINGS = {
         (b"[" * 100_000, "one JSON array"),
     ],
     "a.jsonl.gz": [
-        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         (gzip.compress(LINES.decode().encode("utf-16")), "UTF-16 text"),
         (LINES, "cannot be read .*; restore or remove it"),
     ],
     "a.jsonl.zst": [(gzip.compress(LINES), "compressed by gzip")],
-    "a.parquet": [(b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"), (LINES, "cannot be read")],
+    "a.parquet": [(b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"), (LINES, "cannot be read")],
 }
 
 

@@ -368,8 +368,8 @@ def test_a_model_that_was_trained_on_twenty_solutions_passes_those_and_no_other(
         ("model humaneval --problems longer.jsonl", "--max-new-tokens: the prompt of Own/2 has 40 tokens, and 512 new"),
         ("model humaneval --problems own.jsonl", "--max-new-tokens: the prompt of Own/0 has"),
         ("bare humaneval --problems own.jsonl", "bare: has no tokenizer; give it one"),
-        ("nowhere humaneval --problems own.jsonl", "nowhere: neither on this machine nor in the hub's cache"),
-        (". humaneval", ".: a folder above a model; give one of those in it"),
+        ("nowhere humaneval --problems own.jsonl", "nowhere: not found on this machine or in the hub cache"),
+        (". humaneval", ".: a folder above a model; use one of those below it"),
         ("samples.jsonl humaneval --num-samples 3", "--num-samples: is of a model's samples, and samples.jsonl are"),
         ("samples.jsonl humaneval --dtype float32", "--dtype: is of a model's samples, and samples.jsonl are"),
         ("model humaneval --problems promptless.jsonl", "Own/0: its prompt is empty; give it one, or leave the"),
@@ -388,7 +388,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(files, monkeypatch, capsys, wo
 
 def test_an_output_that_holds_something_else_is_refused(evaluate, tmp_path):
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(UserError, match=r"holds notes.txt, and is no evaluation of a model; choose another folder"):
+    with pytest.raises(UserError, match=r"contains notes.txt, and is no evaluation of a model; choose another folder"):
         evaluate(tmp_path)
     with pytest.raises(UserError, match=r"notes.txt is a file; choose a folder"):
         evaluate(tmp_path / "notes.txt")

@@ -346,7 +346,7 @@ def mistakes(folder):
         ),
         ("model --tasks empty", "--tasks: empty: lm_eval "),
         ("model --tasks helaswag", "--tasks: helaswag: lm_eval "),
-        ("nowhere --tasks tasks", "nowhere: neither on this machine nor in the hub's cache"),
+        ("nowhere --tasks tasks", "nowhere: not found on this machine or in the hub cache"),
         ("bare --tasks tasks", "bare: has no tokenizer; give it one"),
         ("model --tasks tasks --limit 0", "--limit: 0 must be positive"),
         ("model --tasks tasks --num-fewshot -1", "--num-fewshot: -1 must not be negative"),

@@ -77,12 +77,12 @@ def test_a_damaged_line_is_named(tmp_path, line, said):
 
 def test_what_is_no_finished_evaluation_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="none: there is no such file or folder; this folder is empty"):
+    with pytest.raises(UserError, match="none: no such file or folder; this folder is empty"):
         read_results("none")
     with pytest.raises(UserError, match=r"^\.: no results of an evaluation; it is empty"):
         read_results(".")
     write_lines(tmp_path / "samples_T0.2.jsonl", [result("A/0", 0)])
-    with pytest.raises(UserError, match=r"it holds samples_T0.2.jsonl; .* must finish first"):
+    with pytest.raises(UserError, match=r"it contains samples_T0.2.jsonl; .* must finish first"):
         read_results(".")
     with pytest.raises(UserError, match=r"samples_T0.2.jsonl: a file; give the output folder"):
         read_results("samples_T0.2.jsonl")

@@ -92,7 +92,7 @@ def test_a_file_of_another_shape_is_one_line(tmp_path):
         mbpp(str(tmp_path / "sanitized-mbpp.json"))
     with pytest.raises(UserError, match="holds no problems"):
         mbpp(write_lines(tmp_path / "empty.jsonl", []))
-    with pytest.raises(UserError, match="there is no such file"):
+    with pytest.raises(UserError, match="no such file"):
         mbpp(str(tmp_path / "none.jsonl"))
 
 

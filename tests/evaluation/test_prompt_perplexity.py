@@ -335,14 +335,14 @@ def test_the_command_prints_figures_in_words_and_as_an_object(model, cases, file
         ("mtpb --results x", "--results: is of the perplexity of humaneval, and this is that of mtpb"),
         ("humaneval --samples x", "--samples: is of the perplexity of mtpb, and this is that of humaneval"),
         ("mtpb", "--problems: is needed; give benchmark/mtpb.jsonl of the authors' repository"),
-        ("mtpb --problems none.jsonl", "none.jsonl: there is no such file or folder"),
+        ("mtpb --problems none.jsonl", "none.jsonl: no such file or folder"),
         ("mtpb --problems mtpb.jsonl --limit 4", "--limit: 4 must be from 1 to the 3 problems that there are"),
         ("mtpb --problems mtpb.jsonl --mode both", "--mode: invalid choice: 'both'"),
         (
             "mtpb --problems mtpb.jsonl --mode single --samples samples.jsonl",
             "--samples: a single turn has no subprograms before its prompt; leave out one of the two",
         ),
-        ("mtpb --problems mtpb.jsonl --samples none.jsonl", "none.jsonl: there is no such file or folder"),
+        ("mtpb --problems mtpb.jsonl --samples none.jsonl", "none.jsonl: no such file or folder"),
         (
             "mtpb --problems mtpb.jsonl --samples samples.jsonl",
             "--samples: there is none of case 1/0; case 2/1; case 10/0; case 10/1; case 10/2; give one of each",

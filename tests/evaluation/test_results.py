@@ -194,8 +194,8 @@ def test_a_folder_of_another_evaluation_is_refused_by_what_differs(tmp_path, cha
 
 def test_an_output_that_holds_something_else_is_refused_and_left_alone(tmp_path):
     for name, content, said in (
-        ("run.json", "{}", r"holds run.json, and is no evaluation"),
-        ("report.md", "mine", r"holds report.md, and is no evaluation"),
+        ("run.json", "{}", r"contains run.json, and is no evaluation"),
+        ("report.md", "mine", r"contains report.md, and is no evaluation"),
         ("evaluation.json", '{"mine": 1}', r"evaluation.json is damaged or of another program"),
         ("evaluation.json", '{"benchm', r"evaluation.json is damaged or of another program"),
     ):

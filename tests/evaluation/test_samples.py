@@ -91,7 +91,7 @@ def test_files_that_hold_no_samples_are_named(tmp_path):
     for content, said in (
         (b"", "holds no samples"),
         (b"\n\n", "holds no samples"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS, not the file; git lfs pull"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer, not the file itself; run git lfs pull"),
         (b"[{}]", "one JSON array; write one object per line"),
         (gzip.compress(b"{}"), "compressed by gzip; let its name end in .gz"),
     ):
@@ -103,5 +103,5 @@ def test_files_that_hold_no_samples_are_named(tmp_path):
         read_samples(str(tmp_path / "cut.jsonl.gz"), HUMANEVAL)
     with pytest.raises(UserError, match=r"a folder, where a file of samples is read"):
         read_samples(str(tmp_path), HUMANEVAL)
-    with pytest.raises(UserError, match=r"there is no such file or folder; .*did you mean samples.jsonl"):
+    with pytest.raises(UserError, match=r"no such file or folder; .*did you mean samples.jsonl"):
         read_samples(str(tmp_path / "sample.jsonl"), HUMANEVAL)

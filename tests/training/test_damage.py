@@ -8,7 +8,7 @@ import pytest
 from codegen_jax.config import MeshConfig
 from codegen_jax.training.loop import train
 from codegen_jax.training.metrics import read_metrics
-from codegen_jax.weights.run_folder import whole_checkpoints
+from codegen_jax.weights.run_folder import complete_checkpoints
 from tests.harm import change_a_value, halve
 from tests.processes import finish, start
 from tests.runs import tiny_run
@@ -53,7 +53,7 @@ def resume(config, tmp_path, errors="[]"):
 
 
 def steps_of(config):
-    return [int(path.name) for path in whole_checkpoints(config.output)]
+    return [int(path.name) for path in complete_checkpoints(config.output)]
 
 
 def losses(config):
@@ -66,7 +66,7 @@ def test_faults_that_pass_cost_nothing(half_done, whole, tmp_path):
     assert code == 0, error
     for text in ("(ConnectionError: reset by peer)", "(TimeoutError: timed out)", "Permission denied)"):
         assert error.count(text) == 1
-    assert error.count("can't be read (") == error.count("reading again in 0.1 s") == 3
+    assert error.count("cannot be read (") == error.count("reading again in 0.1 s") == 3
     assert steps_of(half_done) == [1, 2, 3, 4, 5, 6] and losses(half_done) == pytest.approx(losses(whole), rel=1e-5)
 
 
@@ -74,12 +74,12 @@ def test_faults_that_stay_end_both_with_the_last_ones_text_and_move_nothing(half
     errors = "[ValueError('UNAVAILABLE: no route'), RuntimeError('of a library'), OSError(116, 'Stale file handle'), "
     for code, error in resume(half_done, tmp_path, errors + "MemoryError('out of it')]"):
         assert code == 2 and "Traceback" not in error
-        assert "can't be read (MemoryError: out of it); it may be whole: try again\n" in error
+        assert "cannot be read (MemoryError: out of it); it may be intact, try again\n" in error
     assert steps_of(half_done) == [1, 2, 3, 4, 5] and not Path(half_done.output, "damaged").exists()
 
 
 def test_damage_of_every_kind_sets_a_checkpoint_aside_for_both(half_done, whole, tmp_path):
-    checkpoints = [Path(path) for path in whole_checkpoints(half_done.output)]
+    checkpoints = [Path(path) for path in complete_checkpoints(half_done.output)]
     for harm, checkpoint in ((halve, checkpoints[-1]), (Path.unlink, checkpoints[-2])):
         for file in (checkpoint / "params").rglob("*"):
             if file.is_file() and file.parent.name == "d":
