@@ -34,7 +34,7 @@ class Preempted(Exception):
     def __init__(self, received: signal.Signals, step: int):
         interrupted = received == signal.SIGINT
         name = "interrupted" if interrupted else received.name
-        super().__init__(f"{name}: saved a checkpoint after step {step}; run the same command to resume")
+        super().__init__(f"{name}: saved after step {step}; the same command resumes from there")
         self.code = INTERRUPTED if interrupted else PREEMPTED
 
 

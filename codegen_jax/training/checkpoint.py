@@ -33,7 +33,7 @@ from codegen_jax.weights.checkpoint_format import (
 )
 from codegen_jax.weights.fingerprint import fingerprints
 from codegen_jax.weights.generation_config import GenerationConfig
-from codegen_jax.weights.run_folder import CHECKPOINTS, DAMAGED, complete_checkpoints, unfinished_checkpoints
+from codegen_jax.weights.run_folder import CHECKPOINTS, DAMAGED, unfinished_checkpoints, whole_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def check_output(config: RunConfig, data: dict[str, Any]) -> None:
         f"output: {folder}: Orbax writes checkpoints to local and mounted folders and to gs://, not to s3://",
     )
     require(
-        config.resume == "auto" or not complete_checkpoints(config.output),
+        config.resume == "auto" or not whole_checkpoints(config.output),
         f"resume: never, but {folder} holds checkpoints; choose another output folder, or resume auto",
     )
     first_alone(lambda: require_free(folder, {"config": config.to_dict(), "data": data}))
@@ -176,7 +176,7 @@ class Checkpoints:
         Raises:
             UserError: if the only one is damaged, or one can't be read; nothing is moved then.
         """
-        steps = [int(path.name) for path in complete_checkpoints(self.folder)]
+        steps = [int(path.name) for path in whole_checkpoints(self.folder)]
         for step in reversed(steps):
             path = self.folder / CHECKPOINTS / str(step)
             found = _read_twice(path, abstract)

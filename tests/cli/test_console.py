@@ -28,7 +28,7 @@ def test_a_runs_log_goes_to_stdout_and_all_else_to_stderr(capsys):
         "codegen-jax: compiled",
         "codegen-jax: warning: odd",
         "codegen-jax: error: top_p: 2 is too much",
-        "codegen-jax: stopped: SIGTERM: saved a checkpoint after step 3; run the same command to resume",
+        "codegen-jax: stopped: SIGTERM: saved after step 3; the same command resumes from there",
     ]
 
 

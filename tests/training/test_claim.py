@@ -36,9 +36,9 @@ def test_one_run_at_a_time_holds_a_folder_until_it_ends_however_it_ends(tmp_path
     ((code, error),) = finish([going_on])
     step = int(find_checkpoint(config.output).name)
     assert code == 130 and error.endswith(
-        f"codegen-jax: stopped: interrupted: saved a checkpoint after step {step}; run the same command to resume\n"
+        f"codegen-jax: stopped: interrupted: saved after step {step}; the same command resumes from there\n"
     )
-    assert f"- outcome: interrupted: saved a checkpoint after step {step}" in (tmp_path / "run/summary.md").read_text()
+    assert f"- outcome: interrupted: saved after step {step}" in (tmp_path / "run/summary.md").read_text()
 
 
 def test_a_run_that_was_stopped_before_its_first_step_does_not_hold_its_folder(tmp_path, token_folder):

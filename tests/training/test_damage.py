@@ -8,7 +8,7 @@ import pytest
 from codegen_jax.config import MeshConfig
 from codegen_jax.training.loop import train
 from codegen_jax.training.metrics import read_metrics
-from codegen_jax.weights.run_folder import complete_checkpoints
+from codegen_jax.weights.run_folder import whole_checkpoints
 from tests.harm import change_a_value, halve
 from tests.processes import finish, start
 from tests.runs import tiny_run
@@ -53,7 +53,7 @@ def resume(config, tmp_path, errors="[]"):
 
 
 def steps_of(config):
-    return [int(path.name) for path in complete_checkpoints(config.output)]
+    return [int(path.name) for path in whole_checkpoints(config.output)]
 
 
 def losses(config):
@@ -79,7 +79,7 @@ def test_faults_that_stay_end_both_with_the_last_ones_text_and_move_nothing(half
 
 
 def test_damage_of_every_kind_sets_a_checkpoint_aside_for_both(half_done, whole, tmp_path):
-    checkpoints = [Path(path) for path in complete_checkpoints(half_done.output)]
+    checkpoints = [Path(path) for path in whole_checkpoints(half_done.output)]
     for harm, checkpoint in ((halve, checkpoints[-1]), (Path.unlink, checkpoints[-2])):
         for file in (checkpoint / "params").rglob("*"):
             if file.is_file() and file.parent.name == "d":

@@ -13,7 +13,7 @@ from codegen_jax.config import MeshConfig
 from codegen_jax.errors import PREEMPTED
 from codegen_jax.training.loop import train
 from codegen_jax.training.metrics import read_lines, read_metrics
-from codegen_jax.weights.run_folder import complete_checkpoints, find_checkpoint
+from codegen_jax.weights.run_folder import find_checkpoint, whole_checkpoints
 from tests.processes import finish, start, wait_for, wait_until
 from tests.runs import tiny_run
 
@@ -34,7 +34,7 @@ def validation(output):
 
 
 def new(config, checkpoints):
-    return set(complete_checkpoints(config.output)) - set(checkpoints)
+    return set(whole_checkpoints(config.output)) - set(checkpoints)
 
 
 def saving(output):
@@ -126,7 +126,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, token_folder, alon
     processes[-1].send_signal(signal.SIGTERM)  # only one host gets the signal
     for code, error in finish(processes):
         assert code == PREEMPTED, error
-        assert "codegen-jax: stopped: SIGTERM: saved a checkpoint after step" in error
+        assert "codegen-jax: stopped: SIGTERM: saved after step" in error
     assert 1 <= int(find_checkpoint(tmp_path / "run").name) < 6
     assert [code for code, _ in finish(start(config, tmp_path / "a.yaml", count=count, devices=8 // count))] == [
         0
@@ -142,7 +142,7 @@ def test_a_run_killed_at_20_random_moments_ends_as_the_uninterrupted_one(tmp_pat
     moments = random.Random(0)
     in_a_save = 0
     for number in range(20):
-        done = complete_checkpoints(killed.output)
+        done = whole_checkpoints(killed.output)
         (process,) = start(killed, tmp_path / "killed.yaml", devices=4, pause=0.1)
         wait_for(process, "first step done")
         steps = moments.randrange(3)
@@ -152,7 +152,7 @@ def test_a_run_killed_at_20_random_moments_ends_as_the_uninterrupted_one(tmp_pat
         time.sleep(moments.uniform(0, 0.02 if number % 2 else 0.4))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        left = complete_checkpoints(killed.output)
+        left = whole_checkpoints(killed.output)
         assert not done or int(left[-1].name) >= int(done[-1].name)
         in_a_save += saving(killed.output)
     assert in_a_save > 3
@@ -176,7 +176,7 @@ def test_a_save_that_is_refused_is_tried_again_then_reported_and_training_goes_o
     others = [line for line in refusals if "File too large" not in line]
     assert not others
     assert output.count("training goes on to the next") == 1
-    assert [int(path.name) for path in complete_checkpoints(refused.output)] in ([13, 16], [14, 16])
+    assert [int(path.name) for path in whole_checkpoints(refused.output)] in ([13, 16], [14, 16])
     assert losses(refused.output) == losses(whole.output)
     # if nothing can be written at all, the run fails, and earlier files are kept
     longer = run(refused.output, token_folder, **sections | {"training": {"steps": 18, "eval_every": 100}})
@@ -184,4 +184,4 @@ def test_a_save_that_is_refused_is_tried_again_then_reported_and_training_goes_o
     *warnings, line = error.splitlines()  # the warnings are for records, which could not be written either
     assert code == 2 and line.startswith("codegen-jax: error: ") and "the last checkpoint could not be written" in line
     assert all(line.startswith("codegen-jax: warning: ") for line in warnings)
-    assert [int(path.name) for path in complete_checkpoints(refused.output)][-1] == 16
+    assert [int(path.name) for path in whole_checkpoints(refused.output)][-1] == 16
