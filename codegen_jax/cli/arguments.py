@@ -80,7 +80,7 @@ def read_config(arguments: argparse.Namespace) -> "RunConfig":
     A run's output folder, even if it has been moved, stands for that run's config with `output` set to the folder.
     """
     from codegen_jax.config_file import load_config, shipped_config
-    from codegen_jax.mistaken_paths import contains
+    from codegen_jax.mistaken_paths import holds
     from codegen_jax.storage import open_path
     from codegen_jax.weights.run_folder import RUN_FILE
 
@@ -88,7 +88,7 @@ def read_config(arguments: argparse.Namespace) -> "RunConfig":
     folder = open_path(path)
     if folder.is_dir():
         names = sorted(file.name for file in folder.iterdir())
-        message = f"{path}: a folder without {RUN_FILE}, no run's output; it {contains(names)}; name a config in YAML"
+        message = f"{path}: a folder without {RUN_FILE}, no run's output; it {holds(names)}; name a config in YAML"
         require(RUN_FILE in names, message)
         path, words = f"{path.rstrip('/')}/{RUN_FILE}", ["--output", str(folder), *words]
     elif not folder.exists():
@@ -111,7 +111,7 @@ def add_loading(parser: Parser) -> None:
 
 def add_allow_nonfinite(parser: Parser) -> None:
     parser.add_argument(
-        "--allow-nonfinite", action="store_true", help="accept weights that contain NaN or infinity, with a warning"
+        "--allow-nonfinite", action="store_true", help="take weights that hold NaN or infinity, with a warning"
     )
 
 
