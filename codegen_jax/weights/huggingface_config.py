@@ -75,7 +75,7 @@ def parse_config(path: Path, written: Mapping[str, Any], tensors: Mapping[str, T
     for name, supported in SUPPORTED.items():
         require(
             values[name] in supported,
-            f"{path}: {name} {values[name]} is not supported; only {' and '.join(map(str, supported))}",
+            f"{path}: {name} {values[name]} is not supported; use {' or '.join(map(str, supported))}",
         )
     epsilon = values["layer_norm_epsilon"]
     require(
