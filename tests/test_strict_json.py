@@ -9,7 +9,7 @@ import pytest
 from codegen_jax.strict_json import dumps, loads
 
 
-def parse_strictly(text):
+def strictly(text):
     """Parse JSON by the standard; Python's own parser also accepts NaN and Infinity."""
     return json.loads(text, parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
 
@@ -18,9 +18,9 @@ def parse_strictly(text):
 def test_a_non_finite_number_becomes_null_at_any_depth(value):
     nested = {"loss": value, "tokens": [1, (value, 2.5)], "top": [{"3": value, "4": -0.5}], "text": "NaN", "on": True}
     expected = {"loss": None, "tokens": [1, [None, 2.5]], "top": [{"3": None, "4": -0.5}], "text": "NaN", "on": True}
-    assert parse_strictly(dumps(nested)) == expected
-    assert parse_strictly(dumps(nested, indent=2)) == expected
-    assert parse_strictly(dumps(value)) is None
+    assert strictly(dumps(nested)) == expected
+    assert strictly(dumps(nested, indent=2)) == expected
+    assert strictly(dumps(value)) is None
 
 
 def test_json_written_by_older_versions_is_read():
