@@ -1,4 +1,4 @@
-"""Hugging Face hub: recognize repository ids, and download or find cached files of a repository."""
+"""The Hugging Face hub: recognize repository ids, and download a repository's files or find them in the cache."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(@.*)?")
 def hub_id(name: str) -> tuple[str, str | None]:
     """Split OWNER/NAME[@REVISION] into repository and revision: a branch, tag or commit, or None for the newest."""
     repository, at, revision = name.partition("@")
-    require(not at or bool(revision), f"{name}: a branch, tag or commit must follow the @")
+    require(not at or bool(revision), f"{name}: @ must be followed by a branch, tag or commit")
     return repository, revision or None
 
 
@@ -26,8 +26,8 @@ def hub_files(
 ) -> Path:
     """Return the hub cache folder with the files of a repository, downloading them if necessary.
 
-    A name that looks like a local path is not looked up on the hub. If the hub does not answer within
-    `HF_HUB_ETAG_TIMEOUT` seconds (10 by default), it is not asked again.
+    A name that looks like a local path is not looked up on the hub. If the hub does not respond within
+    `HF_HUB_ETAG_TIMEOUT` seconds (10 by default), it is not queried again.
 
     Args:
         name: a name that is not an existing path on this machine, perhaps OWNER/NAME[@REVISION].
@@ -42,28 +42,31 @@ def hub_files(
 
     require(ID.fullmatch(name) is not None, missing(name))
     repository, revision = hub_id(name)
-    meant_here = _is_meant_here(name)
-    reason = f"the hub's is {name}@main" if meant_here else refusal(name)
+    meant_local = _is_meant_local(name)
+    reason = f"for a repository on the hub, use {name}@main" if meant_local else refusal(name)
     if reason is None:
 
-        def fetched(pattern: list[str]) -> Path:
-            return Path(snapshot_download(repository, revision=revision, allow_patterns=pattern))
+        def download(patterns: list[str]) -> Path:
+            return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
 
         try:
-            found = fetched([*patterns])
+            folder = download([*patterns])
             for pattern in either:
-                if any(fetched([pattern]).glob(pattern)):
+                if any(download([pattern]).glob(pattern)):
                     break
-            return found
+            return folder
         except Exception as error:  # from huggingface_hub, the network or the disk, such as a read-only cache
-            reason = f"the hub's files can't be fetched ({_line(error.__cause__ or error)})"
-    found = _cached(name, reason)
-    if found is None:
-        raise UserError(f"{missing(name)}; {reason}" if meant_here else nowhere(name, reason))
-    is_there = lambda pattern: any(file.exists() for file in found.glob(pattern))  # a link may be dangling
-    lacks = [" or ".join(one_of) for one_of in needs if not any(map(is_there, one_of))]
-    require(not lacks, f"{name}: the hub's cache {_what_is_of_use(found)}, and lacks {' and '.join(lacks)}; {reason}")
-    return found
+            reason = f"the download from the hub failed ({_line(error.__cause__ or error)})"
+    folder = _cached(name, reason)
+    if folder is None:
+        raise UserError(f"{missing(name)}; {reason}" if meant_local else not_found(name, reason))
+    exists = lambda pattern: any(file.exists() for file in folder.glob(pattern))  # a link may be dangling
+    absent = [" or ".join(one_of) for one_of in needs if not any(map(exists, one_of))]
+    require(
+        not absent,
+        f"{name}: its hub cache {_describe_cached(folder)}; missing: {' and '.join(absent)}; {reason}",
+    )
+    return folder
 
 
 def _cached(name: str, reason: str) -> Path | None:
@@ -81,23 +84,23 @@ def _cached(name: str, reason: str) -> Path | None:
     if not commits:
         return None
     wanted = refs.get(revision or "main", revision)
-    if wanted is None and len(commits) == 1:  # it was downloaded by commit, which leaves no ref
+    if wanted is None and len(commits) == 1:  # downloaded by commit, which leaves no ref
         wanted = commits[0]
     if wanted not in commits:
-        has = [ref for ref, commit in refs.items() if commit in commits]
-        has += [commit for commit in commits if commit not in refs.values()]
-        names = ", ".join(f"{repository}@{known}" for known in has[:5])
-        raise UserError(f"{name}: of this repository the hub's cache has {names} only; {reason}")
+        cached = [ref for ref, commit in refs.items() if commit in commits]
+        cached += [commit for commit in commits if commit not in refs.values()]
+        names = ", ".join(f"{repository}@{revision}" for revision in cached[:5])
+        raise UserError(f"{name}: not in the hub cache, which has only {names}; {reason}")
     return cache / "snapshots" / wanted
 
 
-def _what_is_of_use(folder: Path) -> str:
+def _describe_cached(folder: Path) -> str:
     """Describe the files in a revision's cache folder, including dangling links and interrupted downloads."""
     files = {str(file.relative_to(folder)): file.exists() for file in _files(folder)}
-    gone = [file for file, exists in files.items() if not exists]
-    dangling = f" ({', '.join(gone)}: a link whose file is gone)" if gone else ""
-    cut = " (a download was cut short)" if any(folder.glob("../../blobs/*.incomplete")) else ""
-    return f"{holds([file for file, exists in files.items() if exists])} of it{dangling}{cut}"
+    broken = [file for file, exists in files.items() if not exists]
+    dangling = f" (with a dangling link: {', '.join(broken)})" if broken else ""
+    interrupted = " (with an interrupted download)" if any(folder.glob("../../blobs/*.incomplete")) else ""
+    return f"{holds([file for file, exists in files.items() if exists])}{dangling}{interrupted}"
 
 
 def _files(folder: Path) -> list[Path]:
@@ -105,25 +108,25 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if not path.is_dir())
 
 
-def _is_meant_here(name: str) -> bool:
+def _is_meant_local(name: str) -> bool:
     """Whether a name that could be a hub id was probably meant as a local path.
 
-    That is the case if its first part is a folder here, or if it has one part only and resembles the name of something
-    here. A name with a @REVISION is always a hub id.
+    That is the case if its first part is a folder in the working directory, or if it has only one part and resembles
+    the name of a file there. A name with a @REVISION is always a hub id.
     """
     owner, slash, _ = name.partition("/")
-    is_here = Path(owner).is_dir() if slash else bool(_nearest(name))
-    return is_here and "@" not in name
+    resembles_local = Path(owner).is_dir() if slash else bool(_nearest(name))
+    return resembles_local and "@" not in name
 
 
 def _nearest(name: str) -> str:
     return did_you_mean(name, [file.name for file in Path().iterdir()])
 
 
-def nowhere(name: str, reason: str) -> str:
+def not_found(name: str, reason: str) -> str:
     """The message for a name found neither on this machine nor on the hub; `reason` is the clause from `refusal`."""
-    near = _nearest(name.partition("/")[0]).removeprefix("; ")
-    return f"{name}: neither on this machine{f' ({near})' if near else ''} nor in the hub's cache, and {reason}"
+    hint = _nearest(name.partition("/")[0]).removeprefix("; ")
+    return f"{name}: not found on this machine{f' ({hint})' if hint else ''} or in the hub cache; {reason}"
 
 
 def refusal(name: str, kind: Literal["model", "dataset"] = "model") -> str | None:
@@ -142,38 +145,38 @@ def refusal(name: str, kind: Literal["model", "dataset"] = "model") -> str | Non
     try:
         _within(seconds, lambda: HfApi().repo_info(repository, revision=revision, repo_type=kind))
     except GatedRepoError:
-        return "the hub gives it to those whom its owner admits; ask on its page, then run hf auth login"
+        return "the repository is gated; request access on its page on the hub, then run hf auth login"
     except RepositoryNotFoundError:
-        return "the hub has no such repository, or a private one: check the name, or run hf auth login"
+        return "the hub has no such repository, or it is private; check the name, or run hf auth login"
     except RevisionNotFoundError:
         return f"the hub has no revision {revision} of it"
     except HfHubHTTPError as error:
-        return f"the hub refuses ({_line(error)})"
+        return f"the hub returned an error ({_line(error)})"
     except OfflineModeIsEnabled:
-        return "the hub is not asked where HF_HUB_OFFLINE is set"
+        return "the hub was not queried, since HF_HUB_OFFLINE is set"
     except TimeoutError:
-        return f"the hub can't be reached (no answer in {seconds} s)"
+        return f"the hub is unreachable (no response within {seconds} s)"
     except Exception as error:  # DNS, proxies, certificates: OSError and httpx's exceptions
-        return f"the hub can't be reached ({_line(error)})"
+        return f"the hub is unreachable ({_line(error)})"
     return None
 
 
-def _within(seconds: float, question: Callable[[], Any]) -> None:
+def _within(seconds: float, query: Callable[[], Any]) -> None:
     """Run a query in a thread and raise TimeoutError if it takes longer than `seconds`.
 
     The HTTP client's own timeout applies to each address of a host separately and not to name resolution, and
     huggingface_hub retries for half a minute.
     """
-    answer: Future[Any] = Future()
+    response: Future[Any] = Future()
 
-    def ask() -> None:
+    def run() -> None:
         try:
-            answer.set_result(question())
+            response.set_result(query())
         except BaseException as error:
-            answer.set_exception(error)
+            response.set_exception(error)
 
-    Thread(target=ask, daemon=True).start()
-    answer.result(seconds)
+    Thread(target=run, daemon=True).start()
+    response.result(seconds)
 
 
 def _line(error: BaseException) -> str:

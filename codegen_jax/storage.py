@@ -21,7 +21,7 @@ from codegen_jax.errors import UserError, require
 
 log = logging.getLogger(__name__)
 
-KNOWN = "a local path, gs:// or s3://, or OWNER/NAME of Hugging Face's hub"
+KNOWN = "a local path, gs://, s3://, or OWNER/NAME on the Hugging Face hub"
 UNFINISHED = ".tmp"  # suffix of files that are being written
 LIBRARIES = {"gs": "gcsfs", "s3": "s3fs"}  # the extras [gcs] and [s3]
 
@@ -44,12 +44,14 @@ def expand(path: str) -> str:
         expanded = Template(path).substitute({name: value for name, value in os.environ.items() if value})
     except KeyError as error:
         raise UserError(
-            f"{path}: the environment variable {error.args[0]} is not set; set it, or write $$ for a $"
+            f"{path}: environment variable {error.args[0]} is not set; set it, or write $$ for a literal $"
         ) from error
     except ValueError as error:
-        raise UserError(f"{path}: $ begins the name of an environment variable; write $$ for a $") from error
+        raise UserError(
+            f"{path}: $ must be followed by the name of an environment variable; write $$ for a literal $"
+        ) from error
     home = os.path.expanduser(expanded)
-    require(home[:1] != "~", f"{path}: there is no such home folder; write ./~ for a name that begins with ~")
+    require(home[:1] != "~", f"{path}: no such home folder; write ./~ for a name that begins with ~")
     return home
 
 
@@ -63,29 +65,29 @@ def open_path(path: epath.PathLike) -> epath.Path:
         return epath.Path(path).absolute()
     scheme = str(path).partition("://")[0]
     library = LIBRARIES.get(scheme)
-    require(library is not None, f"{path}: a kind of storage that is not known; use {KNOWN}")
+    require(library is not None, f"{path}: unknown kind of storage; use {KNOWN}")
     try:
         fsspec.get_filesystem_class(scheme)
     except ImportError as error:
-        raise UserError(f"{path}: {scheme}:// needs {library}; pip install {library}") from error
-    with _named(path):
+        raise UserError(f"{path}: {scheme}:// requires {library}; pip install {library}") from error
+    with _access_errors_reported(path):
         epath.Path(path).exists()
     return epath.Path(path)
 
 
 @contextmanager
-def _named(path: epath.PathLike) -> Iterator[None]:
+def _access_errors_reported(path: epath.PathLike) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # DNS, credentials, permissions: OSError and the exceptions of gcsfs, s3fs and boto
-        raise UserError(f"{path}: can't be reached ({' '.join(str(error).split())[:200]})") from error
+        raise UserError(f"{path}: cannot be accessed ({' '.join(str(error).split())[:200]})") from error
 
 
 def local_copy(folder: epath.PathLike) -> Path:
     """Copy a remote folder to a temporary local one that is deleted at exit; a local folder is returned as is.
 
     Raises:
-        UserError: if the folder can't be read.
+        UserError: if the folder cannot be read.
     """
     if not is_remote(folder):
         return Path(folder)
@@ -93,7 +95,7 @@ def local_copy(folder: epath.PathLike) -> Path:
     copy = tempfile.mkdtemp(prefix="codegen_jax-")
     atexit.register(shutil.rmtree, copy, ignore_errors=True)
     files, path = fsspec.url_to_fs(str(folder))
-    with _named(folder):
+    with _access_errors_reported(folder):
         files.get(f"{path.rstrip('/')}/", f"{copy}/", recursive=True)
     return Path(copy)
 
@@ -111,17 +113,17 @@ def write_whole(path: epath.Path, text: str) -> None:
     if is_remote(path):  # objects become visible only when complete
         path.write_text(text)
         return
-    written = path.with_name(f"{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
     try:
-        written.write_text(text)
-        written.replace(path)
+        temporary.write_text(text)
+        temporary.replace(path)
     except BaseException:
-        written.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def require_local(name: str, path: epath.PathLike) -> None:
-    require(not is_remote(path), f"{name}: {path}: is written to local folders only; copy it there afterwards")
+    require(not is_remote(path), f"{name}: {path}: must be a local path; copy the result to remote storage afterwards")
 
 
 def locked(path: epath.PathLike) -> FileIO | None:
@@ -137,5 +139,8 @@ def locked(path: epath.PathLike) -> FileIO | None:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             file.close()
             return None
-        log.warning(f"{path}: this file system has no locks ({error}); let no second process write to its folder")
+        log.warning(
+            f"{path}: this file system does not support locks ({error}); make sure that only one process writes to its "
+            "folder"
+        )
     return file

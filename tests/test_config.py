@@ -96,7 +96,7 @@ def test_error_is_one_line_that_names_field_and_value(file, changes, overrides, 
 
 
 def test_error_names_a_missing_or_invalid_file(tmp_path):
-    with pytest.raises(UserError, match=r"none.yaml: there is no such file"):
+    with pytest.raises(UserError, match=r"none.yaml: no such file"):
         load_config(tmp_path / "none.yaml")
     broken = tmp_path / "broken.yaml"
     broken.write_text("model: [")

@@ -226,7 +226,7 @@ def test_home_and_variables_are_expanded_in_paths(tmp_path, monkeypatch, field):
         write_field(tmp_path / "run.yaml", field, text)
         assert attrgetter(field)(load_config(tmp_path / "run.yaml")) == path
     write_field(tmp_path / "run.yaml", field, "$NOPE/x")
-    with pytest.raises(UserError, match=rf"run.yaml: {field}: \$NOPE/x: the environment variable NOPE is not set"):
+    with pytest.raises(UserError, match=rf"run.yaml: {field}: \$NOPE/x: environment variable NOPE is not set"):
         load_config(tmp_path / "run.yaml")
     with pytest.raises(UserError, match=r"^--output: .*NOPE"):
         load_config(tmp_path / "run.yaml", [f"--{field}", "x", "--output", "${NOPE}"])

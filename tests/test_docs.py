@@ -1,8 +1,8 @@
 """The commands in the docs work, in order and as written, apart from a table of replacements.
 
-Every fenced block has a language that determines how it is tested. `bash` is run. `console` is run and must print the
-output shown, apart from numbers. `text` must have been printed by the previous block. `python` runs as a script. A
-`yaml` section replaces that section of the config named in the text above, in the copy named there.
+The language of a fenced block determines how it is tested. `bash` is run. `console` is run and must print the output
+shown, apart from numbers. `text` must have been printed by the previous block. `python` runs as a script. A `yaml`
+section replaces the same section of the config named in the text above, in the copy named there.
 """
 
 import contextlib
@@ -51,12 +51,12 @@ class Document:
     Attributes:
         replaced: text as written -> text as run, in all blocks.
         slow: beginnings of blocks that take more than a minute; scripts/test_slow runs them.
-        unrun: beginnings of blocks that cannot be run -> the reason; only their arguments are checked.
+        skipped: beginnings of blocks that cannot be run -> the reason; only their arguments are checked.
     """
 
     replaced: dict[str, str] = field(default_factory=dict)
     slow: tuple[str, ...] = ()
-    unrun: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
 SMALL = (
@@ -66,7 +66,7 @@ SMALL = (
 DOCUMENTS = {
     "README.md": Document(
         slow=("codegen-jax plan",),
-        unrun={
+        skipped={
             "scripts/code_shards": "the tutorial has these commands",
             "scripts/demo": "the demo has a test of its own below, and scripts/test is what runs this",
             "python3 -m venv": "installs from a registry",
@@ -80,7 +80,7 @@ DOCUMENTS = {
             "train configs/tiny_cpu.yaml": "train configs/tiny_cpu.yaml --training.steps 5 --training.log_every 1 "
             "--training.eval_every 5",
         },
-        unrun={"    def read(self": "the demo's model wrote it, and writes something else on another machine"},
+        skipped={"    def read(self": "the demo's model wrote it, and writes something else on another machine"},
     ),
     "docs/conversion.md": Document(),
     "docs/planning.md": Document(slow=("codegen-jax plan",)),
@@ -92,8 +92,8 @@ DOCUMENTS = {
             "--data.validation data/pile/validation --step 5",
             "demo/tokens/train": "data/pile/train",
         },
-        unrun={
-            "codegen-jax prepare pile/train --output data/pile/train --tokenizer gpt2 \\\n": "needs Slurm and Ray",
+        skipped={
+            "codegen-jax prepare pile/train --output data/pile/train --tokenizer gpt2 \\\n": "requires Slurm and Ray",
         },
     ),
     "docs/finetuning.md": Document(
@@ -132,7 +132,7 @@ class Block(NamedTuple):
     text: str
     above: str
 
-    def begins(self, beginnings) -> bool:
+    def begins_with(self, beginnings) -> bool:
         return self.text.removeprefix("$ ").startswith(tuple(beginnings))
 
 
@@ -147,7 +147,7 @@ def blocks(document: str) -> list[Block]:
 
 
 def commands(block: Block) -> list[tuple[str, str]]:
-    """Each command in a console block, with the output shown below it."""
+    """The commands in a console block, each with the output shown below it."""
     return re.findall(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n)*)", block.text, re.MULTILINE)
 
 
@@ -160,13 +160,16 @@ class Reader:
         self.xla_flags = xla_flags
         self.printed = ""  # output of the previous block
 
-    def do(self, block: Block) -> None:
+    def run(self, block: Block) -> None:
         text = block.text
         for written, run in self.replaced.items():
             text = text.replace(written, run)
-        ways = {"bash": self.bash, "console": self.console, "text": self.text, "python": self.python, "yaml": self.yaml}
-        assert block.language in ways, f"{block.place}: which of {', '.join(ways)} is this?"
-        ways[block.language](block._replace(text=text))
+        runners = {"bash": self.bash, "console": self.console, "text": self.text} | {
+            "python": self.python,
+            "yaml": self.yaml,
+        }
+        assert block.language in runners, f"{block.place}: the language must be one of {', '.join(runners)}"
+        runners[block.language](block._replace(text=text))
 
     def bash(self, block: Block) -> None:
         code, self.printed = self.shell(block.text)
@@ -207,12 +210,13 @@ class Reader:
 
 def assert_like(printed: str, shown: str, folder: Path, place: str) -> None:
     """Assert that the output matches what is shown, where a line ... stands for any lines."""
-    printed, shown = shape(printed.replace(str(folder), "/home/me/codegen_jax")), shape(shown)
+    printed, shown = normalized(printed.replace(str(folder), "/home/me/codegen_jax")), normalized(shown)
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    assert doctest.OutputChecker().check_output(shown, printed, flags), f"{place} shows\n{shown}\nbut it is\n{printed}"
+    matches = doctest.OutputChecker().check_output(shown, printed, flags)
+    assert matches, f"{place} shows\n{shown}\nbut the output is\n{printed}"
 
 
-def shape(text: str) -> str:
+def normalized(text: str) -> str:
     """Output without the parts that differ between machines, models and data; numbers become N."""
     text = re.sub(r"^codegen-jax: compiled .*\n", "", text, flags=re.MULTILINE)  # logged if it takes over a second
     text = re.sub(r'"completion": .*', '"completion": ...', text)
@@ -258,19 +262,21 @@ def write_code(shard: Path, texts: list[str]) -> None:
 
 def follow(document: str, folder: Path) -> None:
     """Run the blocks of a document that take less than a minute."""
-    how = DOCUMENTS[document]
+    options = DOCUMENTS[document]
     text = "".join(block.text for block in blocks(document))
-    assert all(row in text for row in (*how.replaced, *how.slow, *how.unrun)), "a row of the table is about nothing"
+    entries = (*options.replaced, *options.slow, *options.skipped)
+    unused = [entry for entry in entries if entry not in text]
+    assert not unused, f"{document} does not contain {unused}"
     one_device = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"  # the last flag wins
-    reader = Reader(folder, how.replaced, one_device)
+    reader = Reader(folder, options.replaced, one_device)
     for block in blocks(document):
-        if block.begins((*how.slow, *how.unrun)):
-            check_words(block, folder)
+        if block.begins_with((*options.slow, *options.skipped)):
+            check_arguments(block, folder)
         else:
-            reader.do(block)
+            reader.run(block)
 
 
-def check_words(block: Block, folder: Path) -> None:
+def check_arguments(block: Block, folder: Path) -> None:
     """Check a block that is not run: its programs exist and accept its arguments."""
     scripts = [command for command, _ in commands(block)] if block.language == "console" else [block.text]
     for line in "\n".join(scripts).replace("\\\n", " ").splitlines() if block.language != "text" else ():
@@ -294,17 +300,17 @@ def test_the_page_on_planning_can_be_followed(folder):
     follow("docs/planning.md", folder)
 
 
-def test_the_page_on_data_can_be_followed(folder):
+def test_docs_data_can_be_followed(folder):
     follow("docs/data.md", folder)
 
 
-def test_the_page_on_training_can_be_followed(folder, token_folder):
+def test_docs_training_can_be_followed(folder, token_folder):
     (folder / "run.yaml").write_text(dump_config(tiny_run("run", token_folder, mesh=MeshConfig())))
     follow("docs/training.md", folder)
     assert [line["step"] for line in read_metrics(folder / "run") if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
 
-def test_the_page_on_finetuning_starts_from_released_weights_and_ends_in_a_folder_for_transformers(folder, texts):
+def test_docs_finetuning_starts_from_released_weights_and_ends_with_a_transformers_folder(folder, texts):
     released = peer(n_positions=2048)
     hub_id, tokenizer = "Salesforce/codegen-350M-mono", tiny_bpe(texts, vocab_size=290)
     save(released, folder / hub_id, "bin", tokenizer, buffers=True)
@@ -338,19 +344,22 @@ def peer_loss(model, folder: Path) -> float:
 
 
 SLOW = [
-    block for document, how in DOCUMENTS.items() for block in blocks(document) if how.slow and block.begins(how.slow)
+    block
+    for document, options in DOCUMENTS.items()
+    for block in blocks(document)
+    if options.slow and block.begins_with(options.slow)
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", [pytest.param(block, id=block.place) for block in SLOW])
-def test_a_block_that_takes_long_prints_what_is_shown(folder, block):
-    Reader(folder, {}, xla_flags="").do(block)
+def test_a_slow_block_prints_the_output_shown(folder, block):
+    Reader(folder, {}, xla_flags="").run(block)
 
 
 @pytest.mark.slow
-def test_the_demo_ends_in_completions_of_its_prompts(folder):
-    """Everything in the demo except the installation."""
+def test_the_demo_ends_with_completions_of_its_prompts(folder):
+    """Runs the entire demo except the installation."""
     (folder / ".venv").unlink()
     (folder / ".venv/bin").mkdir(parents=True)
     for name, line in (("python", '[ "$2" = pip ] || exec python "$@"'), ("codegen-jax", 'exec codegen-jax "$@"')):

@@ -1,4 +1,4 @@
-"""Hub ids, against a hub on this machine: the requests that are made, and the errors for what it does not have."""
+"""Hub ids, with a local server as the hub: which requests are made, and which errors are raised."""
 
 import json
 import socket
@@ -19,7 +19,7 @@ COMMIT = "0" * 40
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as a download needs: one repository, someone/tiny, with the server's files.
+    """The part of the hub's API that a download needs: one repository, someone/tiny, with the server's files.
 
     A file without content is listed, but its download is refused.
     """
@@ -32,7 +32,7 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self):
         server = self.server
-        server.asked.append(self.path)
+        server.requests.append(self.path)
         time.sleep(server.pause)
         api, _, file = self.path.partition(f"/resolve/{COMMIT}/")
         if server.status:
@@ -61,7 +61,7 @@ class Hub(BaseHTTPRequestHandler):
 @contextmanager
 def served(files=None, pause=0.0, status=None, **headers):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.files, server.pause, server.status, server.headers, server.asked = files or {}, pause, status, headers, []
+    server.files, server.pause, server.status, server.headers, server.requests = files or {}, pause, status, headers, []
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -87,7 +87,7 @@ def online(monkeypatch, tmp_path):
     close_session()
 
 
-def refused(name, load=load_tokenizer):
+def error_message(name, load=load_tokenizer):
     with pytest.raises(UserError) as error:
         load(name)
     return str(error.value)
@@ -109,94 +109,94 @@ def refused(name, load=load_tokenizer):
         "a\\b",
     ],
 )
-def test_the_hub_is_not_asked_for_what_can_only_be_a_path(online, tmp_path, name, load):
+def test_the_hub_is_not_queried_for_names_that_look_like_paths(online, tmp_path, name, load):
     (tmp_path / "work/runs/tiny").mkdir(parents=True)
     (tmp_path / "work/tiny").mkdir()
     (tmp_path / "work/runs/tiny/x").touch()
     with served() as hub:
         online(hub.server_port)
-        message = refused("runs/tini" if name == "runs/" else name, load)
-    assert hub.asked == [] and ": there is no such file or folder" in message
+        message = error_message("runs/tini" if name == "runs/" else name, load)
+    assert hub.requests == [] and ": no such file or folder" in message
 
 
-def test_a_slow_hub_is_waited_for_and_its_files_are_found_when_it_is_gone(online, tokenizer):
+def test_downloads_from_a_slow_hub_are_cached(online, tokenizer):
     with served(tokenizer.files(), pause=0.3) as hub:
         online(hub.server_port)
         assert load_tokenizer("someone/tiny").fingerprint == tokenizer.fingerprint
     for name in ("someone/tiny", "someone/tiny@main"):
         assert load_tokenizer(name).fingerprint == tokenizer.fingerprint
-    assert "can't be reached (" in refused("someone/other")
+    assert "the hub is unreachable (" in error_message("someone/other")
 
 
-def test_what_the_cache_has_is_found_though_a_folder_has_the_owners_name(online, tmp_path, tokenizer):
+def test_cached_files_are_found_even_if_a_local_folder_has_the_owners_name(online, tmp_path, tokenizer):
     with served(tokenizer.files()) as hub:
         online(hub.server_port)
         load_tokenizer("someone/tiny")
         (tmp_path / "work/someone").mkdir()
-        asked = len(hub.asked)
+        count = len(hub.requests)
         assert load_tokenizer("someone/tiny").fingerprint == tokenizer.fingerprint
-        assert len(hub.asked) == asked
-        assert refused("someone/tony").endswith("someone is empty; the hub's is someone/tony@main")
-        refused("someone/tony@main")
-        assert len(hub.asked) > asked
+        assert len(hub.requests) == count
+        assert error_message("someone/tony").endswith(
+            "someone is empty; for a repository on the hub, use someone/tony@main"
+        )
+        error_message("someone/tony@main")
+        assert len(hub.requests) > count
 
 
-def test_the_first_of_the_files_that_a_repository_has_is_fetched(online):
+def test_only_the_first_matching_alternative_is_downloaded(online):
     with served({"config.json": b"{}", "b.bin": b"x", "c.bin": b"y"}) as hub:
         online(hub.server_port)
         folder = hub_files("someone/tiny", ["*.json"], either=["a*.bin", "b*.bin", "c*.bin"])
     assert sorted(file.name for file in folder.iterdir()) == ["b.bin", "config.json"]
 
 
-def test_what_the_cache_has_serves_where_a_download_fails(online, tmp_path, tokenizer):
+def test_cached_files_are_used_if_a_download_fails(online, tmp_path, tokenizer):
     tokenizer.save(tmp_path / "cache/models--someone--tiny/snapshots" / COMMIT)
     with served(tokenizer.files() | {"added_tokens.json": None}) as hub:
         online(hub.server_port)
         assert load_tokenizer("someone/tiny").fingerprint == tokenizer.fingerprint
-        message = refused("someone/tiny", open_model)
-    assert message.startswith("someone/tiny: the hub's cache holds tokenizer.model of it, and lacks config.json and ")
-    assert "; the hub's files can't be fetched (" in message and "403" in message
+        message = error_message("someone/tiny", open_model)
+    assert message.startswith("someone/tiny: its hub cache contains tokenizer.model; missing: config.json and ")
+    assert "; the download from the hub failed (" in message and "403" in message
 
 
 @pytest.mark.parametrize("load", [load_tokenizer, open_model])
-def test_a_hub_that_never_answers_is_given_up_after_its_time(online, monkeypatch, load):
+def test_a_hub_that_does_not_respond_times_out(online, monkeypatch, load):
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         online(silent.getsockname()[1])
-        message = refused("someone/tiny", load)
-    assert message.startswith(
-        "someone/tiny: neither on this machine nor in the hub's cache, and the hub can't be reached"
-    )
-    assert "no answer in 1 s" in message
+        message = error_message("someone/tiny", load)
+    assert message.startswith("someone/tiny: not found on this machine or in the hub cache; the hub is unreachable")
+    assert "no response within 1 s" in message
 
 
 @pytest.mark.parametrize(
     ("status", "headers", "words"),
     [
-        (404, {"X-Error-Code": "RepoNotFound"}, "has no such repository, or a private one"),
-        (404, {"X-Error-Code": "RevisionNotFound"}, "has no revision old"),
-        (403, {"X-Error-Code": "GatedRepo"}, "gives it to those whom its owner admits; ask"),
-        (503, {}, "refuses (Server error '503 Service Unavailable'"),
+        (404, {"X-Error-Code": "RepoNotFound"}, "the hub has no such repository, or it is private"),
+        (404, {"X-Error-Code": "RevisionNotFound"}, "the hub has no revision old"),
+        (403, {"X-Error-Code": "GatedRepo"}, "the repository is gated; request access"),
+        (503, {}, "the hub returned an error (Server error '503 Service Unavailable'"),
     ],
 )
-def test_what_the_hub_refuses_is_told_from_a_hub_that_is_not_there(online, status, headers, words):
+def test_errors_of_the_hub_are_distinguished_from_an_unreachable_hub(online, status, headers, words):
     with served(status=status, **headers) as hub:
         online(hub.server_port)
-        message = refused("someone/tiny@old")
-    assert f"nor in the hub's cache, and the hub {words}" in message
-    assert "\n" not in message and "can't be reached" not in message
+        message = error_message("someone/tiny@old")
+    assert f"or in the hub cache; {words}" in message
+    assert "\n" not in message and "unreachable" not in message
 
 
-def test_a_name_that_is_nearly_something_here_is_suggested_where_the_hub_has_nothing(online, tmp_path):
+def test_a_similar_local_name_is_suggested_if_the_hub_has_no_such_repository(online, tmp_path):
     (tmp_path / "work/runs").mkdir()
     with served() as hub:
         online(hub.server_port)
-        assert "neither on this machine (did you mean runs?)" in refused("runz/tiny", open_model)
+        assert "not found on this machine (did you mean runs?)" in error_message("runz/tiny", open_model)
 
 
-def test_a_hub_that_must_not_be_asked_is_not(online, monkeypatch):
+def test_the_hub_is_not_queried_in_offline_mode(online, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with served() as hub:
         online(hub.server_port)
-        assert refused("someone/tiny").endswith("the hub is not asked where HF_HUB_OFFLINE is set")
-    assert hub.asked == []
+        assert error_message("someone/tiny").endswith("the hub was not queried, since HF_HUB_OFFLINE is set")
+    assert hub.requests == []

@@ -18,17 +18,17 @@ def parameters(function):
     return list(inspect.signature(function).parameters)
 
 
-def test_jax_keeps_the_coordinators_client_in_its_global_state():
+def test_jaxs_global_state_has_the_coordinators_client():
     # its behavior is tested in test_processes.py, with real processes that fail together
     assert distributed.global_state.client is None
 
 
-def test_orbax_writes_an_array_through_the_method_that_we_override():
+def test_orbax_has_the_method_for_writing_arrays_that_we_override():
     assert parameters(type_handlers.NumpyHandler._open_and_write) == ["self", "value", "tspec", "ts_context"]
     assert inspect.iscoroutinefunction(type_handlers.NumpyHandler._open_and_write)
 
 
-def test_orbax_names_its_files_as_we_look_for_them(tmp_path):
+def test_orbax_uses_the_file_names_that_we_rely_on(tmp_path):
     args = ocp.args.Composite(
         params=ocp.args.StandardSave({"head": jax.numpy.ones(4)}), run=ocp.args.JsonSave({"a": 1})
     )
@@ -41,12 +41,12 @@ def test_orbax_names_its_files_as_we_look_for_them(tmp_path):
     assert f"*{TMP_DIR_SUFFIX}*" == UNFINISHED
 
 
-def test_datatrove_runs_a_task_and_writes_a_file_through_the_methods_that_we_use():
+def test_datatrove_has_the_methods_that_we_use_and_override():
     assert parameters(LocalPipelineExecutor._run_for_rank) == ["self", "rank", "local_rank", "node_rank"]
     assert parameters(DocumentTokenizer.write_unshuffled) == ["self", "data", "filename"]
     assert parameters(TokenizedFile.write_bytes) == ["self", "tk_bytes", "doc_ends"]
 
 
-def test_tensorboardx_has_a_writer_without_a_thread():
+def test_tensorboardx_has_an_event_writer_without_a_thread():
     assert parameters(EventsWriter.write_event) == ["self", "event"]
     assert {"flush", "close"} <= set(dir(EventsWriter))

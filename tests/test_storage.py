@@ -1,4 +1,4 @@
-"""gs:// on an emulated server: tokens are read by range; a run's folder is written, resumed and read back."""
+"""gs:// on an emulated server: tokens are read by range; a run's folder is written, resumed and read."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ time.sleep(1000)
 
 @pytest.fixture(scope="module")
 def bucket():
-    """An emulated Cloud Storage; the value is the environment that makes gcsfs and TensorStore use it."""
+    """An emulated Cloud Storage; the value is the environment for gcsfs and TensorStore to use it."""
     port = free_port()
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER, str(port)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -51,7 +51,7 @@ def bucket():
     server.kill()
 
 
-def test_a_run_whose_data_and_output_are_remote_is_the_local_one(tmp_path, token_folder, bucket):
+def test_a_run_with_remote_data_and_output_matches_a_local_run(tmp_path, token_folder, bucket):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in bucket.items():
             patch.setenv(name, value)
@@ -105,23 +105,23 @@ def test_storage_that_is_not_known_is_named():
         open_path("hdfs://a/b")
 
 
-def test_a_library_that_is_missing_is_named(monkeypatch):
+def test_a_missing_storage_library_is_reported(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(UserError, match="s3:// needs s3fs; pip install s3fs"):
+    with pytest.raises(UserError, match="s3:// requires s3fs; pip install s3fs"):
         open_path("s3://a/b")
 
 
-def test_a_name_that_exists_is_no_variable_and_what_stands_for_nothing_is_refused(tmp_path, monkeypatch):
+def test_existing_names_are_not_expanded_and_invalid_expansions_are_rejected(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EMPTY", "")
     for name in ("~me", "a$EMPTY", "$(x)"):
-        with pytest.raises(UserError, match=r"no such home|EMPTY is not set|begins the name"):
+        with pytest.raises(UserError, match=r"no such home|EMPTY is not set|must be followed by the name"):
             expand(name)
         (tmp_path / name).mkdir()
         assert expand(name) == name
 
 
-def test_an_evaluation_in_shares_whose_folder_is_remote_is_the_local_one(tmp_path, bucket):
+def test_a_shared_evaluation_in_a_remote_folder_matches_a_local_one(tmp_path, bucket):
     fields = {"prompt": "def one():\n    return 1\n#", "canonical_solution": " one\n", "entry_point": "one"}
     test = "def check(candidate):\n    assert candidate() == 1\n"
     write_lines(tmp_path / "own.jsonl", [fields | {"task_id": f"Own/{n}", "test": test} for n in range(2)])

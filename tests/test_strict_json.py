@@ -1,4 +1,4 @@
-"""JSON that every parser can read: what a strict parser accepts, and how its values are interpreted."""
+"""JSON that every parser can read: a strict parser accepts it and gets the expected values."""
 
 import json
 import math
@@ -15,7 +15,7 @@ def strictly(text):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, float(np.float32("nan"))])
-def test_a_number_that_is_not_finite_is_null_wherever_it_stands(value):
+def test_a_non_finite_number_becomes_null_at_any_depth(value):
     nested = {"loss": value, "tokens": [1, (value, 2.5)], "top": [{"3": value, "4": -0.5}], "text": "NaN", "on": True}
     expected = {"loss": None, "tokens": [1, [None, 2.5]], "top": [{"3": None, "4": -0.5}], "text": "NaN", "on": True}
     assert strictly(dumps(nested)) == expected
@@ -23,7 +23,7 @@ def test_a_number_that_is_not_finite_is_null_wherever_it_stands(value):
     assert strictly(dumps(value)) is None
 
 
-def test_what_older_versions_wrote_is_read():
+def test_json_written_by_older_versions_is_read():
     assert loads('{"a": NaN, "b": [Infinity, -Infinity, 1.5], "c": "NaN"}') == {
         "a": None,
         "b": [None, None, 1.5],

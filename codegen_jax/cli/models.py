@@ -16,26 +16,38 @@ from codegen_jax.strict_json import dumps
 def add_verbs(verbs: Any) -> None:
     verb = verbs.add_parser("convert", help="convert a model between weight formats")
     verb.add_argument("source", metavar="SOURCE", help=MODEL + ", or a jaxformer checkpoint")
-    verb.add_argument("destination", metavar="DESTINATION", help="a new folder")
+    verb.add_argument("destination", metavar="DESTINATION", help="a new or empty folder")
     verb.add_argument(
         "--to",
         choices=("jax", "hf", "gptj"),
         default="jax",
-        help="our checkpoint, transformers' CodeGen, or the same network as a GPT-J (default: %(default)s)",
+        help="format: our checkpoint, transformers' CodeGen, or the same network as a GPT-J (default: %(default)s)",
     )
-    verb.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="default: as in the source")
     verb.add_argument(
-        "--mp-num", type=whole_number, metavar="N", help="groups in qkv_proj: 4 (default), or 8 for models of TPU v3"
+        "--dtype", choices=("float16", "bfloat16", "float32"), help="dtype of the weights (default: the source's)"
     )
-    verb.add_argument("--tokenizer", metavar="T", help="in place of the source's: a folder, file or hub id")
-    verb.add_argument("--whitespace-tokens", action="store_true", help="add CodeGen's 38 to that tokenizer")
+    verb.add_argument(
+        "--mp-num",
+        type=whole_number,
+        metavar="N",
+        help="number of groups in qkv_proj (default: 4; 8 for models trained on TPU v3)",
+    )
+    verb.add_argument(
+        "--tokenizer", metavar="T", help="folder, file or hub id of a tokenizer that replaces the source's"
+    )
+    verb.add_argument(
+        "--whitespace-tokens",
+        action="store_true",
+        help="add CodeGen's 38 whitespace tokens to the tokenizer given by --tokenizer",
+    )
     verb.add_argument(
         "--verify",
         dest="proof",
         nargs="?",
         const="numpy",
         choices=("numpy", "torch"),
-        help="compare with an independent implementation, or with transformers, before the destination appears",
+        help="before the destination appears, compare the logits with those of an independent implementation in NumPy "
+        "(the default) or of transformers (torch)",
     )
     add_allow_nonfinite(verb)
     verb.calls(convert)
@@ -85,7 +97,7 @@ def convert(arguments: argparse.Namespace) -> None:
 
     require(
         bool(arguments.tokenizer) or not arguments.whitespace_tokens,
-        "whitespace_tokens: goes with --tokenizer; a source's own tokenizer is kept as it is",
+        "whitespace_tokens: requires --tokenizer; the source's own tokenizer is not modified",
     )
     tokenizer = load_tokenizer(arguments.tokenizer, arguments.whitespace_tokens) if arguments.tokenizer else None
     summary = convert(

@@ -1,4 +1,4 @@
-"""The verb plan: whether a run fits a TPU slice that is not attached, and how fast it would be."""
+"""The verb plan: check whether a run fits a TPU slice, without one, and estimate its speed."""
 
 import argparse
 import os
@@ -12,15 +12,21 @@ from codegen_jax.strict_json import dumps
 
 
 def add_verbs(verbs: Any) -> None:
-    verb = verbs.add_parser("plan", help="estimate memory and speed of a run on a TPU slice, without one")
+    verb = verbs.add_parser("plan", help="check whether a run fits a TPU slice, without one, and estimate its speed")
     add_config(verb)
-    verb.add_argument("--topology", required=True, metavar="SLICE", help="such as v4-512, v5litepod-16 or v5e-4x4")
-    verb.add_argument("--slices", type=whole_number, default=1, metavar="N", help="default: %(default)s")
     verb.add_argument(
-        "--fit", action="store_true", help="search remat, micro-batches and mesh for the fastest that fits"
+        "--topology", required=True, metavar="SLICE", help="slice type, such as v4-512, v5litepod-16 or v5e-4x4"
     )
     verb.add_argument(
-        "--mode", choices=("train", "decode"), default="train", help="what to compile (default: %(default)s)"
+        "--slices", type=whole_number, default=1, metavar="N", help="number of slices (default: %(default)s)"
+    )
+    verb.add_argument(
+        "--fit",
+        action="store_true",
+        help="search remat policies, micro-batches and meshes for the fastest plan that fits",
+    )
+    verb.add_argument(
+        "--mode", choices=("train", "decode"), default="train", help="program to compile (default: %(default)s)"
     )
     verb.add_argument(
         "--batch-size",
@@ -31,23 +37,34 @@ def add_verbs(verbs: Any) -> None:
         help="number of sequences to decode (decode mode; default: %(default)s)",
     )
     verb.add_argument(
-        "--prompt-tokens", type=whole_number, default=1024, metavar="N", help="of each (default: %(default)s)"
+        "--prompt-tokens",
+        type=whole_number,
+        default=1024,
+        metavar="N",
+        help="tokens per prompt (decode mode; default: %(default)s)",
     )
     verb.add_argument(
-        "--max-new-tokens", type=whole_number, default=128, metavar="N", help="of each (default: %(default)s)"
+        "--max-new-tokens",
+        type=whole_number,
+        default=128,
+        metavar="N",
+        help="tokens to generate per prompt (decode mode; default: %(default)s)",
     )
     verb.add_argument(
-        "--tensor", type=whole_number, metavar="N", help="of decode: chips that share the heads (default: all)"
+        "--tensor",
+        type=whole_number,
+        metavar="N",
+        help="chips that share the attention heads (decode mode; default: all)",
     )
-    verb.add_argument("--quantize", choices=("int8",), help="of decode: weights as int8")
-    verb.add_argument("--plot", metavar="FILE.png", help="draw where time and memory go")
-    verb.add_argument("--dump-hlo", metavar="FILE", help="write the compiled program's text")
-    verb.add_argument("--json", action="store_true", help="one object")
+    verb.add_argument("--quantize", choices=("int8",), help="quantize the weights to int8 (decode mode)")
+    verb.add_argument("--plot", metavar="FILE.png", help="plot the breakdown of step time and memory")
+    verb.add_argument("--dump-hlo", metavar="FILE", help="write the optimized HLO to a file")
+    verb.add_argument("--json", action="store_true", help="print the plan as one JSON object")
     verb.calls(plan, accepts_fields=True)
 
 
 def plan(arguments: argparse.Namespace) -> None:
-    """Run `make` in a thread: a compilation ignores Ctrl-C, but the main thread that waits for it does not."""
+    """Run `make` in a thread: compilation ignores Ctrl-C, but the main thread that waits for it does not."""
     with ThreadPoolExecutor(1) as thread:
         try:
             work = thread.submit(make, arguments)
@@ -67,7 +84,7 @@ def make(arguments: argparse.Namespace) -> None:
     config, tpu = read_config(arguments), parse_slice(arguments.topology)
     if arguments.mode == "decode":
         for name, default in (("slices", 1), ("fit", False), ("plot", None), ("dump_hlo", None)):
-            require(getattr(arguments, name) == default, f"{name}: goes with --mode train")
+            require(getattr(arguments, name) == default, f"{name}: requires --mode train")
         from codegen_jax.planning.decode_plan import plan_decode
 
         decoding = plan_decode(

@@ -1,4 +1,4 @@
-"""convert(): read a model in any format, write it in another chunk by chunk, and verify it before it gets its name."""
+"""convert(): read a model in any format, write it in another, chunk by chunk, and verify it before it gets its name."""
 
 import logging
 import resource
@@ -24,7 +24,7 @@ from codegen_jax.weights.base import Index, Weights, fold_embedding_bias, shapes
 from codegen_jax.weights.checkpoint_format import CheckpointWeights
 from codegen_jax.weights.checkpoint_writer import write_checkpoint
 from codegen_jax.weights.finite import cast
-from codegen_jax.weights.generation_config import fitted
+from codegen_jax.weights.generation_config import fit_to_tokenizer
 from codegen_jax.weights.huggingface import write_huggingface
 from codegen_jax.weights.huggingface_layout import MP_NUM
 from codegen_jax.weights.open import open_model
@@ -68,8 +68,8 @@ class CastWeights(Weights):
     def read(self, name: str, index: Index) -> np.ndarray:
         layer = f" of layer {index[0].start}" if name.startswith("blocks.") else ""
         wider = "bfloat16" if self.target == np.float16 else "float32"
-        what = f"dtype: {self.target.name}: {name}{layer} in {self.source}"
-        return cast(self.weights.read(name, index), self.target, what, f"take {wider}")
+        described = f"dtype: {self.target.name}: {name}{layer} in {self.source}"
+        return cast(self.weights.read(name, index), self.target, described, f"use {wider}")
 
 
 def convert(
@@ -99,16 +99,16 @@ def convert(
         UserError: if the model or destination cannot be used, weights are not finite, a value exceeds the dtype's
             range, or the verification fails.
     """
-    require(mp_num is None or mp_num > 0, f"mp_num: {mp_num} must be positive")
+    require(mp_num is None or mp_num > 0, f"mp_num: must be positive, got {mp_num}")
     require(
         proof is None or not allow_nonfinite,
-        "allow_nonfinite: nothing is proven of scores that are not finite; leave it or the proof out",
+        "allow_nonfinite: non-finite logits cannot be verified; leave out allow_nonfinite or the verification",
     )
     require_local("destination", destination)
     target = Path(destination).absolute()
     require(
         not target.exists() or (target.is_dir() and not any(target.iterdir())),
-        f"{destination}: exists and is not an empty folder; choose another destination",
+        f"{destination}: already exists and is not an empty folder; choose another destination",
     )
     opened = open_model(source, mp_num, allow_nonfinite=allow_nonfinite)
     if proof is not None:
@@ -118,16 +118,22 @@ def convert(
         weights = CastWeights(weights, np.dtype(getattr(ml_dtypes, dtype, dtype)))
     if tokenizer is not None:
         if weights.tokenizer is not None and not tokenizer.extends(weights.tokenizer):
-            ours, theirs = tokenizer.fingerprint, weights.tokenizer.fingerprint
-            log.warning(f"tokenizer: {ours}: its ids stand for other text than those of {source}'s own, {theirs}")
+            log.warning(
+                f"tokenizer: {tokenizer.fingerprint}: its ids mean different text than those of the tokenizer of "
+                f"{source} ({weights.tokenizer.fingerprint})"
+            )
             weights.generation_config = {}
         weights.tokenizer = tokenizer
-        weights.generation_config = fitted(weights.generation_config, tokenizer, source)
+        weights.generation_config = fit_to_tokenizer(weights.generation_config, tokenizer, source)
     if weights.tokenizer is None:
-        log.warning(f"{source} has no tokenizer; give it one, or {destination} cannot generate from text")
+        log.warning(
+            f"{source}: no tokenizer found; {destination} cannot generate from text unless a tokenizer is given"
+        )
     elif weights.tokenizer.vocab_size > weights.config.vocab_size:
-        more, fewer = weights.tokenizer.vocab_size, weights.config.vocab_size
-        log.warning(f"{source}: the tokenizer has {more} ids, the model only {fewer}; texts with later ones will fail")
+        log.warning(
+            f"{source}: the tokenizer has {weights.tokenizer.vocab_size} ids, but the model only "
+            f"{weights.config.vocab_size}; texts that contain the extra tokens will fail"
+        )
 
     sizes = {name: prod(shape) * weights.dtype(name).itemsize for name, shape in shapes(weights.config).items()}
     _check_space(target, sum(sizes.values()))
@@ -155,7 +161,11 @@ def convert(
 def _check_space(target: Path, needed: int) -> None:
     parent = next(folder for folder in target.parents if folder.exists())
     free = shutil.disk_usage(parent).free
-    require(free > needed, f"{target}: takes {needed / 1e9:.1f} GB, and {parent} has {free / 1e9:.1f} GB left")
+    require(
+        free > needed,
+        f"{target}: needs {needed / 1e9:.1f} GB, but {parent} has only {free / 1e9:.1f} GB free; free some space or "
+        "choose another destination",
+    )
 
 
 @contextmanager

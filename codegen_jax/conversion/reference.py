@@ -1,9 +1,9 @@
 """A second implementation of the forward pass, in NumPy on a format's own tensors, used to verify conversions.
 
 It shares no code with model/ or weights/ and keeps the original layout: q, v, k in mp_num groups of channels, rotary
-pairs interleaved. It was written from the authors' modules.py and modeling_codegen.py. It computes in float32 with one
-layer in memory. It also reads the model's sizes independently, since not all of them affect logits: n_positions never
-does.
+pairs interleaved. It was written from the authors' modules.py and modeling_codegen.py. It computes in float32, with one
+layer in memory at a time. It also reads the model's sizes independently, since some of them do not affect the logits
+(n_positions never does).
 
 Axes: B batch, T time, D width, V vocabulary.
 """
@@ -101,8 +101,8 @@ class Original(Protocol):
 def logits(model: Original, tokens_BT: np.ndarray) -> np.ndarray:
     """Next-token logits, float32 [B, T, V]."""
     config = model.config
-    ids, places = np.unique(tokens_BT, return_inverse=True)
-    x = model.embed(ids)[places.reshape(tokens_BT.shape)]
+    ids, positions = np.unique(tokens_BT, return_inverse=True)
+    x = model.embed(ids)[positions.reshape(tokens_BT.shape)]
     for number in range(config.n_layer):
         x = block(x, model.layer(number), config, model.mp_num)
     w = model.final()
@@ -119,9 +119,9 @@ def block(x: np.ndarray, w: Arrays, config: Architecture, mp_num: int) -> np.nda
 
 
 def layer_norm(x: np.ndarray, scale: np.ndarray, bias: np.ndarray, epsilon: float) -> np.ndarray:
-    centred = x - x.mean(axis=-1, keepdims=True)
-    variance = (centred**2).mean(axis=-1, keepdims=True)
-    return centred / np.sqrt(variance + epsilon) * scale + bias
+    centered = x - x.mean(axis=-1, keepdims=True)
+    variance = (centered**2).mean(axis=-1, keepdims=True)
+    return centered / np.sqrt(variance + epsilon) * scale + bias
 
 
 def gelu_new(x: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Verify a conversion: our network on the weights of one side against another implementation on those of the other.
+"""Verify a conversion: run our model on one side's weights and another implementation on the other side's weights.
 
-The other implementation is reference.py or transformers. Our network and reference.py hold one layer in memory at a
-time, transformers the whole model.
+The other implementation is reference.py or transformers. Our model and reference.py need memory for one layer at a
+time, transformers for the whole model.
 
 Axes: B batch, T time, D width, V vocabulary.
 """
@@ -52,8 +52,8 @@ class Agreement:
         kl: mean Kullback-Leibler divergence in nats per token.
         top_10: overlap of the ten most likely tokens.
         greedy: share of positions at which the most likely token is the same.
-        loss: mean cross-entropy of our network on a snippet of Python, in nats per token; None without a tokenizer.
-            Both sides read qkv_proj with the same mp_num, so a wrong value shows only here: about 2 becomes 8.
+        loss: mean cross-entropy of our model on a snippet of Python, in nats per token; None without a tokenizer. Both
+            sides read qkv_proj with the same mp_num, so a wrong value shows only here: about 2 becomes 8.
     """
 
     difference: float
@@ -63,33 +63,36 @@ class Agreement:
     loss: float | None
 
     def __str__(self) -> str:
-        loss = "" if self.loss is None else f", loss on a piece of Python {self.loss:.2f} nats per token"
+        loss = "" if self.loss is None else f", loss on a Python snippet {self.loss:.2f} nats per token"
         return (
-            f"largest difference {self.difference:.1e} of the largest score, KL divergence {self.kl:.1e} nats, "
-            f"top-10 overlap {self.top_10:.1%}, greedy agreement {self.greedy:.1%}{loss}"
+            f"largest difference {self.difference:.1e} relative to the largest logit, KL divergence {self.kl:.1e} nats "
+            f"per token, top-10 overlap {self.top_10:.1%}, greedy agreement {self.greedy:.1%}{loss}"
         )
 
 
 def check_proof(proof: Proof, opened: Weights, to: str) -> None:
     """Raise `UserError` if a conversion cannot be verified this way."""
     ours = isinstance(opened, CheckpointWeights)
-    require(not (ours and to == "jax"), "proof: source and destination are both ours; there is nothing to compare")
+    require(
+        not (ours and to == "jax"),
+        "proof: source and destination are both in our format, so there is nothing to compare; leave it out",
+    )
     if proof == "torch":
         require(
             not isinstance(opened, JaxformerWeights) or to == "gptj",
-            "proof: torch: transformers does not read jaxformer's format; take numpy",
+            "proof: torch: transformers does not read jaxformer's format; use numpy",
         )
         try:
             import transformers  # noqa: F401
         except ImportError as error:
-            raise UserError("proof: torch: takes transformers and PyTorch; install them or take numpy") from error
+            raise UserError("proof: torch: requires transformers and PyTorch; install them or use numpy") from error
 
 
 def verify(proof: Proof, opened: Weights, written: Path, to: str) -> Agreement:
     """Compare the source and the destination of a conversion.
 
     The other implementation runs on the source, unless the source is our own checkpoint or the destination is a GPT-J,
-    which our code does not read; then it runs on the destination. Our network runs on the other side.
+    which our code does not read; then it runs on the destination. Our model runs on the remaining side.
 
     Raises:
         UserError: if the difference exceeds the tolerance, or an independent reading of the sizes gives other values.
@@ -107,12 +110,12 @@ def verify(proof: Proof, opened: Weights, written: Path, to: str) -> Agreement:
         ours, folder = open_model(str(written)), opened.source
         original = original_of(opened)
     if not isinstance(opened, CheckpointWeights):
-        check_reading(opened.source, opened.config, original_of(opened).config)
-    check_reading(folder, ours.config, original.config)
+        check_sizes(opened.source, opened.config, original_of(opened).config)
+    check_sizes(folder, ours.config, original.config)
     tokens_BT, n_text = sequences(ours.config, ours.tokenizer)
     if proof == "torch":
         model = load_transformers(folder)
-        check_reading(folder, ours.config, architecture_of(model.config))
+        check_sizes(folder, ours.config, architecture_of(model.config))
         theirs_BTV = transformers_logits(model, tokens_BT)
     else:
         theirs_BTV = reference.logits(original, tokens_BT)
@@ -122,7 +125,8 @@ def verify(proof: Proof, opened: Weights, written: Path, to: str) -> Agreement:
     tolerance = ROUNDED if is_rounded else EXACT
     require(
         agreement.difference <= tolerance and agreement.kl <= KL,  # also false for NaN
-        f"proof: {opened.source} and what was made of it disagree: {agreement}; tolerated are {tolerance} and {KL}",
+        f"proof: the conversion of {opened.source} gives different results: {agreement}; the tolerances are a "
+        f"difference of {tolerance} and a KL divergence of {KL}",
     )
     return agreement
 
@@ -138,11 +142,14 @@ def original_of(weights: Weights) -> reference.Original:
     return reference.TransformersOriginal(weights.tensors, architecture, weights.mp_num)
 
 
-def check_reading(folder: str, config: CodeGenConfig, second: reference.Architecture) -> None:
-    """Raise `UserError` if a second reading of a folder gives a field another value than our config."""
-    for name, found in vars(second).items():
+def check_sizes(folder: str, config: CodeGenConfig, independent: reference.Architecture) -> None:
+    """Raise `UserError` if an independent reading of a folder's sizes differs from our config."""
+    for name, theirs in vars(independent).items():
         ours = getattr(config, name)
-        require(ours == found, f"proof: {name} is {ours} to us, but {found} by a second reading of {folder}")
+        require(
+            ours == theirs,
+            f"proof: {name} is {ours} in our config, but {theirs} by an independent reading of {folder}",
+        )
 
 
 def sequences(config: CodeGenConfig, tokenizer: Tokenizer | None) -> tuple[np.ndarray, int]:
@@ -172,13 +179,13 @@ class OneLayer(Weights):
 
 
 def our_logits(weights: Weights, tokens_BT: np.ndarray) -> np.ndarray:
-    """Logits of our network, float32 [B, T, V], with only the embedding, one layer or the head in memory at a time."""
+    """Logits of our model, float32 [B, T, V], with only the embedding, one layer or the head in memory at a time."""
     config = OneLayer(weights, 0).config
     absent = abstract_params(config)
 
     def run(part: Callable[[CodeGen, jax.Array], jax.Array], names: set[str], x: Any, layer: int = 0) -> jax.Array:
         params = load_params(OneLayer(weights, layer), {name: absent[name] for name in names & absent.keys()})
-        # wait, so that these parameters are freed before the next ones are read
+        # wait: these parameters must be freed before the next ones are read
         return jax.block_until_ready(run_part(part, params, x))
 
     @partial(jax.jit, static_argnums=0)
@@ -201,10 +208,10 @@ def load_transformers(folder: str) -> Any:
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # from config validation, PyTorch or safetensors
         text = " ".join(str(error).split())[:300]
-        raise UserError(f"proof: torch: transformers does not load {folder} ({text}); take numpy") from error
+        raise UserError(f"proof: torch: transformers cannot load {folder} ({text}); use numpy") from error
     model, information = loaded
     missing = sorted(information["missing_keys"])
-    require(not missing, f"proof: torch: transformers finds no {listed(missing)} in {folder}; take numpy")
+    require(not missing, f"proof: torch: transformers does not find {listed(missing)} in {folder}; use numpy")
     return model.eval()
 
 

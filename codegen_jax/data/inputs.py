@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import fsspec
 
 from codegen_jax.errors import UserError, require
-from codegen_jax.hub import nowhere, refusal
+from codegen_jax.hub import not_found, refusal
 from codegen_jax.storage import is_remote
 
 HUB = "hub:"
@@ -77,7 +77,7 @@ def list_shards(inputs: list[str]) -> Inputs:
             name = source.removeprefix(HUB).partition("@")[0]
             reason = None if Path(name).exists() else refusal(name, "dataset")
             if reason is not None:
-                raise UserError(f"{HUB}{nowhere(name, reason)}")
+                raise UserError(f"{HUB}{not_found(name, reason)}")
             found = [Found(source, 0)]
         else:
             try:

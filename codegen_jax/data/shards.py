@@ -11,7 +11,7 @@ from backports import zstd
 
 from codegen_jax.data.inputs import HUB
 from codegen_jax.errors import UserError
-from codegen_jax.mistaken_paths import stand_in
+from codegen_jax.mistaken_paths import describe_placeholder
 from codegen_jax.storage import is_remote
 
 BOM = b"\xef\xbb\xbf"
@@ -250,7 +250,7 @@ def describe_file(shard: str) -> str:
         for compression in (None, "infer"):
             with _open(shard, compression) as file:
                 start = file.read(64).lstrip()
-            if what := stand_in(start):
+            if what := describe_placeholder(start):
                 return what
             for magic, suffix, message in FILE_TYPES:
                 if start.startswith(magic) and not (suffix and shard.endswith(suffix)):

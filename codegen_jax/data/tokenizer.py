@@ -24,7 +24,7 @@ from codegen_jax.data.tokenizer_metadata import (
 )
 from codegen_jax.errors import UserError, listed, require
 from codegen_jax.hub import hub_files
-from codegen_jax.mistaken_paths import holds, instead, refuse_stand_in
+from codegen_jax.mistaken_paths import holds, instead, reject_placeholder
 from codegen_jax.storage import local_copy
 
 if TYPE_CHECKING:
@@ -328,7 +328,7 @@ def load_tokenizer(source: epath.PathLike, whitespace_tokens: bool = False) -> T
         metadata, path = read_metadata(path), found
     for file in (path, *(path.parent / name for name in COMPANIONS if path.name == "vocab.json")):
         if file.exists():
-            refuse_stand_in(file)
+            reject_placeholder(file)
     if path.name == "vocab.json" and not (path.parent / COMPANIONS[0]).exists():
         raise UserError(f"{source}: has vocab.json but not {COMPANIONS[0]}; add the missing file")
     try:

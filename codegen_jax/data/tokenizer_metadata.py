@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from codegen_jax.errors import UserError, require
-from codegen_jax.mistaken_paths import decode, refuse_stand_in
+from codegen_jax.mistaken_paths import decode, reject_placeholder
 from codegen_jax.strict_json import loads
 
 VOCABULARY = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")  # files of slow tokenizers
@@ -26,7 +26,7 @@ def read_metadata(folder: Path) -> dict[str, bytes]:
     """
     paths = [path for path in (folder / name for name in NAMES) if path.is_file()] + [*folder.glob(NAMED_TEMPLATES)]
     for path in paths:
-        refuse_stand_in(path)
+        reject_placeholder(path)
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(paths)}
     for name in files.keys() & set(SPECIAL_TOKEN_FILES):
         path = folder / name

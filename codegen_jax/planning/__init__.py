@@ -1,1 +1,1 @@
-"""Whether a run fits an absent TPU slice, and how fast it will be."""
+"""Predict whether a run fits an absent TPU slice, and how fast it would be."""

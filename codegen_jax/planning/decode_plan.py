@@ -1,4 +1,4 @@
-"""Compile decoding for a slice that is not there: whether a model fits, and how long a token should take."""
+"""Compile decoding for an absent TPU slice: does the model fit, and how long should each token take?"""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,20 +24,20 @@ from codegen_jax.sharding import make_mesh, spec
 
 @dataclass(frozen=True)
 class DecodePlan:
-    """What decoding would be on a slice. Bytes are of one chip; times are estimates in seconds (`schedule.py`).
+    """Memory and speed of decoding on a slice. Bytes are per chip; times are estimates in seconds (`schedule.py`).
 
     Attributes:
         topology: the slice's name.
-        tensor: chips that share the heads; `rows` lie on chips / tensor of such groups.
-        rows: decoded together.
-        slots: of the cache, a row.
-        weights_bytes: of the weights, but the embedding, of which a token reads a row.
-        cache_bytes: of keys and values of all slots.
-        peak_bytes: the larger of prefill's and decoding's.
-        available_bytes: to the program, by the compiler.
-        prefill_seconds: of the prompts of all rows.
-        token_seconds: of one token of each row.
-        bound_seconds: what reading weights and cache once takes at the chip's memory bandwidth.
+        tensor: number of chips that share the attention heads; each such group decodes an equal share of `rows`.
+        rows: number of sequences decoded together.
+        slots: cache slots per row.
+        weights_bytes: size of the weights without the embedding, since each token reads only one row of it.
+        cache_bytes: size of the keys and values in all slots.
+        peak_bytes: peak memory of prefill or decoding, whichever is larger.
+        available_bytes: memory available to the program, as reported by the compiler.
+        prefill_seconds: time to prefill the prompts of all rows.
+        token_seconds: time to decode one token for every row.
+        bound_seconds: time to read the weights and the cache once at the chip's memory bandwidth.
     """
 
     topology: str
@@ -54,7 +54,7 @@ class DecodePlan:
 
     @property
     def mbu(self) -> float:
-        """Share of the memory bandwidth."""
+        """Memory bandwidth utilization: the share of the chip's memory bandwidth that decoding reaches."""
         return self.bound_seconds / self.token_seconds
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,12 +62,12 @@ class DecodePlan:
 
     def __str__(self) -> str:
         return (
-            f"{self.topology}, tensor {self.tensor}, {self.rows} row(s) of {self.slots} slots\n"
-            f"HBM of a chip: weights {self.weights_bytes / GIB:.2f} GiB, cache {self.cache_bytes / GIB:.2f} GiB, peak "
+            f"{self.topology}, tensor {self.tensor}, batch size {self.rows}, {self.slots} cache slots per row\n"
+            f"HBM per chip: weights {self.weights_bytes / GIB:.2f} GiB, cache {self.cache_bytes / GIB:.2f} GiB, peak "
             f"{self.peak_bytes / GIB:.2f} GiB of {self.available_bytes / GIB:.2f} GiB\n"
-            f"estimates: prefill {self.prefill_seconds * 1e3:.1f} ms; a token {self.token_seconds * 1e3:.2f} ms, "
-            f"{self.rows / self.token_seconds:,.0f} tokens/s; reading weights and cache takes "
-            f"{self.bound_seconds * 1e3:.2f} ms: MBU {self.mbu:.0%}"
+            f"estimates: prefill {self.prefill_seconds * 1e3:.1f} ms; decode {self.token_seconds * 1e3:.2f} ms per "
+            f"token, {self.rows / self.token_seconds:,.0f} tokens/s; MBU {self.mbu:.0%} (reading weights and cache "
+            f"takes {self.bound_seconds * 1e3:.2f} ms)"
         )
 
 
@@ -81,28 +81,31 @@ def plan_decode(
     tensor: int | None = None,
     quantize: Quantize = None,
 ) -> DecodePlan:
-    """Compile prefill and a token of decoding.
+    """Compile prefill and one decoding step.
 
     Args:
-        config: of the network.
+        config: the model config.
         tpu: the slice.
-        rows: prompts decoded together.
-        prompt_tokens: of each prompt.
-        max_new_tokens: to add to each.
-        tensor: chips that share the heads; None: all.
-        quantize: as in `codegen_jax.load`.
+        rows: number of prompts decoded together.
+        prompt_tokens: length of each prompt.
+        max_new_tokens: number of tokens to generate for each prompt.
+        tensor: number of chips that share the attention heads; None means all.
+        quantize: see `codegen_jax.load`.
 
     Raises:
-        UserError: if the mesh does not fit the slice or the model, or the program its memory.
+        UserError: if the mesh does not fit the slice or the model, or the program does not fit in memory.
     """
     for name, value in (("rows", rows), ("prompt_tokens", prompt_tokens), ("max_new_tokens", max_new_tokens)):
-        require(value > 0, f"{name}: {value} must be positive")
-    require(tensor is None or tensor > 0, f"tensor: {tensor} must be positive")
+        require(value > 0, f"{name}: must be positive, got {value}")
+    require(tensor is None or tensor > 0, f"tensor: must be positive, got {tensor}")
     devices = slice_devices(tpu)
     tensor = len(devices) if tensor is None else tensor
     mesh = make_mesh(MeshConfig(-1, 1, tensor), devices)
     groups = mesh.shape["data"]
-    require(rows % groups == 0, f"rows: {rows} do not divide over {groups} groups of {tensor} chip(s)")
+    require(
+        rows % groups == 0,
+        f"rows: must be a multiple of {groups}, the number of groups of {tensor} chip(s), got {rows}",
+    )
     slots = slots_for(prompt_tokens + max_new_tokens, 0)
     options = Options(temperature=0)
     program = Program.of(options, config, vocab_size=config.vocab_size, end_ids=(0,))
@@ -130,28 +133,28 @@ def plan_decode(
         except jax.errors.JaxRuntimeError as error:
             needed, available = (size / GIB for size in memory_of_error(error))
             raise UserError(
-                f"does not fit: needs {needed:.2f} GiB of a chip's {available:.2f} GiB; take fewer rows or tokens, "
-                "int8 weights, or a larger topology"
+                f"does not fit: needs {needed:.2f} GiB per chip, but only {available:.2f} GiB are available; use fewer "
+                "rows or tokens, int8 weights, or a larger topology"
             ) from error
     seconds = [
         sum(o.count * o.exposed for o in operations(Module(text_of(compiled)), links_of(mesh, tpu)))
         for compiled in (filled, decoded)
     ]
     memories = [compiled.memory_analysis() for compiled in (filled, decoded)]
-    read = sum(map(shard_bytes, jax.tree.leaves(weights))) - shard_bytes(weights.others["embedding"])
-    cached = sum(map(shard_bytes, jax.tree.leaves(cache)))
+    weights_bytes = sum(map(shard_bytes, jax.tree.leaves(weights))) - shard_bytes(weights.others["embedding"])
+    cache_bytes = sum(map(shard_bytes, jax.tree.leaves(cache)))
     return DecodePlan(
         topology=tpu.name,
         tensor=tensor,
         rows=rows,
         slots=slots,
-        weights_bytes=read,
-        cache_bytes=cached,
+        weights_bytes=weights_bytes,
+        cache_bytes=cache_bytes,
         peak_bytes=max(memory.peak_memory_in_bytes for memory in memories if memory is not None),
         available_bytes=tpu.chip.hbm_bytes,
         prefill_seconds=seconds[0],
         token_seconds=seconds[1],
-        bound_seconds=(read + cached) / tpu.chip.hbm_bandwidth,
+        bound_seconds=(weights_bytes + cache_bytes) / tpu.chip.hbm_bandwidth,
     )
 
 

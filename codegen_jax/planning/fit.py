@@ -1,4 +1,4 @@
-"""The fastest plan that fits, by trial."""
+"""Search for the fastest plan that fits, by compiling candidates."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,11 +8,11 @@ from codegen_jax.errors import UserError, require
 from codegen_jax.planning.plan import Plan, make_plan
 from codegen_jax.planning.slices import Slice
 
-REMAT = ("dots", "qkv_attention", "attention", "full")  # by what is computed twice, least first
+REMAT = ("dots", "qkv_attention", "attention", "full")  # from the least to the most recomputation
 
 
 def settings(config: RunConfig) -> str:
-    """The fields that `fit` chooses, as words of a command line."""
+    """The fields chosen by `fit`, as command-line flags."""
     training, mesh = config.training, config.mesh
     return (
         f"--training.remat {training.remat} "
@@ -21,14 +21,20 @@ def settings(config: RunConfig) -> str:
     )
 
 
-def fit(config: RunConfig, tpu: Slice, slices: int, tell: Callable[[str], None]) -> tuple[RunConfig, Plan]:
-    """The fastest of the configs that differ from the given one in micro-batches, remat policy and mesh.
+def fit(config: RunConfig, tpu: Slice, slices: int, progress: Callable[[str], None]) -> tuple[RunConfig, Plan]:
+    """Find a fast config that fits by varying the number of micro-batches, the remat policy and the mesh.
 
-    Not all of them: for 1, 2 and 4 micro-batches the first remat policy that fits, then, with the best of these,
-    other divisions of the same chips among data and fsdp. `tell` takes a line about each trial.
+    The search is not exhaustive. For 1, 2 and 4 micro-batches it takes the first remat policy that fits; for the
+    fastest of these plans it then tries other ways to divide the same chips between data and fsdp.
+
+    Args:
+        config: the run's config.
+        tpu: the slice.
+        slices: number of slices.
+        progress: called with a line about each candidate.
 
     Raises:
-        UserError: if nothing fits.
+        UserError: if no candidate fits.
     """
     best: tuple[RunConfig, Plan] | None = None
 
@@ -37,12 +43,12 @@ def fit(config: RunConfig, tpu: Slice, slices: int, tell: Callable[[str], None])
         try:
             plan = make_plan(candidate, tpu, slices)
         except UserError as error:  # the mesh does not divide the model or the batch
-            tell(f"{settings(candidate)}: {error}")
+            progress(f"{settings(candidate)}: {error}")
             return False
         if not plan.memory.fits:
-            tell(f"{settings(candidate)}: does not fit")
+            progress(f"{settings(candidate)}: does not fit")
             return False
-        tell(f"{settings(candidate)}: {plan.step_seconds:.4f} s, MFU {plan.mfu:.1%}")
+        progress(f"{settings(candidate)}: {plan.step_seconds:.4f} s per step, MFU {plan.mfu:.1%}")
         if best is None or plan.step_seconds < best[1].step_seconds:
             best = candidate, plan
         return True
@@ -53,7 +59,7 @@ def fit(config: RunConfig, tpu: Slice, slices: int, tell: Callable[[str], None])
             for remat in REMAT:
                 if fits(replace(config, training=replace(training, remat=remat))):
                     break
-    require(best is not None, f"fit: nothing fits {tpu.name}; take a larger topology or a smaller batch")
+    require(best is not None, f"fit: nothing fits on {tpu.name}; use a larger topology or a smaller batch size")
     assert best is not None
     chosen, axes = best[0], best[1].mesh
     rows = axes["data"] * axes["fsdp"]

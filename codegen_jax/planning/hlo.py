@@ -1,4 +1,4 @@
-"""The text of a compiled TPU program, read into instructions in the order of their schedule."""
+"""Parse the text of a compiled TPU program into instructions in schedule order."""
 
 import math
 import re
@@ -18,11 +18,11 @@ class Instruction:
     """One line of a computation.
 
     Attributes:
-        name: as in the text, without %.
-        opcode: such as fusion, while, all-gather-start.
-        shape: text of the result's type, layouts included.
+        name: the name in the text, without the leading %.
+        opcode: the operation, such as fusion, while or all-gather-start.
+        shape: the result's type as text, including layouts.
         operands: names of the operands.
-        attributes: all that follows the operands.
+        attributes: the rest of the line, after the operands.
     """
 
     name: str
@@ -33,29 +33,29 @@ class Instruction:
 
     @cached_property
     def arrays(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Dtype and dimensions of each array in the result."""
+        """The dtype and dimensions of each array in the result."""
         return [(dtype, _dims(dims)) for dtype, dims in ARRAY.findall(_without_layouts(self.shape))]
 
     @property
     def cycles(self) -> int | None:
-        """The compiler's estimate of the duration in cycles of the chip's clock; None where it gives none."""
+        """The compiler's estimate of the duration in clock cycles, or None if it gives none."""
         match = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
         return int(match[1]) if match else None
 
     @property
     def op_name(self) -> str:
-        """Where in the JAX program it comes from."""
+        """The place in the JAX program that the instruction comes from."""
         match = re.search(r'op_name="([^"]*)"', self.attributes)
         return match[1] if match else ""
 
     def called(self, attribute: str) -> str | None:
-        """The computation that an attribute such as `body` or `calls` names."""
+        """The computation named by an attribute such as `body` or `calls`."""
         match = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
         return match[1] if match else None
 
 
 def nbytes(array: tuple[str, tuple[int, ...]]) -> int:
-    """Bytes of an array, without the padding of its layout."""
+    """The size of an array in bytes, without layout padding."""
     dtype, dims = array
     return ITEM_BYTES.get(dtype, 4) * math.prod(dims)
 
@@ -64,8 +64,8 @@ class Module:
     """A scheduled HLO module.
 
     Attributes:
-        computations: instructions by computation, in the order in which they are executed.
-        entry: name of the computation that the program starts with.
+        computations: for each computation, its instructions by name, in execution order.
+        entry: name of the computation at which the program starts.
     """
 
     def __init__(self, text: str):
@@ -80,15 +80,15 @@ class Module:
                 current[start[1]] = _parse(start[1], line[start.end() :])
 
     def trip_count(self, loop: Instruction) -> int:
-        """How often a while loop's body runs: the constant that the condition compares the counter with."""
+        """The number of iterations of a while loop: the constant in its condition."""
         condition = self.computations[loop.called("condition") or ""]
         constants = [i for i in condition.values() if i.opcode == "constant" and i.shape.startswith("s32[]")]
         if len(constants) != 1:
-            raise ValueError(f"{loop.name}: its condition compares with {len(constants)} constants, not one")
+            raise ValueError(f"{loop.name}: expected one constant in the loop's condition, found {len(constants)}")
         return int(constants[0].operands[0])
 
     def executed(self, computation: str | None = None, times: int = 1) -> Iterator[tuple[Instruction, int]]:
-        """Instructions that run as operations of their own, each with the number of times it runs in the program."""
+        """Yield the instructions that run as separate operations, with the number of times that each one runs."""
         for instruction in self.computations[computation or self.entry].values():
             yield instruction, times
             if instruction.opcode == "while":
@@ -97,7 +97,7 @@ class Module:
                 yield from self.executed(instruction.called("to_apply"), times)
 
     def matmul_flops(self, instruction: Instruction) -> int:
-        """FLOPs of the matrix products in an instruction, those of a fusion included."""
+        """FLOPs of the matrix products in an instruction, including those inside a fusion."""
         if instruction.opcode == "fusion":
             inside = self.computations[instruction.called("calls") or ""]
             return sum(self._product_flops(i, inside) for i in inside.values())
@@ -112,10 +112,10 @@ class Module:
 
 
 def _convolution_flops(i: Instruction, input_dims: tuple[int, ...], kernel_dims: tuple[int, ...]) -> int:
-    """FLOPs of a convolution, which is what the compiler makes of a matrix product.
+    """FLOPs of a convolution; the compiler turns every matrix product into one.
 
-    Batch dimensions of a product become spatial ones, with padding that makes all but the matching pairs of positions
-    fall outside; only pairs inside count.
+    Batch dimensions of a product become spatial dimensions, padded such that all pairs of positions that do not match
+    fall into the padding. Only the pairs inside the array count.
     """
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.attributes)
     assert labels, f"{i.name}: no dim_labels"
@@ -130,17 +130,17 @@ def _convolution_flops(i: Instruction, input_dims: tuple[int, ...], kernel_dims:
     )
     for d, extent in enumerate(kernel):
         gap, before = int(dilate_input[d]), int(pad[d].split("_")[0])
-        places = (
+        positions = (
             o * int(stride[d]) + k * int(dilate_kernel[d]) - before
             for o in range(i.arrays[0][1][labels[3].index(str(d))])
             for k in range(extent)
         )
-        flops *= sum(0 <= place <= (size[str(d)] - 1) * gap and place % gap == 0 for place in places)
+        flops *= sum(0 <= position <= (size[str(d)] - 1) * gap and position % gap == 0 for position in positions)
     return flops
 
 
 def _parse(name: str, text: str) -> Instruction:
-    """`SHAPE opcode(operands), attributes`; a shape may be a tuple and hold parentheses of layouts."""
+    """Parse `SHAPE opcode(operands), attributes`; a shape may be a tuple, and its layouts may contain parentheses."""
     end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
     shape, rest = text[:end], text[end:].lstrip()
     opening = rest.index("(")
@@ -152,10 +152,10 @@ def _parse(name: str, text: str) -> Instruction:
 
 def _closing(text: str, opening: int) -> int:
     depth = 0
-    for place in range(opening, len(text)):
-        depth += (text[place] == "(") - (text[place] == ")")
+    for position in range(opening, len(text)):
+        depth += (text[position] == "(") - (text[position] == ")")
         if not depth:
-            return place
+            return position
     raise ValueError(f"no closing parenthesis in {text[:80]}")
 
 

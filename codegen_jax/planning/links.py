@@ -1,4 +1,4 @@
-"""Collectives on the links of a slice: what each member receives, and how long that takes."""
+"""Collectives on the links of a slice: how many bytes each member receives, and how long they take."""
 
 import math
 import re
@@ -9,24 +9,25 @@ import numpy as np
 from codegen_jax.planning.hlo import COLLECTIVES, Instruction, Module, nbytes
 from codegen_jax.planning.slices import Slice
 
-DCN_BANDWIDTH = 6.25e9  # bytes/s of one chip between slices (scaling book: 25 GB/s per host of four)
+DCN_BANDWIDTH = 6.25e9  # bytes/s per chip between slices (scaling book: 25 GB/s per host of four chips)
 
 
 class Links:
-    """A slice's own network: durations of collectives on it.
+    """The network of a slice, which determines how long collectives take.
 
     Attributes:
-        coordinates: place of each partition of the program in the torus, its slice last.
+        tpu: the slice.
+        coordinates: for each partition of the program, its position in the torus, followed by its slice.
     """
 
     def __init__(self, tpu: Slice, coordinates: Sequence[tuple[int, ...]]):
         self.tpu, self.coordinates = tpu, coordinates
 
     def seconds(self, group: Sequence[int], received: int) -> float:
-        """Time in which each member of a group receives so many bytes.
+        """The time in which each member of a group receives `received` bytes.
 
-        A group that spans k rings uses 2k links at once, one each way along each ring; where it spans a part of a ring,
-        or a line, only the one.
+        A group that spans k rings uses 2k links at once, one in each direction of each ring. Along a line, or part of a
+        ring, it uses a single link.
         """
         spanned = [len({self.coordinates[member][axis] for member in group}) for axis in range(4)]
         if spanned[3] > 1:
@@ -36,14 +37,14 @@ class Links:
         return received / (links * self.tpu.chip.link_bandwidth) if links else 0.0
 
     def from_other_slices(self, size: int) -> tuple[int, float]:
-        """Bytes and time of one chip's share in an all-reduce of so many bytes over the slices."""
-        slices = len({place[3] for place in self.coordinates})
+        """The bytes that one chip receives, and the time, in an all-reduce of `size` bytes across slices."""
+        slices = len({position[3] for position in self.coordinates})
         received = 2 * size * (slices - 1) // slices
         return received, received / DCN_BANDWIDTH
 
 
 def collective_of(module: Module, i: Instruction) -> Instruction | None:
-    """The collective that an instruction is or, for a fusion or an asynchronous wrapper, contains."""
+    """The instruction itself if it is a collective, else the collective inside a fusion or asynchronous wrapper."""
     if i.opcode.removesuffix("-start") in COLLECTIVES:
         return i
     called = i.called("calls") if i.opcode in ("fusion", "async-start") else None
@@ -52,7 +53,7 @@ def collective_of(module: Module, i: Instruction) -> Instruction | None:
 
 
 def traffic(i: Instruction) -> tuple[int, list[int]]:
-    """Bytes that each member of a collective's first group receives on the best schedule, and that group."""
+    """The bytes that each member of a collective's first group receives on the best schedule, and that group."""
     sizes = [nbytes(array) for array in i.arrays]
     kind = i.opcode.removesuffix("-start")
     if kind == "collective-permute":
@@ -60,7 +61,7 @@ def traffic(i: Instruction) -> tuple[int, list[int]]:
         return sizes[0], [int(n) for n in pairs.groups()] if pairs else []
     group = first_group(i.attributes)
     n = len(group)
-    # a start's result is (operands, results, ...)
+    # the result of a -start instruction is (operands, results, ...)
     size = max(sizes) if i.opcode.endswith("-start") else sum(sizes)
     if kind == "reduce-scatter":
         size *= n
@@ -68,10 +69,11 @@ def traffic(i: Instruction) -> tuple[int, list[int]]:
 
 
 def first_group(attributes: str) -> list[int]:
-    """Members of the first of the replica groups, in any of the forms in which XLA writes them.
+    """Members of the first replica group, in any of XLA's three notations.
 
-    {{0,1},{2,3}}: listed. [2,4]<=[4,2]T(1,0): rows of the numbers from 0, shaped, transposed and shaped again.
-    mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}: along axes of such an array; without device_ids of the numbers.
+    {{0,1},{2,3}} lists the groups. [2,4]<=[4,2]T(1,0) numbers the devices from 0, reshapes them to [4,2], transposes
+    and reshapes to [2,4]; each row is a group. mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'} arranges such ids in
+    a mesh, and the groups lie along the axes in braces; without device_ids, the ids are in order.
     """
     text = attributes[attributes.index("replica_groups=") + len("replica_groups=") :]
     if listed := re.match(r"\{\{([\d,]*)\}", text):
@@ -83,7 +85,7 @@ def first_group(attributes: str) -> list[int]:
         sizes = [int(size) for size in axes.values()]
         ids = _device_ids(mesh[2] or str(math.prod(sizes)), mesh[3]).reshape(sizes)
         return ids[tuple(slice(None) if f"'{axis}'" in mesh[4] else 0 for axis in axes)].ravel().tolist()
-    raise ValueError(f"replica groups of an unknown form: {text[:80]}")
+    raise ValueError(f"unknown notation for replica groups: {text[:80]}")
 
 
 def _device_ids(shape: str, order: str | None) -> np.ndarray:

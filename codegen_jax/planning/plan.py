@@ -1,4 +1,4 @@
-"""Compile a run's training step for a slice that is not there, and read memory and time from the result."""
+"""Compile a run's training step for an absent TPU slice, and read its memory and time from the compiled program."""
 
 import math
 import re
@@ -25,15 +25,15 @@ COMPUTE = ("matmul", "other", "pallas")
 
 @dataclass(frozen=True)
 class Memory:
-    """HBM of one chip in bytes.
+    """HBM per chip, in bytes.
 
     Attributes:
-        parameters: float32, this chip's shards.
-        moments: of the optimizer, likewise.
-        activations: kept between forward and backward pass; None if the program does not fit.
-        temporary: all else that the step allocates; None if the program does not fit.
-        peak: the most at any moment; where the program does not fit, what it would need for temporaries alone.
-        available: to the program, by the compiler.
+        parameters: one chip's shards of the float32 parameters.
+        moments: one chip's shards of the optimizer state.
+        activations: activations kept between forward and backward pass; None if the program does not fit.
+        temporary: everything else that the step allocates; None if the program does not fit.
+        peak: peak memory; if the program does not fit, the memory that it would need for temporaries alone.
+        available: memory available to the program, as reported by the compiler.
     """
 
     parameters: int
@@ -50,22 +50,22 @@ class Memory:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would be on a slice. Times are estimates (`schedule.py` says how they are made), in seconds.
+    """Memory and speed of a run on TPU slices. Times are estimates in seconds; `schedule.py` explains them.
 
     Attributes:
         topology: the slice's name.
-        slices: number of such slices.
-        mesh: size by axis.
-        remat: of the config; what `auto` comes to.
-        gradient_accumulation_steps: of the config.
-        rows_per_shard: rows of a micro-batch on one chip and those that share its rows along tensor.
-        tokens: of one step and one chip.
-        model_flops: of one step and one chip (6 x parameters + 6 x layers x width x sequence a token).
-        peak_flops: of one chip, a second.
-        compile_seconds: of the compiler, here.
-        memory: of one chip.
-        operations: of one step; empty if the program does not fit.
-        parameters: for each: name, shape, partition, shape on one chip.
+        slices: number of slices.
+        mesh: size of each mesh axis.
+        remat: the remat policy, with `auto` resolved.
+        gradient_accumulation_steps: number of micro-batches.
+        rows_per_shard: rows of a micro-batch per chip; chips along the tensor axis share the same rows.
+        tokens: tokens per step and chip.
+        model_flops: model FLOPs per step and chip (6 x parameters + 6 x layers x width x sequence per token).
+        peak_flops: peak FLOP/s per chip.
+        compile_seconds: compile time on this machine.
+        memory: memory per chip.
+        operations: the operations of one step; empty if the program does not fit.
+        parameters: name, shape, partition and shape per chip of each parameter.
     """
 
     topology: str
@@ -83,27 +83,27 @@ class Plan:
     parameters: list[tuple[str, tuple[int, ...], str, tuple[int, ...]]]
 
     def seconds(self, *kinds: str, exposed: bool = True) -> float:
-        """Time of a step in operations of these kinds (all, unless given); `exposed`: only what the chip waits for."""
+        """Time per step in operations of these kinds (default: all); `exposed` excludes time hidden by overlap."""
         chosen = [o for o in self.operations if not kinds or o.kind in kinds]
         return sum(o.count * (o.exposed if exposed else o.seconds) for o in chosen)
 
     @property
     def collectives(self) -> list[str]:
-        """Kinds of collectives in the step."""
+        """The kinds of collectives in the step."""
         return sorted({o.kind for o in self.operations if o.kind not in COMPUTE})
 
     @property
     def step_seconds(self) -> float:
-        """With the overlap that the schedule shows."""
+        """Time per step, including the overlap in the schedule."""
         return self.seconds()
 
     @property
     def mfu(self) -> float:
-        """Model FLOP utilisation: of the peak, what the model's own FLOPs take."""
+        """Model FLOPs utilization: the model's FLOPs as a share of the chip's peak."""
         return self.model_flops / (self.peak_flops * self.step_seconds)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; without times if the program does not fit."""
+        """Plain values for JSON, without times if the program does not fit."""
         result: dict[str, Any] = {
             "topology": self.topology,
             "slices": self.slices,
@@ -150,13 +150,13 @@ class Plan:
 
 
 def make_plan(config: RunConfig, tpu: Slice, slices: int = 1, dump_hlo: str | Path | None = None) -> Plan:
-    """Compile the step that `train` runs for these slices.
+    """Compile the step that `train` would run on these slices.
 
     Args:
-        config: the run; its data need not be there.
-        tpu: the kind and shape of a slice.
-        slices: how many; `mesh.data` must be a multiple.
-        dump_hlo: file for the optimized HLO, if the program fits.
+        config: the run's config; its data need not exist.
+        tpu: the slice.
+        slices: number of slices; `mesh.data` must be a multiple of it.
+        dump_hlo: file for the optimized HLO, which is written if the program fits.
 
     Raises:
         UserError: if libtpu is missing, or the mesh does not fit the slices or the model.
@@ -178,13 +178,13 @@ def make_plan(config: RunConfig, tpu: Slice, slices: int = 1, dump_hlo: str | Pa
     parameters, moments = (sum(map(shard_bytes, jax.tree.leaves(tree))) for tree in (state.params, state.opt_state))
     if compiled is None:
         memory = Memory(parameters, moments, None, None, *needed)
-        found = []
+        step_operations = []
     else:
         text = text_of(compiled)
         if dump_hlo:
             Path(dump_hlo).write_text(text)
         module = Module(text)
-        found = operations(module, links_of(mesh, tpu))
+        step_operations = operations(module, links_of(mesh, tpu))
         analysis = compiled.memory_analysis()
         kept = activations(module, run)
         memory = Memory(
@@ -208,7 +208,7 @@ def make_plan(config: RunConfig, tpu: Slice, slices: int = 1, dump_hlo: str | Pa
         peak_flops=tpu.chip.peak_flops,
         compile_seconds=seconds,
         memory=memory,
-        operations=found,
+        operations=step_operations,
         parameters=[
             (_name(path), leaf.shape, str(leaf.sharding.spec), leaf.sharding.shard_shape(leaf.shape))
             for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
@@ -220,14 +220,14 @@ def text_of(compiled: Any) -> str:
     """The optimized HLO of a compiled program.
 
     Raises:
-        UserError: if libtpu and jaxlib do not belong together.
+        UserError: if the versions of libtpu and jaxlib do not match.
     """
     try:
         return compiled.as_text()
     except jax.errors.JaxRuntimeError as error:
         raise UserError(
-            f"this jaxlib cannot read what this libtpu compiles ({str(error).splitlines()[0][:120]}); "
-            "pip install 'codegen_jax[plan]' installs two that fit"
+            f"jaxlib cannot read the program compiled by libtpu ({str(error).splitlines()[0][:120]}); "
+            "pip install 'codegen_jax[plan]' installs matching versions"
         ) from error
 
 
@@ -240,14 +240,14 @@ def _name(path: jax.tree_util.KeyPath) -> str:
 
 
 def shard_bytes(leaf: Any) -> int:
-    """Bytes of one device's part of an array."""
+    """The size in bytes of one device's shard of an array."""
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def activations(module: Module, run: ResolvedRun) -> int:
-    """Bytes that the loops over layers hand from the forward to the backward pass.
+    """The size in bytes of the activations that the loops over layers keep for the backward pass.
 
-    They are the loops' arrays in the compute dtype with an axis for the layers and one for time.
+    They are the loops' arrays in the compute dtype that have a layer axis and a time axis.
     """
     dtype = {"bfloat16": "bf16", "float32": "f32"}[run.model.dtype]
     layers, time_steps = run.model.n_layer, run.sequence_length
@@ -259,9 +259,9 @@ def activations(module: Module, run: ResolvedRun) -> int:
 
 
 def memory_of_error(error: Exception) -> tuple[int, int]:
-    """Bytes needed and available, from the compiler's message that a program does not fit; raises any other error.
+    """Parse the bytes needed and available from the compiler's out-of-memory error; raise any other error.
 
-    XLA has one exception for all that goes wrong, so its text decides.
+    XLA raises one exception type for every failure, so only the text distinguishes them.
     """
     message = str(error)
     if "RESOURCE_EXHAUSTED" not in message:
@@ -271,7 +271,7 @@ def memory_of_error(error: Exception) -> tuple[int, int]:
 
 
 def remedies(plan: Plan) -> list[str]:
-    """Settings that take less memory than those of a plan that does not fit."""
+    """Changes that would reduce the memory of a plan that does not fit."""
     cheaper = {"none": "dots", "dots": "qkv_attention", "qkv_attention": "attention", "attention": "full"}
     result = []
     if plan.remat in cheaper:

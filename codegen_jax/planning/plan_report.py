@@ -1,4 +1,4 @@
-"""A plan as text and as a picture."""
+"""Print a plan as text and plot it."""
 
 import math
 import re
@@ -13,7 +13,7 @@ NAMES = {"matmul": "matrix products", "other": "elementwise, copies", "pallas": 
 
 
 def describe(plan: Plan) -> str:
-    """The plan in lines for a person."""
+    """A plan as human-readable text."""
     chips = math.prod(plan.mesh.values())
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     name = plan.topology if plan.slices == 1 else f"{plan.slices} x {plan.topology}"
@@ -27,7 +27,7 @@ def describe(plan: Plan) -> str:
         *_memory(plan),
     ]
     if not plan.memory.fits:
-        return "\n".join([*lines, f"  less takes, each by itself: {'; '.join(remedies(plan))}; or --fit"])
+        return "\n".join([*lines, f"  to reduce memory, use any one of: {'; '.join(remedies(plan))}; --fit"])
     return "\n".join([*lines, "", *_time(plan), "", *_longest(plan)])
 
 
@@ -36,7 +36,7 @@ def _parameters(plan: Plan) -> list[str]:
     rows = [(name, size(shape), partition, size(shard)) for name, shape, partition, shard in plan.parameters]
     name, shape, partition = (max(len(row[column]) for row in rows) for column in range(3))
     lines = [f"  {row[0]:{name}}  {row[1]:>{shape}}  {row[2]:{partition}}  {row[3]}" for row in rows]
-    return ["parameter, shape, partition, on a chip", *lines]
+    return ["parameter, shape, partition, shape per chip", *lines]
 
 
 def _memory(plan: Plan) -> list[str]:
@@ -44,13 +44,13 @@ def _memory(plan: Plan) -> list[str]:
     available = f"{memory.available / GIB:.2f} GiB"
     if not memory.fits:
         return [
-            f"does not fit: needs {memory.peak / GIB:.2f} GiB of a chip's {available}, "
-            f"{(memory.peak - memory.available) / GIB:.2f} GiB too much",
+            f"does not fit: needs {memory.peak / GIB:.2f} GiB per chip, but only {available} are available "
+            f"({(memory.peak - memory.available) / GIB:.2f} GiB too much)",
             f"  parameters {memory.parameters / GIB:.2f} GiB, moments {memory.moments / GIB:.2f} GiB",
         ]
     kinds = ("parameters", "moments", "activations", "temporary")
     return [
-        "HBM of a chip",
+        "HBM per chip",
         *(f"  {kind:12}{getattr(memory, kind) / GIB:7.2f} GiB" for kind in kinds),
         f"  peak        {memory.peak / GIB:7.2f} GiB of {available}: {memory.peak / memory.available:.0%}",
     ]
@@ -60,10 +60,10 @@ def _time(plan: Plan) -> list[str]:
     serial = plan.seconds(exposed=False)
     compiled = sum(o.count * o.flops for o in plan.operations if o.kind == "matmul")
     lines = [
-        "estimates of a step, from the compiler's cycles, attention kernels at "
-        f"{PALLAS_EFFICIENCY:.0%} of the peak, collectives at the links' rate",
-        f"  model FLOPs         {plan.model_flops:.3e} a chip: {plan.model_flops / plan.peak_flops:.4f} s at the peak; "
-        f"matrix products as compiled {compiled:.3e}",
+        "estimated time per step: compiler's cycle counts, attention kernels at "
+        f"{PALLAS_EFFICIENCY:.0%} of peak FLOP/s, collectives at link bandwidth",
+        f"  model FLOPs         {plan.model_flops:.3e} per chip: {plan.model_flops / plan.peak_flops:.4f} s at peak; "
+        f"compiled matrix products {compiled:.3e}",
         *(f"  {NAMES[kind]:20}{plan.seconds(kind):8.4f} s" for kind in COMPUTE),
     ]
     for kind in plan.collectives:
@@ -71,9 +71,9 @@ def _time(plan: Plan) -> list[str]:
         received = sum(o.count * o.bytes for o in chosen)
         lines.append(
             f"  {kind:20}{plan.seconds(kind):8.4f} s exposed of {plan.seconds(kind, exposed=False):.4f} s, "
-            f"{sum(o.count for o in chosen)} with {received / 1e9:.2f} GB"
+            f"{sum(o.count for o in chosen)} operations, {received / 1e9:.2f} GB received"
         )
-    for name, seconds in (("with overlap", plan.step_seconds), ("without", serial)):
+    for name, seconds in (("with overlap", plan.step_seconds), ("without overlap", serial)):
         lines.append(
             f"  step {name:15}{seconds:8.4f} s, {plan.tokens / seconds:,.0f} tokens/s/chip, "
             f"MFU {plan.model_flops / (plan.peak_flops * seconds):.1%}"
@@ -83,16 +83,16 @@ def _time(plan: Plan) -> list[str]:
 
 def _longest(plan: Plan, number: int = 12) -> list[str]:
     longest = sorted(plan.operations, key=lambda o: -o.count * o.exposed)[:number]
-    lines = ["longest operations: s a step, times a step, share of the peak, place in the program"]
+    lines = ["longest operations: seconds per step, executions per step, share of peak FLOP/s, kind, source"]
     for o in longest:
         share = f"{o.flops / (o.seconds * plan.peak_flops):4.0%}" if o.flops else "    "
-        place = re.sub(r"^jit\(train_step\)/|shard_map/|closed_call/", "", o.op_name) or o.name
-        lines.append(f"  {o.count * o.exposed:8.4f}  x{o.count:<4} {share}  {o.kind:14} {place[-70:]}")
+        source = re.sub(r"^jit\(train_step\)/|shard_map/|closed_call/", "", o.op_name) or o.name
+        lines.append(f"  {o.count * o.exposed:8.4f}  x{o.count:<4} {share}  {o.kind:14} {source[-70:]}")
     return lines
 
 
 def plot(plan: Plan, path: str | Path) -> None:
-    """Draw where the step's time and the chip's memory go, as two bars, into a PNG."""
+    """Plot the breakdown of step time and memory per chip as two stacked bars, in a PNG file."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -100,16 +100,17 @@ def plot(plan: Plan, path: str | Path) -> None:
 
     memory = plan.memory
     kinds = ("parameters", "moments", "activations", "temporary")
-    held = {name: (getattr(memory, name) or 0) / GIB for name in kinds}
-    spent = {NAMES.get(kind, kind): plan.seconds(kind) for kind in (*COMPUTE, *plan.collectives)}
+    gib = {name: (getattr(memory, name) or 0) / GIB for name in kinds}
+    seconds = {NAMES.get(kind, kind): plan.seconds(kind) for kind in (*COMPUTE, *plan.collectives)}
     title = (
-        f"{plan.topology}: {plan.step_seconds:.3f} s a step, MFU {plan.mfu:.1%} (estimates)"
+        f"{plan.topology}: {plan.step_seconds:.3f} s per step, MFU {plan.mfu:.1%} (estimates)"
         if memory.fits
         else (f"{plan.topology}: does not fit")
     )
     figure, (top, bottom) = plt.subplots(2, figsize=(9, 4), layout="constrained")
-    _bar(top, spent, "s a step" if memory.fits else "no times", title)
-    _bar(bottom, held, "GiB of HBM", f"peak {memory.peak / GIB:.1f} of {memory.available / GIB:.2f} GiB")
+    _bar(top, seconds, "seconds per step" if memory.fits else "no time estimates", title)
+    peak = f"peak {memory.peak / GIB:.1f} of {memory.available / GIB:.2f} GiB"
+    _bar(bottom, gib, "HBM per chip (GiB)", peak)
     bottom.axvline(memory.available / GIB, color="black", linestyle="--", linewidth=1)
     figure.savefig(path, dpi=120)
     plt.close(figure)

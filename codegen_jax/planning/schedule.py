@@ -1,9 +1,9 @@
-"""Where a step's time goes: the compiled program walked in the order of its schedule.
+"""Break down a step's time by walking the compiled program in schedule order.
 
-Durations are estimates. Fusions and copies take the cycles that the compiler gives them. Pallas kernels have none; they
-take their FLOPs at `PALLAS_EFFICIENCY` of the chip's peak. Collectives move their bytes at the rate of the links along
-the axes of the torus that their group spans. An asynchronous collective hides behind what the schedule puts between
-its start and its done; all others stop the chip.
+Durations are estimates. Fusions and copies take the compiler's estimate in cycles. Pallas kernels have no such estimate
+and are assumed to run at `PALLAS_EFFICIENCY` of the chip's peak FLOP/s. Collectives move their bytes at the bandwidth
+of the links along the torus axes that their group spans. An asynchronous collective overlaps with the operations
+scheduled between its start and its done; all other collectives block the chip.
 """
 
 import math
@@ -16,9 +16,9 @@ from codegen_jax.planning.links import Links, collective_of, traffic
 from codegen_jax.planning.slices import Slice
 
 PALLAS_EFFICIENCY = 0.6
-# matrix products of a splash kernel: scores and output; scores, dv, dp and dk; scores, dp and dq
+# matrix products in each splash kernel: scores and output; scores, dv, dp and dk; scores, dp and dq
 SPLASH_PRODUCTS = {"fwd": 2, "dkv": 4, "dq": 3}
-# what costs nothing, or runs beside the computation: prefetches into the chip's fast memory
+# opcodes that cost nothing, or that run in parallel with the computation: prefetches into the chip's fast memory
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "partition-id")
 FREE += (
     "send",
@@ -36,17 +36,17 @@ FREE += (
 
 @dataclass(frozen=True)
 class Operation:
-    """An instruction with its cost in one step.
+    """An instruction with its cost.
 
     Attributes:
-        name: of the instruction.
+        name: name of the instruction.
         kind: matmul, other, pallas, cross-slice, or the opcode of a collective.
-        op_name: where in the JAX program it comes from.
-        count: executions a step.
-        seconds: of one execution.
-        exposed: part of `seconds` during which the chip waits; all of it but for asynchronous collectives.
-        flops: of matrix products, one execution.
-        bytes: that a chip receives in a collective, one execution.
+        op_name: the place in the JAX program that it comes from.
+        count: executions per step.
+        seconds: time per execution.
+        exposed: the part of `seconds` that is not overlapped; less than `seconds` only for asynchronous collectives.
+        flops: FLOPs of matrix products per execution.
+        bytes: bytes that a chip receives per execution of a collective.
     """
 
     name: str
@@ -60,20 +60,20 @@ class Operation:
 
 
 def operations(module: Module, links: Links) -> list[Operation]:
-    """All operations of a step, in the order of the schedule."""
+    """All operations of a step, in schedule order."""
     return _walk(module, links, module.entry, 1)
 
 
 def _walk(module: Module, links: Links, computation: str, count: int) -> list[Operation]:
     result: list[Operation] = []
-    running: dict[str, tuple[int, float]] = {}  # asynchronous collectives: place in result, time of their end
+    running: dict[str, tuple[int, float]] = {}  # asynchronous collectives: index in result, end time
     now = links_free = 0.0
 
     def wait_for(name: str) -> None:
         nonlocal now
-        place, end = running.pop(name)
+        index, end = running.pop(name)
         waited = max(0.0, end - now)
-        result[place] = replace(result[place], exposed=result[place].exposed + waited)
+        result[index] = replace(result[index], exposed=result[index].exposed + waited)
         now += waited
 
     for i in module.computations[computation].values():
@@ -87,8 +87,8 @@ def _walk(module: Module, links: Links, computation: str, count: int) -> list[Op
             received, group = traffic(source)
             seconds = links.seconds(group, received)
             asynchronous = i.opcode.endswith("-start")
-            if not asynchronous:  # the links take one collective after the other
-                for name in [name for name, (place, _) in running.items() if result[place].kind != "cross-slice"]:
+            if not asynchronous:  # the links carry one collective at a time
+                for name in [name for name, (index, _) in running.items() if result[index].kind != "cross-slice"]:
                     wait_for(name)
             kind, exposed = source.opcode.removesuffix("-start"), 0.0 if asynchronous else seconds
             result.append(Operation(i.name, kind, i.op_name, count, seconds, exposed, bytes=received))
@@ -97,7 +97,7 @@ def _walk(module: Module, links: Links, computation: str, count: int) -> list[Op
                 running[i.name] = (len(result) - 1, links_free)
             else:
                 now = links_free
-        elif i.opcode == "recv":  # from other slices, over the data-centre links, beside all else
+        elif i.opcode == "recv":  # from other slices, over the data-center network, in parallel with everything else
             received, seconds = links.from_other_slices(nbytes(i.arrays[0]))
             result.append(Operation(i.name, "cross-slice", i.op_name, count, seconds, 0.0, bytes=received))
             running[i.name] = (len(result) - 1, now + seconds)
@@ -115,7 +115,7 @@ def _compute(module: Module, tpu: Slice, i: Instruction, count: int) -> Operatio
         return Operation(i.name, "pallas", i.op_name, count, seconds, seconds, flops)
     if i.cycles is not None:
         seconds = i.cycles / tpu.chip.clock
-    elif i.opcode in ("fusion", "copy", "dynamic-update-slice"):  # the compiler left a few small ones out
+    elif i.opcode in ("fusion", "copy", "dynamic-update-slice"):  # the compiler gives no cycles for a few small ones
         seconds = 2 * sum(map(nbytes, i.arrays)) / tpu.chip.hbm_bandwidth
     else:
         seconds = 0.0
@@ -123,13 +123,13 @@ def _compute(module: Module, tpu: Slice, i: Instruction, count: int) -> Operatio
 
 
 def splash_flops(i: Instruction) -> int:
-    """FLOPs of a splash attention kernel: those of the tiles that causality leaves, heads padded to full lanes."""
+    """FLOPs of a splash attention kernel: only tiles that the causal mask keeps, with heads padded to full lanes."""
     phase = re.search(r"splash_mha_(fwd|dkv|dq)", i.name + i.op_name)
     grid = re.search(r"operand_layout_constraints=\{s8\[\d+,(\d+),(\d+)\]", i.attributes)
     of_type = lambda name: [dims for dtype, dims in i.arrays if dtype == name]
     results = of_type("bf16") or of_type("f32")
     if not (phase and grid and results):
-        raise ValueError(f"{i.name}: a Pallas kernel without a cost model")
+        raise ValueError(f"{i.name}: no cost model for this Pallas kernel")
     *rows_and_heads, length, head_dim = results[0]
     rows, columns = int(grid[1]), int(grid[2])
     tiles = sum(column * rows <= (row + 1) * columns - 1 for row in range(rows) for column in range(columns))

@@ -1,4 +1,4 @@
-"""TPU slices by name, and the devices of one that is not there."""
+"""Parse names of TPU slices, and create device descriptions for absent slices."""
 
 import math
 import os
@@ -18,9 +18,9 @@ class Kind:
     """A generation of TPUs.
 
     Attributes:
-        device_kind: JAX's name of the chip.
-        cores: how many a slice's name counts for one chip.
-        dimensions: of the network: 3 is a torus of rows, columns and planes, 2 one of rows and columns.
+        device_kind: JAX's name for the chip.
+        cores: cores per chip, as counted in the names of slices.
+        dimensions: dimensions of the network's torus, 2 or 3.
     """
 
     device_kind: str
@@ -34,19 +34,19 @@ KINDS = {
     "v5e": Kind("TPU v5 lite", cores=1, dimensions=2),
     "v6e": Kind("TPU v6", cores=1, dimensions=2),
 }
-# other names of a kind, after "tpu-": gcloud's, and GKE's node selectors, which go with a shape
+# other names for a kind, after an optional "tpu-": gcloud's, and GKE's node selectors, which require a shape
 ALIASES = {"v5litepod": "v5e", "v5lite": "v5e"}
 GKE = {"v4-podslice": "v4", "v5p-slice": "v5p", "v5-lite-podslice": "v5e", "v6e-slice": "v6e"}
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Chips joined by their own network.
+    """Chips connected by a dedicated network.
 
     Attributes:
-        name: such as v4-512, which is 256 chips: v4 and v5p count two cores a chip.
+        name: the slice's name, such as v4-512; this one has 256 chips, since v4 and v5p count two cores per chip.
         kind: a key of `KINDS`.
-        shape: chips along each dimension of the network.
+        shape: number of chips along each dimension of the network.
     """
 
     name: str
@@ -59,27 +59,27 @@ class Slice:
 
     @property
     def wrap(self) -> tuple[bool, ...]:
-        """Whether each dimension is a ring: v4 and v5p in multiples of a cube of 4, v5e and v6e at 16."""
+        """Whether each dimension is a ring: for v4 and v5p if all sizes are multiples of 4, for v5e and v6e at 16."""
         if len(self.shape) == 3:
             return (all(size % 4 == 0 for size in self.shape),) * 3
         return tuple(size == 16 for size in self.shape)
 
 
 def parse_slice(name: str) -> Slice:
-    """The slice of a name such as v4-512, v5litepod-16, v5e-4x4 or tpu-v5-lite-podslice:4x4.
+    """Parse the name of a slice, such as v4-512, v5litepod-16, v5e-4x4 or tpu-v5-lite-podslice:4x4.
 
-    A number counts as Google does, cores of v4 and v5p and chips of the others; a shape counts chips.
+    As in Google's names, a number counts cores for v4 and v5p and chips for the others. A shape counts chips.
 
     Raises:
-        UserError: if there is no such chip, or no slice of this size.
+        UserError: if the kind of chip is unknown, or has no slice of this size.
     """
     match = re.fullmatch(r"(?:tpu-)?(.+)[-_:](\d+|\d+(?:x\d+)+)", name.lower())
     kind_name, size = match.groups() if match else ("", "")
     kind_name = (GKE if "x" in size else {}).get(kind_name, ALIASES.get(kind_name, kind_name))
     if kind_name not in KINDS:
         raise UserError(
-            f"topology: {name!r} is not KIND-NUMBER or KIND-SHAPE with a kind of {', '.join([*KINDS, *ALIASES])}, "
-            f"such as v4-512 or v5e-4x4; {', '.join(GKE)} go with a shape"
+            f"topology: must be KIND-NUMBER or KIND-SHAPE, such as v4-512 or v5e-4x4, got {name!r}; "
+            f"kinds are {', '.join([*KINDS, *ALIASES])}, and with a shape also {', '.join(GKE)}"
         )
     kind = KINDS[kind_name]
     shapes = {kind.cores * math.prod(shape): shape for shape in _shapes(kind.dimensions)}
@@ -88,39 +88,39 @@ def parse_slice(name: str) -> Slice:
     is_shape = "x" not in size or _sides(wanted) == _sides(shapes.get(number, ()))
     nearest = {max([n for n in shapes if n <= number], default=min(shapes))}
     nearest |= {min([n for n in shapes if n >= number], default=max(shapes))}
-    there_are = " and ".join(f"{kind_name}-{n} ({'x'.join(map(str, shapes[n]))})" for n in sorted(nearest))
-    require(number in shapes and is_shape, f"topology: there is no {name}; the nearest: {there_are}")
+    names = " or ".join(f"{kind_name}-{n} ({'x'.join(map(str, shapes[n]))})" for n in sorted(nearest))
+    require(number in shapes and is_shape, f"topology: {name} does not exist; use {names}")
     return Slice(f"{kind_name}-{number}", kind_name, shapes[number])
 
 
 def _sides(shape: Sequence[int]) -> list[int]:
-    """A shape whatever its order: 2x2 is 2x2x1."""
+    """A shape in normal form, without sizes of 1: 2x2 and 2x2x1 are equal."""
     return sorted(size for size in shape if size > 1)
 
 
 def _shapes(dimensions: int) -> list[tuple[int, ...]]:
-    """The slices that there are, as chips along each dimension."""
+    """The shapes of all slices that exist."""
     if dimensions == 2:
         return [(1, 1), *(_near_cube(2**i, 2) for i in range(2, 9))]
     return [(2, 2, 1), *(_near_cube(2**i, 3) for i in range(3, 12))]
 
 
 def _near_cube(chips: int, dimensions: int) -> tuple[int, ...]:
-    """Powers of two that multiply to `chips`, as equal as can be, ascending: 256 is 4 x 8 x 8."""
-    each, more = divmod(int(math.log2(chips)), dimensions)
-    return tuple(2 ** (each + (place >= dimensions - more)) for place in range(dimensions))
+    """Factor `chips` into powers of two that are as equal as possible, in ascending order: 256 is 4 x 8 x 8."""
+    exponent, extra = divmod(int(math.log2(chips)), dimensions)
+    return tuple(2 ** (exponent + (axis >= dimensions - extra)) for axis in range(dimensions))
 
 
 def slice_devices(tpu: Slice, slices: int = 1) -> list[Any]:
-    """Devices of absent slices, for meshes and ahead-of-time compilation.
+    """Device descriptions of absent slices, for meshes and ahead-of-time compilation.
 
     Raises:
-        UserError: if libtpu, which holds the compiler, is not installed.
+        UserError: if libtpu, which contains the compiler, is not installed.
     """
-    require(slices > 0, f"slices: {slices} must be positive")
-    jax.config.update("jax_platforms", "cpu")  # the devices are descriptions only; a TPU that is here is not touched
-    jax.config.update("jax_enable_compilation_cache", False)  # JAX can write such programs, but not read them back
-    # libtpu looks for a TPU's metadata server and takes a lock on the machine's TPU, unless told otherwise
+    require(slices > 0, f"slices: must be positive, got {slices}")
+    jax.config.update("jax_platforms", "cpu")  # leave any TPU on this machine alone; only descriptions are needed
+    jax.config.update("jax_enable_compilation_cache", False)  # JAX can write these programs but not read them back
+    # keep libtpu from looking for a TPU metadata server and from locking the machine's TPU
     for name, value in {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
@@ -142,5 +142,5 @@ def slice_devices(tpu: Slice, slices: int = 1) -> list[Any]:
             wrap=wrap,
         )
     except (ImportError, RuntimeError) as error:
-        raise UserError(f"the TPU compiler is not here ({error}); pip install 'codegen_jax[plan]'") from error
+        raise UserError(f"the TPU compiler is unavailable ({error}); pip install 'codegen_jax[plan]'") from error
     return list(topology.devices)

@@ -1,7 +1,7 @@
 """Interface to a model's weights in any format and layout: our parameters, read region by region.
 
 A region is the dotted name of a parameter ("blocks.query") and a tuple of slices, the form in which JAX requests a
-shard. A host therefore reads only its devices' shards, and a conversion holds only a chunk of a parameter in memory.
+shard. A host therefore reads only its devices' shards, and a conversion needs memory for only a chunk of a parameter.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import UserError
 from codegen_jax.model.codegen import Params, abstract_params, param_axes
 from codegen_jax.weights.fingerprint import fingerprints
-from codegen_jax.weights.finite import cast, is_finite, what_is_not_finite
+from codegen_jax.weights.finite import cast, is_finite, nonfinite_kinds
 from codegen_jax.weights.generation_config import GenerationConfig
 
 log = logging.getLogger(__name__)
@@ -84,22 +84,22 @@ class StoredWeights(Weights):
         """
         region = self.read_stored(name, index)
         if not self.has_warned and not is_finite(region):
-            self._tell_not_finite(name, index, region)
+            self._report_nonfinite(name, index, region)
         return region
 
-    def _tell_not_finite(self, name: str, index: Index, region: np.ndarray) -> None:
+    def _report_nonfinite(self, name: str, index: Index, region: np.ndarray) -> None:
         layer = None
         if name.startswith("blocks."):
-            place = next(place for place, values in enumerate(region) if not is_finite(values))
-            layer, region = index[0].start + place, region[place]
-        found = f"{self.source}: {self.stored_name(name, layer)} holds {what_is_not_finite(region)}"
+            offset = next(offset for offset, values in enumerate(region) if not is_finite(values))
+            layer, region = index[0].start + offset, region[offset]
+        problem = f"{self.source}: {self.stored_name(name, layer)} contains {nonfinite_kinds(region)}"
         if not self.allow_nonfinite:
             raise UserError(
-                f"{found}: the run that made it diverged, or the file is damaged; take an earlier checkpoint or fetch "
-                "it again (to look at it as it is: --allow-nonfinite of generate, convert and evaluate)"
+                f"{problem}: the run diverged, or the file is damaged; use an earlier checkpoint or download it again "
+                "(generate, convert and evaluate accept such weights with --allow-nonfinite)"
             )
         self.has_warned = True
-        log.warning(f"{found}; it is taken as it is, and what is made with it means nothing")
+        log.warning(f"{problem}; the weights are used unchanged, so results will be meaningless")
 
 
 class FoldedWeights(Weights):
@@ -117,8 +117,8 @@ class FoldedWeights(Weights):
         if name == "embedding":
             bias_D = self.weights.read("embedding_bias", index[1:])
             folded = region.astype(np.float32) + bias_D.astype(np.float32)
-            what = f"{self.source}: the {region.dtype.name} embedding with its bias added"
-            region = cast(folded, region.dtype, what, "save its arrays in a wider dtype")
+            name = f"{self.source}: the {region.dtype.name} embedding, after adding its bias,"
+            region = cast(folded, region.dtype, name, "save the arrays in a wider dtype")
         return region
 
 
@@ -159,7 +159,7 @@ def dotted(path: jax.tree_util.KeyPath) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def pieces(shape: tuple[int, ...], chunk: tuple[int, ...]) -> Iterator[Index]:
+def chunk_indices(shape: tuple[int, ...], chunk: tuple[int, ...]) -> Iterator[Index]:
     """Yield the regions of a grid of chunks, in order."""
     for starts in itertools.product(*(range(0, size, step) for size, step in zip(shape, chunk, strict=True))):
         yield tuple(slice(a, min(a + step, size)) for a, step, size in zip(starts, chunk, shape, strict=True))

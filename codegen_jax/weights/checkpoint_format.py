@@ -92,7 +92,7 @@ def load_run(checkpoint: epath.Path) -> Run:
 
     Raises:
         Damaged: if the metadata is missing or does not parse.
-        UserError: if it can't be read.
+        UserError: if it cannot be read.
     """
     try:
         record = json.loads((checkpoint / RUN / RUN_RECORD).read_text())
@@ -103,8 +103,8 @@ def load_run(checkpoint: epath.Path) -> Run:
                     (Path(folder) / name).parent.mkdir(exist_ok=True)
                     (Path(folder) / name).write_bytes(base64.b64decode(content))
                 tokenizer = load_tokenizer(folder)
-        said = record.get("generation_config", {})
-        return Run(record["config"], record["data"], tokenizer, said, record.get("fingerprints"))
+        generation_config = record.get("generation_config", {})
+        return Run(record["config"], record["data"], tokenizer, generation_config, record.get("fingerprints"))
     except (ValueError, KeyError, UserError) as error:  # UserError comes from the tokenizer files
         raise damaged(checkpoint, error) from error
     except OSError as error:
@@ -129,7 +129,7 @@ def read_item(checkpoint: epath.Path, name: str, abstract: Any) -> Any:
 
     Raises:
         Damaged: if there is evidence of damage.
-        UserError: if the item can't be read.
+        UserError: if the item cannot be read.
     """
     handler, args = ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(abstract)  # pyright: ignore
     try:
@@ -160,7 +160,7 @@ class Damaged(UserError):
 
 
 def damaged(path: epath.Path, reason: object) -> Damaged:
-    return Damaged(f"{path}: damaged checkpoint ({_line(reason)}); move it away to go on from the one before")
+    return Damaged(f"{path}: damaged checkpoint ({_line(reason)}); move it away to resume from the previous one")
 
 
 def unreadable(path: epath.Path, error: Exception) -> UserError:
@@ -172,11 +172,11 @@ def unreadable(path: epath.Path, error: Exception) -> UserError:
     cause: BaseException | None = error
     while cause is not None:
         # TensorStore raises ValueError for everything; the message begins with a status name
-        lost = isinstance(cause, ValueError) and str(cause).startswith(LOST)
-        if lost or isinstance(cause, FileNotFoundError | json.JSONDecodeError):
+        is_lost = isinstance(cause, ValueError) and str(cause).startswith(LOST)
+        if is_lost or isinstance(cause, FileNotFoundError | json.JSONDecodeError):
             return damaged(path, cause)
         cause = cause.__cause__
-    return UserError(f"{path}: can't be read ({type(error).__name__}: {_line(error)}); it may be whole: try again")
+    return UserError(f"{path}: cannot be read ({type(error).__name__}: {_line(error)}); it may be intact, try again")
 
 
 def _line(reason: object) -> str:
@@ -188,7 +188,7 @@ class CheckpointWeights(StoredWeights):
 
     Raises:
         Damaged: if there is evidence of damage; also later, when a region is read.
-        UserError: if the checkpoint can't be read.
+        UserError: if the checkpoint cannot be read.
     """
 
     def __init__(self, checkpoint: epath.Path):
@@ -198,7 +198,7 @@ class CheckpointWeights(StoredWeights):
         self.arrays = {name: self._open(name, shape) for name, shape in shapes(run.model).items()}
         self.unchecked: dict[str, Regions] = {}
         if run.fingerprints is None:
-            log.warning(f"{checkpoint}: written by an older version, without fingerprints; its bits are not checked")
+            log.warning(f"{checkpoint}: written by an older version without fingerprints; its content is not verified")
         else:
             self.fingerprints = {name: run.fingerprints[f"{PARAMS}.{name}"] for name in self.arrays}
             self.unchecked = {name: Regions(shape) for name, shape in shapes(run.model).items()}
@@ -211,7 +211,7 @@ class CheckpointWeights(StoredWeights):
         except ValueError as error:
             raise unreadable(self.folder, error) from error
         if array.shape != shape:
-            raise damaged(self.folder, f"{name} is {array.shape}, not {shape}")
+            raise damaged(self.folder, f"{name} has shape {array.shape}, expected {shape}")
         return array
 
     def dtype(self, name: str) -> np.dtype:
@@ -232,4 +232,4 @@ class CheckpointWeights(StoredWeights):
     def check(self, found: dict[str, int]) -> None:
         for name, fingerprint in found.items():
             if fingerprint != self.fingerprints[name]:
-                raise damaged(self.folder, f"{name} is not what was written: a bit has changed")
+                raise damaged(self.folder, f"{name} differs from what was written: bits have changed")

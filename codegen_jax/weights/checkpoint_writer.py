@@ -18,7 +18,7 @@ import tensorstore
 from orbax.checkpoint import type_handlers
 
 from codegen_jax.model.codegen import abstract_params
-from codegen_jax.weights.base import Weights, dotted, pieces, shapes
+from codegen_jax.weights.base import Weights, chunk_indices, dotted, shapes
 from codegen_jax.weights.checkpoint_format import PARAMS, RUN, RUN_RECORD, run_record, save_args
 from codegen_jax.weights.fingerprint import region_fingerprint
 
@@ -28,7 +28,7 @@ def write_checkpoint(weights: Weights, folder: Path, progress: Callable[[int], o
 
     Raises:
         UserError: if reading the weights fails. In that case the folder is not a valid checkpoint, and nothing writes
-            to it anymore.
+            to it any longer.
     """
     handler = _StreamHandler(weights, progress)
     params = jax.tree_util.tree_map_with_path(
@@ -50,7 +50,7 @@ def write_checkpoint(weights: Weights, folder: Path, progress: Callable[[int], o
             RUN: ocp.args.JsonSave(record),  # pyright: ignore[reportCallIssue]
         }
     )
-    # save in a thread, so that Ctrl-C stops the chunks and then waits for Orbax instead of leaving its threads behind
+    # save in a thread: Ctrl-C then stops the chunks and waits for Orbax instead of leaving its threads behind
     with ocp.Checkpointer(items) as checkpointer, ThreadPoolExecutor(1) as thread:
         try:
             thread.submit(checkpointer.save, folder.absolute(), args).result()
@@ -65,7 +65,7 @@ def write_checkpoint(weights: Weights, folder: Path, progress: Callable[[int], o
 
 @dataclasses.dataclass(frozen=True)
 class _Stream:
-    """A parameter to write, as presented to Orbax: an array with elements that are read later."""
+    """A parameter to write, as presented to Orbax: an array that is read later, chunk by chunk."""
 
     name: str
     shape: tuple[int, ...]
@@ -86,7 +86,7 @@ class _StreamHandler(type_handlers.NumpyHandler):
     def __init__(self, weights: Weights, progress: Callable[[int], object]):
         super().__init__(deepcopy_host_arrays=False)
         self.weights, self.progress = weights, progress
-        self.turn = asyncio.Semaphore(1)
+        self.one_at_a_time = asyncio.Semaphore(1)
         self.fingerprints = {f"{PARAMS}.{name}": 0 for name in shapes(weights.config)}
         self.stopped = False
         self.failure: Exception | None = None
@@ -97,9 +97,9 @@ class _StreamHandler(type_handlers.NumpyHandler):
         try:
             spec = tensorstore.Spec(tspec)  # pyright: ignore[reportCallIssue]
             array = await tensorstore.open(spec, create=True, open=True, context=ts_context)
-            async with self.turn:
+            async with self.one_at_a_time:
                 chunk: Any = array.chunk_layout.write_chunk.shape
-                for index in pieces(value.shape, chunk):
+                for index in chunk_indices(value.shape, chunk):
                     if self.stopped:
                         break
                     region = self.weights.read(value.name, index)  # TensorStore's threads write the previous two

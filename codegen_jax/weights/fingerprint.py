@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 FACTOR = 0x9E3779B1  # a prime near 2^32 / golden ratio: factors of distant positions differ in all bits
-PIECE = 1 << 22  # maximum number of elements summed at once: 16 MB
+BLOCK = 1 << 22  # maximum number of elements summed at once: 16 MB
 
 
 def fingerprints(tree: Any) -> dict[str, int]:
@@ -28,10 +28,10 @@ def fingerprints(tree: Any) -> dict[str, int]:
 def _of_leaves(tree: Any) -> Any:
     def of_leaf(x: jax.Array) -> jax.Array:
         x = x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
-        place = jnp.ones(x.shape, jnp.uint32)
+        factor = jnp.ones(x.shape, jnp.uint32)
         for axis in range(x.ndim):
-            place = place * jnp.uint32(FACTOR) + 2 * jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-        return jnp.sum(jax.lax.bitcast_convert_type(x, jnp.uint32) * place)
+            factor = factor * jnp.uint32(FACTOR) + 2 * jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        return jnp.sum(jax.lax.bitcast_convert_type(x, jnp.uint32) * factor)
 
     return jax.tree.map(of_leaf, tree)
 
@@ -43,26 +43,26 @@ def region_fingerprint(region: np.ndarray, first: tuple[int, ...]) -> int:
         region: float32, float16 or bfloat16, with at least one axis.
         first: index of the region's first element within the array.
     """
-    if region.size > PIECE and max(region.shape[:-1], default=1) > 1:
+    if region.size > BLOCK and max(region.shape[:-1], default=1) > 1:
         axis = int(np.argmax(region.shape[:-1]))
         middle = region.shape[axis] // 2
         start, rest = np.split(region, [middle], axis)
-        behind = tuple(at + middle * (n == axis) for n, at in enumerate(first))
-        return (region_fingerprint(start, first) + region_fingerprint(rest, behind)) % 2**32
+        first_of_rest = tuple(at + middle * (n == axis) for n, at in enumerate(first))
+        return (region_fingerprint(start, first) + region_fingerprint(rest, first_of_rest)) % 2**32
     if region.dtype == ml_dtypes.bfloat16:
         bits = np.ascontiguousarray(region).view(np.uint16).astype(np.uint32) << 16
     else:
         bits = np.ascontiguousarray(region, np.float32).view(np.uint32)
-    # place[i, .., j] = base[i, ..] + 2 j, so two sums per row suffice
+    # factor[i, .., j] = base[i, ..] + 2 j, so two sums per row suffice
     with np.errstate(over="ignore"):
         base = np.ones((1,) * (region.ndim - 1), np.uint32)
         for axis, (start, size) in enumerate(zip(first[:-1], region.shape[:-1])):
             shape = [size if n == axis else 1 for n in range(region.ndim - 1)]
             base = base * np.uint32(FACTOR) + 2 * np.arange(start, start + size, dtype=np.uint32).reshape(shape)
         base = base * np.uint32(FACTOR) + np.uint32(2 * first[-1])
-        of_rows = np.einsum("...j->...", bits)
-        by_place = np.einsum("...j,j->...", bits, np.arange(region.shape[-1], dtype=np.uint32))
-        total = np.sum(base * of_rows, dtype=np.uint32) + 2 * np.sum(by_place, dtype=np.uint32)
+        row_sums = np.einsum("...j->...", bits)
+        weighted_sums = np.einsum("...j,j->...", bits, np.arange(region.shape[-1], dtype=np.uint32))
+        total = np.sum(base * row_sums, dtype=np.uint32) + 2 * np.sum(weighted_sums, dtype=np.uint32)
     return int(total) % 2**32
 
 
@@ -78,7 +78,9 @@ class Regions:
         box = tuple((start, start + size) for start, size in zip(first, region.shape, strict=True))
         if box in self.seen:
             return None
-        if any(_overlap(box, other) for other in self.seen):  # read on another grid: start over to avoid double counts
+        if any(
+            _overlap(box, other) for other in self.seen
+        ):  # read in another grid: start over to avoid double counting
             self.seen.clear()
         self.seen[box] = region_fingerprint(region, first)
         covered = sum(prod(stop - start for start, stop in box) for box in self.seen)

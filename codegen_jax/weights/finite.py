@@ -20,13 +20,13 @@ def is_finite(region: np.ndarray) -> bool:
     return True
 
 
-def cast(region: np.ndarray, dtype: np.dtype, what: str, remedy: str) -> np.ndarray:
+def cast(region: np.ndarray, dtype: np.dtype, name: str, remedy: str) -> np.ndarray:
     """Cast values to another float dtype.
 
     Args:
         region: the values.
         dtype: the target dtype.
-        what: beginning of the error message.
+        name: beginning of the error message.
         remedy: end of the error message.
 
     Raises:
@@ -35,12 +35,13 @@ def cast(region: np.ndarray, dtype: np.dtype, what: str, remedy: str) -> np.ndar
     with np.errstate(over="ignore"):
         values = region.astype(dtype, copy=False)
     if not is_finite(values) and np.isinf(values).sum() > np.isinf(region).sum():
-        sizes, limit = np.abs(region.astype(np.float32)), float(ml_dtypes.finfo(dtype).max)
-        largest = sizes[np.isfinite(sizes)].max()
-        raise UserError(f"{what} reaches {largest:.6g}, beyond {limit:.6g}; {remedy}")
+        magnitudes, limit = np.abs(region.astype(np.float32)), float(ml_dtypes.finfo(dtype).max)
+        largest = magnitudes[np.isfinite(magnitudes)].max()
+        raise UserError(f"{name} reaches a magnitude of {largest:.6g}, above the maximum of {limit:.6g}; {remedy}")
     return values
 
 
-def what_is_not_finite(region: np.ndarray) -> str:
+def nonfinite_kinds(region: np.ndarray) -> str:
+    """Which kinds of non-finite values a region contains: "nan", "inf" or "nan and inf"."""
     kinds = [name for name, is_kind in (("nan", np.isnan), ("inf", np.isinf)) if is_kind(region).any()]
     return " and ".join(kinds)

@@ -8,14 +8,14 @@ from typing import Any
 
 from codegen_jax.data.tokenizer import has_tokenizer, load_tokenizer
 from codegen_jax.errors import UserError, require
-from codegen_jax.mistaken_paths import read_text, refuse_stand_in
+from codegen_jax.mistaken_paths import read_text, reject_placeholder
 from codegen_jax.weights.base import Weights, fold_embedding_bias
 from codegen_jax.weights.generation_config import (
     CONFIG,
     GENERATION_CONFIG,
-    complete,
-    fitted,
+    fit_to_tokenizer,
     read_generation_config,
+    with_defaults,
 )
 from codegen_jax.weights.huggingface_config import DEFAULTS, parse_config, refuse_other_model
 from codegen_jax.weights.huggingface_layout import MP_NUM, HuggingFaceWeights, tensor_streams
@@ -39,17 +39,17 @@ def open_huggingface(folder: Path, mp_num: int | None = None) -> HuggingFaceWeig
         UserError: if the model is not a CodeGen or its files are damaged.
     """
     path = folder / "config.json"
-    refuse_stand_in(path)
+    reject_placeholder(path)
     try:
         written = json.loads(read_text(path))
     except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); fetch it again") from error
-    require(isinstance(written, dict), f"{path}: a {type(written).__name__}, not an object")
+        raise UserError(f"{path}: not valid JSON ({error}); download it again") from error
+    require(isinstance(written, dict), f"{path}: must contain a JSON object, not a {type(written).__name__}")
     refuse_other_model(path, written)
     require(
         not (folder / "adapter_config.json").exists(),
-        f"{folder}: a model with a PEFT adapter beside it, which transformers would apply; merge the two "
-        "(merge_and_unload, then save_pretrained), or remove adapter_config.json to go without it",
+        f"{folder}: contains a PEFT adapter in addition to the model, which transformers would apply; merge them "
+        "(merge_and_unload, then save_pretrained), or remove adapter_config.json to ignore the adapter",
     )
     tensors = plain_tensors(str(folder), open_tensors(folder))
     config = parse_config(path, written, tensors)
@@ -58,12 +58,13 @@ def open_huggingface(folder: Path, mp_num: int | None = None) -> HuggingFaceWeig
         mp_num = int(written["mp_num"])
         require(
             mp_num > 0 and config.n_head % mp_num == 0,
-            f"{path}: mp_num: {mp_num} does not divide the {config.n_head} heads; write how many groups qkv_proj has",
+            f"{path}: mp_num: {mp_num} does not divide the {config.n_head} heads; set it to the number of groups in "
+            "qkv_proj",
         )
     weights = HuggingFaceWeights(tensors, config, MP_NUM if mp_num is None else mp_num, tokenizer, str(folder))
     weights.generation_config = read_generation_config(folder, written)
     if tokenizer is not None:
-        weights.generation_config = fitted(weights.generation_config, tokenizer, str(folder))
+        weights.generation_config = fit_to_tokenizer(weights.generation_config, tokenizer, str(folder))
     return weights
 
 
@@ -86,32 +87,34 @@ def write_huggingface(
     config = weights.config
     require(
         gptj or config.n_head % mp_num == 0,
-        f"mp_num: {mp_num} does not divide the {config.n_head} heads; no such folder can be written for CodeGen",
+        f"mp_num: {mp_num} does not divide the {config.n_head} heads, so the model cannot be written as a CodeGen",
     )
     require(
         config.head_dim * config.n_head == config.n_embd,
-        f"model.head_dim: {config.head_dim} x {config.n_head} heads is not n_embd, which transformers cannot load",
+        f"model.head_dim: {config.head_dim} x {config.n_head} heads does not equal n_embd = {config.n_embd}, so "
+        "transformers cannot load the model",
     )
     files = {} if weights.tokenizer is None else tokenizer_files(weights.tokenizer, config.n_positions)
     folder.mkdir()
     write_tensors(folder, dict(tensor_streams(weights, None if gptj else mp_num)), progress)
-    said = complete(weights.generation_config, weights.tokenizer)
+    generation_config = with_defaults(weights.generation_config, weights.tokenizer)
     model = {
         "architectures": ["GPTJForCausalLM" if gptj else "CodeGenForCausalLM"],
         "model_type": "gptj" if gptj else "codegen",
         "torch_dtype": weights.dtype("embedding").name,
         "n_ctx": config.n_positions,
-        **said[CONFIG],
+        **generation_config[CONFIG],
         **DEFAULTS,
         **{name: getattr(config, name) for name in DEFAULTS.keys() & vars(config).keys()},
     }
     if mp_num != MP_NUM and not gptj:
         log.warning(
-            f"qkv_proj is written in {mp_num} groups; transformers' CodeGen reads {MP_NUM} and would err silently"
+            f"qkv_proj is written in {mp_num} groups, but transformers' CodeGen assumes {MP_NUM} and would silently "
+            "give wrong results"
         )
         model["mp_num"] = mp_num
     files["config.json"] = _json(model)
-    files["generation_config.json"] = _json(said[GENERATION_CONFIG])
+    files["generation_config.json"] = _json(generation_config[GENERATION_CONFIG])
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)  # additional_chat_templates/
         (folder / name).write_bytes(content)

@@ -46,13 +46,13 @@ SUPPORTED = {
 def refuse_other_model(path: Path, written: Mapping[str, Any]) -> None:
     """Raise `UserError` unless config.json describes a CodeGen with unquantized weights."""
     if "model_type" not in written:
-        no_codegen = 'no model_type; of a CodeGen, write "model_type": "codegen" into it'
-        raise UserError(f"{path}: {other_program(path.parent) or no_codegen}")
+        no_model_type = 'no model_type; if the model is a CodeGen, add "model_type": "codegen"'
+        raise UserError(f"{path}: {other_program(path.parent) or no_model_type}")
     require(written["model_type"] == "codegen", f"{path}: {other_model(written['model_type'])}")
     require(not written.get("quantization_config"), f"{path}: {QUANTIZED}")
     require(
         not written.get("text_config"),
-        f"{path}: has its fields in text_config, where transformers' CodeGen does not read them; move them out of it",
+        f"{path}: the fields are in text_config, which transformers' CodeGen ignores; move them to the top level",
     )
 
 
@@ -73,11 +73,14 @@ def parse_config(path: Path, written: Mapping[str, Any], tensors: Mapping[str, T
     for name, default in DEFAULTS.items():
         names[name], values[name] = _read_field(path, written, name, default)
     for name, supported in SUPPORTED.items():
-        require(values[name] in supported, f"{path}: {name} {values[name]} is not supported; {supported[0]} is")
+        require(
+            values[name] in supported,
+            f"{path}: {name} {values[name]} is not supported; use {' or '.join(map(str, supported))}",
+        )
     epsilon = values["layer_norm_epsilon"]
     require(
         0 <= epsilon <= sys.float_info.max,  # integers in JSON are unbounded
-        f"{path}: layer_norm_epsilon: {str(epsilon)[:20]} must be a number from 0 on, in the range of floats",
+        f"{path}: layer_norm_epsilon: must be non-negative and in the range of floats, got {str(epsilon)[:20]}",
     )
     _, head_dim = _read_field(path, written, "head_dim", 0, nullable=True)
     _read_field(path, written, "mp_num", MP_NUM)
@@ -95,15 +98,15 @@ def parse_config(path: Path, written: Mapping[str, Any], tensors: Mapping[str, T
     _, n_inner = _read_field(path, written, "n_inner", config.n_inner, nullable=True)
     require(
         n_inner in (None, config.n_inner),
-        f"{path}: n_inner {n_inner} is not supported; 4 x n_embd = {config.n_inner} is",
+        f"{path}: n_inner {n_inner} is not supported; it must be 4 x n_embd = {config.n_inner}",
     )
     heads, projection = config.n_head * config.head_dim, tensors.get(f"transformer.h.0.{LAYER['blocks.attention_out']}")
     require(
         heads == config.n_embd or (projection is not None and projection.shape[-1:] == (heads,)),
-        f"{path}: head_dim is {config.head_dim}, which transformers does not heed: its heads, and the weights', "
-        f"have n_embd / n_head = {config.n_embd / config.n_head:g} channels; leave it out",
+        f"{path}: head_dim is {config.head_dim}, but transformers ignores it, and heads in the weights have "
+        f"n_embd / n_head = {config.n_embd / config.n_head:g} channels; remove it",
     )
-    return _with_what_the_embedding_says(path, written, config, tensors.get(TOP["embedding"]))
+    return _corrected_by_embedding(path, written, config, tensors.get(TOP["embedding"]))
 
 
 def _read_field(
@@ -114,15 +117,15 @@ def _read_field(
     for key in given:
         if written[key] is None and not nullable:
             meaning = documentation(CodeGenConfig).get(name)
-            what = f"{in_words(type(default))}: {meaning}" if meaning else json.dumps(default)
-            raise UserError(f"{path}: {key} is null; write {what.removesuffix('.')}")
+            expected = f"{in_words(type(default))}: {meaning}" if meaning else json.dumps(default)
+            raise UserError(f"{path}: {key} is null; set it to {expected.removesuffix('.')}")
         if written[key] is not None:
             check_type(f"{path}: {key}", written[key], type(default))
     key, *others = given or [name]
     for other in others:
         require(
             written[key] == written[other],
-            f"{path}: {key} is {written[key]} and {other} is {written[other]}, two names of one field; leave one out",
+            f"{path}: {key} is {written[key]} and {other} is {written[other]}; they are the same field, remove one",
         )
     return key, written.get(key, default)
 
@@ -134,22 +137,25 @@ def _check_sizes(path: Path, names: Mapping[str, str], config: CodeGenConfig, te
     if embedding is not None and len(embedding.shape) == 2:
         sizes["n_embd"] = embedding.shape[1]
     for name, size in sizes.items():
-        said = getattr(config, name)
+        value = getattr(config, name)
         require(
-            said == size, f"{path}: {names[name]} is {said}, but the weights' is {size}; give the config.json of these"
+            value == size,
+            f"{path}: {names[name]} is {value}, but {size} in the weights; use the config.json of these weights",
         )
 
 
-def _with_what_the_embedding_says(
+def _corrected_by_embedding(
     path: Path, written: Mapping[str, Any], config: CodeGenConfig, embedding: Tensor | None
 ) -> CodeGenConfig:
+    """The config with the vocabulary size and compute dtype that follow from the embedding."""
     if embedding is None or len(embedding.shape) != 2:
         return dataclasses.replace(config, dtype="float32")
     rows = embedding.shape[0]
     if rows != config.vocab_size:
-        log.warning(f"{path}: vocab_size is {config.vocab_size}, but the embedding has {rows} rows, which are kept")
-    said = str(written.get("dtype", written.get("torch_dtype")) or "auto").removeprefix("torch.")
-    if said not in ("auto", embedding.dtype.name) and embedding.dtype in DTYPES.values():
-        log.warning(f"{path}: says {said}, but the weights are {embedding.dtype.name}, which is kept")
+        log.warning(f"{path}: vocab_size is {config.vocab_size}, but the embedding has {rows} rows; using {rows}")
+    stated = str(written.get("dtype", written.get("torch_dtype")) or "auto").removeprefix("torch.")
+    actual = embedding.dtype.name
+    if stated not in ("auto", actual) and embedding.dtype in DTYPES.values():
+        log.warning(f"{path}: dtype is {stated}, but the weights are {actual}; using {actual}")
     dtype = "float32" if embedding.dtype == np.float32 else "bfloat16"
     return dataclasses.replace(config, vocab_size=rows, dtype=dtype)

@@ -20,7 +20,7 @@ from codegen_jax.weights.tensors import DTYPES, Tensor, TensorStream
 
 MP_NUM = 4  # groups in qkv_proj of every CodeGen 1 release, from the authors' TPU cores
 BUFFERS = ("attn.bias", "attn.masked_bias", "attn.causal_mask", "attn.embed_positions")  # not parameters
-BLOCK_BYTES = 256 << 20  # bytes of the embedding or the head that are held in memory at a time
+BLOCK_BYTES = 256 << 20  # maximum size of the block of the embedding or head in memory at a time
 PROJECTIONS = ("blocks.query", "blocks.value", "blocks.key")  # in the order within a group
 TOP = {  # our name -> name in transformers
     "embedding": "transformer.wte.weight",
@@ -61,11 +61,11 @@ def head_groups(config: CodeGenConfig, mp_num: int, name: str, heads: slice) -> 
     The channels form mp_num groups. Each contains q, **v** and k, in this order, for its share of the heads.
     """
     share = config.n_head // mp_num
-    place = PROJECTIONS.index(name)
+    position = PROJECTIONS.index(name)
     for group in range(mp_num):
         first, last = max(heads.start, group * share), min(heads.stop, (group + 1) * share)
         if first < last:
-            start = (group * 3 + place) * share + first - group * share
+            start = (group * 3 + position) * share + first - group * share
             channels = slice(start * config.head_dim, (start + last - first) * config.head_dim)
             yield slice(first, last), channels
 
@@ -84,7 +84,7 @@ class HuggingFaceWeights(StoredWeights):
         config: the model config.
         mp_num: groups in qkv_proj; 8 for CodeGen2-1B, CodeGen2-3.7B and models trained on TPU v3. It cannot be inferred
             from shapes.
-        tokenizer: the tokenizer, if there is one.
+        tokenizer: the tokenizer, if any.
         source: name of the model for messages.
 
     Raises:
@@ -121,8 +121,8 @@ class HuggingFaceWeights(StoredWeights):
         elif name in TOP:
             region[:] = self.tensors[TOP[name]][index]
         else:
-            for place, layer in enumerate(range(index[0].start, index[0].stop)):
-                self._read_layer(name, self._layer(layer, name), index[1:], region[place])
+            for offset, layer in enumerate(range(index[0].start, index[0].stop)):
+                self._read_layer(name, self._layer(layer, name), index[1:], region[offset])
         return region
 
     def stored_name(self, name: str, layer: int | None) -> str:
@@ -143,9 +143,9 @@ class HuggingFaceWeights(StoredWeights):
                     transpose_into(region[:, head - H.start], rows_KD)
         elif name == "blocks.attention_out":
             H, channels_of_head, D = index
-            for place, head in enumerate(range(H.start, H.stop)):
+            for offset, head in enumerate(range(H.start, H.stop)):
                 columns = slice(head * K + channels_of_head.start, head * K + channels_of_head.stop)
-                transpose_into(region[place], tensor[D, columns])
+                transpose_into(region[offset], tensor[D, columns])
         elif len(index) == 2:
             transpose_into(region, tensor[index[::-1]])
         else:
@@ -181,16 +181,16 @@ def check_tensors(source: str, tensors: Mapping[str, Tensor], expected: Mapping[
     for name in shared:
         shape, dtype = tuple(tensors[name].shape), tensors[name].dtype
         if shape != expected[name]:
-            problems.append(f"{name} is {list(shape)}, not {list(expected[name])}")
+            problems.append(f"{name} has shape {list(shape)}, expected {list(expected[name])}")
         elif dtype not in DTYPES.values():
-            problems.append(f"{name} is {dtype.name}, not float16, bfloat16 or float32")
+            problems.append(f"{name} has dtype {dtype.name}, expected float16, bfloat16 or float32")
     unread = {tensors[name].dtype for name in shared} - set(DTYPES.values())
     hint = ""
     if np.dtype(np.float64) in unread:
-        hint = "; load it in transformers and save it as float32 (model.float(), then save_pretrained)"
+        hint = "; load the model in transformers and save it as float32 (model.float(), then save_pretrained)"
     if any(dtype.kind != "c" and dtype != np.float64 for dtype in unread):
         hint = f": {QUANTIZED}"
-    require(not problems, f"{source}: not the weights of its config.json: {listed(problems)}{hint}")
+    require(not problems, f"{source}: the weights do not match config.json: {listed(problems)}{hint}")
 
 
 def tensor_streams(weights: Weights, mp_num: int | None) -> Iterator[tuple[str, TensorStream]]:

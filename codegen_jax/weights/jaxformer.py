@@ -18,7 +18,7 @@ import numpy as np
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.errors import UserError, listed, require
 from codegen_jax.fields import check_type
-from codegen_jax.mistaken_paths import read_text, refuse_stand_in
+from codegen_jax.mistaken_paths import read_text, reject_placeholder
 from codegen_jax.weights.base import Index, StoredWeights, matrix_shapes
 from codegen_jax.weights.huggingface_layout import MP_NUM, PROJECTIONS, head_groups, rotary_order
 from codegen_jax.weights.tensors import DTYPES
@@ -41,7 +41,7 @@ class JaxformerWeights(StoredWeights):
     """A jaxformer checkpoint.
 
     Args:
-        folder: the folder that contains model/0.npz. The number of heads cannot be inferred from shapes. It is taken
+        folder: the folder that contains model/0.npz. The number of heads cannot be inferred from shapes: it is taken
             from `config`, else from a jaxformer config.json (model_heads, model_pe_rotary_dims) next to model/ or one
             folder above, else from the published model of this width.
         mp_num: groups in the qkv columns; None means `MP_NUM`.
@@ -54,7 +54,9 @@ class JaxformerWeights(StoredWeights):
     def __init__(self, folder: Path, mp_num: int | None = None, config: CodeGenConfig | None = None):
         mp_num = MP_NUM if mp_num is None else mp_num
         arrays = _open_npz(folder / WEIGHTS)
-        require(len(arrays) == len(LEAVES), f"{folder / WEIGHTS}: holds {len(arrays)} arrays, not {len(LEAVES)}")
+        require(
+            len(arrays) == len(LEAVES), f"{folder / WEIGHTS}: contains {len(arrays)} arrays, expected {len(LEAVES)}"
+        )
         self.leaves = dict(zip(LEAVES, arrays, strict=True))
         super().__init__(str(folder), self._find_config(folder, config), None)
         self.mp_num = mp_num
@@ -95,7 +97,7 @@ class JaxformerWeights(StoredWeights):
     def _find_config(self, folder: Path, config: CodeGenConfig | None) -> CodeGenConfig:
         shapes = {name: leaf.shape for name, leaf in self.leaves.items()}
         two_axes = len(shapes["embedding"]) == 2 and len(shapes["blocks.fc_in"]) == 3
-        require(two_axes, f"{folder / WEIGHTS}: not jaxformer's arrays in their order")
+        require(two_axes, f"{folder / WEIGHTS}: not the arrays of a jaxformer checkpoint in their order")
         V, D = shapes["embedding"]
         n_positions = 2048
         if config is not None and config.n_embd == D:  # otherwise it belongs to another model
@@ -105,8 +107,8 @@ class JaxformerWeights(StoredWeights):
         else:
             require(
                 D in HEADS,
-                f"{folder}: the number of heads is not in the weights; put the run's config.json (model_heads, "
-                "model_pe_rotary_dims) beside model/",
+                f"{folder}: the weights do not determine the number of heads; put the run's config.json (with "
+                "model_heads and model_pe_rotary_dims) next to model/",
             )
             heads = (*HEADS[D], 0)
         n_head, rotary_dim, head_dim = heads
@@ -127,11 +129,11 @@ class JaxformerWeights(StoredWeights):
         L, D, HK = shapes["blocks.query"]
         shapes["qkv"] = (L, D, len(PROJECTIONS) * HK)
         problems = [
-            f"{name} is {leaf.dtype} {list(leaf.shape)}, not float {list(shapes[name])}"
+            f"{name} is {leaf.dtype} {list(leaf.shape)}, expected float {list(shapes[name])}"
             for name, leaf in self.leaves.items()
             if leaf.shape != shapes[name] or leaf.dtype not in DTYPES.values()
         ]
-        require(not problems, f"{path}: not jaxformer's arrays in their order: {listed(problems)}")
+        require(not problems, f"{path}: not the arrays of a jaxformer checkpoint in their order: {listed(problems)}")
 
 
 def _read_heads(path: Path) -> tuple[int, int, int]:
@@ -140,7 +142,7 @@ def _read_heads(path: Path) -> tuple[int, int, int]:
         written = json.loads(read_text(path))
         heads = written["model_heads"], written["model_pe_rotary_dims"], written.get("model_head_dim", 0)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not a jaxformer config (no {error})") from error
+        raise UserError(f"{path}: not a jaxformer config (missing or invalid: {error})") from error
     for name, value in zip(("model_heads", "model_pe_rotary_dims", "model_head_dim"), heads, strict=True):
         check_type(f"{path}: {name}", value, int)
     return heads
@@ -148,7 +150,7 @@ def _read_heads(path: Path) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class NpzArray:
-    """An array in an .npz file; if it is uncompressed, it is memory-mapped anew for each read."""
+    """An array in an .npz file; if uncompressed, it is memory-mapped anew for each read."""
 
     path: Path
     name: str
@@ -166,14 +168,14 @@ class NpzArray:
 
 def _open_npz(path: Path) -> list[NpzArray]:
     """Open the arrays in numerical order (arr_0, arr_1, ...). Nothing is unpickled."""
-    refuse_stand_in(path)
+    reject_placeholder(path)
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as raw:
             number = lambda info: int(info.filename.removeprefix("arr_").removesuffix(".npy"))
             infos = sorted(archive.infolist(), key=number)
             return [_open_npy(path, raw, info, archive) for info in infos]
     except (zipfile.BadZipFile, ValueError, EOFError) as error:
-        raise UserError(f"{path}: truncated, corrupt or not jaxformer's ({error}); fetch it again") from error
+        raise UserError(f"{path}: truncated, corrupt or not from jaxformer ({error}); download it again") from error
 
 
 def _open_npy(path: Path, raw: BinaryIO, info: zipfile.ZipInfo, archive: zipfile.ZipFile) -> NpzArray:
@@ -182,7 +184,10 @@ def _open_npy(path: Path, raw: BinaryIO, info: zipfile.ZipInfo, archive: zipfile
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, is_fortran, dtype = read_header(member)
         header_size = member.tell()
-    require(not dtype.hasobject, f"{path}: {info.filename} holds pickled objects, which no weights need; refused")
+    require(
+        not dtype.hasobject,
+        f"{path}: {info.filename} contains pickled objects, which weights never need; it is not loaded",
+    )
     offset = None
     if info.compress_type == zipfile.ZIP_STORED:
         raw.seek(info.header_offset + 26)  # the lengths of the name and of the extra field, which precede the data

@@ -2,43 +2,43 @@
 
 from pathlib import Path
 
-from codegen_jax.mistaken_paths import holds, instead, refuse_stand_in
+from codegen_jax.mistaken_paths import holds, instead, reject_placeholder
 from codegen_jax.weights.jaxformer import is_jaxformer
 from codegen_jax.weights.other_programs import other_program
 from codegen_jax.weights.run_folder import RUN_FILE, find_checkpoint
 
 PARTS = {  # by file pattern: what a folder with such a file contains, and what it lacks
-    "*.safetensors": "weights without their config.json; copy it from the model that they are of",
-    "*.bin": "weights without their config.json; copy it from the model that they are of",
-    "manifest.json": "token files, not a model; a model is what train writes",
+    "*.safetensors": "weights without their config.json; copy it from the original model",
+    "*.bin": "weights without their config.json; copy it from the original model",
+    "manifest.json": "token files, not a model; use the output folder of codegen-jax train",
     "tokenizer.*": "a tokenizer without weights",
     "vocab.json": "a tokenizer without weights",
 }
 
 
-def what_it_is(path: Path) -> str:
+def describe(path: Path) -> str:
     """The end of a message about an existing path that is not a model."""
     above = next((parent for parent in list(path.absolute().parents)[:2] if _is_model(parent)), None)
     if not path.is_dir():
-        refuse_stand_in(path)
-        instead_of_file = f"; give {above}" if above else ""
-        return other_program(path) or f"a file, where a folder is read{instead_of_file}"
+        reject_placeholder(path)
+        instead_of_file = f"; use {above}" if above else ""
+        return other_program(path) or f"is a file, but must be a folder{instead_of_file}"
     if above:
-        return f"a part of a model; give {above}"
+        return f"a part of a model; use {above}"
     if (path / RUN_FILE).exists():
-        return f"a run that has no whole checkpoint yet; codegen-jax train {path} goes on with it"
-    what = other_program(path)
-    if what:
-        return what
+        return f"a run without a complete checkpoint; codegen-jax train {path} resumes it"
+    other = other_program(path)
+    if other:
+        return other
     names = sorted(file.name for file in path.iterdir())
     if names == [".git"]:
-        return "a git repository without its files; git checkout main brings them, and git lfs pull the large ones"
-    deeper = instead(path, _is_model)
-    if deeper:
-        return f"a folder above a model{deeper}"
+        return "a git repository without its files; run git checkout main, and git lfs pull for the large files"
+    below = instead(path, _is_model)
+    if below:
+        return f"a folder above a model{below}"
     part = next((part for pattern, part in PARTS.items() if any(path.glob(pattern))), None)
-    nothing = "no whole checkpoint here, nor a Hugging Face model (config.json) or jaxformer's (model/0.npz)"
-    return part or f"{nothing}; it {holds(names)}"
+    not_found = "no complete checkpoint, Hugging Face model (config.json) or jaxformer model (model/0.npz) found"
+    return part or f"{not_found}; the folder {holds(names)}"
 
 
 def _is_model(folder: Path) -> bool:

@@ -9,7 +9,7 @@ from codegen_jax.weights.base import StoredWeights
 from codegen_jax.weights.checkpoint_format import CheckpointWeights
 from codegen_jax.weights.huggingface import open_huggingface
 from codegen_jax.weights.jaxformer import JaxformerWeights, is_jaxformer
-from codegen_jax.weights.not_a_model import what_it_is
+from codegen_jax.weights.not_a_model import describe
 from codegen_jax.weights.run_folder import find_checkpoint
 
 
@@ -41,7 +41,7 @@ def _open(model: str, mp_num: int | None, config: CodeGenConfig | None) -> Store
         return CheckpointWeights(checkpoint)
     folder = local_copy(model)
     if not folder.exists():
-        # safetensors first: a repository may also have .bin files of the same weights, or only those
+        # prefer safetensors: a repository may also have the same weights as .bin files, or only those
         weights = ["model*.safetensors", "pytorch_model*.bin"]
         folder = hub_files(model, ["*.json", *NAMES, NAMED_TEMPLATES], either=weights, needs=[["config.json"], weights])
     if is_jaxformer(folder):
@@ -49,4 +49,4 @@ def _open(model: str, mp_num: int | None, config: CodeGenConfig | None) -> Store
     if (folder / "config.json").exists():
         return open_huggingface(folder, mp_num)
     # a remote folder was copied; name the original in the message
-    raise UserError(f"{model}: {what_it_is(folder).replace(str(folder), model)}")
+    raise UserError(f"{model}: {describe(folder).replace(str(folder), model)}")

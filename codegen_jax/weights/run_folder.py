@@ -1,4 +1,4 @@
-"""A run's output folder: its file names and its complete checkpoints. Imports nothing heavy."""
+"""A run's output folder: file names, and how to find complete checkpoints. Imports nothing heavy."""
 
 from etils import epath
 
@@ -11,20 +11,20 @@ UNFINISHED = "*.orbax-checkpoint-tmp*"  # Orbax's name for a checkpoint that is 
 
 def whole_checkpoints(output: epath.PathLike) -> list[epath.Path]:
     """The folders of a run's complete checkpoints, oldest first."""
-    steps = [p for p in open_path(output).glob(f"{CHECKPOINTS}/*") if p.name.isdigit() and is_whole(p)]
+    steps = [p for p in open_path(output).glob(f"{CHECKPOINTS}/*") if p.name.isdigit() and is_complete(p)]
     return sorted(steps, key=lambda p: int(p.name))
 
 
 def unfinished_checkpoints(output: epath.PathLike) -> list[epath.Path]:
-    """The folders of interrupted or ongoing saves."""
+    """The folders of interrupted and ongoing saves."""
     return list(open_path(output).glob(f"{CHECKPOINTS}/{UNFINISHED}"))
 
 
 def find_checkpoint(path: epath.PathLike) -> epath.Path | None:
     """The path itself if it is a complete checkpoint, else the newest one in a run's output folder, else None."""
     folder = open_path(path)
-    return folder if is_whole(folder) else next(reversed(whole_checkpoints(folder)), None)
+    return folder if is_complete(folder) else next(reversed(whole_checkpoints(folder)), None)
 
 
-def is_whole(checkpoint: epath.Path) -> bool:
+def is_complete(checkpoint: epath.Path) -> bool:
     return (checkpoint / COMPLETE).exists()

@@ -38,32 +38,32 @@ def plain_tensors(source: str, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
     empty = [name for name, tensor in tensors.items() if 0 in tensor.shape]
     require(
         not empty,
-        f"{source}: tensors without elements, as DeepSpeed ZeRO-3 saves them if it does not gather: {listed(empty)}; "
-        "zero_to_fp32.py beside its checkpoint makes whole ones",
+        f"{source}: empty tensors, as DeepSpeed ZeRO-3 saves without gathering: {listed(empty)}; "
+        "convert the DeepSpeed checkpoint with its zero_to_fp32.py",
     )
     saved_as: dict[str, list[str]] = {}
     for name in tensors:
         saved_as.setdefault(_plain(name), []).append(name)
-    doubles = [" and ".join(names) for names in saved_as.values() if len(names) > 1]
-    require(not doubles, f"{source}: two names of one tensor: {listed(doubles)}; keep one of each")
+    duplicates = [" and ".join(names) for names in saved_as.values() if len(names) > 1]
+    require(not duplicates, f"{source}: several names for the same tensor: {listed(duplicates)}; keep one of each")
     require(
         "wte.weight" not in saved_as or "lm_head.weight" in saved_as,
-        f"{source}: a CodeGenModel, which is the network without its head; save the CodeGenForCausalLM that it is of",
+        f"{source}: a CodeGenModel, which has no head; save the CodeGenForCausalLM that contains it",
     )
     require(
         "transformer.wte.weight" not in saved_as or "lm_head.weight" in saved_as,
-        f"{source}: no lm_head.weight, as if the head were the embedding, which CodeGen's is not; save the "
-        "CodeGenForCausalLM with tie_word_embeddings false",
+        f"{source}: no lm_head.weight, as if the head were tied to the embedding, which is not so in CodeGen; save "
+        "the CodeGenForCausalLM with tie_word_embeddings false",
     )
     first, *others = {name.split(".")[0] for name in saved_as} or {"transformer"}
     require(
         bool(others) or first in ("transformer", "lm_head"),
-        f"{source}: each name begins with {first}., which no name of CodeGen's does; save the model within alone",
+        f"{source}: every name begins with {first}., which is not part of CodeGen's names; save only the inner model",
     )
-    off = {part for plain, (name,) in saved_as.items() for part in name.split(".") if part not in plain.split(".")}
-    if off:
-        parts = ", ".join(f"{part}." for part in sorted(off))
-        log.info(f"{source}: the tensors' names are read without the prefix {parts}")
+    removed = {part for plain, (name,) in saved_as.items() for part in name.split(".") if part not in plain.split(".")}
+    if removed:
+        parts = ", ".join(f"{part}." for part in sorted(removed))
+        log.info(f"{source}: removed the prefix {parts} from tensor names")
     return {plain: tensors[name] for plain, (name,) in saved_as.items()}
 
 

@@ -16,7 +16,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 
 from codegen_jax.errors import UserError, listed, require
-from codegen_jax.mistaken_paths import read_text, refuse_stand_in
+from codegen_jax.mistaken_paths import read_text, reject_placeholder
 from codegen_jax.weights.other_programs import other_program
 
 DTYPES = {
@@ -24,7 +24,7 @@ DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F32": np.dtype(np.float32),
 }
-UNREAD = {  # unsupported dtypes, only named in messages
+UNSUPPORTED = {  # dtypes that are only named in messages
     "F64": np.dtype(np.float64),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
@@ -34,7 +34,7 @@ UNREAD = {  # unsupported dtypes, only named in messages
     **{f"{kind.upper()}{bits}": np.dtype(f"{kind}{bits // 8}") for kind in "iu" for bits in (8, 16, 32, 64)},
 }
 
-STATE_DICT = "; save the model's weights alone: torch.save(model.state_dict(), FILE)"
+STATE_DICT = "; save only the model's weights: torch.save(model.state_dict(), FILE)"
 
 
 class Tensor(Protocol):
@@ -49,7 +49,7 @@ class Tensor(Protocol):
 
 @dataclass(frozen=True)
 class SafetensorsTensor:
-    """A tensor in a .safetensors file. Each read reopens the file, since pages of a lasting mapping count as memory."""
+    """A tensor in a .safetensors file. Each read reopens it, since pages of a lasting mapping would count as memory."""
 
     path: Path
     name: str
@@ -88,34 +88,33 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
     """
     for name, open_file in (("model.safetensors", _open_safetensors), ("pytorch_model.bin", _open_torch)):
         if (folder / name).exists():
-            refuse_stand_in(folder / name)
+            reject_placeholder(folder / name)
             return open_file(folder / name)
         index = folder / f"{name}.index.json"
         if index.exists():
             return _open_shards(index, open_file)
-    other = other_program(folder)
-    nothing = "no model.safetensors or pytorch_model.bin here, whole or sharded with an index"
-    raise UserError(f"{folder}: {other or nothing}")
+    not_found = "no model.safetensors or pytorch_model.bin found, neither a single file nor shards with an index"
+    raise UserError(f"{folder}: {other_program(folder) or not_found}")
 
 
 def _open_shards(index: Path, open_file: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Open each tensor in an index from the file listed there; shards may also contain others, or stale copies."""
-    refuse_stand_in(index)
+    reject_placeholder(index)
     try:
         weight_map = {str(name): str(file) for name, file in json.loads(read_text(index))["weight_map"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index}: not an index of shards ({error}); fetch it again") from error
+        raise UserError(f"{index}: not a shard index ({error}); download it again") from error
     shards = sorted(set(weight_map.values()))
     for name in shards:
-        require(Path(name).name == name, f"{index}: names {name}, which is not a file beside it")
+        require(Path(name).name == name, f"{index}: refers to {name}, which is not a file in the same folder")
         require(
             (index.parent / name).is_file(),
-            f"{index.parent / name}: this shard of {index.name} is missing; fetch it, too",
+            f"{index.parent / name}: this shard of {index.name} is missing; download it",
         )
-        refuse_stand_in(index.parent / name)
+        reject_placeholder(index.parent / name)
     opened = {name: open_file(index.parent / name) for name in shards}
-    lacking = [f"{file} has no {name}" for name, file in weight_map.items() if name not in opened[file]]
-    require(not lacking, f"{index}: not the index of these shards: {listed(lacking)}; fetch index and shards again")
+    missing = [f"{file} has no {name}" for name, file in weight_map.items() if name not in opened[file]]
+    require(not missing, f"{index}: does not match its shards: {listed(missing)}; download the index and shards again")
     return {name: opened[file][name] for name, file in weight_map.items()}
 
 
@@ -128,27 +127,27 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
                 for name, s in slices.items()
             }
     except SafetensorError as error:
-        raise UserError(f"{path}: truncated or corrupt ({error}); fetch it again") from error
+        raise UserError(f"{path}: truncated or corrupt ({error}); download it again") from error
 
 
 def _dtype(code: str | None) -> np.dtype:
     """The dtype of a safetensors code; void if it is unknown."""
-    return (DTYPES | UNREAD).get(code or "", np.dtype("V"))
+    return (DTYPES | UNSUPPORTED).get(code or "", np.dtype("V"))
 
 
 def _open_torch(path: Path) -> dict[str, Tensor]:
     import torch
 
-    codes = {dtype.name: code for code, dtype in (DTYPES | UNREAD).items()}  # PyTorch uses NumPy's dtype names
+    codes = {dtype.name: code for code, dtype in (DTYPES | UNSUPPORTED).items()}  # PyTorch uses NumPy's dtype names
     tensors = _load_torch(path)
     for name, value in tensors.items():
         require(
             isinstance(value, torch.Tensor), f"{path}: {name} is a {type(value).__name__}, not a tensor{STATE_DICT}"
         )
-        require(not value.is_meta, f"{path}: {name} is a tensor of PyTorch's device meta, which holds no values")
+        require(not value.is_meta, f"{path}: {name} is on PyTorch's meta device and has no values")
         require(
             value.layout is torch.strided,
-            f"{path}: {name} is a tensor of layout {value.layout}, which is not read; save it plain (to_dense)",
+            f"{path}: {name} has the unsupported layout {value.layout}; save it as a dense tensor (to_dense)",
         )
     return {
         name: TorchTensor(path, name, tuple(t.shape), _dtype(codes.get(str(t.dtype).removeprefix("torch."))))
@@ -161,7 +160,7 @@ def _load_torch(path: Path) -> dict[str, Any]:
     try:
         import torch
     except ImportError as error:
-        raise UserError(f"{path}: reading .bin files takes PyTorch: pip install 'codegen_jax[torch]'") from error
+        raise UserError(f"{path}: reading .bin files requires PyTorch; pip install 'codegen_jax[torch]'") from error
 
     with path.open("rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"
@@ -170,16 +169,20 @@ def _load_torch(path: Path) -> dict[str, Any]:
         tensors = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # for a damaged file, PyTorch raises RuntimeError, UnpicklingError, EOFError, ...
         if name := _refused_global(error):
-            raise UserError(f"{path}: its pickle asks for {name}, which no weights need; refused") from error
-        raise UserError(f"{path}: truncated or corrupt ({str(error).splitlines()[0]}); fetch it again") from error
-    require(isinstance(tensors, dict), f"{path}: holds a {type(tensors).__name__}, not a dict of tensors{STATE_DICT}")
+            raise UserError(
+                f"{path}: its pickle refers to {name}, which weights never need; it is not loaded"
+            ) from error
+        raise UserError(f"{path}: truncated or corrupt ({str(error).splitlines()[0]}); download it again") from error
+    require(
+        isinstance(tensors, dict), f"{path}: contains a {type(tensors).__name__}, not a dict of tensors{STATE_DICT}"
+    )
     return tensors
 
 
 def _refused_global(error: Exception) -> str | None:
     """The global that `weights_only` refused, which PyTorch reports only in the text of an UnpicklingError."""
-    asked = re.search(r"GLOBAL (\S+)|class (\S+)", str(error))
-    return (asked[1] or asked[2]) if asked else None
+    refused = re.search(r"GLOBAL (\S+)|class (\S+)", str(error))
+    return (refused[1] or refused[2]) if refused else None
 
 
 @dataclass(frozen=True)
@@ -200,7 +203,7 @@ def write_tensors(
 ) -> None:
     """Write model.safetensors, or shards with an index if the tensors exceed max_shard_size.
 
-    safetensors' own writer needs all tensors of a file in memory, up to 5 GB; this one needs only a few chunks.
+    safetensors' own writer needs all tensors of a file in memory, up to 5 GB; this writer needs only a few chunks.
     """
     split = split_state_dict_into_shards_factory(
         dict(tensors),
@@ -229,9 +232,9 @@ def _write_safetensors(path: Path, tensors: Mapping[str, TensorStream], progress
     chunks = (chunk for tensor in tensors.values() for chunk in tensor.chunks())
     with path.open("wb") as file, ThreadPoolExecutor(2) as threads:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
-        following, flushing = threads.submit(next, chunks, None), threads.submit(os.fsync, file.fileno())
-        while (chunk := following.result()) is not None:
-            following = threads.submit(next, chunks, None)  # prepared while this chunk is written
+        upcoming, flushing = threads.submit(next, chunks, None), threads.submit(os.fsync, file.fileno())
+        while (chunk := upcoming.result()) is not None:
+            upcoming = threads.submit(next, chunks, None)  # prepared while this chunk is written
             file.write(np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data)
             progress(chunk.nbytes)
             if flushing.done():

@@ -28,31 +28,31 @@ def tokenizer_files(tokenizer: Tokenizer, n_positions: int) -> dict[str, bytes]:
     if CONFIG in tokenizer.metadata:
         if isinstance(tokenizer, SentencePieceTokenizer):
             log.warning(
-                "tokenizer: the sentencepiece model goes along with its tokenizer_config.json; what transformers' "
-                f"{parse(tokenizer.metadata, CONFIG).get('tokenizer_class')} does with it is not compared with ours"
+                "tokenizer: the sentencepiece model is copied with its tokenizer_config.json; whether transformers' "
+                f"{parse(tokenizer.metadata, CONFIG).get('tokenizer_class')} encodes like ours is not checked"
             )
         return tokenizer.files() | {CONFIG: _for_all_versions(tokenizer.metadata)}
-    files = _made(tokenizer, n_positions)
+    files = _exported(tokenizer, n_positions)
     roles = parse(tokenizer.metadata, "special_tokens_map.json")
     if CONFIG in files and roles:
         files[CONFIG] = _json(json.loads(files[CONFIG]) | roles)
     return {name: content for name, content in tokenizer.metadata.items() if name not in VOCABULARY} | files
 
 
-def _made(tokenizer: Tokenizer, n_positions: int) -> dict[str, bytes]:
+def _exported(tokenizer: Tokenizer, n_positions: int) -> dict[str, bytes]:
     """The files of a tokenizer without a tokenizer_config.json of its own."""
     if isinstance(tokenizer, BpeTokenizer):
         return _bpe_files(tokenizer, n_positions)
     assert isinstance(tokenizer, SentencePieceTokenizer)
-    made = _from_sentencepiece(tokenizer)
-    difference = _difference(tokenizer, made)
+    converted = _from_sentencepiece(tokenizer)
+    difference = _difference(tokenizer, converted)
     if difference:
         log.warning(
-            f"tokenizer: no tokenizer.json says what this sentencepiece model does: {difference}; transformers gets "
-            "none, and sentencepiece.model is written for encoding with the library sentencepiece"
+            "tokenizer: this sentencepiece model cannot be converted exactly to a tokenizer.json for transformers: "
+            f"{difference}; it is written as sentencepiece.model instead, for the sentencepiece library"
         )
         return {"sentencepiece.model": tokenizer.files()["tokenizer.model"]}
-    return {"tokenizer.json": made, CONFIG: _config(made, tokenizer.eos_id, n_positions)}
+    return {"tokenizer.json": converted, CONFIG: _config(converted, tokenizer.eos_id, n_positions)}
 
 
 def _for_all_versions(metadata: Mapping[str, bytes]) -> bytes:
@@ -72,11 +72,11 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def _config(made: bytes, eos_id: int, n_positions: int, **more: Any) -> bytes:
-    """tokenizer_config.json for a tokenizer.json; fields in `more` override the defaults."""
+def _config(tokenizer_json: bytes, eos_id: int, n_positions: int, **more: Any) -> bytes:
+    """The tokenizer_config.json for a tokenizer.json; fields in `more` override the defaults."""
     from tokenizers import Tokenizer as FastTokenizer
 
-    eos = None if eos_id < 0 else FastTokenizer.from_str(made.decode()).id_to_token(eos_id)
+    eos = None if eos_id < 0 else FastTokenizer.from_str(tokenizer_json.decode()).id_to_token(eos_id)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), eos),
@@ -91,38 +91,38 @@ def _config(made: bytes, eos_id: int, n_positions: int, **more: Any) -> bytes:
 
 def _bpe_files(tokenizer: BpeTokenizer, n_positions: int) -> dict[str, bytes]:
     written = tokenizer.to_json()
-    words, after = written["pre_tokenizer"] or {}, written["post_processor"] or {}
-    if after.get("type") != "ByteLevel":
+    pre_tokenizer, post_processor = written["pre_tokenizer"] or {}, written["post_processor"] or {}
+    if post_processor.get("type") != "ByteLevel":
         written["post_processor"] = None  # it adds tokens, and our encoding adds none
-    made = json.dumps(written, ensure_ascii=False).encode()
-    config = partial(_config, made, tokenizer.eos_id, n_positions)
-    if not _is_codegens(written):
-        before = words.get("add_prefix_space", False)
-        return {"tokenizer.json": made, CONFIG: config(add_prefix_space=before)}
+    tokenizer_json = json.dumps(written, ensure_ascii=False).encode()
+    config = partial(_config, tokenizer_json, tokenizer.eos_id, n_positions)
+    if not _has_codegen_rules(written):
+        add_prefix_space = pre_tokenizer.get("add_prefix_space", False)
+        return {"tokenizer.json": tokenizer_json, CONFIG: config(add_prefix_space=add_prefix_space)}
     added = {token.pop("id"): token for token in written["added_tokens"]}
     merges = "".join(f"{left} {right}\n" for left, right in written["model"]["merges"])
     return {
-        "tokenizer.json": made,
+        "tokenizer.json": tokenizer_json,
         "vocab.json": json.dumps(written["model"]["vocab"], ensure_ascii=False).encode(),
         "merges.txt": f"#version: 0.2\n{merges}".encode(),
         CONFIG: config(tokenizer_class="CodeGenTokenizer", added_tokens_decoder=added),
     }
 
 
-def _is_codegens(written: dict[str, Any]) -> bool:
+def _has_codegen_rules(written: dict[str, Any]) -> bool:
     """Whether a tokenizer.json has exactly the rules that are built into transformers' CodeGenTokenizer."""
     from tokenizers import pre_tokenizers
 
-    model, words, decoder = written["model"], written["pre_tokenizer"] or {}, written["decoder"] or {}
-    others = ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
+    model, pre_tokenizer, decoder = written["model"], written["pre_tokenizer"] or {}, written["decoder"] or {}
+    options = ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
     return (
         model["type"] == "BPE"
-        and not any(model.get(other) for other in others)
+        and not any(model.get(option) for option in options)
         and set(pre_tokenizers.ByteLevel.alphabet()) <= model["vocab"].keys()
         and written["normalizer"] is None
-        and (words.get("type"), decoder.get("type")) == ("ByteLevel", "ByteLevel")
-        and words["use_regex"]
-        and not words["add_prefix_space"]
+        and (pre_tokenizer.get("type"), decoder.get("type")) == ("ByteLevel", "ByteLevel")
+        and pre_tokenizer["use_regex"]
+        and not pre_tokenizer["add_prefix_space"]
         and not any(token[flag] for token in written["added_tokens"] for flag in ("lstrip", "rstrip", "single_word"))
     )
 
@@ -139,11 +139,11 @@ def _from_sentencepiece(tokenizer: SentencePieceTokenizer) -> bytes:
 
     space = SentencePieceTokenizer.SPACE
     # pieces with literal spaces never match in sentencepiece, since it replaces spaces in the text
-    theirs = lambda piece: piece.translate(str.maketrans({space: " ", " ": space}))
-    proto, pieces = tokenizer.proto, [theirs(piece) for piece in tokenizer.pieces]
-    kinds, merges = proto.SentencePiece, [(theirs(left), theirs(right)) for left, right in tokenizer.merges]
+    swapped = lambda piece: piece.translate(str.maketrans({space: " ", " ": space}))
+    proto, pieces = tokenizer.proto, [swapped(piece) for piece in tokenizer.pieces]
+    kinds, merges = proto.SentencePiece, [(swapped(left), swapped(right)) for left, right in tokenizer.merges]
     vocab = {piece: id for id, piece in enumerate(pieces)}
-    unknown = next(piece for piece, made in zip(pieces, proto.pieces) if made.type == kinds.UNKNOWN)
+    unknown = next(piece for piece, entry in zip(pieces, proto.pieces) if entry.type == kinds.UNKNOWN)
     has_bytes = proto.trainer_spec.byte_fallback
     fast = FastTokenizer(BPE(vocab, merges, unk_token=unknown, fuse_unk=not has_bytes, byte_fallback=has_bytes))
     before = [] if has_bytes else [normalizers.Replace(space, " ")]
@@ -152,21 +152,21 @@ def _from_sentencepiece(tokenizer: SentencePieceTokenizer) -> bytes:
         before.append(normalizers.Replace(Regex(f"(?<![^{space}])(?=[^{space}])"), " "))
         after.append(decoders.Strip(" ", 1, 0))
     fast.normalizer, fast.decoder = normalizers.Sequence(before), decoders.Sequence(after)
-    symbols = [piece for piece, made in zip(pieces, proto.pieces) if made.type == kinds.USER_DEFINED]
+    symbols = [piece for piece, entry in zip(pieces, proto.pieces) if entry.type == kinds.USER_DEFINED]
     fast.add_tokens([AddedToken(symbol, normalized=False) for symbol in symbols if space not in symbol])
     if tokenizer.eos_id >= 0:
         fast.add_special_tokens([AddedToken(pieces[tokenizer.eos_id], normalized=False)])
     return fast.to_str().encode()
 
 
-def _difference(tokenizer: SentencePieceTokenizer, made: bytes) -> str | None:
-    """Describe the shortest test text that the tokenizer.json encodes or decodes differently; None if there is none.
+def _difference(tokenizer: SentencePieceTokenizer, converted: bytes) -> str | None:
+    """Describe the shortest test text that the tokenizer.json encodes or decodes differently; None if it is exact.
 
     Texts that contain unknown tokens may decode differently.
     """
     from tokenizers import Tokenizer as FastTokenizer
 
-    fast: Any = FastTokenizer.from_str(made.decode())
+    fast: Any = FastTokenizer.from_str(converted.decode())
     fast.encode_special_tokens = True
     unknown = fast.token_to_id(fast.model.unk_token)
     pieces = [tokenizer.decode([id]) for id in range(tokenizer.vocab_size)]
@@ -175,8 +175,8 @@ def _difference(tokenizer: SentencePieceTokenizer, made: bytes) -> str | None:
     theirs = [e.ids for e in fast.encode_batch_fast(texts, add_special_tokens=False)]
     for text, ids, others in zip(texts, ours, theirs):
         if ids != others:
-            return f"{text!r} is {ids}, and {others} there"
+            return f"{text!r} would become {others} instead of {ids}"
         back = fast.decode(ids, skip_special_tokens=False)
         if unknown not in ids and back != tokenizer.decode(ids):
-            return f"{text!r} comes back as {back!r} there"
+            return f"{text!r} would be decoded as {back!r}"
     return None

@@ -136,9 +136,12 @@ def test_results_of_nonfinite_weights_are_valid_json(project, tmp_path):
     assert strictly(evaluated.stdout) | {"tokens": 0} == {
         "weights": "whole", "tokens": 0, "loss": None, "perplexity": None, "bits_per_byte": None,
     }  # fmt: skip
-    assert all("lm_head.bias holds nan; it is taken as it is" in result.stderr for result in (generated, evaluated))
+    assert all(
+        "lm_head.bias contains nan; the weights are used unchanged" in result.stderr
+        for result in (generated, evaluated)
+    )
     refused = command("generate", folder, *options, "--json", cwd=project)
-    assert refused.returncode == 2 and "lm_head.bias holds nan: " in refused.stderr and not refused.stdout
+    assert refused.returncode == 2 and "lm_head.bias contains nan: " in refused.stderr and not refused.stdout
 
 
 def test_evaluate_prints_the_perplexity_and_its_increase_with_int8(project):
@@ -194,21 +197,21 @@ def test_a_runs_output_folder_serves_as_its_config_even_if_moved(project, tmp_pa
             ["tokenizer", "train", "shards", "--output", "new", "--vocab-size", "512", "--max-megabytes", "0"],
             ["--max-m"],
         ),
-        (["generate", "shards", "--prompt", "x"], ["shards", "no whole checkpoint"]),
+        (["generate", "shards", "--prompt", "x"], ["shards", "no complete checkpoint"]),
         (["generate", "run", "--prompt", ""], ["--prompt"]),
         (["convert", "run", "tokens"], ["tokens", "not an empty folder"]),
-        (["convert", "shards", "new"], ["shards", "no whole checkpoint", "config.json"]),
+        (["convert", "shards", "new"], ["shards", "no complete checkpoint", "config.json"]),
         (["convert", "run", "run.yaml/new", "--to", "hf"], ["run.yaml", "Not a directory"]),
         (["convert", "run", "new", "--to", "hf", "--mp-num", "3"], ["--mp-num", "3", "4 heads"]),
-        (["convert", "run", "new", "--mp-num", "0"], ["--mp-num: 0 must be positive"]),
-        (["convert", "run", "new", "--verify"], ["--verify", "both ours"]),
+        (["convert", "run", "new", "--mp-num", "0"], ["--mp-num: must be positive, got 0"]),
+        (["convert", "run", "new", "--verify"], ["--verify", "both in our format"]),
         (["convert", "run", "new", "--whitespace-tokens"], ["--whitespace-tokens", "--tokenizer"]),
         (["convert", "run", "new", "--to", "hf", "--tokenizer", "shards"], ["shards", "tokenizer"]),
-        (["train", "run.yaml", "--output", "new", "--init_from", "shards"], ["shards", "no whole checkpoint"]),
-        (["train", "run.yaml", "--output", "new", "--init_from", "absent"], ["absent", "neither on this machine"]),
+        (["train", "run.yaml", "--output", "new", "--init_from", "shards"], ["shards", "no complete checkpoint"]),
+        (["train", "run.yaml", "--output", "new", "--init_from", "absent"], ["absent", "not found on this machine"]),
         (["generate", "run", "--prompt", "x", "--temperature", "-1"], ["--temperature"]),
-        (["generate", "$NO_SUCH/run", "--prompt", "x"], ["MODEL: $NO_SUCH/run: the environment variable NO_SUCH"]),
-        (["convert", "run", "~no_such/new"], ["DESTINATION: ~no_such/new: there is no such home"]),
+        (["generate", "$NO_SUCH/run", "--prompt", "x"], ["MODEL: $NO_SUCH/run: environment variable NO_SUCH"]),
+        (["convert", "run", "~no_such/new"], ["DESTINATION: ~no_such/new: no such home"]),
     ],
 )
 def test_a_mistake_gives_a_one_line_error_and_changes_nothing(project, args, message):
@@ -323,7 +326,7 @@ def test_stop_strings_may_be_repeated(project):
 
 def test_a_path_named_like_a_flag_is_a_path(project):
     (project / "draft").mkdir()
-    assert_fails(command("generate", "draft", "--prompt", "x", cwd=project), "error: draft: no whole checkpoint")
+    assert_fails(command("generate", "draft", "--prompt", "x", cwd=project), "error: draft: no complete checkpoint")
 
 
 def test_a_config_may_have_brackets_in_its_name(project):
@@ -342,10 +345,10 @@ DECODE_PLAN = ["plan", "run.yaml", "--topology", "v4-8", "--mode", "decode"]
             ["data", "show", "run.yaml", "--step", "1", "--ro", "3"],
             "--ro: not an argument of codegen-jax data show; did",
         ),
-        (["plan", "run.yaml", "--topology", "v4-8", "--mode", "decode", "--fit"], "--fit: goes with --mode train"),
+        (["plan", "run.yaml", "--topology", "v4-8", "--mode", "decode", "--fit"], "--fit: requires --mode train"),
         (
             ["plan", "run.yaml", "--topology", "v4-8", "--mode", "decode", "--tensor", "0"],
-            "--tensor: 0 must be positive",
+            "--tensor: must be positive, got 0",
         ),
         (["train", "run.yaml", "--output", "--seed"], "--output: must be followed by a value"),
     ],

@@ -19,8 +19,8 @@ def files(tmp_path, monkeypatch):
     [
         ("samples.jsonl humaneval", "samples.jsonl: line 1: task_id 'Mbpp/601' is not in the benchmark"),
         ("cut.jsonl mbpp --problems mbpp.jsonl", "cut.jsonl: line 2: the last line is incomplete"),
-        ("none.jsonl mbpp --problems mbpp.jsonl", "none.jsonl: there is no such file or folder"),
-        ("samples.jsonl mbpp --problems none.jsonl", "none.jsonl: there is no such file or folder"),
+        ("none.jsonl mbpp --problems mbpp.jsonl", "none.jsonl: no such file or folder"),
+        ("samples.jsonl mbpp --problems none.jsonl", "none.jsonl: no such file or folder"),
         (
             "samples.jsonl mbpp --problems samples.jsonl",
             "samples.jsonl: line 1: task_id is 'Mbpp/601', not a whole number",

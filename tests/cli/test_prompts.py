@@ -57,5 +57,5 @@ def test_prompts_come_from_flags_or_a_file(tmp_path):
         prompts()
     with pytest.raises(UserError, match=r"^prompt_file: cannot be combined with --prompt"):
         prompts("--prompt", "a", "--prompt-file", "-")
-    with pytest.raises(UserError, match="there is no such file"):
+    with pytest.raises(UserError, match="no such file"):
         prompts("--prompt-file", tmp_path / "none.txt")

@@ -100,7 +100,7 @@ def test_control_characters_in_completions_are_escaped(tmp_path, monkeypatch, ca
         ("compare first first", "first: given twice"),
         ("compare first second --k 0", "--k: must be positive, got 0"),
         ("compare first empty", "empty: no evaluation results; it is empty"),
-        ("compare first third", "third: there is no such file or folder; this folder"),
+        ("compare first third", "third: no such file or folder; this folder"),
         ("show first A/33", "A/33: not among the 5 problems, such as A/0; did you mean A/3"),
         ("show first A/3 --temperature 0.6", "--temperature: 0.6 not found; the results have temperatures 0.2, 0.8"),
         ("show first A/3 --temperature hot", "--temperature: must be a number, got 'hot'"),

@@ -1,6 +1,6 @@
-"""Uses an exported folder in transformers and CTranslate2 as their documentation describes; also a program.
+"""Use an exported folder in transformers and CTranslate2 as documented; also a script for another environment.
 
-The program runs in an environment with another version of transformers, so this file does not import our package. It
+The script runs in an environment with another version of transformers, so this file does not import our package. It
 reads a task (JSON) from standard input and prints the results as JSON.
 """
 

@@ -1,4 +1,4 @@
-"""What a conversion guarantees apart from the layout: no partial output, little memory, no silent inf."""
+"""Guarantees of a conversion apart from the layout: no partial output, little memory, no silent overflow."""
 
 import json
 import os
@@ -33,26 +33,27 @@ from tests.peers import peer, save, tiny_bpe
 from tests.runs import tiny_run
 
 
-def test_a_value_beyond_float16_is_named_and_nothing_is_written(tmp_path):
+def test_a_value_beyond_float16_is_reported_and_nothing_is_written(tmp_path):
     model = peer()
     model.transformer.h[1].mlp.fc_in.weight.data[2, 3] = 1e5
     save(model, tmp_path / "hf")
     for to in ("jax", "hf"):
-        with pytest.raises(UserError, match=r"blocks.fc_in of layer 1 .* 100000, beyond 65504; take bfloat16"):
+        with pytest.raises(UserError, match=r"blocks.fc_in of layer 1 .* 100000, above .* 65504; use bfloat16"):
             convert(str(tmp_path / "hf"), str(tmp_path / "out"), to=to, dtype="float16")
         assert sorted(p.name for p in tmp_path.iterdir()) == ["hf"]
     convert(str(tmp_path / "hf"), str(tmp_path / "out"), dtype="bfloat16")
 
 
-def test_a_value_beyond_bfloat16_is_named_too(tmp_path):
+def test_a_value_beyond_bfloat16_is_reported_too(tmp_path):
     model = peer()
     model.lm_head.weight.data[2, 3] = -3.4e38  # the maximum is 3.403e38 for float32 and 3.390e38 for bfloat16
-    with pytest.raises(UserError, match=r"^dtype: bfloat16: head in .* 3.4e\+38, beyond 3.38953e\+38; take float32$"):
+    message = r"^dtype: bfloat16: head in .* 3.4e\+38, above the maximum of 3.38953e\+38; use float32$"
+    with pytest.raises(UserError, match=message):
         convert(str(save(model, tmp_path / "hf")), str(tmp_path / "out"), dtype="bfloat16")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_cast_rounds_once_to_the_nearest(tmp_path, dtype):
+def test_a_cast_rounds_once_and_to_nearest(tmp_path, dtype):
     model = peer()
     convert(str(save(model, tmp_path / "hf")), str(tmp_path / "out"), to="hf", dtype=dtype)
     for name, tensor in load_file(tmp_path / "out" / "model.safetensors").items():
@@ -66,39 +67,39 @@ def test_float16_to_bfloat16_rounds_as_pytorch_does(tmp_path):
         assert torch.equal(tensor, model.state_dict()[name].to(torch.bfloat16))
 
 
-@pytest.mark.parametrize("there", ["file", "folder with a file"])
-def test_what_exists_is_not_overwritten(tmp_path, there):
+@pytest.mark.parametrize("existing", ["file", "folder with a file"])
+def test_an_existing_destination_is_not_overwritten(tmp_path, existing):
     save(peer(), tmp_path / "hf")
     out = tmp_path / "out"
-    if there == "file":
+    if existing == "file":
         out.write_text("mine")
     else:
         out.mkdir()
         (out / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="out: exists and is not an empty folder"):
+    with pytest.raises(UserError, match="out: already exists and is not an empty folder"):
         convert(str(tmp_path / "hf"), str(out))
-    assert (out if there == "file" else out / "thesis.txt").read_text() == "mine"
+    assert (out if existing == "file" else out / "thesis.txt").read_text() == "mine"
 
 
-def test_a_failed_proof_leaves_no_destination(tmp_path, monkeypatch):
+def test_a_failed_verification_leaves_no_destination(tmp_path, monkeypatch):
     save(peer(), tmp_path / "hf")
     monkeypatch.setattr("codegen_jax.conversion.verify.EXACT", 1e-12)
-    with pytest.raises(UserError, match="disagree"):
+    with pytest.raises(UserError, match="gives different results"):
         convert(str(tmp_path / "hf"), str(tmp_path / "out"), proof="numpy")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf"]
 
 
-def test_a_disk_without_room_is_named_before_anything_is_written(tmp_path, monkeypatch):
+def test_insufficient_disk_space_is_reported_before_anything_is_written(tmp_path, monkeypatch):
     save(peer(), tmp_path / "hf")
     monkeypatch.setattr(convert_module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    with pytest.raises(UserError, match=r"takes 0.0 GB"):
+    with pytest.raises(UserError, match=r"needs 0.0 GB"):
         convert(str(tmp_path / "hf"), str(tmp_path / "out"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf"]
 
 
 @pytest.mark.parametrize("to", ["jax", "hf"])
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(tmp_path, to, signum):
+def test_an_interrupted_conversion_leaves_nothing_that_looks_complete(tmp_path, to, signum):
     save(peer(n_layer=4), tmp_path / "hf")
     slow = (  # a real process, slowed down so that the signal arrives midway
         "import signal, sys, time\n"
@@ -144,7 +145,7 @@ def trained(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("to", ["hf", "gptj"])
-def test_what_was_trained_here_loads_in_transformers_with_the_bias_folded_in(tmp_path, trained, tokenizer, to):
+def test_a_trained_model_loads_in_transformers_with_the_embedding_bias_folded_in(tmp_path, trained, tokenizer, to):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     config, params = trained
@@ -158,35 +159,38 @@ def test_what_was_trained_here_loads_in_transformers_with_the_bias_folded_in(tmp
     text = "def f(x):\n    return x"
     assert AutoTokenizer.from_pretrained(tmp_path / "out")(text)["input_ids"] == tokenizer.encode(text)
     if to == "hf":
-        assert_generates_alike(str(config.output), str(tmp_path / "out"))
+        assert_same_completions(str(config.output), str(tmp_path / "out"))
 
 
-def assert_generates_alike(one, other):
+def assert_same_completions(one, other):
     options = dict(max_new_tokens=12, temperature=0)
     first, second = (codegen_jax.load(model).complete(["def f("], **options)[0] for model in (one, other))
     assert first.token_ids == second.token_ids
 
 
-def test_a_trained_run_becomes_a_slim_checkpoint(tmp_path, trained):
+def test_a_trained_run_converts_to_a_checkpoint_with_weights_only(tmp_path, trained):
     config, _ = trained
     convert(str(config.output), str(tmp_path / "slim"), dtype="bfloat16")
     assert open_model(str(tmp_path / "slim")).dtype("head").name == "bfloat16"
     codegen_jax.load(str(tmp_path / "slim")).generate("def f(", max_new_tokens=4)
-    with pytest.raises(UserError, match="both ours"):
+    with pytest.raises(UserError, match="both in our format"):
         convert(str(config.output), str(tmp_path / "again"), proof="numpy")
 
 
-def test_a_tokenizer_whose_ids_mean_something_else_than_the_sources_is_warned_of(tmp_path, tokenizer, caplog):
+def test_a_tokenizer_with_different_ids_than_the_sources_causes_a_warning(tmp_path, tokenizer, caplog):
     own = tiny_bpe()
     spaces = BpeTokenizer(own.files()["tokenizer.json"].decode(), whitespace_tokens=True)
     source = str(save(peer(vocab_size=512), tmp_path / "hf", tokenizer=own))
     convert(source, str(tmp_path / "extended"), tokenizer=spaces)
-    assert "ids stand for other text" not in caplog.text
+    assert "ids mean different text" not in caplog.text
     convert(source, str(tmp_path / "other"), tokenizer=tokenizer)
-    assert f"tokenizer: {tokenizer.fingerprint}: its ids stand for other text than those of {source}" in caplog.text
+    assert (
+        f"tokenizer: {tokenizer.fingerprint}: its ids mean different text than those of the tokenizer of {source}"
+        in caplog.text
+    )
 
 
-def test_an_embedding_bias_that_is_wanted_starts_at_zero(tmp_path):
+def test_an_embedding_bias_missing_from_the_source_starts_at_zero(tmp_path):
     weights = open_model(str(save(peer(), tmp_path / "hf")))
     config = CodeGenConfig(2, 32, 4, 4, vocab_size=300, embedding_bias=True, dtype="float32")
     params = load_params(weights, abstract_params(config))
@@ -235,7 +239,7 @@ def test_memory_does_not_grow_with_the_number_of_layers(tmp_path):
     assert max(peaks[12]) < max(peaks[2]) + 200, peaks
 
 
-def test_the_summary_counts_what_was_written(tmp_path):
+def test_the_summary_matches_the_written_files(tmp_path):
     model = peer(dtype=torch.float16)
     began = time.perf_counter()
     summary = convert(str(save(model, tmp_path / "hf")), str(tmp_path / "out"), to="hf")

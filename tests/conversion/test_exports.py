@@ -1,4 +1,4 @@
-"""Exports give the same tokens as our code when other programs use them as documented."""
+"""Other programs, used as documented, generate the same tokens from our exports as our code does."""
 
 import json
 import os
@@ -56,7 +56,7 @@ TOKENIZERS = {
     "Llama's sentencepiece": FOREIGN["Llama's sentencepiece"],
 }
 KINDS = [(name, "hf") for name in TOKENIZERS] + [("ours", "gptj"), ("whitespace tokens", "gptj")]
-CTRANSLATE2 = [kind for kind in KINDS if kind[1] == "hf"]  # for a GPT-J model it requires a token for each row
+CTRANSLATE2 = [kind for kind in KINDS if kind[1] == "hf"]  # for GPT-J, it requires a token for every embedding row
 
 
 @dataclass
@@ -89,7 +89,7 @@ class Export:
 
 
 def save_model(folder: Path, tokenizer: Tokenizer) -> None:
-    """Save a model that never generates ids without a token or invalid UTF-8, which programs show differently."""
+    """Save a model that never generates ids without a token, or invalid UTF-8, which programs decode differently."""
     model = peer(seed=3, vocab_size=ROWS, n_positions=POSITIONS)
     with torch.no_grad():
         model.lm_head.bias[tokenizer.vocab_size :] = -1e4
@@ -109,19 +109,19 @@ def export(folder: Path, tokenizer: Tokenizer, to: str) -> Export:
     if isinstance(tokenizer, SentencePieceTokenizer):  # it reads no special tokens in prompts, but transformers does
         eos = tokenizer._processor.id_to_piece(tokenizer.eos_id)
         texts = [text for text in texts if eos not in text]
-    tokens, completions = [one.token_ids for one in ours], [one.completion for one in ours]
+    tokens, completions = [result.token_ids for result in ours], [result.completion for result in ours]
     return Export(folder / to, tokenizer, eos, texts, tokens, completions)
 
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory, texts) -> dict[tuple[str, str], Export]:
-    made = {name: make(texts[::4]) for name, make in TOKENIZERS.items()}
-    where = tmp_path_factory.mktemp("exports")
-    return {(name, to): export(where / f"{name} {to}", made[name], to) for name, to in KINDS}
+    tokenizers = {name: make(texts[::4]) for name, make in TOKENIZERS.items()}
+    folder = tmp_path_factory.mktemp("exports")
+    return {(name, to): export(folder / f"{name} {to}", tokenizers[name], to) for name, to in KINDS}
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=" as ".join)
-def test_the_newest_transformers_writes_our_tokens_as_it_is_documented(exports, kind):
+def test_the_newest_transformers_generates_the_same_tokens(exports, kind):
     export = exports[kind]
     export.check(use(**export.task()))
 
@@ -155,7 +155,7 @@ def transformers_4(exports) -> dict:
 @pytest.mark.slow
 @pytest.mark.parametrize("fast", [True, False], ids=["fast", "slow"])
 @pytest.mark.parametrize("kind", KINDS, ids=" as ".join)
-def test_transformers_4_writes_our_tokens_as_it_is_documented(exports, transformers_4, kind, fast):
+def test_transformers_4_generates_the_same_tokens(exports, transformers_4, kind, fast):
     export = exports[kind]
     uses = [Use(**answer) for answer in transformers_4["uses"]]
     (use,) = (use for use in uses if use.folder == str(export.folder) and use.fast == fast)
@@ -165,7 +165,7 @@ def test_transformers_4_writes_our_tokens_as_it_is_documented(exports, transform
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CTRANSLATE2, ids=" as ".join)
-def test_ctranslate2_writes_our_tokens(exports, transformers_4, kind):
+def test_ctranslate2_generates_the_same_tokens(exports, transformers_4, kind):
     export = exports[kind]
     assert transformers_4["ctranslate2"][str(export.folder)] == export.tokens
 
@@ -184,7 +184,7 @@ LOSSLESS = dict(
     allow_whitespace_only_pieces=True,
     split_digits=True,
 )
-SAID = {
+CONVERTIBLE = {
     "Llama's": dict(byte_fallback=True),
     "no space before": dict(byte_fallback=True, add_dummy_prefix=False),
     "symbols": dict(
@@ -194,7 +194,7 @@ SAID = {
     "no bytes": dict(add_dummy_prefix=False),
     "no eos": dict(byte_fallback=True, eos_id=-1),
 }
-UNSAID = {
+NOT_CONVERTIBLE = {
     "sentencepiece's defaults": {},
     "unigram": LOSSLESS | dict(model_type="unigram", byte_fallback=True),
     "NFKC": LOSSLESS | dict(normalization_rule_name="nmt_nfkc", byte_fallback=True),
@@ -203,9 +203,9 @@ UNSAID = {
 }
 
 
-@pytest.mark.parametrize("name", SAID)
-def test_a_sentencepiece_bpe_of_any_making_is_written_exactly(texts, name):
-    tokenizer = sentencepiece(texts[::4], **LOSSLESS | SAID[name])
+@pytest.mark.parametrize("name", CONVERTIBLE)
+def test_any_lossless_sentencepiece_bpe_is_converted_exactly(texts, name):
+    tokenizer = sentencepiece(texts[::4], **LOSSLESS | CONVERTIBLE[name])
     files = tokenizer_files(tokenizer, POSITIONS)
     whole = [*HARD, *SPECIAL, "<fim>x<fim_end>", "\u2581", "\u2581\u2581x \u2581 y\u2581", "", " ", *texts[1::4]]
     assert documents(files["tokenizer.json"], whole) == tokenizer.encode_batch(whole, special_tokens=False)
@@ -213,24 +213,24 @@ def test_a_sentencepiece_bpe_of_any_making_is_written_exactly(texts, name):
     assert named["eos_token"] == named["pad_token"] == (None if name == "no eos" else "</s>")
 
 
-@pytest.mark.parametrize("name", UNSAID)
-def test_a_sentencepiece_model_that_cannot_be_written_exactly_is_named_before_the_weights(
+@pytest.mark.parametrize("name", NOT_CONVERTIBLE)
+def test_a_sentencepiece_model_that_cannot_be_converted_causes_a_warning_before_weights_are_written(
     tmp_path, texts, caplog, monkeypatch, name
 ):
-    tokenizer = sentencepiece(texts[::4], **UNSAID[name])
+    tokenizer = sentencepiece(texts[::4], **NOT_CONVERTIBLE[name])
     save(peer(vocab_size=ROWS), tmp_path / "source", tokenizer=tokenizer)
-    said = []
+    messages = []
     write = huggingface.write_tensors
-    monkeypatch.setattr(huggingface, "write_tensors", lambda *args: (said.extend(caplog.messages), write(*args)))
+    monkeypatch.setattr(huggingface, "write_tensors", lambda *args: (messages.extend(caplog.messages), write(*args)))
     convert(str(tmp_path / "source"), str(tmp_path / "hf"), to="hf", proof="numpy")
-    (line,) = (line for line in said if line.startswith("tokenizer: "))
-    assert "no tokenizer.json says what this sentencepiece model does: '" in line and "\n" not in line
+    (line,) = (line for line in messages if line.startswith("tokenizer: "))
+    assert "cannot be converted exactly to a tokenizer.json for transformers: '" in line and "\n" not in line
     assert not [file.name for file in (tmp_path / "hf").glob("*token*")]
     kept = load_tokenizer(tmp_path / "hf" / "sentencepiece.model")
     assert kept.fingerprint == tokenizer.fingerprint
 
 
-def test_a_tokenizer_json_that_adds_tokens_of_its_own_is_written_without_them(tmp_path, texts):
+def test_a_post_processor_that_adds_tokens_is_not_exported(tmp_path, texts):
     plain = FOREIGN["GPT-2's rules"](texts[::4])
     tokenizer = hf.Tokenizer.from_str(plain.files()["tokenizer.json"].decode())
     special = [(END_OF_TEXT, plain.eos_id)]
@@ -241,7 +241,7 @@ def test_a_tokenizer_json_that_adds_tokens_of_its_own_is_written_without_them(tm
     assert AutoTokenizer.from_pretrained(tmp_path)("def f")["input_ids"] == plain.encode("def f")
 
 
-def test_a_float16_export_loads_in_its_dtype_and_writes_our_tokens(tmp_path, texts):
+def test_a_float16_export_loads_in_float16_and_generates_the_same_tokens(tmp_path, texts):
     tokenizer = FOREIGN["whitespace tokens"](texts[::4])
     save_model(tmp_path / "source", tokenizer)
     convert(str(tmp_path / "source"), str(tmp_path / "hf"), to="hf", dtype="float16")
@@ -253,7 +253,7 @@ def test_a_float16_export_loads_in_its_dtype_and_writes_our_tokens(tmp_path, tex
         assert model.dtype == loaded and tokens.tolist() == ours.token_ids
 
 
-def test_a_prompt_that_fills_the_context_is_written_to_its_end(exports):
+def test_generation_can_fill_the_context_window(exports):
     export = exports["whitespace tokens", "hf"]
     tokenizer = AutoTokenizer.from_pretrained(export.folder)
     model = AutoModelForCausalLM.from_pretrained(export.folder)

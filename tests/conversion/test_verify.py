@@ -1,4 +1,4 @@
-"""The reference implementation is correct, and a proof fails when it should."""
+"""The reference implementation is correct, and verification fails when it should."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from tests.peers import logits, peer, save, state
 
 
 @pytest.mark.parametrize("sizes", [{}, {"n_embd": 96, "n_head": 12, "rotary_dim": 8, "n_layer": 3}])
-def test_the_reference_computes_what_transformers_does(tmp_path, sizes):
+def test_the_reference_matches_transformers(tmp_path, sizes):
     model = peer(**sizes)
     model.config.save_pretrained(tmp_path)
     architecture = reference.transformers_architecture(tmp_path, state(model))
@@ -27,7 +27,7 @@ def test_the_reference_computes_what_transformers_does(tmp_path, sizes):
     assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max()
 
 
-def test_scores_of_any_size_give_the_reference_a_softmax():
+def test_the_references_softmax_does_not_overflow():
     config = reference.Architecture(1, 32, 4, 8, 128, 4, 64, 1e-5, vocab_size=40)
     rng = np.random.default_rng(0)
     h, qkv = (rng.normal(size=shape).astype(np.float32) for shape in ((1, 10, 32), (32, 96)))
@@ -35,7 +35,7 @@ def test_scores_of_any_size_give_the_reference_a_softmax():
     assert np.isfinite(found).all() and np.abs(found).max() <= 100 * np.abs(h @ qkv).max()
 
 
-def test_layer_by_layer_is_the_whole_network(tmp_path):
+def test_running_layer_by_layer_matches_the_whole_model(tmp_path):
     model = peer()
     tokens = np.random.default_rng(0).integers(0, 300, (2, 33))
     theirs = logits(model, tokens)
@@ -52,19 +52,19 @@ def nudge(tensors):
     tensors["transformer.h.0.mlp.fc_in.weight"][3, 4] += 1.0
 
 
-def a_nan(tensors):
+def set_nan(tensors):
     tensors["lm_head.bias"][5] = float("nan")
 
 
-@pytest.mark.parametrize("damage", [swap_two_heads, nudge, a_nan])
+@pytest.mark.parametrize("damage", [swap_two_heads, nudge, set_nan])
 @pytest.mark.parametrize("proof", ["numpy", "torch"])
-def test_weights_that_changed_on_the_way_fail_the_proof(tmp_path, damage, proof):
+def test_weights_that_change_during_conversion_fail_verification(tmp_path, damage, proof):
     folder = save(peer(), tmp_path / "hf")
     convert(str(folder), str(tmp_path / "ours"))
     tensors = load_file(folder / "model.safetensors")
     damage(tensors)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match="disagree"):
+    with pytest.raises(UserError, match="gives different results"):
         verify(proof, open_model(str(folder)), tmp_path / "ours", "jax")
 
 
@@ -78,14 +78,15 @@ WRONG_READINGS = {
 
 @pytest.mark.parametrize("field", WRONG_READINGS)
 @pytest.mark.parametrize("to", ["jax", "hf", "gptj"])
-def test_a_config_that_our_code_reads_wrongly_fails_the_proof_by_the_fields_name(tmp_path, monkeypatch, field, to):
+def test_a_config_field_that_our_code_misreads_fails_verification(tmp_path, monkeypatch, field, to):
     folder = save(peer(), tmp_path / "hf")
     parse = huggingface.parse_config
     wrong = lambda *arguments: dataclasses.replace(parse(*arguments), **WRONG_READINGS[field])
     monkeypatch.setattr(huggingface, "parse_config", wrong)
     ours, found = WRONG_READINGS[field][field], getattr(peer().config, field)
     with pytest.raises(
-        UserError, match=f"^proof: {field} is {ours} to us, but {found} by a second reading of {folder}"
+        UserError,
+        match=f"^proof: {field} is {ours} in our config, but {found} by an independent reading of {folder}",
     ):
         convert(str(folder), str(tmp_path / "out"), to=to, proof="numpy")
     assert not (tmp_path / "out").exists()
@@ -93,7 +94,7 @@ def test_a_config_that_our_code_reads_wrongly_fails_the_proof_by_the_fields_name
 
 @pytest.mark.parametrize("proof", ["numpy", "torch"])
 @pytest.mark.parametrize("field", WRONG_READINGS)
-def test_a_config_that_our_code_writes_wrongly_fails_the_proof_by_the_fields_name(tmp_path, field, proof):
+def test_a_config_field_that_our_code_writes_wrongly_fails_verification(tmp_path, field, proof):
     folder = save(peer(), tmp_path / "hf")
     convert(str(folder), str(tmp_path / "ours"))
     written = json.loads((folder / "config.json").read_text())
@@ -102,7 +103,7 @@ def test_a_config_that_our_code_writes_wrongly_fails_the_proof_by_the_fields_nam
         verify(proof, open_model(str(tmp_path / "ours")), folder, "hf")
 
 
-def test_what_transformers_reads_is_compared_too(tmp_path, monkeypatch):
+def test_sizes_read_by_transformers_are_compared_too(tmp_path, monkeypatch):
     folder = save(peer(), tmp_path / "hf")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"n_positions": 32}))
@@ -113,7 +114,7 @@ def test_what_transformers_reads_is_compared_too(tmp_path, monkeypatch):
     monkeypatch.setattr(
         huggingface, "parse_config", lambda *arguments: dataclasses.replace(parse(*arguments), n_positions=64)
     )
-    with pytest.raises(UserError, match=r"^proof: n_positions is 64 to us, but 32 by a second reading"):
+    with pytest.raises(UserError, match=r"^proof: n_positions is 64 in our config, but 32 by an independent"):
         convert(str(folder), str(tmp_path / "out"), proof="torch")
     convert(str(folder), str(tmp_path / "out"), proof="numpy")  # both implementations are wrong in the same way
 
@@ -121,31 +122,31 @@ def test_what_transformers_reads_is_compared_too(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "fields", [{"use_cache": "yes"}, {"resid_pdrop": None}, {"initializer_range": 1}, {"vocab_size": 400}]
 )
-def test_what_transformers_does_not_load_is_said_in_a_line(tmp_path, fields):
+def test_a_folder_that_transformers_cannot_load_is_reported_in_one_line(tmp_path, fields):
     folder = save(peer(), tmp_path / "hf")
     written = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(written | fields))
-    with pytest.raises(UserError, match=rf"^proof: torch: transformers does not load {folder} \(.*take numpy$"):
+    with pytest.raises(UserError, match=rf"^proof: torch: transformers cannot load {folder} \(.*use numpy$"):
         convert(str(folder), str(tmp_path / "out"), proof="torch")
     convert(str(folder), str(tmp_path / "out"), proof="numpy")
 
 
-def test_names_that_transformers_does_not_know_are_no_disagreement(tmp_path):
+def test_tensor_names_unknown_to_transformers_are_reported_as_such(tmp_path):
     folder = save(peer(), tmp_path / "hf")
     tensors = load_file(folder / "model.safetensors")
     save_file({f"_orig_mod.{n}": t for n, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"^proof: torch: transformers finds no .*; and 16 more in .*; take numpy"):
+    with pytest.raises(UserError, match=r"^proof: torch: transformers does not find .*; and 16 more in .*; use numpy"):
         convert(str(folder), str(tmp_path / "out"), proof="torch")
     convert(str(folder), str(tmp_path / "out"), proof="numpy")
 
 
-def test_a_cast_is_tolerated_and_an_exact_copy_is_not_treated_as_one(tmp_path):
+def test_rounding_is_tolerated_in_a_cast_only(tmp_path):
     folder = save(peer(), tmp_path / "hf")
     summary = convert(str(folder), str(tmp_path / "cast"), dtype="bfloat16", proof="numpy")
     assert 1e-3 < summary.agreement.difference < 5e-2 and 0 < summary.agreement.kl < 0.015
 
 
-def test_the_figures_of_an_agreement():
+def test_agreement_figures_are_correct():
     ours = np.log(np.array([[[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]]]))
     theirs = np.log(np.array([[[0.25, 0.5, 0.25], [0.1, 0.2, 0.7]]]))
     agreement = compare(ours, theirs, np.array([1, 2]))
@@ -156,7 +157,7 @@ def test_the_figures_of_an_agreement():
     assert compare(ours, theirs, np.array([])).loss is None
 
 
-def test_a_wrong_mp_num_shows_in_the_reference_too(tmp_path):
+def test_the_reference_depends_on_mp_num(tmp_path):
     model = peer(n_embd=64, n_head=8)
     weights = open_model(str(save(model, tmp_path / "hf")))
     tokens = np.random.default_rng(0).integers(0, 300, (1, 16))

@@ -137,6 +137,6 @@ def test_shards_without_documents_are_reported(folder, tmp_path, tokenizer):
 
 
 def test_an_unavailable_hub_dataset_is_rejected_before_anything_is_written(tmp_path, tokenizer):
-    with pytest.raises(UserError, match=r"^hub:nobody/nothing: neither on this machine .* HF_HUB_OFFLINE is set"):
+    with pytest.raises(UserError, match=r"^hub:nobody/nothing: not found on this machine .* HF_HUB_OFFLINE is set"):
         prepare(["hub:nobody/nothing@train"], str(tmp_path / "out"), tokenizer)
     assert not (tmp_path / "out").exists()

@@ -163,7 +163,7 @@ def test_parquet_documents_have_source_and_path(tmp_path):
 LINES = (as_json(text="x") + b"\n") * 1000
 NOT_SHARDS = {
     "a.jsonl": [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a pointer of Git LFS, .*git lfs pull"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a Git LFS pointer, .*git lfs pull"),
         (LINES.decode().encode("utf-16"), "UTF-16 text; convert it to UTF-8"),
         (gzip.compress(LINES), "compressed with gzip; rename it to end in .gz"),
         (lzma.compress(LINES), "compressed with xz; rename it to end in .xz"),
@@ -175,12 +175,12 @@ NOT_SHARDS = {
         (b"[" * 100_000, "a single JSON array"),
     ],
     "a.jsonl.gz": [
-        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         (gzip.compress(LINES.decode().encode("utf-16")), "UTF-16 text"),
         (LINES, "can't be read .*; restore or remove it"),
     ],
     "a.jsonl.zst": [(gzip.compress(LINES), "compressed with gzip")],
-    "a.parquet": [(b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"), (LINES, "can't be read")],
+    "a.parquet": [(b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"), (LINES, "can't be read")],
 }
 
 

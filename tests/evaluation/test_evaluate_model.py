@@ -369,8 +369,8 @@ def test_a_model_trained_on_twenty_solutions_passes_those_and_no_others(tmp_path
         ("model humaneval --problems longer.jsonl", "--max-new-tokens: the prompt of Own/2 has 40 tokens, and 512 new"),
         ("model humaneval --problems own.jsonl", "--max-new-tokens: the prompt of Own/0 has"),
         ("bare humaneval --problems own.jsonl", "bare: has no tokenizer; add one"),
-        ("nowhere humaneval --problems own.jsonl", "nowhere: neither on this machine nor in the hub's cache"),
-        (". humaneval", ".: a folder above a model; give one of those in it"),
+        ("nowhere humaneval --problems own.jsonl", "nowhere: not found on this machine or in the hub cache"),
+        (". humaneval", ".: a folder above a model; use one of those below it"),
         (
             "samples.jsonl humaneval --num-samples 3",
             "--num-samples: applies only to a model, but samples.jsonl contains",

@@ -351,7 +351,7 @@ def mistakes(folder):
         ),
         ("model --tasks empty", "--tasks: empty: not a task of lm_eval "),
         ("model --tasks helaswag", "--tasks: helaswag: not a task of lm_eval "),
-        ("nowhere --tasks tasks", "nowhere: neither on this machine nor in the hub's cache"),
+        ("nowhere --tasks tasks", "nowhere: not found on this machine or in the hub cache"),
         ("bare --tasks tasks", "bare: has no tokenizer; add one"),
         ("model --tasks tasks --limit 0", "--limit: must be positive, got 0"),
         ("model --tasks tasks --num-fewshot -1", "--num-fewshot: must not be negative, got -1"),

@@ -79,7 +79,7 @@ def test_a_damaged_line_is_reported(tmp_path, line, message):
 
 def test_folders_without_finished_results_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="none: there is no such file or folder; this folder is empty"):
+    with pytest.raises(UserError, match="none: no such file or folder; this folder is empty"):
         read_results("none")
     with pytest.raises(UserError, match=r"^\.: no evaluation results; it is empty"):
         read_results(".")

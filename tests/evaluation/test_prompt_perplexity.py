@@ -335,14 +335,14 @@ def test_the_command_prints_text_or_json(model, cases, files, monkeypatch, capsy
         ("mtpb --results x", "--results: applies only to humaneval, not to mtpb"),
         ("humaneval --samples x", "--samples: applies only to mtpb, not to humaneval"),
         ("mtpb", "--problems: required for mtpb; give benchmark/mtpb.jsonl from the authors' repository"),
-        ("mtpb --problems none.jsonl", "none.jsonl: there is no such file or folder"),
+        ("mtpb --problems none.jsonl", "none.jsonl: no such file or folder"),
         ("mtpb --problems mtpb.jsonl --limit 4", "--limit: must be from 1 to 3, the number of problems, got 4"),
         ("mtpb --problems mtpb.jsonl --mode both", "--mode: invalid choice: 'both'"),
         (
             "mtpb --problems mtpb.jsonl --mode single --samples samples.jsonl",
             "--samples: --mode single has no subprograms between prompts; leave out one of them",
         ),
-        ("mtpb --problems mtpb.jsonl --samples none.jsonl", "none.jsonl: there is no such file or folder"),
+        ("mtpb --problems mtpb.jsonl --samples none.jsonl", "none.jsonl: no such file or folder"),
         (
             "mtpb --problems mtpb.jsonl --samples samples.jsonl",
             "--samples: no sample for case 1/0; case 2/1; case 10/0; case 10/1; case 10/2; add one for each",

@@ -94,7 +94,7 @@ def test_files_without_samples_are_reported(tmp_path):
     for content, message in (
         (b"", "contains no samples"),
         (b"\n\n", "contains no samples"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS, not the file; git lfs pull"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer, not the file itself; run git lfs pull"),
         (b"[{}]", "a single JSON array; write one object per line"),
         (gzip.compress(b"{}"), "compressed with gzip; rename it to end in .gz"),
     ):
@@ -106,5 +106,5 @@ def test_files_without_samples_are_reported(tmp_path):
         read_samples(str(tmp_path / "cut.jsonl.gz"), HUMANEVAL)
     with pytest.raises(UserError, match=r"is a folder, not a file of samples"):
         read_samples(str(tmp_path), HUMANEVAL)
-    with pytest.raises(UserError, match=r"there is no such file or folder; .*did you mean samples.jsonl"):
+    with pytest.raises(UserError, match=r"no such file or folder; .*did you mean samples.jsonl"):
         read_samples(str(tmp_path / "sample.jsonl"), HUMANEVAL)

@@ -1,4 +1,4 @@
-"""Decoding plans, made by the real TPU compiler."""
+"""Plans for decoding, made with the real TPU compiler."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def make(rows=1, tensor=None, quantize=None, config=CONFIG, new=128):
     )
 
 
-def test_a_chip_holds_its_share_of_weights_and_cache():
+def test_each_chip_stores_its_share_of_weights_and_cache():
     whole, shared, int8 = make(rows=4, tensor=1), make(rows=4, tensor=4), make(rows=4, tensor=4, quantize="int8")
     embedding = 2 * CONFIG.vocab_size * CONFIG.n_embd
     assert whole.weights_bytes == pytest.approx(2 * CONFIG.n_params - embedding, rel=0.01)
@@ -36,19 +36,20 @@ def test_a_chip_holds_its_share_of_weights_and_cache():
     assert shared.weights_bytes < shared.peak_bytes < shared.available_bytes
 
 
-def test_no_token_is_faster_than_reading_the_weights():
+def test_decoding_is_not_faster_than_reading_the_weights():
     plan = make(rows=4, tensor=1)
     assert 0.3 < plan.mbu < 1  # a single row on the vector unit reached 0.2
     assert plan.bound_seconds == (plan.weights_bytes + plan.cache_bytes) / 1228e9
     assert f"MBU {plan.mbu:.0%}" in str(plan)
 
 
-def test_rows_that_do_not_divide_are_named():
-    with pytest.raises(UserError, match="rows: 3 do not divide over 2 groups of 2 chip"):
+def test_rows_that_do_not_divide_evenly_are_rejected():
+    with pytest.raises(UserError, match=r"rows: must be a multiple of 2, the number of groups of 2 chip\(s\), got 3"):
         make(rows=3, tensor=2)
 
 
-def test_what_does_not_fit_is_one_message():
+def test_a_model_that_does_not_fit_is_rejected_with_one_message():
     large = CodeGenConfig(60, 8192, 64, 64, vocab_size=51200)
-    with pytest.raises(UserError, match=r"does not fit: needs [\d.]+ GiB of a chip's 30.75 GiB; take fewer rows"):
+    message = r"does not fit: needs [\d.]+ GiB per chip, but only 30.75 GiB are available; use fewer rows"
+    with pytest.raises(UserError, match=message):
         make(config=large, rows=4, tensor=1)

@@ -1,6 +1,7 @@
-"""Guards against regressions: the compiled steps of the four sizes on v4-512 must match the figures in golden.json.
+"""Regression test: the compiled steps of the four model sizes on v4-512 must match the figures in golden.json.
 
-After an intended change, or with another libtpu, regenerate the file with `python -m tests.planning.test_golden`.
+After an intended change, or for another version of libtpu, regenerate the file:
+`python -m tests.planning.test_golden`.
 """
 
 import json
@@ -16,7 +17,7 @@ from codegen_jax.planning.plan import Plan, make_plan
 from codegen_jax.planning.slices import parse_slice
 
 GOLDEN = Path(__file__).parent / "golden.json"
-GOALS = {"350m": 0.33, "2b": 0.50, "6b": 0.65, "16b": 0.70}  # minimum MFU of each size, whatever the file says
+GOALS = {"350m": 0.33, "2b": 0.50, "6b": 0.65, "16b": 0.70}  # minimum MFU of each size, regardless of the file
 
 
 def plan_of(size: str) -> Plan:
@@ -24,7 +25,7 @@ def plan_of(size: str) -> Plan:
 
 
 def figures(plan: Plan) -> dict[str, float]:
-    """Figures that show whether a step has become larger or slower."""
+    """Figures that show whether a step uses more memory or has become slower."""
     values = {
         "peak_gib": plan.memory.peak / 2**30,
         "matmul_seconds": plan.seconds("matmul"),
@@ -41,10 +42,10 @@ def figures(plan: Plan) -> dict[str, float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", GOALS)
-def test_the_compiled_step_is_as_good_as_it_was(size):
+def test_the_compiled_step_has_not_regressed(size):
     expected, actual = json.loads(GOLDEN.read_text())[size], figures(plan_of(size))
     # another compiler version changes these by a few percent; a lost fusion, overlap or reduce-scatter by more
-    assert actual == pytest.approx(expected, rel=0.05, abs=0.02), "see this file's first lines if the change is meant"
+    assert actual == pytest.approx(expected, rel=0.05, abs=0.02), "if the change is intended, see this file's docstring"
     assert actual["mfu"] >= GOALS[size]
 
 

@@ -23,18 +23,18 @@ def test_instructions_keep_their_order_shape_and_operands(module):
     assert module.computations["main"]["loop"].arrays == [("s32", ()), ("bf16", (8, 32))]
 
 
-def test_a_loops_body_runs_as_often_as_its_condition_says(module):
+def test_the_trip_count_of_a_loop_is_read_from_its_condition(module):
     runs = {i.name: count for i, count in module.executed()}
     assert (runs["heads"], runs["product"], runs["gather-start"], runs["copy"]) == (1, 3, 3, 1)
     assert "convolution.1" not in runs  # part of a fusion, not a separate operation
 
 
-def test_products_are_counted_by_what_they_contract(module):
+def test_flops_of_a_product_include_the_contracted_dimension(module):
     assert module.matmul_flops(module.computations["body"]["product"]) == 2 * 8 * 32 * 16
     assert module.matmul_flops(module.computations["main"]["copy"]) == 0
 
 
-def test_padded_positions_of_a_windowed_product_do_not_count(module):
+def test_padded_positions_of_a_windowed_product_are_not_counted(module):
     # a product with 24 batched heads: only 24 of the window's 24 x 24 pairs, the equal ones, are inside
     assert module.matmul_flops(module.computations["main"]["heads"]) == 2 * 4 * 24 * 16 * 8
 

@@ -24,7 +24,7 @@ def collective(opcode, shape, groups="{{0,1,2,3}}"):
         ("all-reduce", "(f32[16]{0}, f32[8]{0})", 2 * 3 / 4 * 96),
     ],
 )
-def test_bytes_are_those_that_a_ring_moves(opcode, shape, received):
+def test_bytes_received_are_those_of_a_ring_algorithm(opcode, shape, received):
     assert traffic(collective(opcode, shape)) == (received, [0, 1, 2, 3])
 
 
@@ -44,11 +44,11 @@ def test_a_permutation_moves_its_array_once():
         ("mesh['axis_0'=1,'axis_1'=4,'axis_2'=2], device_ids=([2,4]T(1,0)) {'axis_1'}", [0, 1, 2, 3]),
     ],
 )
-def test_groups_are_read_in_each_form_that_xla_writes(groups, members):
+def test_replica_groups_are_parsed_in_every_notation_of_xla(groups, members):
     assert first_group(f", replica_groups={groups}, use_global_device_ids=true") == members
 
 
-def test_a_group_uses_both_ways_of_each_ring_that_it_spans():
+def test_a_group_uses_both_directions_of_each_ring_that_it_spans():
     links = Links(V4, COORDINATES)
     ring, plane = list(range(8)), list(range(64))
     assert links.seconds(ring, 90_000_000_000) == pytest.approx(1.0)

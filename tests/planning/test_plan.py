@@ -1,4 +1,4 @@
-"""Plans for a small network on a small slice, made by the real TPU compiler."""
+"""Plans for a small model on a small slice, made with the real TPU compiler."""
 
 import json
 import re
@@ -50,11 +50,7 @@ def plan(hlo):
     return make_plan(run(), V4_32, dump_hlo=hlo)
 
 
-def blocks_seconds(plan):
-    return sum(o.count * o.seconds for o in plan.operations if o.kind == "matmul" and "while/body" in o.op_name)
-
-
-def test_twice_the_layers_take_twice_the_cycles_and_parameters_as_they_are(plan):
+def test_twice_the_layers_take_twice_the_time_and_activations(plan):
     deeper = make_plan(run(n_layer=8), V4_32)
     layers = lambda plan, depth: sum(o.count * o.seconds for o in plan.operations if o.count == depth)
     assert layers(deeper, 8) == pytest.approx(2 * layers(plan, 4), rel=0.05)
@@ -63,14 +59,14 @@ def test_twice_the_layers_take_twice_the_cycles_and_parameters_as_they_are(plan)
 
 
 def test_state_is_sharded_over_fsdp(plan):
-    # a quarter of every matrix and table, and all of every vector; float32, two moments and the step
+    # a quarter of every matrix and embedding, and all of every vector; float32, two moments and the step count
     assert plan.memory.parameters == pytest.approx(run().model.n_params * 4 / 4, rel=0.02)
     assert plan.memory.moments == pytest.approx(2 * plan.memory.parameters, abs=16)
     assert plan.memory.fits and plan.memory.peak < plan.memory.available
     assert dict((name, shard) for name, _, _, shard in plan.parameters)["blocks.fc_in"] == (4, 128, 2048)
 
 
-def test_compiled_products_are_the_models_and_attention_runs_in_kernels(plan):
+def test_compiled_products_match_the_model_and_attention_runs_in_kernels(plan):
     # 6 FLOPs per parameter and token; the embedding is a lookup; rotary permutations add a little
     model = run().model
     expected = 6 * (model.n_params - model.vocab_size * model.n_embd) * plan.tokens
@@ -90,7 +86,7 @@ def test_weights_are_gathered_in_bfloat16_and_gradients_reduce_scattered(plan, h
     assert not [i for i in inside if i.opcode.startswith("all-reduce")]
 
 
-def test_no_weight_exists_whole_in_float32(hlo):
+def test_no_weight_is_ever_gathered_in_float32(hlo):
     shapes = set(re.findall(r"f32\[(?:1,)?512,2048\]|f32\[(?:1,)?2048,512\]|f32\[512,4,128\]", hlo.read_text()))
     assert not shapes
 
@@ -109,7 +105,7 @@ def test_tensor_parallel_layers_reduce_attention_and_mlp_together(hlo):
             assert len(activations) == 1
 
 
-def test_two_slices_keep_the_parameters_traffic_inside_each(plan):
+def test_with_two_slices_parameter_traffic_stays_within_each_slice(plan):
     two = make_plan(run(mesh=(8, 4, 1)), V4_32, slices=2)
     in_layers = lambda p: sum(o.bytes for o in p.operations if o.kind == "all-gather" and o.count == 4)
     assert in_layers(plan) == in_layers(two) > 0
@@ -119,16 +115,15 @@ def test_two_slices_keep_the_parameters_traffic_inside_each(plan):
     assert not [o for o in plan.operations if o.kind == "cross-slice"]
 
 
-def test_what_does_not_fit_is_an_answer(capsys):
-    large = run(rows=16 * 4096, n_layer=8)
-    answer = make_plan(large, V4_32)
-    assert not answer.memory.fits and answer.memory.peak > answer.memory.available == int(30.75 * 2**30)
-    text = describe(answer)
-    assert "GiB too much" in text and "--training.remat qkv_attention" in text
-    assert "gradient_accumulation_steps 2" in text and "estimates" not in answer.to_dict()
+def test_a_run_that_does_not_fit_gets_a_report_with_remedies():
+    large = make_plan(run(rows=16 * 4096, n_layer=8), V4_32)
+    assert not large.memory.fits and large.memory.peak > large.memory.available == int(30.75 * 2**30)
+    text = describe(large)
+    assert "GiB too much" in text and "use any one of: --training.remat qkv_attention" in text
+    assert "gradient_accumulation_steps 2" in text and "estimates" not in large.to_dict()
 
 
-def test_memory_is_read_from_either_of_the_compilers_messages():
+def test_memory_is_parsed_from_both_forms_of_the_compilers_message():
     gib = 2**30
     new = "required for HLO temporaries (31.02G) exceeds available HBM (30.75G). HLO module"
     old = "Ran out of memory in memory space hbm. Used 34.50G of 30.75G hbm. Exceeded hbm capacity by 3.75G."
@@ -139,7 +134,7 @@ def test_memory_is_read_from_either_of_the_compilers_messages():
         memory_of_error(jax.errors.JaxRuntimeError("INTERNAL: 3.0G of 4.0G"))
 
 
-def test_a_report_a_picture_and_json_say_the_same(plan, tmp_path):
+def test_report_and_json_agree_and_a_plot_is_written(plan, tmp_path):
     text, values = describe(plan), json.loads(json.dumps(plan.to_dict()))
     assert f"MFU {values['estimates']['mfu']:.1%}" in text
     assert values["estimates"]["step_seconds"] < values["estimates"]["step_seconds_without_overlap"]
@@ -148,8 +143,8 @@ def test_a_report_a_picture_and_json_say_the_same(plan, tmp_path):
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_search_takes_the_fastest_that_fits(plan, monkeypatch):
-    """The compiler is faked: less remat is faster but larger, and more micro-batches are slower but smaller."""
+def test_the_search_finds_the_fastest_plan_that_fits(plan, monkeypatch):
+    """With a fake compiler: less remat is faster but needs more memory; more micro-batches are slower but need less."""
     tried = []
 
     def compiled(config, tpu, slices):
@@ -186,7 +181,7 @@ def test_the_search_takes_the_fastest_that_fits(plan, monkeypatch):
         ),
     ],
 )
-def test_bad_input_is_one_line(words, message, capsys):
+def test_bad_input_is_reported_in_one_line(words, message, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["plan", "configs/350m_nl.yaml", *words])
     error = capsys.readouterr().err

@@ -19,7 +19,7 @@ from codegen_jax.planning.slices import parse_slice
         ("v6e-1", (1, 1), (False, False)),
     ],
 )
-def test_a_name_says_chips_and_network(name, shape, wrap):
+def test_a_name_determines_shape_and_wraparound(name, shape, wrap):
     tpu = parse_slice(name)
     cores = 1 if name.startswith(("v5e", "v6e")) else 2
     assert (tpu.shape, tpu.wrap) == (shape, wrap) and math.prod(shape) * cores == int(name.split("-")[1])
@@ -45,35 +45,36 @@ def test_a_name_says_chips_and_network(name, shape, wrap):
         ("tpu-v6e-slice:16x16", "v6e-256"),
     ],
 )
-def test_names_of_clouds_and_tools_are_those_of_the_same_slice(name, canonical):
+def test_names_used_by_gcloud_and_gke_are_aliases(name, canonical):
     assert parse_slice(name) == parse_slice(canonical) and parse_slice(name).name == canonical
 
 
 @pytest.mark.parametrize(
     ("name", "nearest"),
     [
-        ("v4-24", "v4-16 (2x2x2) and v4-32 (2x2x4)"),
-        ("v4-12", "v4-8 (2x2x1) and v4-16 (2x2x2)"),
+        ("v4-24", "v4-16 (2x2x2) or v4-32 (2x2x4)"),
+        ("v4-12", "v4-8 (2x2x1) or v4-16 (2x2x2)"),
         ("v4-4", "v4-8 (2x2x1)"),
         ("v4-8192", "v4-4096 (8x16x16)"),
         ("v5e-512", "v5e-256 (16x16)"),
-        ("v6e-2", "v6e-1 (1x1) and v6e-4 (2x2)"),
+        ("v6e-2", "v6e-1 (1x1) or v6e-4 (2x2)"),
         ("v5litepod-0", "v5e-1 (1x1)"),
         ("v5e-2x8", "v5e-16 (4x4)"),
         ("v4-2x2x8", "v4-64 (2x4x4)"),
     ],
 )
-def test_a_size_that_does_not_exist_is_refused_with_the_nearest(name, nearest):
+def test_a_nonexistent_size_is_rejected_with_the_nearest_ones(name, nearest):
     with pytest.raises(UserError) as error:
         parse_slice(name)
-    assert str(error.value) == f"topology: there is no {name}; the nearest: {nearest}"
+    assert str(error.value) == f"topology: {name} does not exist; use {nearest}"
 
 
 @pytest.mark.parametrize(
     "name", ["v3-8", "v5-16", "v4", "512", "v4-x", "tpu-v4-podslice-8", "4x4", "v5e-4x", "v4-16-2"]
 )
-def test_what_names_no_kind_or_no_size_is_refused(name):
-    with pytest.raises(UserError, match=r"topology: .* kind of v4, v5p, v5e, v6e, v5litepod, v5lite, such as v4-512"):
+def test_a_name_without_a_known_kind_or_a_size_is_rejected(name):
+    kinds = "v4, v5p, v5e, v6e, v5litepod, v5lite, and with a shape also v4-podslice"
+    with pytest.raises(UserError, match=f"^topology: must be KIND-NUMBER .*, got '{name}'; kinds are {kinds}"):
         parse_slice(name)
 
 
@@ -85,6 +86,6 @@ def test_what_names_no_kind_or_no_size_is_refused(name):
         ("v5p", "2x2x1 2x2x2 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16"),
     ],
 )
-def test_the_shapes_of_googles_tables_are_taken_as_they_are(kind, shapes):
+def test_the_shapes_in_googles_tables_are_accepted_unchanged(kind, shapes):
     for shape in shapes.split():
         assert "x".join(map(str, parse_slice(f"{kind}-{shape}").shape)) == shape

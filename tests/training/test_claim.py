@@ -101,7 +101,7 @@ def test_folder_in_use_is_refused_before_initial_weights_are_opened(tmp_path, to
     finally:
         process.kill()
         process.communicate()
-    with pytest.raises(UserError, match=r"none: there is no such file"):
+    with pytest.raises(UserError, match=r"none: no such file"):
         train(config)
     assert lock.read_text() == "process 7 on a\n" and [path.name for path in lock.parent.iterdir()] == ["lock"]
 

@@ -74,7 +74,7 @@ def test_persistent_read_errors_end_both_processes_with_the_last_error(half_done
     errors = "[ValueError('UNAVAILABLE: no route'), RuntimeError('in a library'), OSError(116, 'Stale file handle'), "
     for code, error in resume(half_done, tmp_path, errors + "MemoryError('out of it')]"):
         assert code == 2 and "Traceback" not in error
-        assert "can't be read (MemoryError: out of it); it may be whole: try again\n" in error
+        assert "cannot be read (MemoryError: out of it); it may be intact, try again\n" in error
     assert steps_of(half_done) == [1, 2, 3, 4, 5] and not Path(half_done.output, "damaged").exists()
 
 

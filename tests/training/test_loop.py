@@ -91,7 +91,7 @@ def test_init_from_with_a_different_architecture_is_refused(tmp_path, token_fold
 
 
 def test_init_from_that_is_not_a_model_is_refused_before_anything_is_written(tmp_path, token_folder):
-    with pytest.raises(UserError, match="no whole checkpoint"):
+    with pytest.raises(UserError, match="no complete checkpoint"):
         train(run(tmp_path / "run", token_folder, init_from=str(tmp_path)))
     assert not (tmp_path / "run").exists()
 

@@ -1,4 +1,4 @@
-"""Every reader of a checkpoint's weights notices if they are not what was written."""
+"""Every reader of a checkpoint's weights notices if they differ from what was written."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from codegen_jax.errors import UserError
 from codegen_jax.inference.generate import Generator
 from codegen_jax.model.codegen import abstract_params
 from codegen_jax.training.loop import train
-from codegen_jax.weights.base import fold_embedding_bias, load_params, pieces, shapes
+from codegen_jax.weights.base import chunk_indices, fold_embedding_bias, load_params, shapes
 from codegen_jax.weights.checkpoint_format import Damaged
 from codegen_jax.weights.fingerprint import Regions
 from codegen_jax.weights.open import open_model
@@ -45,53 +45,53 @@ def readers(tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_changed_bit_is_noticed_by_every_reader(converted, tmp_path, name):
+def test_every_reader_notices_a_changed_bit(converted, tmp_path, name):
     change_a_value(converted / "params", name)
     for reader in readers(tmp_path).values():
-        with pytest.raises(Damaged, match=f"params: damaged checkpoint \\({name} is not what was written"):
+        with pytest.raises(Damaged, match=f"params: damaged checkpoint \\({name} differs from what was written"):
             reader(str(converted))
     assert not (tmp_path / "to_hf").exists() and not (tmp_path / "to_jax").exists()
 
 
-def test_every_reader_reads_all_of_it_so_all_is_checked(converted, tmp_path, monkeypatch):
+def test_every_reader_verifies_all_parameters(converted, tmp_path, monkeypatch):
     opened = []
 
-    def remember(*args, **kwargs):
+    def record(*args, **kwargs):
         opened.append(open_model(*args, **kwargs))
         return opened[-1]
 
     for module in ("inference.generate", "conversion.convert"):
-        monkeypatch.setattr(f"codegen_jax.{module}.open_model", remember)
+        monkeypatch.setattr(f"codegen_jax.{module}.open_model", record)
     for name, reader in readers(tmp_path).items():
         if name == "init_from":
-            weights = remember(str(converted))
+            weights = record(str(converted))
             load_params(weights, abstract_params(weights.config))
         else:
             reader(str(converted))
     assert len(opened) == 5 and all(weights.fingerprints and not weights.unchecked for weights in opened)
 
 
-def test_a_run_that_starts_from_it_notices_too(tmp_path, token_folder):
+def test_a_run_notices_a_changed_bit_in_init_from(tmp_path, token_folder):
     first = tiny_run(tmp_path / "first", token_folder, training={"steps": 1})
     train(first)
     change_a_value(find_checkpoint(first.output) / "params", "blocks.fc_in")
     second = tiny_run(tmp_path / "second", token_folder, training={"steps": 1}, init_from=first.output)
-    with pytest.raises(UserError, match=r"blocks\.fc_in is not what was written"):
+    with pytest.raises(UserError, match=r"blocks\.fc_in differs from what was written"):
         train(second)
-    with pytest.raises(UserError, match=r"blocks\.fc_in is not what was written"):
+    with pytest.raises(UserError, match=r"blocks\.fc_in differs from what was written"):
         Generator.load(first.output)
 
 
-def test_an_older_checkpoint_is_read_with_a_line_that_says_so(converted, caplog):
+def test_a_checkpoint_without_fingerprints_is_read_with_one_warning(converted, caplog):
     forget_fingerprints(converted)
     change_a_value(converted / "params", "head")
     codegen_jax.load(str(converted))
-    assert caplog.text.count("without fingerprints; its bits are not checked") == 1
+    assert caplog.text.count("without fingerprints; its content is not verified") == 1
 
 
-def test_regions_count_once_however_they_are_cut():
+def test_regions_are_counted_once_in_any_grid():
     x = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
-    read = lambda regions, chunk: [regions.add(x[i], tuple(s.start for s in i)) for i in pieces(x.shape, chunk)]
+    read = lambda regions, chunk: [regions.add(x[i], tuple(s.start for s in i)) for i in chunk_indices(x.shape, chunk)]
     (whole,) = read(Regions(x.shape), (4, 6))
     assert read(Regions(x.shape), (2, 3)) == [None] * 3 + [whole]
     regions = Regions(x.shape)  # half of it, as one region added twice, then all of it in other regions
@@ -99,7 +99,7 @@ def test_regions_count_once_however_they_are_cut():
     assert read(regions, (4, 2)) == [None, None, whole]
 
 
-def test_an_embedding_bias_folded_in_is_checked_with_the_embedding(tmp_path, token_folder):
+def test_a_folded_embedding_bias_is_verified_with_the_embedding(tmp_path, token_folder):
     config = tiny_run(tmp_path / "run", token_folder, training={"steps": 1}, model={"embedding_bias": True})
     train(config)
     weights = open_model(config.output)
@@ -117,7 +117,7 @@ HARMS = {
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_each_file_of_arrays_that_is_harmed_is_damage_or_is_not_read(tmp_path, harm):
+def test_a_damaged_array_file_is_reported_unless_it_is_never_read(tmp_path, harm):
     folder = save(peer(n_layer=2), tmp_path / "hf", tokenizer=tiny_bpe())
     convert(str(folder), str(tmp_path / "ours"))
     files = [path.relative_to(tmp_path) for path in (tmp_path / "ours/params").rglob("*") if path.is_file()]
@@ -133,18 +133,18 @@ def test_each_file_of_arrays_that_is_harmed_is_damage_or_is_not_read(tmp_path, h
     assert len(found) > 3 and {file.parts[-2] for file in found} >= {"params", "d"}
 
 
-def test_a_file_that_is_missing_is_damage_and_one_that_cannot_be_read_is_not(converted):
+def test_a_missing_file_is_damage_but_an_unreadable_one_is_not(converted):
     record = converted / "run/metadata"
     record.unlink()
     with pytest.raises(Damaged, match="No such file"):
         open_model(str(converted))
     record.mkdir()
-    with pytest.raises(UserError, match=r"can't be read \(IsADirectoryError") as error:
+    with pytest.raises(UserError, match=r"cannot be read \(IsADirectoryError") as error:
         open_model(str(converted))
     assert not isinstance(error.value, Damaged)
 
 
-def test_of_several_processes_each_reads_a_part_and_the_sum_is_checked(converted, monkeypatch):
+def test_with_several_processes_the_fingerprints_of_device_arrays_are_checked(converted, monkeypatch):
     # if no process reads everything, load_params checks the fingerprint of the arrays on their devices
     weights = open_model(str(converted))
     monkeypatch.setattr(jax, "process_count", lambda: 2)

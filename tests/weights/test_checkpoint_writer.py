@@ -1,4 +1,4 @@
-"""A checkpoint written in chunks holds exactly what was read, with only a few chunks in memory at a time."""
+"""A checkpoint written in chunks contains exactly what was read, with only a few chunks in memory at a time."""
 
 import asyncio
 from types import SimpleNamespace
@@ -43,18 +43,18 @@ class RandomWeights(Weights):
         return self.arrays[name][index]
 
 
-def test_what_is_written_is_read_back_bit_for_bit_and_counted(tmp_path):
-    weights, done = RandomWeights(), []
-    write_checkpoint(weights, tmp_path / "model", done.append)
+def test_weights_are_read_back_bit_for_bit_and_progress_counts_all_bytes(tmp_path):
+    weights, progress = RandomWeights(), []
+    write_checkpoint(weights, tmp_path / "model", progress.append)
     written = CheckpointWeights(epath.Path(tmp_path / "model"))
     assert written.config == CONFIG and written.tokenizer is None
     for name, array in weights.arrays.items():
         assert written.dtype(name) == array.dtype
         np.testing.assert_array_equal(written.read(name, tuple(slice(0, size) for size in array.shape)), array)
-    assert sum(done) == sum(array.nbytes for array in weights.arrays.values())
+    assert sum(progress) == sum(array.nbytes for array in weights.arrays.values())
 
 
-def test_a_matrix_of_a_layer_is_read_once_and_alone(tmp_path):
+def test_each_matrix_of_each_layer_is_read_once_and_separately(tmp_path):
     weights = RandomWeights()
     write_checkpoint(weights, tmp_path / "model", lambda _: None)
     layers = [index[0] for name, index in weights.regions if name == "blocks.query"]
@@ -62,7 +62,7 @@ def test_a_matrix_of_a_layer_is_read_once_and_alone(tmp_path):
     assert len(weights.regions) == len({str(region) for region in weights.regions})
 
 
-def test_a_chunk_that_cannot_be_read_ends_the_writing_and_leaves_no_checkpoint(tmp_path):
+def test_an_unreadable_chunk_stops_writing_and_leaves_no_checkpoint(tmp_path):
     weights = RandomWeights(fails_at="blocks.key")
     with pytest.raises(UserError, match="random: this layer is damaged"):
         write_checkpoint(weights, tmp_path / "model", lambda _: None)
@@ -70,7 +70,7 @@ def test_a_chunk_that_cannot_be_read_ends_the_writing_and_leaves_no_checkpoint(t
     assert find_checkpoint(tmp_path / "model") is None
 
 
-def test_an_error_is_raised_when_nothing_writes_any_more(tmp_path, monkeypatch):
+def test_an_error_is_raised_only_after_all_writing_has_ended(tmp_path, monkeypatch):
     opening = []
 
     async def open_slowly(spec, **kwargs):
@@ -86,7 +86,7 @@ def test_an_error_is_raised_when_nothing_writes_any_more(tmp_path, monkeypatch):
     assert opening == []
 
 
-def test_chunks_that_are_not_written_yet_are_few(tmp_path, monkeypatch):
+def test_at_most_three_chunks_wait_to_be_written(tmp_path, monkeypatch):
     # simulates a slow disk: a write completes only when it is awaited
     waiting, most = 0, 0
 

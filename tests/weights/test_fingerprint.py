@@ -5,31 +5,31 @@ import numpy as np
 import pytest
 
 from codegen_jax.weights import fingerprint
-from codegen_jax.weights.base import pieces
+from codegen_jax.weights.base import chunk_indices
 from codegen_jax.weights.fingerprint import fingerprints, region_fingerprint
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", ml_dtypes.bfloat16])
 @pytest.mark.parametrize("shape", [(7,), (5, 9), (3, 8, 2, 5)])
-def test_regions_add_up_to_what_a_device_computes_for_the_whole(shape, dtype, monkeypatch):
-    monkeypatch.setattr(fingerprint, "PIECE", 8)
+def test_fingerprints_of_regions_add_up_to_that_of_the_array(shape, dtype, monkeypatch):
+    monkeypatch.setattr(fingerprint, "BLOCK", 8)
     x = np.random.default_rng(0).normal(size=shape).astype(dtype)
     whole = fingerprints({"x": jnp.asarray(x)})["x"]
     for chunk in (shape, (1,) * len(shape), tuple(-(-size // 2) for size in shape)):
-        parts = [region_fingerprint(x[index], tuple(s.start for s in index)) for index in pieces(shape, chunk)]
+        parts = [region_fingerprint(x[index], tuple(s.start for s in index)) for index in chunk_indices(shape, chunk)]
         assert sum(parts) % 2**32 == whole
     # the same values in float32 have the same fingerprint
     assert fingerprints({"x": jnp.asarray(x, jnp.float32)})["x"] == whole
 
 
-def test_names_are_paths_and_whole_numbers_count_too():
+def test_fingerprints_are_keyed_by_path_and_cover_integers():
     state = {"params": {"blocks": {"query": jnp.ones(3)}}, "step": jnp.int32(7)}
     found = fingerprints(state)
     assert set(found) == {"params.blocks.query", "step"}
     assert fingerprints(state | {"step": jnp.int32(8)})["step"] != found["step"]
 
 
-def test_any_single_bit_shows():
+def test_every_single_bit_change_is_detected():
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     whole = region_fingerprint(x, (0, 0))
     for place in np.ndindex(2, 3):
@@ -39,7 +39,7 @@ def test_any_single_bit_shows():
             assert region_fingerprint(changed, (0, 0)) != whole
 
 
-def test_it_is_the_same_on_every_sharding():
+def test_fingerprints_do_not_depend_on_the_sharding():
     x = jax.random.normal(jax.random.key(0), (8, 16))
     mesh = jax.make_mesh((2, 4), ("a", "b"))
     for spec in (jax.P("a", "b"), jax.P("b"), jax.P(None, ("a", "b"))):

@@ -1,4 +1,4 @@
-"""A fine-tuned folder's settings for its tokens: read as transformers reads them, and kept in every conversion."""
+"""A fine-tuned model's special-token settings: read as in transformers, and kept in every conversion."""
 
 import json
 
@@ -41,8 +41,8 @@ def chat(request, tmp_path_factory, bpe):
         (folder / "added_tokens.json").write_text(json.dumps(added))
     else:
         parts = json.loads(bpe.files()["tokenizer.json"])
-        habits = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
-        parts["added_tokens"] += [{"id": id, "content": token, **habits} for token, id in added.items()]
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+        parts["added_tokens"] += [{"id": id, "content": token, **flags} for token, id in added.items()]
         (folder / "tokenizer.json").write_text(json.dumps(parts, indent=2))
     config = {"eos_token": "<|im_end|>", "pad_token": "<pad>", "bos_token": "<|endoftext|>", "padding_side": "left"}
     config |= {"tokenizer_class": "CodeGenTokenizer", "model_max_length": 64}
@@ -52,7 +52,7 @@ def chat(request, tmp_path_factory, bpe):
     return folder
 
 
-def test_metadata_go_there_and_back(tmp_path, chat):
+def test_metadata_survive_a_round_trip(tmp_path, chat):
     convert(str(chat), str(tmp_path / "ours"))
     convert(str(tmp_path / "ours"), str(tmp_path / "back"), to="hf")
     convert(str(chat), str(tmp_path / "direct"), to="hf")
@@ -77,7 +77,7 @@ def test_metadata_go_there_and_back(tmp_path, chat):
         )
 
 
-def test_each_eos_ends_a_completion_as_in_transformers(tmp_path, chat):
+def test_every_eos_id_ends_a_completion_as_in_transformers(tmp_path, chat):
     convert(str(chat), str(tmp_path / "ours"))
     theirs, tokenizer = AutoModelForCausalLM.from_pretrained(chat), load_tokenizer(chat)
     no_token = list(range(tokenizer.vocab_size, 300))
@@ -103,7 +103,7 @@ def test_each_eos_ends_a_completion_as_in_transformers(tmp_path, chat):
     assert 292 in reasons  # not only the first id in the list
 
 
-def test_training_carries_them_on_and_a_resumed_run_too(tmp_path, chat, texts):
+def test_training_and_resuming_keep_the_settings_and_files(tmp_path, chat, texts):
     # a tokenizer without metadata, as in older token files or when it was given as a single file
     tokenizer = BpeTokenizer(load_tokenizer(chat).files()["tokenizer.json"].decode())
     prepare([write_shard(tmp_path / "a.jsonl", texts)], str(tmp_path / "tokens"), tokenizer)
@@ -125,7 +125,7 @@ def test_training_carries_them_on_and_a_resumed_run_too(tmp_path, chat, texts):
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("settings", "expected"),
     [
         ({"eos_token_id": 2}, (0,)),  # "#", in CodeGen's first releases
         ({"eos_token_id": 50256}, (0,)),  # beyond the vocabulary
@@ -134,38 +134,38 @@ def test_training_carries_them_on_and_a_resumed_run_too(tmp_path, chat, texts):
         ({"eos_token_id": 290}, (290,)),
     ],
 )
-def test_an_eos_that_stands_for_text_is_not_meant(tmp_path, bpe, said, expected, caplog):
+def test_an_eos_id_that_stands_for_text_is_replaced(tmp_path, bpe, settings, expected, caplog):
     parts = json.loads(bpe.files()["tokenizer.json"])
-    habits = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
-    parts["added_tokens"].append({"id": 290, "content": "<|end|>", **habits})
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    parts["added_tokens"].append({"id": 290, "content": "<|end|>", **flags})
     save(peer(), tmp_path / "hf", tokenizer=BpeTokenizer(json.dumps(parts)))
-    (tmp_path / "hf/generation_config.json").write_text(json.dumps(said))
+    (tmp_path / "hf/generation_config.json").write_text(json.dumps(settings))
     assert codegen_jax.load(str(tmp_path / "hf")).end_ids == expected
-    is_wrong = said["eos_token_id"] not in (None, 290)
-    assert ("generation_config.json says eos_token_id" in caplog.text) == is_wrong
+    is_wrong = settings["eos_token_id"] not in (None, 290)
+    assert ("in generation_config.json does not fit the tokenizer" in caplog.text) == is_wrong
     convert(str(tmp_path / "hf"), str(tmp_path / "out"), to="hf")
     written = json.loads((tmp_path / "out/generation_config.json").read_text())["eos_token_id"]
-    assert written == (said["eos_token_id"] if not is_wrong else [290] if 290 in expected else 0)
+    assert written == (settings["eos_token_id"] if not is_wrong else [290] if 290 in expected else 0)
 
 
-def test_another_tokenizer_leaves_nothing_of_the_old_ids(tmp_path, chat, tokenizer, caplog):
+def test_replacing_the_tokenizer_discards_the_old_ids(tmp_path, chat, tokenizer, caplog):
     convert(str(chat), str(tmp_path / "ours"), tokenizer=tokenizer)
     weights = open_model(str(tmp_path / "ours"))
-    assert weights.generation_config == {} and "its ids stand for other text" in caplog.text
+    assert weights.generation_config == {} and "its ids mean different text" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("generation_config.json", "{", "generation_config.json: not JSON"),
-        ("generation_config.json", "[]", "generation_config.json: not an object"),
-        ("generation_config.json", '{"eos_token_id": "<|im_end|>"}', "eos_token_id is '<|im_end|>', not an id"),
-        ("generation_config.json", '{"eos_token_id": [1, true]}', "not an id or a list of ids"),
+        ("generation_config.json", "{", "generation_config.json: not valid JSON"),
+        ("generation_config.json", "[]", "generation_config.json: must contain a JSON object"),
+        ("generation_config.json", '{"eos_token_id": "<|im_end|>"}', "a list of ids, got '<|im_end|>'"),
+        ("generation_config.json", '{"eos_token_id": [1, true]}', "eos_token_id must be an id or a list of ids"),
         ("tokenizer_config.json", "{", "tokenizer_config.json: not JSON"),
         ("special_tokens_map.json", "[]", "special_tokens_map.json: must contain a JSON object, got a list"),
     ],
 )
-def test_damaged_files_are_named(tmp_path, bpe, file, content, message):
+def test_damaged_files_are_reported_by_name(tmp_path, bpe, file, content, message):
     save(peer(), tmp_path / "hf", tokenizer=bpe)
     (tmp_path / "hf" / file).write_text(content)
     with pytest.raises(UserError) as error:

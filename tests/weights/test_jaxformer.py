@@ -1,4 +1,4 @@
-"""jaxformer's npz checkpoints, written here according to its checkpoint.py and modules.py, against transformers."""
+"""jaxformer's npz checkpoints, written here as in its checkpoint.py and modules.py, compared with transformers."""
 
 import dataclasses
 import json
@@ -81,12 +81,12 @@ def assert_converts_to(folder, model, out):
         np.testing.assert_array_equal(written[name], array, err_msg=name)
 
 
-def test_the_authors_arrays_become_transformers_model(checkpoint, tmp_path):
+def test_a_jaxformer_checkpoint_converts_to_transformers_exactly(checkpoint, tmp_path):
     model, folder = checkpoint
     assert_converts_to(folder, model, tmp_path / "hf")
 
 
-def test_they_verify_against_transformers_through_our_checkpoint(checkpoint, tmp_path):
+def test_a_jaxformer_checkpoint_verifies_against_transformers_through_ours(checkpoint, tmp_path):
     _, folder = checkpoint
     summary = convert(str(folder), str(tmp_path / "ours"), proof="numpy")
     assert summary.agreement is not None and summary.agreement.difference < 1e-5
@@ -103,20 +103,20 @@ def test_they_verify_against_transformers_through_our_checkpoint(checkpoint, tmp
         ("n_positions", {"n_positions": 64}),
     ],
 )
-def test_sizes_that_are_read_wrongly_fail_the_proof(checkpoint, tmp_path, monkeypatch, field, fields):
+def test_sizes_that_our_code_misreads_fail_verification(checkpoint, tmp_path, monkeypatch, field, fields):
     _, folder = checkpoint
     find = JaxformerWeights._find_config
     monkeypatch.setattr(
         JaxformerWeights, "_find_config", lambda *arguments: dataclasses.replace(find(*arguments), **fields)
     )
-    with pytest.raises(UserError, match=f"^proof: {field} is {fields[field]} to us"):
+    with pytest.raises(UserError, match=f"^proof: {field} is {fields[field]} in our config"):
         convert(str(folder), str(tmp_path / "out"), proof="numpy")
 
 
 @pytest.mark.parametrize(
     "config", [[], {"model_heads": 4}, HEADS | {"model_heads": None}, HEADS | {"model_heads": True}]
 )
-def test_a_config_without_heads_is_named(checkpoint, config):
+def test_a_config_without_heads_is_rejected(checkpoint, config):
     (checkpoint[1] / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"config.json: (not a jaxformer config|model_heads: .* whole number)"):
         open_model(str(checkpoint[1]))
@@ -128,7 +128,7 @@ def test_compressed_arrays_are_read(checkpoint, tmp_path):
     assert_converts_to(write(tmp_path / "compressed", leaves, np.savez_compressed), model, tmp_path / "hf")
 
 
-def test_an_embedding_that_its_bias_takes_beyond_float16_is_named(checkpoint, tmp_path):
+def test_an_embedding_that_overflows_float16_with_its_bias_is_rejected(checkpoint, tmp_path):
     leaves = [leaf.astype(np.float16) for leaf in np.load(checkpoint[1] / "model" / "0.npz").values()]
     leaves[0][3] = leaves[1][7, 3] = 6e4
     folder = write(tmp_path / "narrow", leaves)
@@ -137,12 +137,13 @@ def test_an_embedding_that_its_bias_takes_beyond_float16_is_named(checkpoint, tm
         lambda: convert(str(folder), str(tmp_path / "out")),
         lambda: load_params(weights, abstract_params(dataclasses.replace(weights.config, embedding_bias=False))),
     ):
-        with pytest.raises(UserError, match=f"^{folder}: the float16 embedding with its bias .* 120000, beyond 65504"):
+        message = f"^{folder}: the float16 embedding, after adding its bias, .* of 120000, above .* 65504; save"
+        with pytest.raises(UserError, match=message):
             read()
     assert not (tmp_path / "out").exists()
 
 
-def test_bfloat16_arrays_come_back_as_raw_bytes_and_are_read(checkpoint, tmp_path):
+def test_bfloat16_arrays_stored_as_raw_bytes_are_read(checkpoint, tmp_path):
     _, folder = checkpoint
     leaves = [leaf.astype(ml_dtypes.bfloat16) for leaf in np.load(folder / "model" / "0.npz").values()]
     halved = write(tmp_path / "bfloat16", leaves)
@@ -152,7 +153,7 @@ def test_bfloat16_arrays_come_back_as_raw_bytes_and_are_read(checkpoint, tmp_pat
     convert(str(halved), str(tmp_path / "ours"), proof="numpy")
 
 
-def test_a_region_is_that_region_of_the_whole(checkpoint):
+def test_reading_a_region_matches_slicing_the_whole_parameter(checkpoint):
     weights, random = open_model(str(checkpoint[1])), np.random.default_rng(1)
     shapes = {"blocks.query": (2, 32, 4, 8), "blocks.value": (2, 32, 4, 8), "blocks.attention_out": (2, 4, 8, 32)}
     for name, shape in (shapes | {"head": (32, 300), "embedding": (300, 32), "blocks.fc_in": (2, 32, 128)}).items():
@@ -164,7 +165,7 @@ def test_a_region_is_that_region_of_the_whole(checkpoint):
             np.testing.assert_array_equal(weights.read(name, index), full[index])
 
 
-def test_heads_come_from_the_config_or_the_published_sizes_and_are_never_guessed(checkpoint, tmp_path):
+def test_heads_come_from_the_config_or_the_published_sizes_only(checkpoint, tmp_path):
     _, folder = checkpoint
     (folder / "config.json").rename(tmp_path / "config.json")  # next to the step folders works too
     assert open_model(str(folder)).config.n_head == 4
@@ -182,14 +183,14 @@ def test_heads_come_from_the_config_or_the_published_sizes_and_are_never_guessed
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda leaves: leaves[:13], "holds 13 arrays, not 14"),
+        (lambda leaves: leaves[:13], "contains 13 arrays, expected 14"),
         (lambda leaves: [*leaves[:7], leaves[7][:, :, :90], *leaves[8:]], r"qkv is float32 \[2, 32, 90\]"),
-        (lambda leaves: [leaves[1], leaves[0], *leaves[2:]], "not jaxformer's arrays"),
+        (lambda leaves: [leaves[1], leaves[0], *leaves[2:]], "not the arrays of a jaxformer checkpoint"),
         (lambda leaves: [*leaves[:13], np.zeros((2, 32), np.int32)], "blocks.ln.scale is int32"),
         (lambda leaves: [*leaves[:13], np.array([{}, 1])], "pickled objects"),
     ],
 )
-def test_other_arrays_are_refused(checkpoint, tmp_path, change, words):
+def test_other_arrays_are_rejected(checkpoint, tmp_path, change, words):
     leaves = list(np.load(checkpoint[1] / "model" / "0.npz").values())
     folder = write(tmp_path / "other", change(leaves))
     with pytest.raises(UserError, match=words):
@@ -197,7 +198,7 @@ def test_other_arrays_are_refused(checkpoint, tmp_path, change, words):
 
 
 @pytest.mark.parametrize("kept", [0, 100, -100])
-def test_a_truncated_file_is_named(checkpoint, kept):
+def test_a_truncated_file_is_reported_by_name(checkpoint, kept):
     file = checkpoint[1] / "model" / "0.npz"
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(UserError, match=r"0.npz: truncated"):
@@ -205,6 +206,6 @@ def test_a_truncated_file_is_named(checkpoint, kept):
 
 
 @pytest.mark.parametrize("size", ["350m", "2b", "6b", "16b"])
-def test_heads_and_rotary_channels_of_the_authors_sizes_are_those_of_the_configs(size):
+def test_published_heads_and_rotary_channels_match_the_configs(size):
     model = load_config(Path(__file__).parents[2] / f"configs/{size}_nl.yaml").model
     assert jaxformer.HEADS[model.n_embd] == (model.n_head, model.rotary_dim)

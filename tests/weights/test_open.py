@@ -20,7 +20,7 @@ COMMIT, ANOTHER = "0" * 40, "1" * 40
 
 
 def cached(root, name, model, form, tokenizer=None, *, commit=COMMIT, branch="main"):
-    """Write a repository as the hub's cache holds it after one revision has been downloaded."""
+    """Write a repository as in the hub cache after one revision has been downloaded."""
     repository = root / f"models--{name.replace('/', '--')}"
     save(model, repository / "snapshots" / commit, form, tokenizer)
     (repository / "refs").mkdir(exist_ok=True)
@@ -47,7 +47,7 @@ def test_a_hub_id_generates_from_the_cache_without_a_network(tmp_path, bpe, form
         [*command, "someone/absent", *words], env=environment, capture_output=True, text=True, cwd=tmp_path
     )
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
-    assert "someone/absent: neither on this machine nor in the hub's cache" in result.stderr
+    assert "someone/absent: not found on this machine or in the hub cache" in result.stderr
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
@@ -69,7 +69,7 @@ def test_a_hub_id_may_name_a_revision(tmp_path, monkeypatch, texts, form):
 
 @pytest.fixture
 def half_cached(tmp_path, monkeypatch):
-    """A function that makes a repository in huggingface_hub's cache, with a snapshot that holds links to blobs."""
+    """A function that makes a repository in huggingface_hub's cache, with a snapshot of links to blobs."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     source = save(peer(), tmp_path / "source")
@@ -92,114 +92,115 @@ def half_cached(tmp_path, monkeypatch):
 
 
 MODEL, BPE = ("config.json", "model.safetensors"), ("vocab.json", "merges.txt")
-OFFLINE = "; the hub is not asked where HF_HUB_OFFLINE is set"
+OFFLINE = "; the hub was not queried, since HF_HUB_OFFLINE is set"
 WEIGHTS = "model*.safetensors or pytorch_model*.bin"
 
 
-def refused(read, name):
+def error_message(read, name):
     with pytest.raises(UserError) as error:
         read(name)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
-def test_a_cache_that_holds_only_a_tokenizer_serves_as_one_and_is_no_model(half_cached):
+def test_a_cached_tokenizer_without_a_model_loads_as_a_tokenizer_only(half_cached):
     half_cached("a/tokens", *BPE)
     assert load_tokenizer("a/tokens").vocab_size == 257
-    lacks = (
-        f"a/tokens: the hub's cache holds merges.txt, vocab.json of it, and lacks config.json and {WEIGHTS}{OFFLINE}"
+    assert error_message(open_model, "a/tokens") == (
+        f"a/tokens: its hub cache contains merges.txt, vocab.json; missing: config.json and {WEIGHTS}{OFFLINE}"
     )
-    assert refused(open_model, "a/tokens") == lacks
 
 
 @pytest.mark.parametrize(
-    ("files", "holds", "lacks"),
+    ("files", "contains", "missing"),
     [
         (["config.json"], "config.json", WEIGHTS),
         (["model.safetensors", *BPE], "merges.txt, model.safetensors, vocab.json", "config.json"),
     ],
 )
-def test_a_cache_that_lacks_files_of_a_model_is_told_which(half_cached, files, holds, lacks):
+def test_missing_model_files_in_the_cache_are_listed(half_cached, files, contains, missing):
     half_cached("a/tiny", *files)
-    assert refused(open_model, "a/tiny") == f"a/tiny: the hub's cache holds {holds} of it, and lacks {lacks}{OFFLINE}"
+    expected = f"a/tiny: its hub cache contains {contains}; missing: {missing}{OFFLINE}"
+    assert error_message(open_model, "a/tiny") == expected
 
 
-def test_a_cache_without_a_tokenizers_files_is_told_which(half_cached):
+def test_missing_tokenizer_files_in_the_cache_are_listed(half_cached):
     half_cached("a/tiny", *MODEL)
-    lacks = "tokenizer.json or tokenizer.model or vocab.json"
-    assert f" and lacks {lacks}{OFFLINE}" in refused(load_tokenizer, "a/tiny")
+    missing = "tokenizer.json or tokenizer.model or vocab.json"
+    assert f"; missing: {missing}{OFFLINE}" in error_message(load_tokenizer, "a/tiny")
     half_cached("a/half", "vocab.json")
-    assert refused(load_tokenizer, "a/half").startswith("a/half: has vocab.json but not merges.txt")
+    assert error_message(load_tokenizer, "a/half").startswith("a/half: has vocab.json but not merges.txt")
 
 
-def test_a_download_that_was_cut_short_is_called_so(half_cached):
+def test_an_interrupted_download_is_reported(half_cached):
     repository = half_cached("a/tiny", "config.json")
     (repository / "blobs/2f.incomplete").write_bytes(b"x")
-    assert f"holds config.json of it (a download was cut short), and lacks {WEIGHTS}" in refused(open_model, "a/tiny")
+    message = error_message(open_model, "a/tiny")
+    assert f"contains config.json (with an interrupted download); missing: {WEIGHTS}" in message
 
 
-def test_a_link_that_leads_nowhere_is_no_file(half_cached):
+def test_a_dangling_link_counts_as_missing(half_cached):
     repository = half_cached("a/tiny", *MODEL, *BPE)
     assert open_model("a/tiny").config.n_layer == 2
     (repository / "snapshots" / COMMIT / "model.safetensors").resolve().unlink()
-    message = refused(open_model, "a/tiny")
-    assert f"of it (model.safetensors: a link whose file is gone), and lacks {WEIGHTS}{OFFLINE}" in message
+    message = error_message(open_model, "a/tiny")
+    assert f" (with a dangling link: model.safetensors); missing: {WEIGHTS}{OFFLINE}" in message
     assert load_tokenizer("a/tiny").vocab_size == 257
 
 
-def test_a_shard_that_is_not_cached_is_named(half_cached):
+def test_a_shard_that_is_not_cached_is_reported_by_name(half_cached):
     repository = half_cached("a/tiny", *MODEL)
     snapshot = repository / "snapshots" / COMMIT
     (snapshot / "model.safetensors").rename(snapshot / "model-00001-of-00002.safetensors")
     names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-    assert f"{snapshot}/model-00002-of-00002.safetensors: this shard of" in refused(open_model, "a/tiny")
+    assert f"{snapshot}/model-00002-of-00002.safetensors: this shard of" in error_message(open_model, "a/tiny")
 
 
-def test_a_revision_that_is_not_cached_is_answered_with_those_that_are(half_cached):
+def test_for_a_revision_that_is_not_cached_the_cached_ones_are_listed(half_cached):
     half_cached("a/tiny", *MODEL)
     half_cached("a/tiny", *MODEL, commit=ANOTHER, ref=None)
     for read in (open_model, load_tokenizer):
-        message = f"a/tiny@new: of this repository the hub's cache has a/tiny@main, a/tiny@{ANOTHER} only{OFFLINE}"
-        assert refused(read, "a/tiny@new") == message
+        message = f"a/tiny@new: not in the hub cache, which has only a/tiny@main, a/tiny@{ANOTHER}{OFFLINE}"
+        assert error_message(read, "a/tiny@new") == message
 
 
-def test_a_cache_that_knows_no_branch_gives_its_only_commit_but_never_chooses_one(half_cached):
+def test_without_branches_in_the_cache_its_only_commit_is_used_but_none_is_chosen_among_several(half_cached):
     half_cached("a/tiny", *MODEL, ref=None)
     assert open_model("a/tiny").source.endswith(COMMIT)
-    assert f"a/tiny@{COMMIT} only" in refused(open_model, "a/tiny@main")
+    assert f"has only a/tiny@{COMMIT};" in error_message(open_model, "a/tiny@main")
     half_cached("a/tiny", *MODEL, commit=ANOTHER, ref=None)
-    assert f"has a/tiny@{COMMIT}, a/tiny@{ANOTHER} only" in refused(open_model, "a/tiny")
+    assert f"has only a/tiny@{COMMIT}, a/tiny@{ANOTHER};" in error_message(open_model, "a/tiny")
 
 
-def test_a_branch_whose_new_commit_was_not_fetched_is_not_the_old_one(half_cached):
+def test_a_branch_with_a_new_commit_does_not_fall_back_to_the_cached_old_one(half_cached):
     repository = half_cached("a/tiny", *MODEL)
     (repository / "refs/main").write_text(ANOTHER)
-    assert f"has a/tiny@{COMMIT} only" in refused(open_model, "a/tiny")
+    assert f"has only a/tiny@{COMMIT};" in error_message(open_model, "a/tiny")
 
 
-def test_a_folder_that_holds_no_model_says_what_would(tmp_path):
+def test_the_error_for_a_folder_without_a_model_lists_the_supported_formats(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(UserError, match=r"no whole checkpoint here, nor a Hugging Face model \(config.json\)"):
+    with pytest.raises(UserError, match=r"no complete checkpoint, Hugging Face model \(config.json\) or jaxformer"):
         open_model(str(tmp_path))
 
 
-def test_a_config_without_weights_or_that_is_not_json_is_named(tmp_path):
+def test_missing_weights_and_an_invalid_config_are_reported(tmp_path):
     peer().config.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"no model.safetensors"):
         open_model(str(tmp_path))
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config.json: not JSON"):
+    with pytest.raises(UserError, match=r"config.json: not valid JSON"):
         open_model(str(tmp_path))
 
 
-def test_safetensors_come_before_bin(tmp_path):
+def test_safetensors_are_preferred_to_bin(tmp_path):
     save(peer(), tmp_path, "safetensors")
     torch.save({"wrong": torch.zeros(3)}, tmp_path / "pytorch_model.bin")
     assert open_model(str(tmp_path)).config.n_layer == 2
 
 
-def test_a_bin_file_may_hold_parameters_in_place_of_tensors(tmp_path):
+def test_a_bin_file_may_contain_parameters_instead_of_tensors(tmp_path):
     model = peer()
     model.config.save_pretrained(tmp_path)
     torch.save(dict(model.named_parameters()), tmp_path / "pytorch_model.bin")
@@ -213,18 +214,21 @@ def test_a_bin_file_may_hold_parameters_in_place_of_tensors(tmp_path):
     ("changes", "words"),
     [
         *[
-            ({"model_type": name}, f"config.json: model_type is {name}, not codegen, .*; load it with transformers$")
+            (
+                {"model_type": name},
+                f"config.json: model_type is {name}, but only codegen .*; load .* with transformers$",
+            )
             for name in ("gpt_bigcode", "gpt_neox", "starcoder2", "gpt2", "qwen2", None, ["codegen"])
         ],
-        ({"model_type": "llama"}, "; load it with transformers; CodeGen2.5 is one"),
-        ({"model_type": "gptj"}, "of what convert --to gptj made, give the source"),
+        ({"model_type": "llama"}, "; load the model with transformers; CodeGen2.5 is a Llama"),
+        ({"model_type": "gptj"}, "if convert --to gptj wrote it, use its source"),
         *[
-            ({"quantization_config": {"quant_method": name, "bits": 4}}, "quantized weights, which are not read; give")
+            ({"quantization_config": {"quant_method": name, "bits": 4}}, "quantized weights, which are not supported")
             for name in ("gptq", "awq", "bitsandbytes")
         ],
     ],
 )
-def test_a_model_that_is_not_read_is_named_with_what_to_give(tmp_path, changes, words):
+def test_an_unsupported_model_is_rejected_with_a_remedy(tmp_path, changes, words):
     save(peer(), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | changes))
@@ -232,7 +236,7 @@ def test_a_model_that_is_not_read_is_named_with_what_to_give(tmp_path, changes, 
         open_model(str(tmp_path))
 
 
-def test_a_file_of_more_than_weights_says_how_to_save_those_alone(tmp_path):
+def test_the_error_for_a_file_with_more_than_weights_explains_how_to_save_only_weights(tmp_path):
     peer().config.save_pretrained(tmp_path)
     torch.save({"model": {"x": torch.zeros(3)}, "step": 3}, tmp_path / "pytorch_model.bin")
     with pytest.raises(

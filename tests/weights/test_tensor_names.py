@@ -1,4 +1,4 @@
-"""Tensor names as training programs leave them, and files that are not a complete model."""
+"""Tensor names with prefixes from training programs, and files that are not a complete model."""
 
 import logging
 
@@ -52,20 +52,20 @@ WRAPPERS = {
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_what_wraps_a_model_is_taken_off_its_names_and_said_in_a_line(tmp_path, caplog, wrapper):
+def test_wrapper_prefixes_are_removed_and_logged_in_one_line(tmp_path, caplog, wrapper):
     model, (wrap, prefixes) = peer(), WRAPPERS[wrapper]
     plain = state(model)
     folder = saved(tmp_path / "hf", wrap(model).state_dict())
     caplog.set_level(logging.INFO)
     weights = open_huggingface(folder)
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("codegen_jax")]
-    assert lines == [f"{folder}: the tensors' names are read without the prefix {prefixes}"]
+    assert lines == [f"{folder}: removed the prefix {prefixes} from tensor names"]
     assert weights.tensors.keys() == plain.keys()
     for name, array in plain.items():
         np.testing.assert_array_equal(weights.tensors[name][:], array)
 
 
-def test_plain_names_are_read_without_a_word(tmp_path, caplog):
+def test_plain_names_are_read_without_a_message(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     open_huggingface(saved(tmp_path / "hf", peer().state_dict()))
     assert not [record for record in caplog.records if record.name.startswith("codegen_jax")]
@@ -83,22 +83,25 @@ def without_head(tensors):
         (lambda t: t | {"transformer.h.0.attn.out_proj.lora_A.default.weight": t["lm_head.bias"]}, "merge_and_unload"),
         (
             lambda t: {n.replace("out_proj.", "out_proj.base_layer."): v for n, v in t.items()},
-            "transformer.h.0.attn.out_proj.base_layer.weight: of a PEFT adapter",
+            "transformer.h.0.attn.out_proj.base_layer.weight: a PEFT adapter's tensor",
         ),
         (
             lambda t: {n.replace("lm_head.", "lm_head.modules_to_save.default."): v for n, v in t.items()},
-            "of a PEFT adapter",
+            "a PEFT adapter's tensor",
         ),
-        (without_head, "a CodeGenModel, which is the network without its head; save the CodeGenForCausalLM"),
-        (lambda t: {f"module.{n}": v for n, v in without_head(t).items()}, "the network without its head"),
-        (lambda t: {f"gpt.{n}": v for n, v in t.items()}, "each name begins with gpt., which no name of CodeGen's"),
-        (lambda t: {f"a.b.{n}": v for n, v in without_head(t).items()}, "each name begins with a."),
-        (lambda t: {n: v[:0].reshape(-1)[:0] for n, v in t.items()}, "DeepSpeed ZeRO-3 .*; and 16 more; zero_to_fp32"),
-        (lambda t: t | {"lm_head.weight": torch.zeros(0)}, "if it does not gather: lm_head.weight; zero_to_fp32"),
+        (without_head, "a CodeGenModel, which has no head; save the CodeGenForCausalLM"),
+        (lambda t: {f"module.{n}": v for n, v in without_head(t).items()}, "a CodeGenModel, which has no head"),
+        (lambda t: {f"gpt.{n}": v for n, v in t.items()}, "every name begins with gpt., which is not part of"),
+        (lambda t: {f"a.b.{n}": v for n, v in without_head(t).items()}, "every name begins with a."),
+        (lambda t: {n: v[:0].reshape(-1)[:0] for n, v in t.items()}, "DeepSpeed ZeRO-3 .*; and 16 more; convert"),
+        (
+            lambda t: t | {"lm_head.weight": torch.zeros(0)},
+            "without gathering: lm_head.weight; convert",
+        ),
         (lambda t: {"_fsdp_wrapped_module._flat_param": t["lm_head.bias"]}, "FSDP's flattened shards"),
         (
             lambda t: {n.replace("out_proj.weight", "out_proj.qweight"): v.int() for n, v in t.items()},
-            "out_proj.qweight: quantized weights, which are not read; give the model that they were made of",
+            "out_proj.qweight: quantized weights, which are not supported; use the original, unquantized model",
         ),
         (lambda t: t | {"transformer.h.0.mlp.fc_in.weight.absmax": t["lm_head.bias"]}, "quantized weights"),
         (lambda t: t | {"transformer.h.0.mlp.fc_in.SCB": t["lm_head.bias"]}, "quantized weights"),
@@ -106,22 +109,31 @@ def without_head(tensors):
             lambda t: t | {"transformer.h.0.mlp.fc_in.weight.quant_state.bitsandbytes__nf4": t["lm_head.bias"]},
             "quantized weights",
         ),
-        (lambda t: {n: v.to(torch.int8) for n, v in t.items()}, "is int8, not float16.*; and 16 more: quantized"),
+        (
+            lambda t: {n: v.to(torch.int8) for n, v in t.items()},
+            "has dtype int8, .*; and 16 more: quantized",
+        ),
         (
             lambda t: t | {"transformer.wte.weight": torch.zeros(0, 32)},
-            "without elements.*: transformer.wte.weight; zer",
+            "empty tensors.*: transformer.wte.weight; convert",
         ),
         (
             lambda t: {n: v for n, v in t.items() if n != "lm_head.weight"},
             "no lm_head.weight, as .* tie_word_embeddings false$",
         ),
-        (lambda t: {n: v.double() for n, v in t.items()}, r"is float64, not float16.* 16 more; .*\(model.float\(\)"),
-        (lambda t: t | {"lm_head.bias": t["lm_head.bias"].cfloat()}, "lm_head.bias is complex64, not .* or float32$"),
+        (
+            lambda t: {n: v.double() for n, v in t.items()},
+            r"has dtype float64, .* 16 more; .*\(model.float\(\)",
+        ),
+        (
+            lambda t: t | {"lm_head.bias": t["lm_head.bias"].cfloat()},
+            "has dtype complex64, expected .* or float32$",
+        ),
     ],
 )
-def test_what_is_no_whole_model_is_refused_in_a_short_line(tmp_path, change, words, caplog):
+def test_an_incomplete_or_unsupported_model_is_rejected_in_one_short_line(tmp_path, change, words, caplog):
     folder = saved(tmp_path / "hf", change(peer().state_dict()))
     with pytest.raises(UserError, match=words) as error:
         open_huggingface(folder)
-    assert not caplog.records  # nothing is logged about a refused file
+    assert not caplog.records  # nothing is logged about a rejected file
     assert len(str(error.value)) < 700 and str(error.value).startswith(f"{folder}: ")

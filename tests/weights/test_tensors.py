@@ -1,4 +1,4 @@
-"""Damaged or hostile files are named in the error; safetensors' own reader reads the files that we write."""
+"""Errors name damaged and malicious files; safetensors' own reader reads the files that we write."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def test_every_form_of_storage_gives_the_same_arrays(tmp_path, form):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kept", [0, 3, 0.5, -1])
-def test_a_truncated_file_is_named(tmp_path, form, kept):
+def test_a_truncated_file_is_reported_by_name(tmp_path, form, kept):
     save(peer(), tmp_path, form)
     file = sorted([*tmp_path.glob("*.safetensors"), *tmp_path.glob("*.bin")])[-1]
     content = file.read_bytes()
@@ -41,7 +41,7 @@ def test_a_truncated_file_is_named(tmp_path, form, kept):
 
 
 @pytest.mark.parametrize("form", ["sharded safetensors", "sharded bin"])
-def test_a_missing_shard_is_named(tmp_path, form):
+def test_a_missing_shard_is_reported_by_name(tmp_path, form):
     save(peer(), tmp_path, form)
     file = sorted(tmp_path.glob("*-of-*"))[1]
     file.unlink()
@@ -50,22 +50,24 @@ def test_a_missing_shard_is_named(tmp_path, form):
 
 
 @pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": null}'])
-def test_a_damaged_index_is_named(tmp_path, index):
+def test_a_damaged_index_is_reported_by_name(tmp_path, index):
     (tmp_path / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(UserError, match=r"model.safetensors.index.json: not an index of shards"):
+    with pytest.raises(UserError, match=r"model.safetensors.index.json: not a shard index"):
         open_tensors(tmp_path)
 
 
 @pytest.mark.parametrize("form", ["sharded safetensors", "sharded bin"])
 @pytest.mark.parametrize("place", ["..", "below", "absolute"])
-def test_a_shard_elsewhere_than_beside_its_index_is_not_read(tmp_path, form, place):
+def test_a_shard_outside_the_folder_of_its_index_is_not_read(tmp_path, form, place):
     folder = save(peer(), tmp_path / "model", form)
     shard, (index,) = sorted(folder.glob("*-of-*"))[0], folder.glob("*.index.json")
     name = f"{tmp_path if place == 'absolute' else place}/{shard.name}"
     (folder / "below").mkdir()
     shard.rename(folder / name)
     index.write_text(index.read_text().replace(shard.name, name))
-    with pytest.raises(UserError, match=re.escape(f"{index}: names {name}, which is not a file beside it")):
+    with pytest.raises(
+        UserError, match=re.escape(f"{index}: refers to {name}, which is not a file in the same folder")
+    ):
         open_tensors(folder)
 
 
@@ -82,7 +84,7 @@ SHARDED = ["sharded safetensors", "sharded bin"]
 
 
 @pytest.mark.parametrize("form", SHARDED)
-def test_of_a_tensor_in_two_shards_the_index_says_which_is_read(tmp_path, form):
+def test_the_index_decides_which_copy_of_a_tensor_is_read(tmp_path, form):
     arrays, index, written, load, dump = sharded(tmp_path, form)
     files = sorted(set(written["weight_map"].values()))
     for name, file in written["weight_map"].items():  # a stale copy in an earlier or a later file
@@ -100,28 +102,28 @@ def test_of_a_tensor_in_two_shards_the_index_says_which_is_read(tmp_path, form):
 
 
 @pytest.mark.parametrize("form", SHARDED)
-def test_a_tensor_that_a_shard_lacks_is_named_with_index_and_shard(tmp_path, form):
+def test_a_tensor_missing_from_its_shard_is_reported_with_index_and_shard(tmp_path, form):
     arrays, index, written, load, dump = sharded(tmp_path, form)
     file = written["weight_map"]["lm_head.bias"]
     dump({name: tensor for name, tensor in load(tmp_path / file).items() if name != "lm_head.bias"}, tmp_path / file)
-    with pytest.raises(UserError, match=f"{index}: not the index of these shards: {file} has no lm_head.bias; fetch"):
+    with pytest.raises(UserError, match=f"{index}: does not match its shards: {file} has no lm_head.bias; download"):
         open_tensors(tmp_path)
     index.write_text(json.dumps({"weight_map": dict.fromkeys([*arrays, "more"], file)}))
     with pytest.raises(
-        UserError, match=rf"has no .*; and {len(arrays) + 1 - len(load(tmp_path / file)) - 5} more; fet"
+        UserError, match=rf"has no .*; and {len(arrays) + 1 - len(load(tmp_path / file)) - 5} more; dow"
     ):
         open_tensors(tmp_path)
 
 
 @pytest.mark.parametrize("form", SHARDED)
-def test_a_tensor_that_the_index_does_not_name_is_not_read(tmp_path, form):
+def test_a_tensor_missing_from_the_index_is_not_read(tmp_path, form):
     arrays, index, written, *_ = sharded(tmp_path, form)
     del written["weight_map"]["transformer.ln_f.bias"]
     index.write_text(json.dumps(written))
     assert open_tensors(tmp_path).keys() == arrays.keys() - {"transformer.ln_f.bias"}
 
 
-class Hostile:
+class Malicious:
     def __init__(self, path):
         self.path = path
 
@@ -131,21 +133,21 @@ class Hostile:
         return os.mkdir, (self.path,)
 
 
-def test_a_pickle_that_asks_for_code_is_refused_by_name_and_does_not_run(tmp_path):
-    torch.save({"lm_head.bias": Hostile(str(tmp_path / "owned"))}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"pytorch_model.bin: its pickle asks for \w+\.mkdir"):
+def test_a_pickle_that_refers_to_code_is_rejected_without_running_it(tmp_path):
+    torch.save({"lm_head.bias": Malicious(str(tmp_path / "owned"))}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model.bin: its pickle refers to \w+\.mkdir"):
         open_tensors(tmp_path)
     assert not (tmp_path / "owned").exists()
 
 
-def test_a_bare_pickle_is_refused(tmp_path):
-    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Hostile(str(tmp_path / "owned"))}))
+def test_a_bare_pickle_is_rejected(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Malicious(str(tmp_path / "owned"))}))
     with pytest.raises(UserError, match=r"pytorch_model.bin"):
         open_tensors(tmp_path)
     assert not (tmp_path / "owned").exists()
 
 
-def test_a_bin_of_something_else_is_refused(tmp_path):
+def test_a_bin_file_without_a_state_dict_is_rejected(tmp_path):
     torch.save({"epoch": 3, "state_dict": {}}, tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="epoch is a int, not a tensor"):
         open_tensors(tmp_path)
@@ -156,41 +158,41 @@ def test_a_bin_of_something_else_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("tensor", "words"),
-    [(torch.eye(3).to_sparse(), "layout torch.sparse_coo"), (torch.zeros(3, device="meta"), "device meta")],
+    [(torch.eye(3).to_sparse(), "layout torch.sparse_coo"), (torch.zeros(3, device="meta"), "meta device")],
 )
-def test_a_tensor_of_a_bin_that_is_no_plain_array_is_refused(tmp_path, tensor, words):
+def test_sparse_and_meta_tensors_in_a_bin_file_are_rejected(tmp_path, tensor, words):
     torch.save({"lm_head.bias": tensor}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match=f"pytorch_model.bin: lm_head.bias is a tensor of .*{words}"):
+    with pytest.raises(UserError, match=f"pytorch_model.bin: lm_head.bias (is|has) .*{words}"):
         open_tensors(tmp_path)
 
 
-def test_a_folder_without_weights_is_named(tmp_path):
+def test_a_folder_without_weights_is_rejected(tmp_path):
     with pytest.raises(UserError, match=r"no model.safetensors or pytorch_model.bin"):
         open_tensors(tmp_path)
 
 
 @pytest.mark.parametrize("size", ["5GB", "1KB"])
-def test_what_is_written_in_pieces_safetensors_reads(tmp_path, size):
+def test_safetensors_reads_files_written_in_chunks(tmp_path, size):
     arrays = {f"t{i}": np.random.default_rng(i).standard_normal((7, i + 1)).astype(np.float16) for i in range(40)}
     streams = {
         name: TensorStream(array.shape, array.dtype, lambda array=array: (row for row in array))
         for name, array in arrays.items()
     }
-    done = []
-    write_tensors(tmp_path, streams, done.append, max_shard_size=size)
+    progress = []
+    write_tensors(tmp_path, streams, progress.append, max_shard_size=size)
     read = {name: array for file in tmp_path.glob("*.safetensors") for name, array in load_file(file).items()}
-    assert read.keys() == arrays.keys() and sum(done) == sum(array.nbytes for array in arrays.values())
+    assert read.keys() == arrays.keys() and sum(progress) == sum(array.nbytes for array in arrays.values())
     for name, array in arrays.items():
         np.testing.assert_array_equal(read[name], array)
     index = tmp_path / "model.safetensors.index.json"
     assert index.exists() == (size == "1KB")
     if index.exists():
         written = json.loads(index.read_text())
-        assert written["metadata"]["total_size"] == sum(done) and written["weight_map"].keys() == arrays.keys()
+        assert written["metadata"]["total_size"] == sum(progress) and written["weight_map"].keys() == arrays.keys()
     assert open_tensors(tmp_path).keys() == arrays.keys()
 
 
-def test_every_byte_is_on_the_disk_before_the_writer_returns(tmp_path, monkeypatch):
+def test_all_data_are_flushed_to_disk_before_the_writer_returns(tmp_path, monkeypatch):
     flushed, fsync = {}, os.fsync
 
     def record(file):

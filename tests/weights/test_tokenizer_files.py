@@ -1,4 +1,4 @@
-"""Folders of other and older programs' tokenizers: their files are read, and written for transformers."""
+"""Tokenizer files of other programs and older versions are read, and exported for transformers."""
 
 import json
 
@@ -46,7 +46,7 @@ def test_files_of_older_versions_are_exported(tmp_path, bpe, change):
     assert older.fingerprint == bpe.fingerprint
 
 
-def test_templates_and_roles_go_along_without_a_tokenizer_config_too(tmp_path, bpe):
+def test_templates_and_special_tokens_are_kept_without_a_tokenizer_config(tmp_path, bpe):
     source = save(peer(), tmp_path / "hf", tokenizer=bpe)
     (source / "chat_template.jinja").write_text("{{ messages }}")
     (source / "additional_chat_templates").mkdir()
@@ -60,22 +60,22 @@ def test_templates_and_roles_go_along_without_a_tokenizer_config_too(tmp_path, b
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("settings", "expected"),
     [
         ({"tokenizer_class": None}, None),
         ({"tokenizer_class": "TokenizersBackend"}, "PreTrainedTokenizerFast"),  # unknown to transformers 4
         ({"tokenizer_class": "PreTrainedTokenizerFast"}, "PreTrainedTokenizerFast"),
     ],
 )
-def test_classes_are_named_as_all_versions_know_them(bpe, said, expected):
-    carried = BpeTokenizer(
-        bpe.files()["tokenizer.json"].decode(), metadata={"tokenizer_config.json": json.dumps(said).encode()}
+def test_tokenizer_class_names_work_in_all_versions(bpe, settings, expected):
+    tokenizer = BpeTokenizer(
+        bpe.files()["tokenizer.json"].decode(), metadata={"tokenizer_config.json": json.dumps(settings).encode()}
     )
-    config = json.loads(tokenizer_files(carried, 64)["tokenizer_config.json"])
+    config = json.loads(tokenizer_files(tokenizer, 64)["tokenizer_config.json"])
     assert config == {"tokenizer_class": expected, "model_input_names": ["input_ids", "attention_mask"]}
 
 
-def test_tokens_that_only_a_tokenizer_config_adds_are_read(tmp_path, bpe):
+def test_tokens_added_only_by_tokenizer_config_are_read(tmp_path, bpe):
     parts = json.loads(bpe.files()["tokenizer.json"])["model"]
     (tmp_path / "vocab.json").write_text(json.dumps(parts["vocab"]))
     (tmp_path / "merges.txt").write_text("\n".join(" ".join(pair) for pair in parts["merges"]))
@@ -90,7 +90,7 @@ def test_tokens_that_only_a_tokenizer_config_adds_are_read(tmp_path, bpe):
     assert (tokenizer.eos_id, tokenizer.end_ids) == (0, (0, 290))
 
 
-def test_what_is_left_aside_is_said(tmp_path, bpe, caplog):
+def test_ignored_settings_are_logged(tmp_path, bpe, caplog):
     save(peer(), tmp_path / "hf", tokenizer=bpe)
     (tmp_path / "hf/tokenizer_config.json").write_text('{"eos_token": "<|nowhere|>"}')
     parts = json.loads(bpe.files()["tokenizer.json"])
@@ -123,8 +123,8 @@ def test_what_is_left_aside_is_said(tmp_path, bpe, caplog):
             '{"additional_special_tokens": 7}',
             "additional_special_tokens must be a list of tokens, got",
         ),
-        ("chat_template.jinja", "version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
-        ("generation_config.json", "version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        ("chat_template.jinja", "version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        ("generation_config.json", "version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         (
             "tokenizer.json",
             '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}',
@@ -132,7 +132,7 @@ def test_what_is_left_aside_is_said(tmp_path, bpe, caplog):
         ),
     ],
 )
-def test_bad_files_are_named(tmp_path, bpe, file, content, message):
+def test_invalid_files_are_reported_by_name(tmp_path, bpe, file, content, message):
     save(peer(), tmp_path / "hf", tokenizer=bpe)
     (tmp_path / "hf" / file).write_text(content)
     with pytest.raises(UserError) as error:
@@ -140,7 +140,7 @@ def test_bad_files_are_named(tmp_path, bpe, file, content, message):
     assert message in str(error.value) and str(tmp_path / "hf") in str(error.value)
 
 
-def test_a_byte_order_mark_does_no_harm(tmp_path, bpe):
+def test_a_byte_order_mark_is_ignored(tmp_path, bpe):
     save(peer(), tmp_path / "hf", tokenizer=bpe)
     for file, content in (
         ("tokenizer_config.json", '{"eos_token": "!"}'),
@@ -150,7 +150,7 @@ def test_a_byte_order_mark_does_no_harm(tmp_path, bpe):
     assert open_model(str(tmp_path / "hf")).generation_config["generation_config.json"] == {"eos_token_id": 0}
 
 
-def test_a_sentencepiece_model_without_eos_ends_no_completion_and_says_none(tmp_path, texts):
+def test_a_sentencepiece_model_without_eos_exports_no_eos_id(tmp_path, texts):
     tokenizer = sentencepiece(texts[::4], eos_id=-1)
     save(peer(vocab_size=600), tmp_path / "hf")
     (tmp_path / "hf/tokenizer.model").write_bytes(tokenizer.files()["tokenizer.model"])
