@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from codegen_jax.errors import UserError, require
-from codegen_jax.storage import expand
 
 if TYPE_CHECKING:
     from codegen_jax.config import RunConfig
@@ -21,6 +20,8 @@ PATHS = {"CONFIG", "MODEL", "SOURCE", "DESTINATION", "INPUT", "DIR", "FILE", "FI
 
 def path(word: str) -> str:
     """Expand ~ and $NAME, for `type=`: the shell leaves them alone when they are quoted or follow an =."""
+    from codegen_jax.storage import expand  # imports numpy, which --help doesn't need
+
     try:
         return expand(word)
     except UserError as error:
