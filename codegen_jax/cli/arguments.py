@@ -20,7 +20,9 @@ PATHS = {"CONFIG", "MODEL", "SOURCE", "DESTINATION", "INPUT", "DIR", "FILE", "FI
 
 def path(word: str) -> str:
     """Expand ~ and $NAME, for `type=`: the shell leaves them alone when they are quoted or follow an =."""
-    from codegen_jax.storage import expand  # imports numpy, which --help doesn't need
+    if not {"~", "$"} & set(word):
+        return word
+    from codegen_jax.storage import expand
 
     try:
         return expand(word)
