@@ -2,8 +2,11 @@
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -78,3 +81,23 @@ def test_the_scripts_refuse_an_old_python_before_they_make_an_environment(tmp_pa
     )
     assert done.returncode == 1 and not (tmp_path / ".venv").exists()
     assert done.stderr.startswith("codegen_jax needs Python 3.11 or later; this is 3.9.2; set PYTHON"), done.stderr
+
+
+def test_the_wheel_has_every_module_and_config_and_no_tests(tmp_path):
+    for name in ("setup.py", "setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("codegen_jax", "configs", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    build = "from setuptools import build_meta\nbuild_meta.build_wheel('dist')\nbuild_meta.build_sdist('dist')"
+    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True)
+    (wheel,), (sdist,) = (tmp_path / "dist").glob("*.whl"), (tmp_path / "dist").glob("*.tar.gz")
+    with zipfile.ZipFile(wheel) as file:
+        packed = set(file.namelist())
+    with tarfile.open(sdist) as file:
+        sources = {name.partition("/")[2] for name in file.getnames()}
+    package = {str(path.relative_to(tmp_path)) for path in (tmp_path / "codegen_jax").rglob("*") if path.is_file()}
+    configs = {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
+    metadata = {name for name in packed if ".dist-info/" in name}
+    assert packed - metadata == package | {f"codegen_jax/{name}" for name in configs}
+    assert "codegen_jax/py.typed" in packed and any(name.endswith("licenses/LICENSE") for name in metadata)
+    assert package | configs <= sources and not any(name.startswith("tests") for name in sources)
