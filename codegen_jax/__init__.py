@@ -1,5 +1,12 @@
 """CodeGen in JAX: pretrain, fine-tune, convert and run the models of arXiv 2203.13474."""
 
+# This file must also parse on Python 3.6, whose users get the message below instead of a SyntaxError.
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036 - pip enforces it; a checkout on the path does not
+    found = ".".join(map(str, sys.version_info[:3]))
+    raise ImportError(f"codegen_jax needs Python 3.11 or later; this is {found}")
+
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 

@@ -27,7 +27,7 @@ def write_fake_command(folder: Path, name: str, text: str) -> None:
     (folder / name).chmod(0o755)
 
 
-@pytest.mark.parametrize("script", ["demo", "test", "test_slow", "launch_tpu_vm", "slurm.sbatch"])
+@pytest.mark.parametrize("script", ["demo", "make_venv", "test", "test_slow", "launch_tpu_vm", "slurm.sbatch"])
 def test_shellcheck_has_nothing_to_say(script):
     shellcheck = Path(sys.executable).parent / "shellcheck"
     done = subprocess.run([shellcheck, SCRIPTS / script], capture_output=True, text=True)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from codegen_jax.errors import UserError, require
 from codegen_jax.renamed import current_flags
-from codegen_jax.storage import expand
 
 if TYPE_CHECKING:
     from codegen_jax.config import RunConfig
@@ -22,6 +21,10 @@ PATHS = {"CONFIG", "MODEL", "SOURCE", "DESTINATION", "INPUT", "DIR", "FILE", "FI
 
 def path(text: str) -> str:
     """Expand ~ and $NAME, for `type=`: the shell does not expand them if they are quoted or follow an =."""
+    if not {"~", "$"} & set(text):
+        return text
+    from codegen_jax.storage import expand
+
     try:
         return expand(text)
     except UserError as error:

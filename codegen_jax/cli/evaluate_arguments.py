@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from codegen_jax.cli.arguments import Parser, add_loading, number, whole_number
 from codegen_jax.errors import UserError, require
-from codegen_jax.storage import open_path
 
 if TYPE_CHECKING:
     from codegen_jax.evaluation.protocol import Protocol
@@ -89,6 +88,8 @@ def add_execution(verb: Parser, timeout: str) -> None:
 
 def is_samples(name: str) -> bool:
     """Whether a name is a file of samples rather than a model; models are folders."""
+    from codegen_jax.storage import open_path
+
     return name.endswith((".jsonl", ".jsonl.gz", ".jsonl.zst")) or open_path(name).is_file()
 
 

@@ -6,7 +6,6 @@ import sys
 
 from codegen_jax.cli.arguments import Parser
 from codegen_jax.errors import UserError, require
-from codegen_jax.mistaken_paths import decode, read_text
 
 STANDARD_INPUT = "-"
 
@@ -34,6 +33,8 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
         return prompts
     require(prompts is None, "prompt_file: cannot be combined with --prompt")
     is_input = path == STANDARD_INPUT
+    from codegen_jax.mistaken_paths import decode, read_text
+
     text = decode("standard input", sys.stdin.buffer.read()) if is_input else read_text(path)
     lines = [(number, line.removesuffix("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     require(len(lines) > 0, f"{'standard input' if is_input else path}: contains no prompts")

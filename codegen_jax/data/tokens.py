@@ -73,8 +73,10 @@ class Manifest:
         folder = open_path(folder)
         path = folder / MANIFEST
         if not path.exists():
-            state = "unfinished token files" if folder.is_dir() and any(folder.iterdir()) else "missing or empty folder"
-            raise UserError(f"{folder}: {state} (no {MANIFEST}); run codegen-jax prepare --output {folder}")
+            state = "unfinished" if folder.is_dir() and any(folder.iterdir()) else "missing or empty"
+            make = f"codegen-jax prepare INPUT --output {folder} --tokenizer T"
+            about = "INPUT: .jsonl or .parquet with text; T: a folder of codegen-jax tokenizer train, or a hub id"
+            raise UserError(f"{folder}: {state} token files (no {MANIFEST}); run {make} ({about})")
         try:
             return cls(**json.loads(path.read_text()))
         except (ValueError, TypeError) as error:

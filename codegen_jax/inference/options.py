@@ -4,14 +4,14 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any, Literal, TypeVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from codegen_jax.errors import require, require_seed
 from codegen_jax.fields import check_fields, did_you_mean, documentation
-from codegen_jax.inference.stops import Stops
 from codegen_jax.renamed import accepts_former_names, current_keywords
+
+if TYPE_CHECKING:
+    from codegen_jax.inference.stops import Stops
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -109,12 +109,16 @@ class Options(Sampling):
         require(len(seeds) == prompts, f"seed: must be one integer or {prompts}, one per prompt, got {len(seeds)}")
         return seeds
 
-    def stops(self) -> Stops:
+    def stops(self) -> "Stops":
         """The rules that end a completion."""
+        from codegen_jax.inference.stops import Stops  # --help reads this file; it needs neither regex nor numpy
+
         return Stops(self.stop, self.stop_strings, self.truncate)
 
     def scalars(self) -> Sampling:
         """The sampling options as NumPy scalars for a compiled program; greedy decoding gets temperature 1."""
+        import numpy as np
+
         values = {f.name: getattr(self, f.name) for f in fields(Sampling)}
         values["temperature"] = self.temperature or 1.0
         values["top_k"] = min(self.top_k, 2**31 - 1)

@@ -68,7 +68,7 @@ def test_the_error_for_a_missing_manifest_names_the_command_to_run(copy, tmp_pat
     (copy / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"unfinished token files .* codegen-jax prepare"):
         TokenFiles(copy)
-    with pytest.raises(UserError, match="missing or empty folder"):
+    with pytest.raises(UserError, match="missing or empty token files"):
         TokenFiles(tmp_path / "nowhere")
 
 

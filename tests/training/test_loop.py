@@ -174,6 +174,6 @@ def test_validation_files_with_a_different_tokenizer_are_refused(tmp_path, token
 
 @pytest.mark.parametrize("missing", ["train", "validation"])
 def test_missing_token_files_are_named_before_anything_is_written(tmp_path, token_folder, missing):
-    with pytest.raises(UserError, match=r"nowhere: missing or empty folder"):
+    with pytest.raises(UserError, match=r"nowhere: missing or empty token files"):
         train(run(tmp_path / "run", token_folder, data={missing: str(tmp_path / "nowhere")}))
     assert not (tmp_path / "run").exists()

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboardX.proto.event_pb2 import Event
 
 from codegen_jax.config import SourceConfig
@@ -74,6 +75,13 @@ def test_metrics_log_and_tensorboard_have_the_same_values(output):
     assert all(math.isclose(logged[key], shown[key], rel_tol=1e-6) for key in logged)
     assert {"loss", "grad_norm", "tokens_per_second", "goodput", "skipped"} <= {name for _, name in logged}
     assert all(0 < line["goodput"] < 1 for line in read_metrics(output) if "loss" in line)
+
+
+def test_tensorboard_reads_every_scalar_of_a_run(output):
+    """TensorBoard's own reader, which `tensorboard --logdir` uses; the extra [tensorboard] installs it."""
+    shown = EventAccumulator(str(output / "tensorboard")).Reload()
+    read = {(event.step, name) for name in shown.Tags()["scalars"] for event in shown.Scalars(name)}
+    assert read == {(line["step"], name) for line in read_metrics(output) for name in line if name != "step"}
 
 
 def test_run_is_logged_to_weights_and_biases_if_configured(output):
