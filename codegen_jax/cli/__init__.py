@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from types import CoroutineType
 
 from codegen_jax import __version__
-from codegen_jax.cli import data, evaluate, models, plan, results, train
+from codegen_jax.cli import data, doctor, evaluate, models, plan, results, train
 from codegen_jax.cli.arguments import Parser
 from codegen_jax.cli.console import STDOUT, console, drop_unwritten, is_unread
 from codegen_jax.config import RunConfig
@@ -69,7 +69,7 @@ def make_parser() -> Parser:
     parser = Parser(prog="codegen-jax", description="CodeGen in JAX.")
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for family in (data, train, models, plan, evaluate, results):
+    for family in (data, train, models, plan, evaluate, results, doctor):
         family.add_verbs(verbs)
     return parser
 
