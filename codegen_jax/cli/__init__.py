@@ -18,6 +18,7 @@ from codegen_jax.cli.console import STDOUT, console, drop_unwritten, is_unread
 from codegen_jax.config import RunConfig
 from codegen_jax.errors import UNREAD, Preempted, UserError, report
 from codegen_jax.fields import did_you_mean
+from codegen_jax.progress import can_redraw
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -29,6 +30,8 @@ def main(words: Sequence[str] | None = None) -> None:
             run(make_parser(), words)
             print(end="", flush=True)
         except (UserError, OSError, Preempted, KeyboardInterrupt) as error:
+            if isinstance(error, KeyboardInterrupt) and can_redraw():
+                print(end="\r", file=sys.stderr)  # the message replaces the terminal's ^C
             nobody_reads = isinstance(error, BrokenPipeError) and is_unread(STDOUT)
             sys.exit(UNREAD if nobody_reads else report(error))
         finally:

@@ -27,13 +27,18 @@ class Inputs:
 
     Attributes:
         shards: files, URLs and hub datasets (as given), sorted within each input.
-        nbytes: total size of the files.
+        sizes: their sizes in bytes; 0 for a hub dataset.
         left: skipped files, by reason.
     """
 
     shards: list[str] = field(default_factory=list)
-    nbytes: int = 0
+    sizes: list[int] = field(default_factory=list)
     left: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Total size of the files."""
+        return sum(self.sizes)
 
     def record(self) -> dict[str, Any]:
         """The entry for report.json: file counts by suffix, total bytes, and for each reason to skip files their number
@@ -85,16 +90,16 @@ def list_shards(inputs: list[str]) -> Inputs:
             except (OSError, ValueError, ImportError) as error:
                 raise UserError(f"{source}: cannot be listed ({error})") from error
         shards = [file for file in sorted(found) if not file.reason]
-        for path, size, _ in shards:
+        for path, _, _ in shards:
             where = path if is_remote(path) or path.startswith(HUB) else os.path.realpath(path)
             require(where not in names, f"{path}: is read as {names.get(where)} already; name it once")
             names[where] = path
-            result.nbytes += size
         if not shards:
             left = Counter(file.reason for file in found)
             what = ", ".join(f"{count:,} {reason}" for reason, count in sorted(left.items())) or "nothing by this name"
             raise UserError(f"{source}: no shard here, but {what}; a shard's name ends in {SUFFIXES}")
         result.shards += [file.path for file in shards]
+        result.sizes += [file.size for file in shards]
         for path, _, reason in sorted(found):
             if reason:
                 result.left.setdefault(reason, []).append(path)

@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
@@ -21,6 +22,7 @@ from codegen_jax.errors import UserError, require
 from codegen_jax.storage import open_path
 from codegen_jax.training.claim import claim, require_free
 from codegen_jax.training.step import TrainState
+from codegen_jax.weights.base import local_bytes
 from codegen_jax.weights.checkpoint_format import (
     OPTIMIZER,
     PARAMS,
@@ -38,6 +40,7 @@ from codegen_jax.weights.run_folder import CHECKPOINTS, DAMAGED, unfinished_chec
 log = logging.getLogger(__name__)
 
 RETRIES = 3  # of a save that failed, each after one step more
+ANNOUNCED_BYTES = 1e9  # a restore of more than this is announced, since it takes a while
 PAUSES = (1, 5, 25)  # seconds before a checkpoint that could not be read is read again
 
 
@@ -179,6 +182,9 @@ class Checkpoints:
         steps = [int(path.name) for path in whole_checkpoints(self.folder)]
         for step in reversed(steps):
             path = self.folder / CHECKPOINTS / str(step)
+            size = local_bytes(abstract)
+            if size > ANNOUNCED_BYTES:  # Orbax reports no progress
+                say(f"restoring {size / 1e9:.1f} GB{' per process' * (jax.process_count() > 1)} from {path}")
             found = _read_twice(path, abstract)
             if not isinstance(found, Damaged):
                 state, self.generation_config = found.state, found.generation_config

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
 from codegen_jax.chips import GIB, chip_of
 from codegen_jax.config import RunConfig
 from codegen_jax.data.sources import Source
 from codegen_jax.distributed import is_first, say
+from codegen_jax.progress import Progress
 from codegen_jax.training.clock import Clock
 from codegen_jax.training.loss import perplexity
 from codegen_jax.training.metrics import MetricsLog
@@ -67,8 +67,10 @@ class Reporter:
         self.config, self.log, self.clock, self.epochs = config, log, clock, epochs
         self.tokens_per_step = config.training.batch_size * config.data.sequence_length
         self.peak = peak_flops()
-        hidden = None if is_first() else True
-        self.bar = tqdm(total=config.training.steps, initial=first, unit="step", disable=hidden, dynamic_ncols=True)
+        # no lines in place of a bar, since each step logged has its own
+        self.progress = Progress(
+            "training", config.training.steps, "step", initial=first, shown=is_first(), lines=False
+        )
         self.reported = 0
         self.losses: list[tuple[float, float]] = []  # with and without z-loss, of steps since the last line
         self.restart_clock()
@@ -80,7 +82,7 @@ class Reporter:
     def step(self, step: int, metrics: dict[str, Any]) -> None:
         """A step that is done; its metrics as plain numbers."""
         training = self.config.training
-        self.bar.update()
+        self.progress.update()
         self.steps += 1
         self.reported += 1
         values = {name: float(value) for name, value in metrics.items()}
@@ -106,8 +108,8 @@ class Reporter:
             values["mfu"] = rate * self.config.model.flops_per_token(self.config.data.sequence_length) / self.peak
             line += f"  MFU {values['mfu']:.1%}"
         self.restart_clock()
-        self.bar.set_postfix(
-            {"loss": f"{loss:.3f}", "tokens/s": f"{rate:,.0f}"} | ({"MFU": f"{values['mfu']:.1%}"} if self.peak else {})
+        self.progress.note(
+            f"loss {loss:.3f}, {rate:,.0f} tokens/s" + (f", MFU {values['mfu']:.1%}" if self.peak else "")
         )
         self._write(step, values)
         if not metrics["bad_steps"]:
@@ -136,7 +138,7 @@ class Reporter:
             self.log.write_samples(step, samples)
 
     def close(self) -> None:
-        self.bar.close()
+        self.progress.close()
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         if self.log:

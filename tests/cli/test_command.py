@@ -266,7 +266,7 @@ def test_words_that_a_verb_does_not_know_are_refused(project):
 
 def test_convert_prints_what_it_made_and_its_proof(project, tmp_path):
     result = command("convert", project / "run", tmp_path / "hf", "--to", "hf", "--verify", cwd=project)
-    assert result.returncode == 0 and result.stderr == "", result.stderr
+    assert result.returncode == 0 and result.stderr == "codegen-jax: verifying against NumPy\n", result.stderr
     made, proof = result.stdout.splitlines()
     n_params = load_config(project / "run.yaml").model.n_params
     assert made.startswith(f"{tmp_path / 'hf'}: {n_params:,} parameters") and "GiB" in made

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from codegen_jax import progress
 from codegen_jax.config import SourceConfig
 from codegen_jax.data.tokens import TokenFiles, Windows
 from codegen_jax.errors import RUN_LOG, UserError
@@ -116,13 +117,14 @@ class Terminal(io.StringIO):
 
 def test_on_a_terminal_a_bar_shows_the_steps_that_are_done_and_the_last_loss(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(progress, "DELAY", 0)
     reporter = Reporter(tiny_run(), None, Clock(), first=2, epochs=lambda _: {})
     for step, loss in ((3, 1.5), (4, 1.25)):
         others = dict(cross_entropy=loss, grad_norm=1.0, learning_rate=0.1, bad_steps=0, skipped=0)
         reporter.step(step, {"loss": loss} | others)
-    reporter.bar.close()
+    reporter.close()
     shown = sys.stderr.getvalue().split("\r")[-1]
-    assert " 4/6 " in shown and "loss=1.250" in shown and "tokens/s=" in shown
+    assert " 4/6 " in shown and "loss 1.250, " in shown and " tokens/" in shown
 
 
 def test_the_first_lines_tell_what_is_trained_on_what_and_how_far(tmp_path, token_folder, caplog):
