@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sized
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import partialmethod
 from typing import Any, Self, TypeVar
 
 from tqdm import tqdm
@@ -121,6 +122,18 @@ def track(items: Iterable[T], name: str, unit: str) -> Iterator[T]:
         for item in items:
             yield item
             progress.update()
+
+
+@contextmanager
+def only_our_bars() -> Iterator[None]:
+    """Hide the bars of libraries such as lm_eval while they can't be redrawn: each state would be a line."""
+    original = tqdm.__init__
+    if not can_redraw():
+        tqdm.__init__ = partialmethod(original, disable=True)  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        tqdm.__init__ = original
 
 
 class _Bar(tqdm):

@@ -18,14 +18,14 @@ from codegen_jax.cli.console import STDOUT, console, drop_unwritten, is_unread
 from codegen_jax.config import RunConfig
 from codegen_jax.errors import UNREAD, Preempted, UserError, report
 from codegen_jax.fields import did_you_mean
-from codegen_jax.progress import can_redraw
+from codegen_jax.progress import can_redraw, only_our_bars
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run the command. On an error, exit with the code from `report`, or with `UNREAD` if stdout's reader is gone."""
     choose_platform()
     quiet_libraries()
-    with console():
+    with console(), only_our_bars():
         try:
             run(make_parser(), words)
             print(end="", flush=True)
