@@ -214,7 +214,7 @@ def _rows(shard: str, text_field: str | None, progress: Callable[[float], object
             columns = [name for name in (text_field, "meta", "path") if name in columns]
         number = 0
         for rows in table.iter_batches(columns=columns, batch_size=1000):
-            progress(number / table.metadata.num_rows)
+            progress((number + len(rows)) / table.metadata.num_rows)
             for row in rows.to_pylist():
                 number += 1
                 yield Record(number, row, row)
