@@ -7,10 +7,11 @@ import sys
 from contextlib import contextmanager, nullcontext
 
 import pytest
+from tqdm import tqdm
 
 from codegen_jax import progress
 from codegen_jax.cli.console import console
-from codegen_jax.progress import Progress, track
+from codegen_jax.progress import Progress, only_our_bars, track
 
 TIMES = re.compile(r"\[\d\d:\d\d<(\d\d:\d\d|\?), ")  # elapsed and left, as in a bar
 
@@ -134,3 +135,14 @@ def test_a_terminal_without_a_known_size_shows_80_columns(monkeypatch, immediate
         with Progress("reading", 2, "shard"):
             pass
         assert 70 < len(shown().split("\r")[1]) <= 80
+
+
+def test_the_bars_of_libraries_are_hidden_unless_they_can_be_redrawn(monkeypatch, capsys):
+    with only_our_bars():
+        list(tqdm(range(2)))
+    assert capsys.readouterr().err == ""
+    list(tqdm(range(2)))
+    assert "2/2" in capsys.readouterr().err  # as before
+    with terminal(monkeypatch) as shown, only_our_bars():
+        list(tqdm(range(2), ncols=80, nrows=24))
+        assert "2/2" in shown()

@@ -189,7 +189,7 @@ def _progress(job: PipelineExecutor, title: str, sizes: list[int] | None) -> Ite
         shared = multiprocessing.get_context(job.start_method).RawArray("d", len(tasks))
         shared[:] = [float(rank not in left) for rank in tasks]
         _fractions = shared
-    weights, unit = ([1] * len(tasks), "task") if sizes is None else (sizes, "B")
+    weights, unit = (sizes, "B") if sizes and len(sizes) == len(tasks) else ([1] * len(tasks), "task")
 
     def measure() -> int:
         if is_local:
