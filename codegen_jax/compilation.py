@@ -4,7 +4,7 @@ import hashlib
 import platform
 from pathlib import Path
 
-import jax
+FOLDER = "~/.cache/codegen_jax"
 
 
 def use_compilation_cache() -> None:
@@ -12,9 +12,11 @@ def use_compilation_cache() -> None:
 
     CPU programs may use instructions that another CPU lacks, so each kind of CPU has its own folder.
     """
+    import jax  # not at the top: codegen-jax doctor reads FOLDER even if JAX is broken
+
     if jax.config.jax_compilation_cache_dir:  # pyright: ignore
         return
-    folder = Path("~/.cache/codegen_jax").expanduser()
+    folder = Path(FOLDER).expanduser()
     if jax.default_backend() == "cpu":
         cpuinfo = Path("/proc/cpuinfo")
         lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []

@@ -5,6 +5,7 @@ import inspect
 import jax
 import orbax.checkpoint as ocp
 from datatrove.executor import LocalPipelineExecutor
+from datatrove.pipeline.dedup import minhash
 from datatrove.pipeline.tokens.tokenizer import DocumentTokenizer, TokenizedFile
 from jax._src import distributed
 from orbax.checkpoint import type_handlers
@@ -45,6 +46,7 @@ def test_datatrove_has_the_methods_that_we_use_and_override():
     assert parameters(LocalPipelineExecutor._run_for_rank) == ["self", "rank", "local_rank", "node_rank"]
     assert parameters(DocumentTokenizer.write_unshuffled) == ["self", "data", "filename"]
     assert parameters(TokenizedFile.write_bytes) == ["self", "tk_bytes", "doc_ends"]
+    assert 'for dup_file in tqdm(dup_files, desc="' in inspect.getsource(minhash.MinhashDedupCluster.run)
 
 
 def test_tensorboardx_has_an_event_writer_without_a_thread():

@@ -12,23 +12,26 @@ from importlib.util import find_spec
 from types import CoroutineType
 
 from codegen_jax import __version__
-from codegen_jax.cli import data, evaluate, models, plan, results, train
+from codegen_jax.cli import data, doctor, evaluate, models, plan, results, train
 from codegen_jax.cli.arguments import Parser
 from codegen_jax.cli.console import STDOUT, console, discard_unwritten, has_no_reader
 from codegen_jax.config import RunConfig
 from codegen_jax.errors import UNREAD, Preempted, UserError, report
 from codegen_jax.fields import did_you_mean
+from codegen_jax.progress import can_redraw, only_our_bars
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command. On an error, exit with the code from `report`, or with `UNREAD` if stdout's reader is gone."""
     choose_platform()
     quiet_libraries()
-    with console():
+    with console(), only_our_bars():
         try:
             run(make_parser(), argv)
             print(end="", flush=True)
         except (UserError, OSError, Preempted, KeyboardInterrupt) as error:
+            if isinstance(error, KeyboardInterrupt) and can_redraw():
+                print(end="\r", file=sys.stderr)  # the message replaces the terminal's ^C
             reader_is_gone = isinstance(error, BrokenPipeError) and has_no_reader(STDOUT)
             sys.exit(UNREAD if reader_is_gone else report(error))
         finally:
@@ -69,7 +72,7 @@ def make_parser() -> Parser:
     parser = Parser(prog="codegen-jax", description="Train, convert, run and evaluate CodeGen models in JAX.")
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for family in (data, train, models, plan, evaluate, results):
+    for family in (data, train, models, plan, evaluate, results, doctor):
         family.add_verbs(verbs)
     return parser
 

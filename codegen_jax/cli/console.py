@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from tqdm import tqdm
 
@@ -25,8 +25,12 @@ class Console(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.warnings: deque[str] = deque(maxlen=1000)
+        self.held: list[logging.LogRecord] | None = None  # messages that wait, while they are held back
 
     def emit(self, record: logging.LogRecord) -> None:
+        if self.held is not None:
+            self.held.append(record)
+            return
         with ignore_write_errors():
             self._print(record)
 
@@ -46,6 +50,28 @@ class Console(logging.Handler):
         # tqdm.write clears a progress bar first; print would continue its line
         tqdm.write(f"codegen-jax: {kind}{': ' if kind else ''}{message}", file=sys.stderr)
         sys.stderr.flush()
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold back messages while text is printed to stdout; end its last line, even after an error."""
+    handlers = [handler for handler in logging.getLogger("codegen_jax").handlers if isinstance(handler, Console)]
+    for handler in handlers:
+        handler.held = []
+    try:
+        yield
+        print(flush=True)
+    except OSError:  # stdout can't be written
+        raise
+    except BaseException:
+        with suppress(OSError):
+            print(flush=True)
+        raise
+    finally:
+        for handler in handlers:
+            held, handler.held = handler.held or [], None
+            for record in held:
+                handler.handle(record)
 
 
 @contextmanager

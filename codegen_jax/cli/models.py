@@ -4,9 +4,11 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, Literal, get_args, get_origin
 
 from codegen_jax.cli.arguments import MODEL, Parser, add_allow_nonfinite, add_loading, load, number, whole_number
+from codegen_jax.cli.console import uninterrupted
 from codegen_jax.cli.prompts import add_prompts, read_prompts
 from codegen_jax.errors import require
 from codegen_jax.fields import documentation
@@ -130,10 +132,10 @@ def generate(arguments: argparse.Namespace) -> None:
     model = load(arguments, quantize=arguments.quantize, draft=arguments.draft)
     if arguments.stream:
         chunks = model.stream(prompts[0], **options)
-        print(prompts[0], end="", flush=True)
-        for chunk in chunks:
-            print(chunk, end="", flush=True)
-        print()
+        first = next(chunks, "")  # most programs are compiled for it: their messages come before the text
+        with uninterrupted():
+            for chunk in chain((prompts[0], first), chunks):
+                print(chunk, end="", flush=True)
         return
     completions = model.complete(prompts, **options)
     for completion in completions:

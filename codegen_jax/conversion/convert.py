@@ -14,11 +14,11 @@ from typing import Literal
 
 import ml_dtypes
 import numpy as np
-from tqdm import tqdm
 
 from codegen_jax.conversion.verify import Agreement, Proof, check_proof, verify
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import require
+from codegen_jax.progress import Progress
 from codegen_jax.storage import require_local
 from codegen_jax.weights.base import Index, Weights, fold_embedding_bias, shapes
 from codegen_jax.weights.checkpoint_format import CheckpointWeights
@@ -139,13 +139,15 @@ def convert(
     _check_space(target, sum(sizes.values()))
     began = time.perf_counter()
     with _appears_when_done(target) as folder:
-        with tqdm(total=sum(sizes.values()), unit="B", unit_scale=True, disable=None, dynamic_ncols=True) as bar:
+        with Progress("converting", sum(sizes.values()), "B") as progress:
             if to == "jax":
-                write_checkpoint(weights, folder, bar.update)
+                write_checkpoint(weights, folder, progress.update)
             else:
                 groups = mp_num if mp_num is not None and isinstance(opened, CheckpointWeights) else MP_NUM
-                write_huggingface(weights, folder, bar.update, gptj=to == "gptj", mp_num=groups)
+                write_huggingface(weights, folder, progress.update, gptj=to == "gptj", mp_num=groups)
         seconds = time.perf_counter() - began
+        if proof:
+            log.info(f"verifying against {'NumPy' if proof == 'numpy' else 'transformers'}")
         agreement = verify(proof, opened, folder, to) if proof else None
     unit = 1 if sys.platform == "darwin" else 1024
     return Summary(

@@ -16,19 +16,38 @@ from datatrove.executor import LocalPipelineExecutor
 from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import logger
-from tqdm import tqdm
 
 from codegen_jax.errors import UserError, require
+from codegen_jax.progress import Progress
 
 EXECUTORS = ("local", "slurm", "ray")
 
 
 class Pass(NamedTuple):
-    """A pipeline over all documents, or over the output of earlier passes. Passes run one after the other."""
+    """A pipeline over all documents, or over the output of earlier passes. Passes run one after the other.
+
+    Attributes:
+        name: part of its folder's name.
+        title: what it does, for the progress bar.
+        steps: the pipeline.
+        tasks: number of tasks.
+        sizes: bytes that each task reads and calls `note_progress` for; None if the tasks are only counted.
+    """
 
     name: str
+    title: str
     steps: list[PipelineStep]
     tasks: int
+    sizes: list[int] | None = None
+
+
+_fractions: Any = None  # how much of each local task is done; shared by its worker processes
+
+
+def note_progress(rank: int, fraction: float) -> None:
+    """Report how much of a task is done, for the progress bar of a pass that runs on this machine."""
+    if _fractions is not None:
+        _fractions[rank] = fraction
 
 
 class QuietExecutor(LocalPipelineExecutor):
@@ -53,12 +72,20 @@ class QuietExecutor(LocalPipelineExecutor):
             finally:
                 logger.enable("datatrove")
         elif ranks:
-            with multiprocessing.get_context(self.start_method).Pool(self.workers, _start_worker) as pool:
+            context = multiprocessing.get_context(self.start_method)
+            with context.Pool(self.workers, _start_worker, (_fractions,)) as pool:
                 for _ in pool.imap_unordered(self._run_for_rank, ranks):
                     pass
 
+    def _run_for_rank(self, rank: int, *arguments: Any, **keywords: Any) -> Any:
+        found = super()._run_for_rank(rank, *arguments, **keywords)
+        note_progress(rank, 1)
+        return found
 
-def _start_worker() -> None:
+
+def _start_worker(fractions: Any) -> None:
+    global _fractions
+    _fractions = fractions
     logger.disable("datatrove")  # a new process starts with logging enabled
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
@@ -117,13 +144,14 @@ def run_passes(passes: list[Pass], logs: str, executor: str, workers: int | None
             raise UserError("executor: ray: ray is not installed; pip install 'codegen_jax[ray]'") from error
         ray.init(ignore_reinit_error=True, log_to_driver=False)  # RAY_ADDRESS, else a local cluster, else a new one
     previous: Any = None
-    for number, (name, steps, tasks) in enumerate(passes):
+    for number, one in enumerate(passes):
+        name, tasks = one.name, one.tasks
         arguments: dict[str, Any] = {"tasks": tasks, "logging_dir": f"{logs}/{number}_{name}"}
         if executor == "slurm":
             arguments |= {"depends": previous, "job_name": f"prepare_{name}"}
-        job = _executor(executor, steps, workers, arguments | options)
+        job = _executor(executor, one.steps, workers, arguments | options)
         if executor != "slurm":
-            with _progress(job, name):
+            with _progress(job, f"{one.title} ({number + 1}/{len(passes)})", one.sizes):
                 job.run()
             missing = job.get_incomplete_ranks(skip_completed=True)
             if missing:
@@ -151,21 +179,38 @@ def _executor(kind: str, steps: list[PipelineStep], workers: int | None, argumen
 
 
 @contextmanager
-def _progress(job: PipelineExecutor, name: str) -> Iterator[None]:
-    """Show a progress bar for the tasks of a pass, updated by a thread; only on a terminal."""
-    bar = tqdm(total=job.world_size, desc=name, unit="task", disable=None)
-    done = threading.Event()
+def _progress(job: PipelineExecutor, title: str, sizes: list[int] | None) -> Iterator[None]:
+    """Show the progress of a pass: bytes read on this machine, else completed tasks; a thread looks every second."""
+    global _fractions
+    tasks = range(job.world_size)
+    incomplete = lambda: set(job.get_incomplete_ranks(skip_completed=True))
+    left = incomplete()
+    is_local = isinstance(job, QuietExecutor)
+    if is_local:
+        shared = multiprocessing.get_context(job.start_method).RawArray("d", len(tasks))
+        shared[:] = [float(rank not in left) for rank in tasks]
+        _fractions = shared
+    weights, unit = (sizes, "B") if sizes and len(sizes) == len(tasks) else ([1] * len(tasks), "task")
 
-    def watch() -> None:
-        while not done.wait(0.5):
-            bar.update(job.world_size - len(job.get_incomplete_ranks(skip_completed=True)) - bar.n)
+    def measure() -> int:
+        if is_local:
+            return int(sum(weight * min(1, fraction) for weight, fraction in zip(weights, _fractions)))
+        left = incomplete()
+        return sum(weights[rank] for rank in tasks if rank not in left)
 
-    thread = threading.Thread(target=watch, daemon=True)
-    if not bar.disable:
+    ended = threading.Event()
+    with Progress(title, sum(weights), unit, initial=measure()) as progress:
+
+        def watch() -> None:
+            while not ended.wait(1 if is_local else 5):
+                progress.move_to(measure())
+
+        thread = threading.Thread(target=watch, daemon=True)
         thread.start()
-    try:
-        yield
-        bar.update(bar.total - bar.n)
-    finally:
-        done.set()
-        bar.close()
+        try:
+            yield
+            progress.move_to(measure())
+        finally:
+            ended.set()
+            thread.join()
+            _fractions = None

@@ -27,13 +27,18 @@ class Inputs:
 
     Attributes:
         shards: files, URLs and hub datasets (as given), sorted within each input.
-        nbytes: total size of the files.
+        sizes: size of each shard in bytes; 0 for a hub dataset.
         skipped: skipped files, by reason.
     """
 
     shards: list[str] = field(default_factory=list)
-    nbytes: int = 0
+    sizes: list[int] = field(default_factory=list)
     skipped: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Total size of the files."""
+        return sum(self.sizes)
 
     def record(self) -> dict[str, Any]:
         """The entry for report.json: file counts by suffix, total bytes, and the number of skipped files and the first
@@ -85,16 +90,16 @@ def list_shards(inputs: list[str]) -> Inputs:
             except (OSError, ValueError, ImportError) as error:
                 raise UserError(f"{source}: can't be listed ({error})") from error
         shards = [file for file in sorted(found) if not file.reason]
-        for path, size, _ in shards:
+        for path, _, _ in shards:
             real = path if is_remote(path) or path.startswith(HUB) else os.path.realpath(path)
             require(real not in names, f"{path}: the same file as {names.get(real)}; name each file once")
             names[real] = path
-            result.nbytes += size
         if not shards:
             others = Counter(file.reason for file in found)
             only = ", ".join(f"{count:,} {reason}" for reason, count in sorted(others.items()))
             raise UserError(f"{source}: no shards found{only and f', only {only}'}; shard names end in {SUFFIXES}")
         result.shards += [file.path for file in shards]
+        result.sizes += [file.size for file in shards]
         for path, _, reason in sorted(found):
             if reason:
                 result.skipped.setdefault(reason, []).append(path)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.decont.n_grams import NGramsDecontConfig, NGramsDecontFilter
+from datatrove.pipeline.dedup import minhash
 from datatrove.pipeline.dedup.minhash import (
     MinhashConfig,
     MinhashDedupBuckets,
@@ -42,13 +43,27 @@ WORDS: Any = CodeWords()
 HASH = HashConfig(hash_fc="sha1")  # datatrove 0.10's default passes a str to xxhash, which xxhash 4 rejects
 
 
-def near_dedup(work: Path, documents: list[PipelineStep], shards: int) -> tuple[list[Pass], PipelineStep]:
+class QuietCluster(MinhashDedupCluster):
+    """datatrove's step without its progress bar, which would be drawn over ours, and into logs."""
+
+    def run(self, *arguments: Any, **keywords: Any) -> None:
+        theirs, minhash.tqdm = minhash.tqdm, lambda files, desc: files
+        try:
+            super().run(*arguments, **keywords)
+        finally:
+            minhash.tqdm = theirs
+
+
+def near_dedup(
+    work: Path, documents: list[PipelineStep], shards: int, sizes: list[int] | None
+) -> tuple[list[Pass], PipelineStep]:
     """MinHash with datatrove's defaults: 5-grams, 14 buckets of 8 hashes, similarity threshold about 0.72.
 
     Args:
         work: folder for signatures, pairs and clusters.
         documents: the steps that yield the documents.
         shards: number of shards, which is the number of tasks.
+        sizes: bytes of each shard, if known.
 
     Returns:
         The passes that find near-duplicates, and the step that drops them from the same documents.
@@ -56,9 +71,20 @@ def near_dedup(work: Path, documents: list[PipelineStep], shards: int) -> tuple[
     config = MinhashConfig(hash_config=HASH)
     signatures, pairs, clusters = (str(work / name) for name in ("signatures", "pairs", "clusters"))
     passes = [
-        Pass("signatures", [*documents, MinhashDedupSignature(signatures, config, language=WORDS)], shards),
-        Pass("pairs", [MinhashDedupBuckets(signatures, pairs, config=config)], config.num_buckets),
-        Pass("clusters", [MinhashDedupCluster(pairs, clusters, config)], 1),
+        Pass(
+            "signatures",
+            "hashing n-grams",
+            [*documents, MinhashDedupSignature(signatures, config, language=WORDS)],
+            shards,
+            sizes,
+        ),
+        Pass(
+            "pairs",
+            "finding near-duplicates",
+            [MinhashDedupBuckets(signatures, pairs, config=config)],
+            config.num_buckets,
+        ),
+        Pass("clusters", "clustering near-duplicates", [QuietCluster(pairs, clusters, config)], 1),
     ]
     return passes, MinhashDedupFilter(clusters)
 

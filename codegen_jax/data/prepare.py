@@ -16,7 +16,7 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from codegen_jax.data.dedup import DropDuplicates, FindDuplicates, WriteDigests
-from codegen_jax.data.executors import EXECUTORS, Pass, run_passes
+from codegen_jax.data.executors import EXECUTORS, Pass, note_progress, run_passes
 from codegen_jax.data.filters import CODE_EXTENSIONS, ChunkFilter, CodeFilter
 from codegen_jax.data.inputs import list_shards
 from codegen_jax.data.ngrams import decontamination, near_dedup
@@ -55,7 +55,8 @@ class ShardReader(PipelineStep):
         if not shard:
             return
         skipped, count = Skipped(), 0
-        for text, source, path in read_documents(shard, skipped, self.text_field):
+        progress = lambda fraction: note_progress(rank, fraction)
+        for text, source, path in read_documents(shard, skipped, self.text_field, progress):
             metadata = {"source": source, "path": path, "bytes": len(text.encode())}
             yield Document(text=text, id=f"{rank}/{count}", metadata=metadata)
             count += 1
@@ -128,17 +129,19 @@ def prepare(
     log.info(f"{output}: {found}")
     tokenizer.save(folder / "tokenizer")
 
+    known = {"": 0, **dict(zip(found.shards, found.sizes))}
+    sizes = [known[shard] for shard in shards] if all(found.sizes) else None  # hub datasets have none
     reader = ShardReader(shards, work, text_field)
     documents: list[PipelineStep] = [reader, ChunkFilter(folder / "tokenizer"), Tally("read")]
     passes = []
     if filters == "code":
         documents += [CodeFilter(tuple(extensions)), Tally("code rules")]
     if dedup != "none":
-        passes.append(Pass("digests", [*documents, WriteDigests(work)], len(shards)))
-        passes.append(Pass("duplicates", [FindDuplicates(work)], len(shards)))
+        passes.append(Pass("digests", "hashing documents", [*documents, WriteDigests(work)], len(shards), sizes))
+        passes.append(Pass("duplicates", "finding duplicates", [FindDuplicates(work)], len(shards)))
         documents += [DropDuplicates(work, shards), Tally("dedup")]
     if dedup == "minhash":
-        near_dedup_passes, drop = near_dedup(work, documents, len(shards))
+        near_dedup_passes, drop = near_dedup(work, documents, len(shards), sizes)
         passes += near_dedup_passes
         documents += [drop, Tally("near dedup")]
     if decontaminate:
@@ -146,8 +149,9 @@ def prepare(
     # one core per task; only when tasks run one at a time may the tokenizer's threads use the other cores
     writer = TokenWriter(str(folder), seed, special_tokens, threads=executor == "local" and (workers or 1) == 1)
     statistics = logs / f"{len(passes)}_tokens" / "stats"
-    passes.append(Pass("tokens", [*documents, writer], len(shards)))
-    passes.append(Pass("manifest", [ManifestWriter(folder, work, statistics, found, seed)], 1))
+    passes.append(Pass("tokens", "tokenizing", [*documents, writer], len(shards), sizes))
+    manifest = ManifestWriter(folder, work, statistics, found, seed)
+    passes.append(Pass("manifest", "writing checksums", [manifest], 1))
     try:
         done = run_passes(passes, str(logs), executor, workers, executor_options or {})
     except NoDocuments:

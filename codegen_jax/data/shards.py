@@ -1,13 +1,15 @@
 """Read documents from raw shards: JSON lines (optionally compressed) or .parquet, local or by URL, and hub datasets."""
 
 import json
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import fsspec
 import orjson
 from backports import zstd
+from fsspec.compression import compr
+from fsspec.utils import infer_compression
 
 from codegen_jax.data.inputs import HUB
 from codegen_jax.errors import UserError
@@ -76,8 +78,13 @@ class Record(NamedTuple):
     value: dict[str, Any] | str
 
 
-def read_documents(shard: str, skipped: Skipped, text_field: str = "text") -> Iterator[RawDocument]:
+def read_documents(
+    shard: str, skipped: Skipped, text_field: str = "text", progress: Callable[[float], object] = lambda fraction: None
+) -> Iterator[RawDocument]:
     """Yield the documents of a shard; lines without a document are counted in `skipped`.
+
+    Args:
+        progress: called with the fraction of the shard that has been read, where it is known.
 
     Raises:
         UserError: if the shard cannot be read to its end (for example, its compressed data is truncated), has lines
@@ -85,7 +92,7 @@ def read_documents(shard: str, skipped: Skipped, text_field: str = "text") -> It
     """
     lines, objects, missing = 0, 0, f"no field {text_field}"
     fields: list[str] = []
-    for line, content, record in read_records(shard, text_field):
+    for line, content, record in read_records(shard, text_field, progress):
         lines += 1
         if isinstance(record, str):
             skipped.add(record, line, content)
@@ -151,18 +158,21 @@ def _meta(record: dict[str, Any]) -> dict[str, Any]:
     return meta if isinstance(meta, dict) else {}
 
 
-def read_records(shard: str, text_field: str | None = None) -> Iterator[Record]:
+def read_records(
+    shard: str, text_field: str | None = None, progress: Callable[[float], object] = lambda fraction: None
+) -> Iterator[Record]:
     """Yield the lines or rows of a shard.
 
     Args:
         shard: as listed by `list_shards`.
         text_field: in Parquet files, read only this column and those with source and path; None reads all columns.
+        progress: see `read_documents`.
 
     Raises:
         UserError: if the shard cannot be read to its end (for example, its compressed data is truncated).
     """
     try:
-        yield from _records(shard, text_field)
+        yield from _records(shard, text_field, progress)
     except UserError:
         raise
     except Exception as error:  # each codec, Parquet and hub library raises its own exceptions
@@ -171,7 +181,7 @@ def read_records(shard: str, text_field: str | None = None) -> Iterator[Record]:
         raise UserError(f"{shard}: can't be read ({reason})") from error
 
 
-def _records(shard: str, text_field: str | None) -> Iterator[Record]:
+def _records(shard: str, text_field: str | None, progress: Callable[[float], object]) -> Iterator[Record]:
     if shard.startswith(HUB):
         from datasets import load_dataset
 
@@ -179,20 +189,23 @@ def _records(shard: str, text_field: str | None) -> Iterator[Record]:
         for number, row in enumerate(load_dataset(name, split=split or "train", streaming=True), 1):
             yield Record(number, row, row)
     elif shard.endswith(".parquet"):
-        yield from _rows(shard, text_field)
+        yield from _rows(shard, text_field, progress)
     else:
-        with _open(shard, "infer") as file:
+        with _open(shard) as stored, _decompressed(stored, shard) as file:
+            size = getattr(stored, "size", None)  # unknown for some URLs
             # some files end lines with a bare CR; inside JSON strings it is always escaped as \r
             lines = (part for line in file for part in (line.split(b"\r") if b"\r" in line[:-2] else [line]))
             for number, line in enumerate(lines, 1):
+                if size:
+                    progress(stored.tell() / size)
                 if line.strip():
                     yield Record(number, line, _parse(line))
 
 
-def _rows(shard: str, text_field: str | None) -> Iterator[Record]:
+def _rows(shard: str, text_field: str | None, progress: Callable[[float], object]) -> Iterator[Record]:
     from pyarrow import parquet
 
-    with _open(shard, None) as file:
+    with _open(shard) as file:
         table = parquet.ParquetFile(file)
         columns = table.schema_arrow.names
         if text_field is not None:
@@ -201,22 +214,33 @@ def _rows(shard: str, text_field: str | None) -> Iterator[Record]:
             columns = [name for name in (text_field, "meta", "path") if name in columns]
         number = 0
         for rows in table.iter_batches(columns=columns, batch_size=1000):
+            progress((number + len(rows)) / table.metadata.num_rows)
             for row in rows.to_pylist():
                 number += 1
                 yield Record(number, row, row)
 
 
 @contextmanager
-def _open(shard: str, compression: str | None) -> Iterator[Any]:
+def _open(shard: str) -> Iterator[Any]:
     """Open a file for reading. fsspec.open is not used, since it would expand glob characters in a name."""
     files, path = fsspec.core.url_to_fs(shard) if is_remote(shard) else (fsspec.filesystem("file"), shard)
-    is_zst = compression == "infer" and shard.endswith(".zst")
-    with ExitStack() as opened:
-        file = opened.enter_context(files.open(path, "rb", compression=None if is_zst else compression))
-        if is_zst:
-            # reads multiple frames, fails on a truncated one, and allows windows of up to 2 GiB (zstd --long=31)
-            options = {int(zstd.DecompressionParameter.window_log_max): 31}
-            file = opened.enter_context(zstd.ZstdFile(file, options=options))
+    with files.open(path, "rb") as file:
+        yield file
+
+
+@contextmanager
+def _decompressed(file: Any, shard: str) -> Iterator[Any]:
+    """The content of an open file, decompressed according to its suffix."""
+    codec = infer_compression(shard)
+    if shard.endswith(".zst"):
+        # reads multiple frames, fails on a truncated one, and allows windows of up to 2 GiB (zstd --long=31)
+        with zstd.ZstdFile(file, options={int(zstd.DecompressionParameter.window_log_max): 31}) as content:
+            yield content
+    elif codec is not None:
+        open_codec: Any = compr[codec]  # pyright: ignore[reportArgumentType]
+        with open_codec(file, mode="r") as content:
+            yield content
+    else:
         yield file
 
 
@@ -247,8 +271,8 @@ def _parse_int(digits: str) -> int | float:
 def describe_file(shard: str) -> str:
     """What a file without JSON lines appears to be, judging by its first bytes, and the remedy; "" if unknown."""
     try:
-        for compression in (None, "infer"):
-            with _open(shard, compression) as file:
+        for is_raw in (True, False):
+            with _open(shard) as stored, nullcontext(stored) if is_raw else _decompressed(stored, shard) as file:
                 start = file.read(64).lstrip()
             if what := describe_placeholder(start):
                 return what

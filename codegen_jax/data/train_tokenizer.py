@@ -2,17 +2,21 @@
 
 import io
 import logging
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sentencepiece import SentencePieceTrainer
 
-from codegen_jax.data.inputs import list_shards
+from codegen_jax.data.inputs import Inputs, list_shards
 from codegen_jax.data.shards import Skipped, read_documents
 from codegen_jax.data.tokenizer import END_OF_TEXT, SentencePieceTokenizer
 from codegen_jax.errors import UserError, require
+from codegen_jax.progress import Progress
 
 log = logging.getLogger(__name__)
+
+LONG_BYTES, LONG_SECONDS = 2e6, 5.0  # training on more text, or for longer, is logged
 
 
 def train_tokenizer(
@@ -36,18 +40,42 @@ def train_tokenizer(
         raise UserError(f"output: {output}: not empty; choose another folder")
     found = list_shards(inputs)
     log.info(f"{output}: {found}")
-    tokenizer = train_sentencepiece(_first_texts(found.shards, max_megabytes * 1e6, text_field), vocab_size)
+    began = time.perf_counter()
+    tokenizer = train_sentencepiece(_first_texts(found, max_megabytes * 1e6, text_field), vocab_size)
+    if (seconds := time.perf_counter() - began) > LONG_SECONDS:
+        log.info(f"read and trained in {seconds:.0f} s")
     tokenizer.save(folder)
     return tokenizer
 
 
-def _first_texts(shards: list[str], remaining_bytes: float, text_field: str) -> Iterator[str]:
-    for shard in shards:
-        for document in read_documents(shard, Skipped(), text_field):
-            yield document.text
-            remaining_bytes -= len(document.text.encode())
-            if remaining_bytes <= 0:
-                return
+def _first_texts(inputs: Inputs, most_bytes: float, text_field: str) -> Iterator[str]:
+    """Yield the first documents with a progress bar, then log that the training begins, which shows no progress."""
+    read = 0
+    with Progress("reading", most_bytes, "B") as progress:
+        for text, fraction in _texts(inputs, text_field):
+            yield text
+            read += len(text.encode())
+            # the bytes of all texts are an estimate: what is left may be compressed more or less
+            progress.move_to(read, min(most_bytes, read / fraction) if fraction else most_bytes)
+            if read >= most_bytes:
+                break
+        progress.move_to(read, read)
+    if read > LONG_BYTES:
+        log.info(f"training sentencepiece on {read / 1e6:,.1f} MB")
+
+
+def _texts(inputs: Inputs, text_field: str) -> Iterator[tuple[str, float]]:
+    """Yield all documents with the fraction of the inputs that has been read; 0 if it is unknown."""
+    finished, fraction = 0, 0.0
+
+    def note(found: float) -> None:
+        nonlocal fraction
+        fraction = min(1, found)
+
+    for shard, size in zip(inputs.shards, inputs.sizes, strict=True):
+        for document in read_documents(shard, Skipped(), text_field, note):
+            yield document.text, (finished + size * fraction) / max(1, inputs.nbytes)
+        finished, fraction = finished + size, 0.0
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:

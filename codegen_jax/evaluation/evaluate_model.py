@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
-from tqdm import tqdm
-
 from codegen_jax.evaluation.benchmark import Benchmark, batches
 from codegen_jax.evaluation.evaluation_report import Settings
 from codegen_jax.evaluation.execution import Judges
@@ -18,6 +16,7 @@ from codegen_jax.evaluation.results import fingerprint
 from codegen_jax.evaluation.sample_folder import SampleFolder
 from codegen_jax.evaluation.verdicts import Verdict
 from codegen_jax.inference.generate import Generator
+from codegen_jax.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -146,15 +145,17 @@ def draw_and_judge(
                 add(draw, verdict)
             progress.add_samples(len(batch), sum(record["tokens"] for record in records))
             progress.show()
+        progress.bar.close()
         written = time.monotonic()
-        for draw, verdict in judging.finish():
-            add(draw, verdict)
-            if time.monotonic() - written > SECONDS_BETWEEN_WRITES:
-                folder.write()
-                progress.show()
-                written = time.monotonic()
+        waiting = len(missing) + len(unjudged) - progress.judged
+        with Progress("judging", len(wanted), "program", initial=len(wanted) - waiting) as judged:
+            for draw, verdict in judging.finish():
+                add(draw, verdict)
+                judged.update()
+                if time.monotonic() - written > SECONDS_BETWEEN_WRITES:
+                    folder.write()
+                    written = time.monotonic()
         folder.write()
-        progress.show()
 
 
 def _is_judged(folder: SampleFolder, draw: Draw) -> bool:
@@ -178,7 +179,7 @@ class _Progress:
     """A progress bar of samples with the rate of verdicts. After the first batch, it logs the estimated total time."""
 
     def __init__(self, wanted: int, missing: int):
-        self.bar = tqdm(total=wanted, initial=wanted - missing, unit="sample", disable=None, smoothing=0.1)
+        self.bar = Progress("generating", wanted, "sample", initial=wanted - missing, shown=missing > 0)
         self.missing, self.drawn, self.judged, self.began = missing, 0, 0, time.monotonic()
 
     def add_samples(self, count: int, tokens: int) -> None:
@@ -194,4 +195,4 @@ class _Progress:
 
     def show(self) -> None:
         rate = self.judged / (time.monotonic() - self.began)
-        self.bar.set_postfix_str(f"{self.judged} judged, {rate:.1f} verdicts/s")
+        self.bar.note(f"{self.judged} judged, {rate:.1f} verdicts/s")

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
 from codegen_jax.data.tokens import TokenFiles, Windows
 from codegen_jax.errors import require
 from codegen_jax.inference.generate import Generator
+from codegen_jax.progress import track
 from codegen_jax.training.loss import perplexity
 
 ROWS = 8  # windows per batch
@@ -59,7 +59,7 @@ def measure_perplexity(
     windows = Windows(files, length)
     count = min(len(windows), max_windows or len(windows))
     total = 0.0
-    for first in tqdm(range(0, count, ROWS), unit="batch", disable=None):
+    for first in track(range(0, count, ROWS), "perplexity", "batch"):
         rows = np.stack([windows[number] for number in range(first, min(first + ROWS, count))])
         total -= model.logprobs(rows)[0].sum(dtype=np.float64)
     loss = total / (count * length)

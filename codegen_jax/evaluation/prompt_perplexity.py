@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import UserError, require
 from codegen_jax.inference.generate import Generator
+from codegen_jax.progress import track
 from codegen_jax.training.loss import perplexity
 
 ROWS = 8  # per batch
@@ -102,7 +102,7 @@ def log_probabilities(model: Generator, segments: Sequence[Segment]) -> np.ndarr
             rows.append((ids, [number]))
     rows.sort(key=lambda row: len(row[0]))
     sums_P = np.zeros(len(segments))
-    for first in tqdm(range(0, len(rows), ROWS), unit="batch", disable=None):
+    for first in track(range(0, len(rows), ROWS), "perplexity", "batch"):
         batch = rows[first : first + ROWS]
         tokens_BT = np.zeros((len(batch), len(batch[-1][0])), np.int32)
         for row_T, (ids, _) in zip(tokens_BT, batch):

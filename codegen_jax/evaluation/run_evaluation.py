@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple
 from typing import Any
 
-from tqdm import tqdm
-
 from codegen_jax.evaluation.evaluation_report import Settings, make_report, to_markdown
 from codegen_jax.evaluation.problems import Problem
 from codegen_jax.evaluation.results import Results, fingerprint
 from codegen_jax.evaluation.samples import Sample
 from codegen_jax.evaluation.verdicts import Judge
+from codegen_jax.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +72,8 @@ def judge_samples(
         rest = f"judging the other {len(programs)}" if programs else "nothing left to do"
         log.info(f"{output}: {len(done)} of {len(samples)} samples are already judged; {rest}")
     if programs:
-        bar = tqdm(total=len(samples), initial=len(done), unit="program", disable=None)
-        with bar:
+        with Progress("judging", len(samples), "program", initial=len(done)) as progress:
             for number, verdict in judge(references, programs):
                 results.add(number, verdict)
-                bar.update()
+                progress.update()
     return results

@@ -22,8 +22,9 @@ from codegen_jax.config import CodeGenConfig
 from codegen_jax.errors import require
 from codegen_jax.inference.matrix import Matrix, Quantize, quantized
 from codegen_jax.model.codegen import Params, abstract_params
+from codegen_jax.progress import Progress
 from codegen_jax.sharding import constrain, spec
-from codegen_jax.weights.base import Weights, axes_by_name, fold_embedding_bias, shapes
+from codegen_jax.weights.base import Weights, axes_by_name, fold_embedding_bias, shapes, stored_bytes
 
 INNER = ("query", "key", "value", "fc_in")
 OUTER = ("attention_out", "fc_out")
@@ -48,19 +49,23 @@ class DecodeWeights(NamedTuple):
 def load_weights(weights: Weights, config: CodeGenConfig, mesh: Mesh, quantize: Quantize) -> DecodeWeights:
     """Read a model onto a mesh one tensor at a time; peak memory is the model in its compute dtype plus one tensor."""
     weights = fold_embedding_bias(weights)
+    progress = Progress("loading the model", stored_bytes(weights), "B", shown=jax.process_index() == 0)
 
     def read(name: str, layer: int | None) -> np.ndarray:
         bounds = [slice(0, size) for size in shapes(config)[name]]
-        if layer is None:
-            return weights.read(name, tuple(bounds))
-        return weights.read(name, (slice(layer, layer + 1), *bounds[1:]))[0]
+        if layer is not None:
+            bounds[0] = slice(layer, layer + 1)
+        values = weights.read(name, tuple(bounds))
+        progress.update(values.nbytes)
+        return values if layer is None else values[0]
 
     def place(value: Any, axes: Any, dtype: Any) -> Any:
         with np.errstate(invalid="ignore"):  # if NaN is allowed, it is cast to int8; the row's scale is NaN, too
             stored = np.ascontiguousarray(value).astype(dtype)
         return jax.device_put(stored, NamedSharding(mesh, spec(*axes)))
 
-    return _arrange(read, place, config, mesh.shape["tensor"], quantize, np)
+    with progress:
+        return _arrange(read, place, config, mesh.shape["tensor"], quantize, np)
 
 
 def arrange_params(params: Params, config: CodeGenConfig, groups: int) -> DecodeWeights:

@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
@@ -21,6 +22,7 @@ from codegen_jax.errors import UserError, require
 from codegen_jax.storage import open_path
 from codegen_jax.training.claim import claim, require_free
 from codegen_jax.training.step import TrainState
+from codegen_jax.weights.base import local_bytes
 from codegen_jax.weights.checkpoint_format import (
     OPTIMIZER,
     PARAMS,
@@ -38,6 +40,7 @@ from codegen_jax.weights.run_folder import CHECKPOINTS, DAMAGED, unfinished_chec
 log = logging.getLogger(__name__)
 
 RETRIES = 3  # retries of a failed save, one after each further step
+ANNOUNCED_BYTES = 1e9  # a larger restore is announced, since it takes a while
 PAUSES = (1, 5, 25)  # seconds to wait before each further attempt to read a checkpoint
 
 
@@ -177,6 +180,9 @@ class Checkpoints:
         steps = [int(path.name) for path in whole_checkpoints(self.folder)]
         for step in reversed(steps):
             path = self.folder / CHECKPOINTS / str(step)
+            size = local_bytes(abstract)
+            if size > ANNOUNCED_BYTES:  # Orbax reports no progress
+                log_once(f"restoring {size / 1e9:.1f} GB{' per process' * (jax.process_count() > 1)} from {path}")
             found = _read_with_retries(path, abstract)
             if not isinstance(found, Damaged):
                 state, self.generation_config = found.state, found.generation_config

@@ -19,6 +19,7 @@ from codegen_jax.data.tokens import TokenFiles
 from codegen_jax.distributed import is_first, joined, log_once
 from codegen_jax.errors import Preempted, require
 from codegen_jax.model.codegen import Params
+from codegen_jax.progress import Progress
 from codegen_jax.sharding import make_mesh
 from codegen_jax.training.checkpoint import Checkpoints, check_output
 from codegen_jax.training.clock import Clock
@@ -37,7 +38,7 @@ from codegen_jax.training.step import (
 )
 from codegen_jax.training.summary import write_summary
 from codegen_jax.training.validation import make_sampling, make_validation
-from codegen_jax.weights.base import Weights, load_params
+from codegen_jax.weights.base import Weights, load_params, local_bytes
 from codegen_jax.weights.open import open_model
 from codegen_jax.weights.run_folder import whole_checkpoints
 
@@ -89,7 +90,9 @@ def _train(config: RunConfig, clock: Clock) -> None:
                     tokenizer = tokenizer.with_metadata_of(initial_weights.tokenizer)
                 log_once(f"starting from the weights of {initial_weights.source}")
                 # read them before touching the output folder, since this may find damage or NaN
-                initial_params = load_params(initial_weights, abstract_state(run).params)
+                abstract = abstract_state(run).params
+                with Progress("loading the weights", local_bytes(abstract), "B", shown=is_first()) as progress:
+                    initial_params = load_params(initial_weights, abstract, progress.update)
             checkpoints = opened.enter_context(closing(Checkpoints(config, tokenizer, data, generation_config)))
             state = start(run, checkpoints, initial_params)
             del initial_params  # the state has its own copy

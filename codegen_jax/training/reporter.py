@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
 from codegen_jax.chips import GIB, chip_of
 from codegen_jax.config import RunConfig
 from codegen_jax.data.sources import Source
 from codegen_jax.distributed import is_first, log_once
+from codegen_jax.progress import Progress
 from codegen_jax.training.clock import Clock
 from codegen_jax.training.loss import perplexity
 from codegen_jax.training.metrics import MetricsLog
@@ -71,8 +71,10 @@ class Reporter:
         self.config, self.log, self.clock, self.epochs = config, log, clock, epochs
         self.tokens_per_step = config.training.batch_size * config.data.sequence_length
         self.peak = peak_flops()
-        hidden = None if is_first() else True
-        self.bar = tqdm(total=config.training.steps, initial=first, unit="step", disable=hidden, dynamic_ncols=True)
+        # no lines in place of a bar, since each step logged has its own
+        self.progress = Progress(
+            "training", config.training.steps, "step", initial=first, shown=is_first(), lines=False
+        )
         self.reported = 0
         self.losses: list[tuple[float, float]] = []  # loss with and without z-loss of each step since the last line
         self.restart_clock()
@@ -84,7 +86,7 @@ class Reporter:
     def step(self, step: int, metrics: dict[str, Any]) -> None:
         """Report a completed step, given its metrics as plain numbers."""
         training = self.config.training
-        self.bar.update()
+        self.progress.update()
         self.steps += 1
         self.reported += 1
         values = {name: float(value) for name, value in metrics.items()}
@@ -110,8 +112,8 @@ class Reporter:
             values["mfu"] = rate * self.config.model.flops_per_token(self.config.data.sequence_length) / self.peak
             line += f"  MFU {values['mfu']:.1%}"
         self.restart_clock()
-        self.bar.set_postfix(
-            {"loss": f"{loss:.3f}", "tokens/s": f"{rate:,.0f}"} | ({"MFU": f"{values['mfu']:.1%}"} if self.peak else {})
+        self.progress.note(
+            f"loss {loss:.3f}, {rate:,.0f} tokens/s" + (f", MFU {values['mfu']:.1%}" if self.peak else "")
         )
         self._write(step, values)
         if not metrics["bad_steps"]:
@@ -140,7 +142,7 @@ class Reporter:
             self.log.write_samples(step, samples)
 
     def close(self) -> None:
-        self.bar.close()
+        self.progress.close()
 
     def _write(self, step: int, values: dict[str, float]) -> None:
         if self.log:

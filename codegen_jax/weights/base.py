@@ -8,8 +8,10 @@ import dataclasses
 import itertools
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
+from math import prod
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,6 +28,7 @@ from codegen_jax.weights.generation_config import GenerationConfig
 log = logging.getLogger(__name__)
 
 Index = tuple[slice, ...]
+Bounds = tuple[tuple[int, int], ...]
 
 
 class Weights(ABC):
@@ -159,16 +162,24 @@ def dotted(path: jax.tree_util.KeyPath) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
+def stored_bytes(weights: Weights) -> int:
+    """Bytes of all parameters in the dtypes in which they are stored."""
+    return sum(prod(shape) * weights.dtype(name).itemsize for name, shape in shapes(weights.config).items())
+
+
 def chunk_indices(shape: tuple[int, ...], chunk: tuple[int, ...]) -> Iterator[Index]:
     """Yield the regions of a grid of chunks, in order."""
     for starts in itertools.product(*(range(0, size, step) for size, step in zip(shape, chunk, strict=True))):
         yield tuple(slice(a, min(a + step, size)) for a, step, size in zip(starts, chunk, shape, strict=True))
 
 
-def load_params(weights: Weights, abstract: Params) -> Params:
+def load_params(weights: Weights, abstract: Params, progress: Callable[[int], object] = lambda nbytes: None) -> Params:
     """Load all parameters with the dtypes and shardings of `abstract`; without a sharding, onto the first device.
 
     An embedding bias that the weights lack is set to 0; one that `abstract` lacks is folded into the embedding.
+
+    Args:
+        progress: called with the size of each region that was read; the total is `local_bytes(abstract)`.
     """
     if "embedding_bias" not in abstract:
         weights = fold_embedding_bias(weights)
@@ -179,17 +190,37 @@ def load_params(weights: Weights, abstract: Params) -> Params:
         @cache  # replicas request the same region
         def region(*bounds: tuple[int, int]) -> np.ndarray:
             if name == "embedding_bias" and not weights.config.embedding_bias:
-                return np.zeros([stop - start for start, stop in bounds], leaf.dtype)
-            return weights.read(name, tuple(slice(*pair) for pair in bounds)).astype(leaf.dtype, copy=False)
+                values = np.zeros([stop - start for start, stop in bounds], leaf.dtype)
+            else:
+                values = weights.read(name, tuple(slice(*pair) for pair in bounds)).astype(leaf.dtype, copy=False)
+            progress(values.nbytes)
+            return values
 
         def shard(index: Index | None) -> np.ndarray:
             assert index is not None
-            return region(*(s.indices(size)[:2] for s, size in zip(index, leaf.shape, strict=True)))
+            return region(*_bounds(index, leaf.shape))
 
-        sharding = leaf.sharding or SingleDeviceSharding(jax.devices()[0])
-        return jax.make_array_from_callback(leaf.shape, sharding, shard)
+        return jax.make_array_from_callback(leaf.shape, _sharding(leaf), shard)
 
     params = jax.tree_util.tree_map_with_path(load, abstract)
     if weights.fingerprints and jax.process_count() > 1:  # no single process has read all regions
         weights.check(fingerprints(params))
     return params
+
+
+def local_bytes(abstract: Params) -> int:
+    """Bytes of the regions that `load_params` reads for this process's devices."""
+    total = 0
+    for leaf in jax.tree.leaves(abstract):
+        indices = _sharding(leaf).addressable_devices_indices_map(leaf.shape).values()
+        regions = {_bounds(index, leaf.shape) for index in indices if index is not None}
+        total += leaf.dtype.itemsize * sum(prod(stop - start for start, stop in bounds) for bounds in regions)
+    return total
+
+
+def _sharding(leaf: jax.ShapeDtypeStruct) -> Any:
+    return leaf.sharding or SingleDeviceSharding(jax.devices()[0])
+
+
+def _bounds(index: Index, shape: tuple[int, ...]) -> Bounds:
+    return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))

@@ -275,7 +275,7 @@ def test_unknown_arguments_are_rejected(project):
 
 def test_convert_prints_its_output_and_the_verification(project, tmp_path):
     result = command("convert", project / "run", tmp_path / "hf", "--to", "hf", "--verify", cwd=project)
-    assert result.returncode == 0 and result.stderr == "", result.stderr
+    assert result.returncode == 0 and result.stderr == "codegen-jax: verifying against NumPy\n", result.stderr
     written, proof = result.stdout.splitlines()
     n_params = load_config(project / "run.yaml").model.n_params
     assert written.startswith(f"{tmp_path / 'hf'}: {n_params:,} parameters") and "GiB" in written

@@ -56,8 +56,11 @@ def as_parquet(path):
         ("a.parquet", as_parquet),
     ],
 )
-def test_every_format_yields_the_same_texts(tmp_path, name, write):
+def test_every_format_yields_the_same_texts_and_reports_what_is_read(tmp_path, name, write):
     write(tmp_path / name)
+    fractions = []
+    list(read_documents(str(tmp_path / name), Skipped(), progress=fractions.append))
+    assert fractions == sorted(fractions) and fractions[0] > 0 and fractions[-1] == 1
     assert read(str(tmp_path / name)) == (TEXTS, {})
 
 

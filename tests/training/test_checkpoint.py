@@ -1,5 +1,6 @@
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import jax
@@ -8,13 +9,13 @@ import orbax.checkpoint as ocp
 import pytest
 
 from codegen_jax.config import MeshConfig
-from codegen_jax.errors import UserError
+from codegen_jax.errors import RUN_LOG, UserError
 from codegen_jax.sharding import make_mesh
 from codegen_jax.training import checkpoint
 from codegen_jax.training.checkpoint import Checkpoints
 from codegen_jax.training.resolve import resolve
 from codegen_jax.training.step import abstract_state, init_state
-from codegen_jax.weights.base import load_params
+from codegen_jax.weights.base import load_params, local_bytes
 from codegen_jax.weights.checkpoint_format import CheckpointWeights, load_run
 from codegen_jax.weights.fingerprint import fingerprints
 from codegen_jax.weights.run_folder import find_checkpoint
@@ -87,6 +88,19 @@ def test_state_is_restored_bit_for_bit_on_any_mesh(saved, tokenizer, axes):
     assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(lambda x: x.sharding, abstract)
 
 
+def test_restoring_a_large_checkpoint_is_announced(saved, tokenizer, monkeypatch, caplog):
+    config, mesh = saved(1.0)
+    abstract = abstract_state(resolve(config, mesh))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state_at(1, config, mesh)))
+    caplog.set_level("INFO", RUN_LOG)
+    for least, announced in ((size, []), (size - 1, [f"restoring 0.0 GB from {config.output}/checkpoints/1"])):
+        caplog.clear()
+        monkeypatch.setattr(checkpoint, "ANNOUNCED_BYTES", least)
+        with closing(Checkpoints(config, tokenizer, DATA)) as checkpoints:
+            checkpoints.restore(abstract)
+        assert [line for line in caplog.messages if line.startswith("restoring")] == announced
+
+
 def test_single_checkpoint_can_be_moved_and_loaded(saved, tmp_path, tokenizer):
     config, mesh = saved(1.0, 2.0)
     moved = tmp_path / "elsewhere"
@@ -94,7 +108,9 @@ def test_single_checkpoint_can_be_moved_and_loaded(saved, tmp_path, tokenizer):
     shutil.rmtree(config.output)
     run = load_run(find_checkpoint(moved))
     assert run.model == config.model and run.tokenizer.fingerprint == tokenizer.fingerprint
-    params = load_params(CheckpointWeights(moved), abstract_state(resolve(config, mesh)).params)
+    abstract, read = abstract_state(resolve(config, mesh)).params, []
+    params = load_params(CheckpointWeights(moved), abstract, read.append)
+    assert sum(read) == local_bytes(abstract)
     np.testing.assert_array_equal(params["head"], init_state(resolve(config, mesh)).params["head"])
 
 

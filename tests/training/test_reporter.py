@@ -10,6 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboardX.proto.event_pb2 import Event
 
+from codegen_jax import progress
 from codegen_jax.config import SourceConfig
 from codegen_jax.data.tokens import TokenFiles, Windows
 from codegen_jax.errors import RUN_LOG, UserError
@@ -124,13 +125,14 @@ class Terminal(io.StringIO):
 
 def test_progress_bar_on_a_terminal_shows_completed_steps_and_last_loss(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(progress, "DELAY", 0)
     reporter = Reporter(tiny_run(), None, Clock(), first=2, epochs=lambda _: {})
     for step, loss in ((3, 1.5), (4, 1.25)):
         others = dict(cross_entropy=loss, grad_norm=1.0, learning_rate=0.1, bad_steps=0, skipped=0)
         reporter.step(step, {"loss": loss} | others)
-    reporter.bar.close()
+    reporter.close()
     shown = sys.stderr.getvalue().split("\r")[-1]
-    assert " 4/6 " in shown and "loss=1.250" in shown and "tokens/s=" in shown
+    assert " 4/6 " in shown and "loss 1.250, " in shown and " tokens/" in shown
 
 
 def test_first_lines_describe_model_devices_data_and_steps(tmp_path, token_folder, caplog):

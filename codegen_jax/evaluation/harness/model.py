@@ -11,12 +11,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from tqdm import tqdm
 
 from codegen_jax.errors import UserError, require
 from codegen_jax.evaluation.perplexity import ROWS
 from codegen_jax.inference.generate import Generator
 from codegen_jax.inference.options import Options
+from codegen_jax.progress import Progress
 from codegen_jax.strict_json import dumps
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class HarnessModel(TemplateLM):
             log.warning(f"{cut} of {len(rows)} requests exceed the model's context and are truncated from the left")
         rows = [row[-self.max_length - 1 :] for row in rows]
         answers: dict[int, tuple[float, bool]] = {}
-        with tqdm(total=len(rows), unit="request", disable=None) as bar:
+        with Progress("scoring", len(rows), "request") as progress:
             for batch in batches([len(row) - 1 for row in rows], self.model.max_rows, ROWS * self.max_length):
                 tokens_BT = np.zeros((len(batch), len(rows[batch[0]])), np.int32)
                 for b, number in enumerate(batch):
@@ -96,7 +96,7 @@ class HarnessModel(TemplateLM):
                     scored = slice(end - len(requests[number][2]), end)
                     total = logprobs_BT[b, scored].sum(dtype=np.float64)
                     answers[number] = float(total), bool(is_likeliest_BT[b, scored].all())
-                bar.update(len(batch))
+                progress.update(len(batch))
         return [answers[number] for number in range(len(rows))]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -134,7 +134,7 @@ class HarnessModel(TemplateLM):
             seeds.append(sample_seed(self.seed, document, repeats[document]))
             repeats[document] += 1
         texts: dict[int, str] = {}
-        with tqdm(total=len(requests), unit="completion", disable=None) as bar:
+        with Progress("completing", len(requests), "completion") as progress:
             for numbers in by_kwargs.values():
                 options = options_of(
                     requests[numbers[0]].arguments[1], self.model.tokenizer.decode([self.eot_token_id])
@@ -157,7 +157,7 @@ class HarnessModel(TemplateLM):
                         [prompts[i] for i in batch], seed=[seeds[numbers[i]] for i in batch], **options
                     )
                     texts |= {numbers[i]: found.completion for i, found in zip(batch, completions, strict=True)}
-                    bar.update(len(batch))
+                    progress.update(len(batch))
         return [texts[number] for number in range(len(requests))]
 
 

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
 from codegen_jax.errors import listed, require
 from codegen_jax.evaluation.benchmark import batches
@@ -23,6 +22,7 @@ from codegen_jax.evaluation.mtpb.turns import Turns
 from codegen_jax.evaluation.prompt_perplexity import Mean, perplexities, segment_after
 from codegen_jax.evaluation.protocol import Protocol
 from codegen_jax.inference.generate import Generator
+from codegen_jax.progress import track
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,8 @@ def draw_subprograms(model: Generator, cases: Sequence[Case]) -> list[list[str]]
     """The model's own subprograms for each case, generated greedily as in `evaluate MODEL mtpb --greedy`."""
     turns, protocol = Turns(cases, "multi", "official"), Protocol(num_samples=1, temperatures=(0.0,))
     drawn = list[list[str]]()
-    for batch in tqdm(batches(turns, protocol.draws(range(len(cases))), model.max_rows), unit="batch", disable=None):
+    groups = batches(turns, protocol.draws(range(len(cases))), model.max_rows)
+    for batch in track(groups, "generating subprograms", "batch"):
         drawn += [record["completions"] for record in turns.draw(model, protocol, batch)]
     return drawn
 
