@@ -23,7 +23,7 @@ def run(*words, **environment):
     """The command's output; it has to succeed without a traceback."""
     known = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_", "HF_"))}
     result = subprocess.run(
-        [sys.executable, "-m", "codegen_jax", "doctor", *words],
+        [sys.executable, "-P", "-m", "codegen_jax", "doctor", *words],
         capture_output=True,
         text=True,
         env=known | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | environment,
@@ -65,7 +65,7 @@ def test_it_reports_the_machine(facts):
     assert facts["cpus"].startswith(f"{os.cpu_count()}, {len(os.sched_getaffinity(0))} usable")
     total = int(Path("/proc/meminfo").read_text().split()[1]) / 2**20
     assert facts["memory"].startswith(f"{total:.1f} GiB, ")
-    assert facts["sandbox"] == ", ".join(choose_layer().described)
+    assert facts["sandbox"] == ", ".join(choose_layer().description)
 
 
 def test_it_reports_the_backend_and_its_devices(facts):
