@@ -52,7 +52,8 @@ def _memory(plan: Plan) -> list[str]:
     return [
         "HBM per chip",
         *(f"  {kind:12}{getattr(memory, kind) / GIB:7.2f} GiB" for kind in kinds),
-        f"  peak        {memory.peak / GIB:7.2f} GiB of {available}: {memory.peak / memory.available:.0%}",
+        f"  peak        {memory.peak / GIB:7.2f} GiB of {available}: {memory.peak / memory.available:.0%} "
+        "(these are not all in use at once)",
     ]
 
 
@@ -109,8 +110,9 @@ def plot(plan: Plan, path: str | Path) -> None:
     )
     figure, (top, bottom) = plt.subplots(2, figsize=(9, 4), layout="constrained")
     _bar(top, seconds, "seconds per step" if memory.fits else "no time estimates", title)
-    peak = f"peak {memory.peak / GIB:.1f} of {memory.available / GIB:.2f} GiB"
-    _bar(bottom, gib, "HBM per chip (GiB)", peak)
+    peak = f"peak {memory.peak / GIB:.1f} GiB (solid line: not all is in use at once)"
+    _bar(bottom, gib, "HBM per chip (GiB)", f"{peak} of {memory.available / GIB:.2f} GiB (dashed)")
+    bottom.axvline(memory.peak / GIB, color="black", linewidth=1.5)
     bottom.axvline(memory.available / GIB, color="black", linestyle="--", linewidth=1)
     figure.savefig(path, dpi=120)
     plt.close(figure)
