@@ -122,7 +122,7 @@ def test_a_vocabulary_without_eos_is_rejected(tmp_path):
     from tokenizers import Tokenizer, models
 
     Tokenizer(models.BPE()).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(UserError, match=r"no <\|endoftext\|> to end documents"):
+    with pytest.raises(UserError, match=r"no token to end documents with: neither <\|endoftext\|>"):
         load_tokenizer(tmp_path)
 
 

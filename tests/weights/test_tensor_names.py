@@ -119,7 +119,7 @@ def without_head(tensors):
         ),
         (
             lambda t: {n: v for n, v in t.items() if n != "lm_head.weight"},
-            "no lm_head.weight, as .* tie_word_embeddings false$",
+            "no lm_head.weight; .* tie_word_embeddings false$",
         ),
         (
             lambda t: {n: v.double() for n, v in t.items()},
