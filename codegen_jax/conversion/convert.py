@@ -1,4 +1,4 @@
-"""convert(): read a model in any format, write it in another, chunk by chunk, and verify it before it gets its name."""
+"""convert(): read a model in any format, write it in another, chunk by chunk, and verify it before renaming it."""
 
 import logging
 import resource
@@ -119,8 +119,8 @@ def convert(
     if tokenizer is not None:
         if weights.tokenizer is not None and not tokenizer.extends(weights.tokenizer):
             log.warning(
-                f"tokenizer: {tokenizer.fingerprint}: its ids mean different text than those of the tokenizer of "
-                f"{source} ({weights.tokenizer.fingerprint})"
+                f"tokenizer: the ids of {tokenizer.fingerprint} stand for different text than those of {source}'s "
+                f"tokenizer ({weights.tokenizer.fingerprint})"
             )
             weights.generation_config = {}
         weights.tokenizer = tokenizer

@@ -2,8 +2,8 @@
 
 It shares no code with model/ or weights/ and keeps the original layout: q, v, k in mp_num groups of channels, rotary
 pairs interleaved. It was written from the authors' modules.py and modeling_codegen.py. It computes in float32, with one
-layer in memory at a time. It also reads the model's sizes independently, since some of them do not affect the logits
-(n_positions never does).
+layer in memory at a time. It also reads the model's sizes independently, since comparing logits does not reveal
+every wrong size (n_positions never affects them).
 
 Axes: B batch, T time, D width, V vocabulary.
 """

@@ -39,7 +39,7 @@ TEXT = '''def fibonacci(n):
 '''
 
 
-# tolerances: for the difference if no weight is rounded, for the difference otherwise, for the KL divergence
+# tolerances: for the difference without and with rounded weights, and for the KL divergence
 EXACT, ROUNDED, KL = 1e-3, 5e-2, 0.015
 
 
@@ -53,7 +53,7 @@ class Agreement:
         top_10: overlap of the ten most likely tokens.
         greedy: share of positions at which the most likely token is the same.
         loss: mean cross-entropy of our model on a snippet of Python, in nats per token; None without a tokenizer. Both
-            sides read qkv_proj with the same mp_num, so a wrong value shows only here: about 2 becomes 8.
+            sides read qkv_proj with the same mp_num, so a wrong value shows only here: a loss of about 8 instead of 2.
     """
 
     difference: float
@@ -148,7 +148,7 @@ def check_sizes(folder: str, config: CodeGenConfig, independent: reference.Archi
         ours = getattr(config, name)
         require(
             ours == theirs,
-            f"proof: {name} is {ours} in our config, but {theirs} by an independent reading of {folder}",
+            f"proof: {name} is {ours} in our config, but {theirs} according to an independent reading of {folder}",
         )
 
 

@@ -46,7 +46,7 @@ class WriteDigests(PipelineStep):
 
 
 class FindDuplicates(PipelineStep):
-    """Second pass: one task per range of digests, with as many ranges as shards, so a task holds a shard's worth."""
+    """Second pass: one task per range of digests; with one range per shard, a task holds about a shard's digests."""
 
     type, name = "DEDUP", "duplicates"
 

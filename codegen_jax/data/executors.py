@@ -54,8 +54,8 @@ class QuietExecutor(LocalPipelineExecutor):
     """datatrove's local executor without its per-task logging on stderr; errors propagate as exceptions.
 
     Its worker processes always exit with this process. datatrove's own `run` counts tasks in a manager process, which
-    survives a SIGKILL of its parent. So does a worker in the middle of a task, which would keep writing to the same
-    folder as the next launch.
+    survives a SIGKILL of its parent. So does one of its workers in the middle of a task, which would keep writing to
+    the same folder as a resumed preparation.
     """
 
     def run(self) -> None:

@@ -1,4 +1,4 @@
-"""Filters that drop documents by content: the paper's rules for code, and text too long to tokenize in one chunk."""
+"""Filters that drop documents by content: the paper's rules for code, and long text that can't be split into chunks."""
 
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +9,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from codegen_jax.data.cut import CANDIDATE, Cutter
 from codegen_jax.data.tokenizer import load_tokenizer
 
-# extensions of the six languages in BigQuery
+# extensions of the six languages in the paper's BigQuery data set
 CODE_EXTENSIONS = (
     *(".c", ".h"),
     *(".cc", ".cpp", ".cxx", ".c++", ".hh", ".hpp", ".hxx", ".h++"),
@@ -24,7 +24,7 @@ MAX_CHUNK_LENGTH = 16_000_000  # characters; tokenizing needs about 100 bytes of
 class CodeFilter(BaseFilter):
     """The paper's filtering rules for code (see its section on datasets).
 
-    It drops documents with other file extensions (documents without a path are kept), with an average line length of
+    It drops documents with unlisted file extensions (documents without a path are kept), with an average line length of
     100 characters or more, with a line of more than 1,000 characters, or in which more than 90% of the characters are
     decimal or hexadecimal digits. Line endings do not count toward the length of a line.
     """

@@ -16,7 +16,7 @@ from codegen_jax.hub import not_found, refusal
 from codegen_jax.storage import is_remote
 
 HUB = "hub:"
-SUFFIXES = ".jsonl, .ndjson (also with .zst, .gz, .xz, .bz2), .json with one of these, .parquet"
+SUFFIXES = ".jsonl or .ndjson (also with .zst, .gz, .xz or .bz2 added), .json with one of these added, or .parquet"
 SHARD = re.compile(r".\.((jsonl|ndjson)(\.(zst|gz|xz|bz2))?|json\.(zst|gz|xz|bz2)|parquet)$")
 NAMED = re.compile(SHARD.pattern.replace("|parquet", "|json|parquet"))  # a .json named explicitly is read as JSON lines
 

@@ -61,7 +61,7 @@ def make_report(statistics: Path, work: Path, inputs: Inputs) -> dict[str, Any]:
     Returns:
         A dict with these entries:
         "inputs": {"files": {suffix: files}, "bytes", "left": {reason: {"files", "first"}},
-            "without_documents": shards},
+            "without_documents": shards}, where "left" is about skipped files,
         "first": {reason: {"shard", "line", "starts"}}, the first line dropped while reading, for each reason,
         "stages": a list of {"stage", "sources": {source: {"documents", "bytes"}}, "dropped": {reason: documents}}, the
             output of each stage and the reasons for its drops,

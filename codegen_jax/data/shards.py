@@ -145,7 +145,7 @@ def _json_type(value: Any) -> str:
         float: "a number",
         list: "a list",
         dict: "an object",
-        str: "text",
+        str: "a string",
     }
     return "null" if value is None else types.get(type(value), type(value).__name__)
 

@@ -42,7 +42,7 @@ COMPANIONS = ("merges.txt", "added_tokens.json")  # files that accompany vocab.j
 
 
 class Tokenizer(ABC):
-    """The interface to a tokenizer. Encoding adds neither BOS nor eos.
+    """The interface to a tokenizer. Encoding adds neither bos nor eos.
 
     Attributes:
         vocab_size: number of ids; a model may have more rows in its embedding, which are never sampled.
@@ -63,7 +63,7 @@ class Tokenizer(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash that is equal for tokenizers that encode alike, judging by difficult texts; recorded in manifests."""
+        """A hash, recorded in manifests, that is equal for tokenizers that encode alike; see `identity`."""
         return identity(*self._vocabulary(), self.eos_id, lambda texts: self.encode_batch(texts, special_tokens=False))
 
     @abstractmethod
@@ -129,7 +129,7 @@ class Tokenizer(ABC):
 
 
 class BpeTokenizer(Tokenizer):
-    """A tokenizer of the `tokenizers` library, such as GPT-2's BPE, optionally with the whitespace tokens added."""
+    """A tokenizer from the `tokenizers` library, such as GPT-2's BPE, optionally with the whitespace tokens added."""
 
     def __init__(self, tokenizer_json: str, whitespace_tokens: bool = False, metadata: Mapping[str, bytes] = {}):
         from tokenizers import AddedToken
@@ -144,7 +144,7 @@ class BpeTokenizer(Tokenizer):
         ends = [id for token in (END_OF_TEXT, special.get("eos_token", "")) if (id := to_id(token)) is not None]
         if not ends:
             raise UserError(
-                f"the vocabulary has no {END_OF_TEXT} to end documents with, nor the eos_token of a "
+                f"the vocabulary has no token to end documents with: neither {END_OF_TEXT} nor an eos_token named in "
                 "tokenizer_config.json; use GPT-2's vocabulary"
             )
         # as in transformers, tokens named in tokenizer_config.json are special; they keep the flags of tokenizer.json
@@ -263,7 +263,8 @@ class SentencePieceTokenizer(Tokenizer):
     def merges(self) -> list[tuple[str, str]]:
         """The merges of a BPE model; empty for a unigram model.
 
-        The model file does not list merges. They are all splits of a piece into two pieces, most likely piece first.
+        The model file does not list merges. They are all the splits of a piece into two pieces, in descending order of
+        the whole piece's score.
         """
         if self.proto.trainer_spec.model_type != self.proto.trainer_spec.BPE:
             return []
@@ -307,9 +308,9 @@ def load_tokenizer(source: epath.PathLike, whitespace_tokens: bool = False) -> T
     """Load a tokenizer from a folder, a file or a hub id.
 
     Args:
-        source: a sentencepiece `.model` file, a `tokenizer.json`, a folder with either or with `vocab.json` and
-            `merges.txt`, or a hub id such as "Salesforce/codegen-350M-mono", optionally with "@REVISION". Folders may
-            be on gs:// or s3://.
+        source: a sentencepiece `.model` file, a `tokenizer.json`, a folder that contains one of these or `vocab.json`
+            and `merges.txt`, or a hub id such as "Salesforce/codegen-350M-mono", optionally with "@REVISION". Folders
+            may be on gs:// or s3://.
         whitespace_tokens: add the 38 whitespace tokens of Multi and Mono to a GPT-2 vocabulary that lacks them.
 
     Raises:
@@ -364,7 +365,8 @@ def _plain(tokenizer_json: str) -> "FastTokenizer":
 
 
 def _gpt2_json(folder: Path, metadata: Mapping[str, bytes]) -> str:
-    """Build a tokenizer.json from vocab.json, merges.txt, and added_tokens.json or else tokenizer_config.json."""
+    """Build a tokenizer.json from vocab.json and merges.txt; added tokens come from added_tokens.json if it exists,
+    else from tokenizer_config.json."""
     from tokenizers import AddedToken, decoders, pre_tokenizers
     from tokenizers import Tokenizer as FastTokenizer
     from tokenizers.models import BPE

@@ -19,7 +19,7 @@ LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
 def read_metadata(folder: Path) -> dict[str, bytes]:
-    """Read the files among `NAMES` and `NAMED_TEMPLATES` that exist: contents by name.
+    """Read those files in `NAMES` and `NAMED_TEMPLATES` that exist, and return their contents by name.
 
     Raises:
         UserError: if a file does not parse.

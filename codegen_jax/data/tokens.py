@@ -29,7 +29,7 @@ class Manifest:
 
     Attributes:
         tokenizer: fingerprint of the tokenizer, possibly in the legacy format; see `Tokenizer.has_fingerprint`.
-        vocab_size: number of ids of the tokenizer.
+        vocab_size: number of ids in the tokenizer.
         eos_id: the id at the end of each document.
         token_bytes: 2 for uint16, 4 for uint32.
         documents: number of documents in all files.
@@ -75,7 +75,7 @@ class Manifest:
         if not path.exists():
             state = "unfinished" if folder.is_dir() and any(folder.iterdir()) else "missing or empty"
             make = f"codegen-jax prepare INPUT --output {folder} --tokenizer T"
-            about = "INPUT: .jsonl or .parquet with text; T: a folder of codegen-jax tokenizer train, or a hub id"
+            about = "INPUT: .jsonl or .parquet with text; T: a folder from codegen-jax tokenizer train, or a hub id"
             raise UserError(f"{folder}: {state} token files (no {MANIFEST}); run {make} ({about})")
         try:
             return cls(**json.loads(path.read_text()))
@@ -116,7 +116,9 @@ class TokenFiles:
         expected = tokens * dtype.itemsize
         if not path.exists() or file_size(path) != expected:
             size = f"{file_size(path)} bytes" if path.exists() else "missing"
-            raise UserError(f"{path}: {size}, expected {expected} bytes by {MANIFEST}; run codegen-jax prepare again")
+            raise UserError(
+                f"{path}: {size}, but {expected} bytes according to {MANIFEST}; run codegen-jax prepare again"
+            )
         if checksum(path) != self.manifest.checksums[name]:
             raise UserError(f"{path}: does not match its checksum in {MANIFEST}; run codegen-jax prepare again")
         return RemoteArray(path, dtype, tokens) if is_remote(path) else np.memmap(path, dtype, mode="r")

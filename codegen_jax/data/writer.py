@@ -94,9 +94,9 @@ class NoDocuments(UserError):
 
 
 def _explain_no_documents(shards: list[str], report: dict[str, Any]) -> str:
-    reasons = [f"{count:,} {reason}" for stage in report["stages"] for reason, count in stage["dropped"].items()]
+    reasons = [f"{reason} ({count:,})" for stage in report["stages"] for reason, count in stage["dropped"].items()]
     dropped = f"dropped: {', '.join(reasons)}" if reasons else "the shards are empty"
-    return f"no documents left from {len(shards)} shard(s), {' '.join(shards)[:200]} ({dropped})"
+    return f"no documents left from {len(shards)} shard(s), {' '.join(shards)[:200]}; {dropped}"
 
 
 class ManifestWriter(PipelineStep):

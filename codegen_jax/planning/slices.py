@@ -59,7 +59,7 @@ class Slice:
 
     @property
     def wrap(self) -> tuple[bool, ...]:
-        """Whether each dimension is a ring: for v4 and v5p if all sizes are multiples of 4, for v5e and v6e at 16."""
+        """Whether each axis is a ring: on v4 and v5p if all sizes are multiples of 4; on v5e and v6e at size 16."""
         if len(self.shape) == 3:
             return (all(size % 4 == 0 for size in self.shape),) * 3
         return tuple(size == 16 for size in self.shape)

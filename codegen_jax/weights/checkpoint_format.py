@@ -2,7 +2,7 @@
 
     OUTPUT/run.json                       config and data that identify the run
     OUTPUT/checkpoints/STEP/params        float32 parameters: one zarr array each, in OCDBT, in chunks of one layer
-    OUTPUT/checkpoints/STEP/optimizer     step, optax state and guard state
+    OUTPUT/checkpoints/STEP/optimizer     step, optax state and the guard's statistics (training/guard.py)
     OUTPUT/checkpoints/STEP/run           config, data, tokenizer files and fingerprints, as JSON
     OUTPUT/checkpoints/STEP/metrics       validation loss
     OUTPUT/damaged/STEP-TIME              a damaged checkpoint that was set aside
@@ -39,7 +39,7 @@ PARAMS, OPTIMIZER, RUN = "params", "optimizer", "run"  # items of a checkpoint
 RUN_RECORD = "metadata"  # Orbax's file name for a JSON item
 # prefixes of TensorStore errors about data that is missing, truncated, changed or undecodable
 LOST = ("NOT_FOUND:", "OUT_OF_RANGE:", "DATA_LOSS:", "FAILED_PRECONDITION:")
-METADATA = "_METADATA"  # file in an item of arrays with their names and shapes, as JSON
+METADATA = "_METADATA"  # file with the names and shapes of an item's arrays, as JSON
 # Maximum size of a chunk on disk. It bounds a conversion's memory, and the bytes that a host reads beyond its shards.
 CHUNK_BYTES = 128 << 20
 
@@ -52,7 +52,7 @@ class Run(NamedTuple):
         data: the identity (tokenizer, number of tokens, content hash, ...) of each source of a trained model, by name;
             empty for a converted model.
         tokenizer: the tokenizer of the data; None if a model was converted without one.
-        generation_config: that of the converted model, or of the model from which training started; may be empty.
+        generation_config: settings of the converted model, or of the model from which training started; may be empty.
         fingerprints: fingerprints of the saved arrays, by path in the training state ("params.head"). A converted model
             has them for its parameters only. None in checkpoints written before fingerprints existed.
     """

@@ -27,8 +27,8 @@ def write_checkpoint(weights: Weights, folder: Path, progress: Callable[[int], o
     """Write the parameters, in their stored dtypes, and the tokenizer as a checkpoint, one chunk at a time.
 
     Raises:
-        UserError: if reading the weights fails. In that case the folder is not a valid checkpoint, and nothing writes
-            to it any longer.
+        UserError: if reading the weights fails. In that case the folder is not a valid checkpoint, and all writing to
+            it has ended.
     """
     handler = _StreamHandler(weights, progress)
     params = jax.tree_util.tree_map_with_path(
@@ -50,7 +50,7 @@ def write_checkpoint(weights: Weights, folder: Path, progress: Callable[[int], o
             RUN: ocp.args.JsonSave(record),  # pyright: ignore[reportCallIssue]
         }
     )
-    # save in a thread: Ctrl-C then stops the chunks and waits for Orbax instead of leaving its threads behind
+    # save in a thread: Ctrl-C then stops after the current chunk and waits for Orbax's threads to finish
     with ocp.Checkpointer(items) as checkpointer, ThreadPoolExecutor(1) as thread:
         try:
             thread.submit(checkpointer.save, folder.absolute(), args).result()

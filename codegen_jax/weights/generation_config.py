@@ -80,8 +80,9 @@ def end_ids(settings: GenerationConfig, tokenizer: Tokenizer) -> tuple[int, ...]
 def with_defaults(settings: GenerationConfig, tokenizer: Tokenizer | None) -> GenerationConfig:
     """The settings to write to both files.
 
-    If the model has no settings, or its tokenizer no tokenizer_config.json, missing values get defaults: eos_token_id
-    is the set of ids that end our completions, and bos and pad are the end-of-document id, which makes batching work.
+    If the model has no settings, or its tokenizer has no tokenizer_config.json, missing values get defaults:
+    eos_token_id is the set of ids that end our completions, and bos and pad are the end-of-document id, which makes
+    batching work.
     """
     default: dict[str, Any] = {}
     if tokenizer is None:

@@ -1,4 +1,4 @@
-"""Convert a Hugging Face config.json to our config: fields are read as in transformers, or refused by name."""
+"""Convert a Hugging Face config.json to our config: read fields as transformers does, or refuse them by name."""
 
 import dataclasses
 import json

@@ -18,7 +18,7 @@ from codegen_jax.weights.base import Index, StoredWeights, Weights, matrix_shape
 from codegen_jax.weights.other_programs import QUANTIZED
 from codegen_jax.weights.tensors import DTYPES, Tensor, TensorStream
 
-MP_NUM = 4  # groups in qkv_proj of every CodeGen 1 release, from the authors' TPU cores
+MP_NUM = 4  # groups in qkv_proj of every CodeGen 1 release, one per TPU core of the authors' setup
 BUFFERS = ("attn.bias", "attn.masked_bias", "attn.causal_mask", "attn.embed_positions")  # not parameters
 BLOCK_BYTES = 256 << 20  # maximum size of the block of the embedding or head in memory at a time
 PROJECTIONS = ("blocks.query", "blocks.value", "blocks.key")  # in the order within a group
@@ -173,7 +173,7 @@ def tensor_shapes(config: CodeGenConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_tensors(source: str, tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise `UserError` that lists tensors that are missing, unexpected, misshapen or of an unsupported dtype."""
+    """Raise a `UserError` that lists tensors that are missing, unexpected, misshapen or of an unsupported dtype."""
     present = {name for name in tensors if not name.endswith(BUFFERS)}
     problems = [f"missing {name}" for name in expected if name not in present]
     problems += [f"unexpected {name}" for name in sorted(present - expected.keys())]

@@ -1,7 +1,8 @@
-"""Read the authors' own checkpoints: STEP/model/0.npz, 14 arrays in the order of Haiku's sorted names (checkpoint.py).
+"""Read checkpoints of jaxformer, the authors' training library: STEP/model/0.npz, with 14 arrays.
 
-Every process wrote the whole model, so file 0 is complete. Kernels are [in, out] with layers stacked. The qkv columns
-are in mp_num groups of q, v, k, as in transformers' layout. bfloat16 arrays are stored as two raw bytes (dtype V2).
+The arrays are in the order of Haiku's sorted names (jaxformer's checkpoint.py). Every process wrote the whole model, so
+file 0 is complete. Kernels are [in, out] with layers stacked. The qkv columns are in mp_num groups of q, v, k, as in
+transformers' layout. bfloat16 arrays are stored as two raw bytes (dtype V2).
 
 Axes: L layers, D n_embd, H heads, K head_dim, V vocabulary.
 """
@@ -97,7 +98,7 @@ class JaxformerWeights(StoredWeights):
     def _find_config(self, folder: Path, config: CodeGenConfig | None) -> CodeGenConfig:
         shapes = {name: leaf.shape for name, leaf in self.leaves.items()}
         two_axes = len(shapes["embedding"]) == 2 and len(shapes["blocks.fc_in"]) == 3
-        require(two_axes, f"{folder / WEIGHTS}: not the arrays of a jaxformer checkpoint in their order")
+        require(two_axes, f"{folder / WEIGHTS}: not the arrays of a jaxformer checkpoint in the expected order")
         V, D = shapes["embedding"]
         n_positions = 2048
         if config is not None and config.n_embd == D:  # otherwise it belongs to another model
@@ -133,7 +134,8 @@ class JaxformerWeights(StoredWeights):
             for name, leaf in self.leaves.items()
             if leaf.shape != shapes[name] or leaf.dtype not in DTYPES.values()
         ]
-        require(not problems, f"{path}: not the arrays of a jaxformer checkpoint in their order: {listed(problems)}")
+        message = f"{path}: not the arrays of a jaxformer checkpoint in the expected order: {listed(problems)}"
+        require(not problems, message)
 
 
 def _read_heads(path: Path) -> tuple[int, int, int]:
@@ -186,7 +188,7 @@ def _open_npy(path: Path, raw: BinaryIO, info: zipfile.ZipInfo, archive: zipfile
         header_size = member.tell()
     require(
         not dtype.hasobject,
-        f"{path}: {info.filename} contains pickled objects, which weights never need; it is not loaded",
+        f"{path}: {info.filename} contains pickled objects, which weights never need; the file was not loaded",
     )
     offset = None
     if info.compress_type == zipfile.ZIP_STORED:

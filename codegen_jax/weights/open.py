@@ -41,7 +41,7 @@ def _open(model: str, mp_num: int | None, config: CodeGenConfig | None) -> Store
         return CheckpointWeights(checkpoint)
     folder = local_copy(model)
     if not folder.exists():
-        # prefer safetensors: a repository may also have the same weights as .bin files, or only those
+        # prefer safetensors: a repository may also have the same weights as .bin files, or only .bin files
         weights = ["model*.safetensors", "pytorch_model*.bin"]
         folder = hub_files(model, ["*.json", *NAMES, NAMED_TEMPLATES], either=weights, needs=[["config.json"], weights])
     if is_jaxformer(folder):

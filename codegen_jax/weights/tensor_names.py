@@ -18,7 +18,7 @@ WRAPPERS = {  # name components that are removed at any depth; CodeGen itself us
     "_forward_module",  # Lightning Fabric
 }
 OWNERS = {  # name components that are removed at the beginning only
-    "model",  # Lightning's attribute
+    "model",  # the usual attribute of a LightningModule
     "base_model",  # PEFT's base_model.model, which remains after a merge
 }
 
@@ -38,7 +38,7 @@ def plain_tensors(source: str, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
     empty = [name for name, tensor in tensors.items() if 0 in tensor.shape]
     require(
         not empty,
-        f"{source}: empty tensors, as DeepSpeed ZeRO-3 saves without gathering: {listed(empty)}; "
+        f"{source}: contains empty tensors, which DeepSpeed ZeRO-3 saves for ungathered weights: {listed(empty)}; "
         "convert the DeepSpeed checkpoint with its zero_to_fp32.py",
     )
     saved_as: dict[str, list[str]] = {}
@@ -52,8 +52,8 @@ def plain_tensors(source: str, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
     )
     require(
         "transformer.wte.weight" not in saved_as or "lm_head.weight" in saved_as,
-        f"{source}: no lm_head.weight, as if the head were tied to the embedding, which is not so in CodeGen; save "
-        "the CodeGenForCausalLM with tie_word_embeddings false",
+        f"{source}: no lm_head.weight; CodeGen's head is not tied to the embedding, so save the CodeGenForCausalLM "
+        "with tie_word_embeddings false",
     )
     first, *others = {name.split(".")[0] for name in saved_as} or {"transformer"}
     require(

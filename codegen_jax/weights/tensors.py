@@ -49,7 +49,7 @@ class Tensor(Protocol):
 
 @dataclass(frozen=True)
 class SafetensorsTensor:
-    """A tensor in a .safetensors file. Each read reopens it, since pages of a lasting mapping would count as memory."""
+    """A tensor in a .safetensors file. Each read reopens the file: a lasting mapping's pages would count as memory."""
 
     path: Path
     name: str
@@ -73,7 +73,7 @@ class TorchTensor:
     def __getitem__(self, index: Any) -> np.ndarray:
         import torch
 
-        tensor = _load_torch(self.path)[self.name].detach()  # NumPy does not accept the parameters in some files
+        tensor = _load_torch(self.path)[self.name].detach()  # some files contain nn.Parameters, which NumPy rejects
         if tensor.dtype == torch.bfloat16:  # NumPy has no bfloat16 of its own
             return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)[index]
         return tensor.numpy()[index]
@@ -93,12 +93,12 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
         index = folder / f"{name}.index.json"
         if index.exists():
             return _open_shards(index, open_file)
-    not_found = "no model.safetensors or pytorch_model.bin found, neither a single file nor shards with an index"
+    not_found = "no model.safetensors or pytorch_model.bin found, either as a single file or as shards with an index"
     raise UserError(f"{folder}: {other_program(folder) or not_found}")
 
 
 def _open_shards(index: Path, open_file: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Open each tensor in an index from the file listed there; shards may also contain others, or stale copies."""
+    """Open each tensor of an index in its listed file; shards may also contain other tensors or stale copies."""
     reject_placeholder(index)
     try:
         weight_map = {str(name): str(file) for name, file in json.loads(read_text(index))["weight_map"].items()}
@@ -170,7 +170,7 @@ def _load_torch(path: Path) -> dict[str, Any]:
     except Exception as error:  # for a damaged file, PyTorch raises RuntimeError, UnpicklingError, EOFError, ...
         if name := _refused_global(error):
             raise UserError(
-                f"{path}: its pickle refers to {name}, which weights never need; it is not loaded"
+                f"{path}: its pickle refers to {name}, which weights never need; the file was not loaded"
             ) from error
         raise UserError(f"{path}: truncated or corrupt ({str(error).splitlines()[0]}); download it again") from error
     require(

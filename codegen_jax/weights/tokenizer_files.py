@@ -148,7 +148,7 @@ def _from_sentencepiece(tokenizer: SentencePieceTokenizer) -> bytes:
     fast = FastTokenizer(BPE(vocab, merges, unk_token=unknown, fuse_unk=not has_bytes, byte_fallback=has_bytes))
     before = [] if has_bytes else [normalizers.Replace(space, " ")]
     after = [decoders.ByteFallback(), decoders.Fuse()]
-    if proto.normalizer_spec.add_dummy_prefix:  # our tokenizer also adds one after each U+2581
+    if proto.normalizer_spec.add_dummy_prefix:  # our tokenizer also adds this prefix after each U+2581
         before.append(normalizers.Replace(Regex(f"(?<![^{space}])(?=[^{space}])"), " "))
         after.append(decoders.Strip(" ", 1, 0))
     fast.normalizer, fast.decoder = normalizers.Sequence(before), decoders.Sequence(after)

@@ -182,10 +182,10 @@ def test_a_tokenizer_with_different_ids_than_the_sources_causes_a_warning(tmp_pa
     spaces = BpeTokenizer(own.files()["tokenizer.json"].decode(), whitespace_tokens=True)
     source = str(save(peer(vocab_size=512), tmp_path / "hf", tokenizer=own))
     convert(source, str(tmp_path / "extended"), tokenizer=spaces)
-    assert "ids mean different text" not in caplog.text
+    assert "stand for different text" not in caplog.text
     convert(source, str(tmp_path / "other"), tokenizer=tokenizer)
     assert (
-        f"tokenizer: {tokenizer.fingerprint}: its ids mean different text than those of the tokenizer of {source}"
+        f"tokenizer: the ids of {tokenizer.fingerprint} stand for different text than those of {source}'s tokenizer"
         in caplog.text
     )
 

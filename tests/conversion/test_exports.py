@@ -52,7 +52,7 @@ SPECIAL = [f"a{END_OF_TEXT}b", f"  {END_OF_TEXT}  x", END_OF_TEXT]
 
 TOKENIZERS = {
     "ours": lambda texts: train_sentencepiece(texts, vocab_size=512),
-    **{name: FOREIGN[name] for name in ("whitespace tokens", "Llama 3's rules", "a space before")},
+    **{name: FOREIGN[name] for name in ("whitespace tokens", "Llama 3's rules", "space prefix")},
     "Llama's sentencepiece": FOREIGN["Llama's sentencepiece"],
 }
 KINDS = [(name, "hf") for name in TOKENIZERS] + [("ours", "gptj"), ("whitespace tokens", "gptj")]

@@ -86,7 +86,7 @@ def test_a_config_field_that_our_code_misreads_fails_verification(tmp_path, monk
     ours, found = WRONG_READINGS[field][field], getattr(peer().config, field)
     with pytest.raises(
         UserError,
-        match=f"^proof: {field} is {ours} in our config, but {found} by an independent reading of {folder}",
+        match=f"^proof: {field} is {ours} in our config, but {found} according to an independent reading of {folder}",
     ):
         convert(str(folder), str(tmp_path / "out"), to=to, proof="numpy")
     assert not (tmp_path / "out").exists()
@@ -114,7 +114,7 @@ def test_sizes_read_by_transformers_are_compared_too(tmp_path, monkeypatch):
     monkeypatch.setattr(
         huggingface, "parse_config", lambda *arguments: dataclasses.replace(parse(*arguments), n_positions=64)
     )
-    with pytest.raises(UserError, match=r"^proof: n_positions is 64 in our config, but 32 by an independent"):
+    with pytest.raises(UserError, match=r"^proof: n_positions is 64 in our config, but 32 according to an independent"):
         convert(str(folder), str(tmp_path / "out"), proof="torch")
     convert(str(folder), str(tmp_path / "out"), proof="numpy")  # both implementations are wrong in the same way
 
@@ -140,7 +140,7 @@ def test_tensor_names_unknown_to_transformers_are_reported_as_such(tmp_path):
     convert(str(folder), str(tmp_path / "out"), proof="numpy")
 
 
-def test_rounding_is_tolerated_in_a_cast_only(tmp_path):
+def test_rounding_is_tolerated_only_in_a_cast(tmp_path):
     folder = save(peer(), tmp_path / "hf")
     summary = convert(str(folder), str(tmp_path / "cast"), dtype="bfloat16", proof="numpy")
     assert 1e-3 < summary.agreement.difference < 5e-2 and 0 < summary.agreement.kl < 0.015

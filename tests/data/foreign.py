@@ -1,4 +1,4 @@
-"""Tokenizers that users may bring, trained with `tokenizers` and `sentencepiece` unlike ours."""
+"""Tokenizers that users may bring, trained with `tokenizers` and `sentencepiece` but with other settings than ours."""
 
 import io
 from collections.abc import Callable, Sequence

@@ -122,7 +122,7 @@ def test_a_vocabulary_without_eos_is_rejected(tmp_path):
     from tokenizers import Tokenizer, models
 
     Tokenizer(models.BPE()).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(UserError, match=r"no <\|endoftext\|> to end documents"):
+    with pytest.raises(UserError, match=r"no token to end documents with: neither <\|endoftext\|>"):
         load_tokenizer(tmp_path)
 
 
@@ -203,6 +203,6 @@ def test_eos_is_text_in_documents_even_if_its_file_does_not_mark_it_special():
     assert tokenizer.eos_id not in tokenizer.encode_batch(["x<|endoftext|>y"], special_tokens=False)[0]
 
 
-def test_a_sentencepiece_model_without_bytes_encodes_only_valid_ids(texts):
+def test_without_byte_fallback_sentencepiece_reads_u2581_as_a_space(texts):
     tokenizer = sentencepiece(texts[::4])
     assert tokenizer.decode(tokenizer.encode("a\u2581b")) == "a b"

@@ -100,7 +100,7 @@ def legacy(tmp_path, token_folder, tokenizer):
     return folder
 
 
-def test_token_files_with_a_legacy_fingerprint_match_their_tokenizer_and_its_equals(tmp_path, legacy, tokenizer, texts):
+def test_token_files_with_a_legacy_fingerprint_match_their_tokenizer_and_equal_ones(tmp_path, legacy, tokenizer, texts):
     files = TokenFiles(legacy)
     assert files.tokenizer().fingerprint == tokenizer.fingerprint
     assert files.made_with(tokenizer) and files.made_with(exported(tokenizer, tmp_path / "hf"))

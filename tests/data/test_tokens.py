@@ -81,7 +81,7 @@ def test_a_damaged_manifest_is_named(copy):
 def test_a_truncated_or_missing_file_is_named(copy):
     file = next(copy.glob("*.ds"))
     file.write_bytes(file.read_bytes()[:-2])
-    with pytest.raises(UserError, match=rf"{file.name}: \d+ bytes, expected \d+ bytes by manifest.json"):
+    with pytest.raises(UserError, match=rf"{file.name}: \d+ bytes, but \d+ bytes according to manifest.json"):
         TokenFiles(copy)
     file.unlink()
     with pytest.raises(UserError, match=f"{file.name}: missing"):

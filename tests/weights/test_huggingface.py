@@ -378,7 +378,7 @@ def test_a_model_without_a_tokenizer_does_not_generate(tmp_path):
         codegen_jax.load(str(save(peer(), tmp_path / "hf")))
 
 
-def test_state_of_a_peer_matches_its_saved_folder(tmp_path):
+def test_the_helper_state_matches_the_saved_folder(tmp_path):
     model = peer()
     weights = open_huggingface(save(model, tmp_path / "hf"))
     for name, array in state(model).items():

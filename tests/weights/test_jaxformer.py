@@ -62,7 +62,7 @@ def write(folder, leaves, savez=np.savez, config=HEADS):
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A transformers model, and the same as a jaxformer checkpoint; values are coarse enough for w + b to be exact."""
+    """A model in transformers and as a jaxformer checkpoint; values are coarse enough for w + b to be exact."""
     model = peer()
     bias = np.round(np.random.default_rng(0).standard_normal(32) * 8).astype(np.float32) / 8
     tensors = model.state_dict()
@@ -86,7 +86,7 @@ def test_a_jaxformer_checkpoint_converts_to_transformers_exactly(checkpoint, tmp
     assert_converts_to(folder, model, tmp_path / "hf")
 
 
-def test_a_jaxformer_checkpoint_verifies_against_transformers_through_ours(checkpoint, tmp_path):
+def test_a_jaxformer_checkpoint_verifies_against_transformers_via_our_checkpoint(checkpoint, tmp_path):
     _, folder = checkpoint
     summary = convert(str(folder), str(tmp_path / "ours"), proof="numpy")
     assert summary.agreement is not None and summary.agreement.difference < 1e-5

@@ -37,7 +37,7 @@ def error_message(path, load=open_model):
     ],
 )
 @pytest.mark.parametrize("load", [open_model, load_tokenizer])
-def test_for_a_folder_above_a_model_the_model_is_suggested_and_loads(tmp_path, saved, above, model, load):
+def test_a_model_below_the_given_folder_is_suggested_and_loads(tmp_path, saved, above, model, load):
     shutil.copytree(saved, tmp_path / model)
     if above == "trainer":
         shutil.copytree(saved, tmp_path / "trainer/checkpoint-500")
@@ -47,11 +47,11 @@ def test_for_a_folder_above_a_model_the_model_is_suggested_and_loads(tmp_path, s
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_for_a_file_of_a_model_its_folder_is_suggested(saved, name):
+def test_the_folder_of_a_models_file_is_suggested(saved, name):
     assert error_message(saved / name).endswith(f"is a file, but must be a folder; use {saved}")
 
 
-def test_for_a_folder_within_a_model_the_model_is_suggested(tmp_path, saved):
+def test_the_model_around_the_given_folder_is_suggested(tmp_path, saved):
     model = shutil.copytree(saved, tmp_path / "model")
     (model / "onnx").mkdir()
     assert error_message(model / "onnx").endswith(f"a part of a model; use {model}")

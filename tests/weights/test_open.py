@@ -157,7 +157,7 @@ def test_a_shard_that_is_not_cached_is_reported_by_name(half_cached):
     assert f"{snapshot}/model-00002-of-00002.safetensors: this shard of" in error_message(open_model, "a/tiny")
 
 
-def test_for_a_revision_that_is_not_cached_the_cached_ones_are_listed(half_cached):
+def test_cached_revisions_are_listed_if_the_requested_one_is_missing(half_cached):
     half_cached("a/tiny", *MODEL)
     half_cached("a/tiny", *MODEL, commit=ANOTHER, ref=None)
     for read in (open_model, load_tokenizer):
@@ -165,7 +165,7 @@ def test_for_a_revision_that_is_not_cached_the_cached_ones_are_listed(half_cache
         assert error_message(read, "a/tiny@new") == message
 
 
-def test_without_branches_in_the_cache_its_only_commit_is_used_but_none_is_chosen_among_several(half_cached):
+def test_without_cached_branches_only_a_single_commit_is_used(half_cached):
     half_cached("a/tiny", *MODEL, ref=None)
     assert open_model("a/tiny").source.endswith(COMMIT)
     assert f"has only a/tiny@{COMMIT};" in error_message(open_model, "a/tiny@main")

@@ -15,7 +15,7 @@ from tests.peers import peer, state
 
 
 def saved(folder, tensors):
-    """Save a folder with a peer's config and these tensors."""
+    """Save a folder with the config of `peer()` and these tensors."""
     peer().config.save_pretrained(folder)
     save_file({name: tensor.clone() for name, tensor in tensors.items()}, folder / "model.safetensors")
     return folder
@@ -96,7 +96,7 @@ def without_head(tensors):
         (lambda t: {n: v[:0].reshape(-1)[:0] for n, v in t.items()}, "DeepSpeed ZeRO-3 .*; and 16 more; convert"),
         (
             lambda t: t | {"lm_head.weight": torch.zeros(0)},
-            "without gathering: lm_head.weight; convert",
+            "for ungathered weights: lm_head.weight; convert",
         ),
         (lambda t: {"_fsdp_wrapped_module._flat_param": t["lm_head.bias"]}, "FSDP's flattened shards"),
         (
@@ -119,7 +119,7 @@ def without_head(tensors):
         ),
         (
             lambda t: {n: v for n, v in t.items() if n != "lm_head.weight"},
-            "no lm_head.weight, as .* tie_word_embeddings false$",
+            "no lm_head.weight; .* tie_word_embeddings false$",
         ),
         (
             lambda t: {n: v.double() for n, v in t.items()},

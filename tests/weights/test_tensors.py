@@ -72,7 +72,7 @@ def test_a_shard_outside_the_folder_of_its_index_is_not_read(tmp_path, form, pla
 
 
 def sharded(folder, form):
-    """A sharded peer: its tensors, the path and content of its index, and functions that load and dump a shard."""
+    """A sharded model: its tensors, the path and content of its index, and functions that load and dump a shard."""
     model = peer()
     save(model, folder, form)
     (index,) = folder.glob("*.index.json")
@@ -192,7 +192,7 @@ def test_safetensors_reads_files_written_in_chunks(tmp_path, size):
     assert open_tensors(tmp_path).keys() == arrays.keys()
 
 
-def test_all_data_are_flushed_to_disk_before_the_writer_returns(tmp_path, monkeypatch):
+def test_all_data_is_flushed_to_disk_before_the_writer_returns(tmp_path, monkeypatch):
     flushed, fsync = {}, os.fsync
 
     def record(file):
