@@ -39,9 +39,9 @@ def load(
     Args:
         model: a hub id ("Salesforce/codegen-350M-mono", or "...@REVISION"), a Hugging Face folder, a run's output
             folder (its latest checkpoint) or one checkpoint's folder.
-        dtype: dtype of activations and matrix products; None means the run's dtype, or for other models float32 for
-            float32 weights and bfloat16 for 16-bit weights.
-        quantize: "int8" stores matrices in int8 with one scale per output; activations stay in dtype.
+        dtype: dtype of activations and matrix products. None: the run's dtype; for other models, float32 if the weights
+            are float32 and bfloat16 if they are 16-bit.
+        quantize: "int8" stores matrices in int8 with one scale per output channel; activations stay in dtype.
         mesh: number of devices that share the rows of a batch (data) and the heads (tensor); None: the first device.
         draft: enables speculative decoding, which does not change the output. "lookup" takes draft tokens from the
             prompt and output; otherwise a draft model with the same tokenizer, named like `model`.

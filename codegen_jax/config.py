@@ -48,8 +48,8 @@ class CodeGenConfig:
     def __post_init__(self) -> None:
         check_fields(self, "model.")
         for name in ("n_layer", "n_embd", "n_head", "vocab_size", "n_positions"):
-            require(getattr(self, name) > 0, f"model.{name}: {getattr(self, name)} must be positive")
-        require(self.head_dim >= 0, f"model.head_dim: {self.head_dim} must be positive, or 0 for n_embd / n_head")
+            require(getattr(self, name) > 0, f"model.{name}: must be positive, got {getattr(self, name)}")
+        require(self.head_dim >= 0, f"model.head_dim: must be positive, or 0 for n_embd / n_head, got {self.head_dim}")
         if not self.head_dim:
             require(
                 self.n_embd % self.n_head == 0,
@@ -58,7 +58,7 @@ class CodeGenConfig:
             object.__setattr__(self, "head_dim", self.n_embd // self.n_head)  # the dataclass is frozen
         require(
             self.rotary_dim % 2 == 0 and 0 < self.rotary_dim <= self.head_dim,
-            f"model.rotary_dim: {self.rotary_dim} must be even and at most head_dim = {self.head_dim}",
+            f"model.rotary_dim: must be even and at most head_dim = {self.head_dim}, got {self.rotary_dim}",
         )
 
     @property
@@ -94,9 +94,9 @@ class SourceConfig:
 
 
 def check_source_name(name: Any) -> None:
-    """Raise `UserError` for an invalid source name: "/" would end it in metric names, "." on the command line."""
+    """Raise `UserError` for an invalid source name: "/" ends it in metric names, "." ends it in flags."""
     is_name = isinstance(name, str) and bool(name) and not set(name) & set("/.")
-    require(is_name, f"data.sources: {name!r} must be a name without / and .")
+    require(is_name, f"data.sources: must be a name without / and ., got {name!r}")
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class DataConfig:
     Attributes:
         train: folder of token files.
         validation: folder of token files, or null for no validation.
-        sources: the mixture, by name.
+        sources: the mixture; each source NAME has data.sources.NAME.path, .weight and, optionally, .validation.
         sequence_length: tokens trained on per row (each row reads one more).
         document_mask: restrict attention to the same document and restart positions at 0; the authors do neither.
         skip_steps: pairs [first, last]: skip the data of these steps, so step `first` trains on the data of `last` + 1.
@@ -129,12 +129,12 @@ class DataConfig:
         for name, source in self.sources.items():
             check_fields(source, f"data.sources.{name}.")
             check_source_name(name)
-            require(source.weight > 0, f"data.sources.{name}.weight: {source.weight} must be positive")
-        require(self.sequence_length > 0, f"data.sequence_length: {self.sequence_length} must be positive")
+            require(source.weight > 0, f"data.sources.{name}.weight: must be positive, got {source.weight}")
+        require(self.sequence_length > 0, f"data.sequence_length: must be positive, got {self.sequence_length}")
         for pair in self.skip_steps:
             require(
                 len(pair) == 2 and 1 <= pair[0] <= pair[1],
-                f"data.skip_steps: {pair} must be [first, last] with 1 <= first <= last",
+                f"data.skip_steps: must be [first, last] with 1 <= first <= last, got {pair}",
             )
 
     @property
@@ -175,11 +175,11 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         check_fields(self, "optimizer.")
         for name in ("learning_rate", "end_learning_rate", "warmup_steps", "weight_decay"):
-            require(getattr(self, name) >= 0, f"optimizer.{name}: {getattr(self, name)} must not be negative")
+            require(getattr(self, name) >= 0, f"optimizer.{name}: must not be negative, got {getattr(self, name)}")
         for name in ("decay_steps", "clip_norm", "eps"):
-            require(getattr(self, name) > 0, f"optimizer.{name}: {getattr(self, name)} must be positive")
+            require(getattr(self, name) > 0, f"optimizer.{name}: must be positive, got {getattr(self, name)}")
         for name in ("b1", "b2"):
-            require(0 <= getattr(self, name) < 1, f"optimizer.{name}: {getattr(self, name)} must be in [0, 1)")
+            require(0 <= getattr(self, name) < 1, f"optimizer.{name}: must be in [0, 1), got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -196,14 +196,14 @@ class TrainingConfig:
             states, so no matrix product is recomputed; none: everything except gathered weights; auto: the first of
             dots, qkv_attention, attention and full that is estimated to fit the device.
         log_every: steps between log lines.
-        eval_every: steps between validations; every checkpoint is validated too.
+        eval_every: steps between validations; scheduled checkpoints are validated too.
         eval_batches: maximum number of batches per validation.
         sample_prompts: prompts completed greedily at every validation, for inspection.
         sample_tokens: new tokens per sample prompt.
         max_bad_steps: consecutive steps that may be skipped before the run stops. A step's update is skipped if its
             loss or gradient is not finite, or if spike_sigmas rejects it.
-        spike_sigmas: skip a step whose gradient norm is this many standard deviations above its running mean (of about
-            100 steps, after the first 100); null: skip only non-finite steps.
+        spike_sigmas: skip a step whose gradient norm is this many standard deviations above its running mean (over
+            about 100 steps); applies after 100 good steps; null: skip only non-finite steps.
         wandb_project: also log to this project of Weights & Biases.
     """
 
@@ -225,17 +225,17 @@ class TrainingConfig:
         check_fields(self, "training.")
         positive = ("steps", "batch_size", "gradient_accumulation_steps", "log_every", "eval_every", "eval_batches")
         for name in (*positive, "sample_tokens", "max_bad_steps"):
-            require(getattr(self, name) > 0, f"training.{name}: {getattr(self, name)} must be positive")
+            require(getattr(self, name) > 0, f"training.{name}: must be positive, got {getattr(self, name)}")
         require(
             self.spike_sigmas is None or self.spike_sigmas > 0,
-            f"training.spike_sigmas: {self.spike_sigmas} must be positive or null",
+            f"training.spike_sigmas: must be positive or null, got {self.spike_sigmas}",
         )
         require(all(self.sample_prompts), "training.sample_prompts: prompts must not be empty")
-        require(self.z_loss >= 0, f"training.z_loss: {self.z_loss} must not be negative")
+        require(self.z_loss >= 0, f"training.z_loss: must not be negative, got {self.z_loss}")
         require(
             self.batch_size % self.gradient_accumulation_steps == 0,
-            f"training.batch_size: {self.batch_size} must be divisible by "
-            f"training.gradient_accumulation_steps = {self.gradient_accumulation_steps}",
+            f"training.batch_size: must be divisible by training.gradient_accumulation_steps = "
+            f"{self.gradient_accumulation_steps}, got {self.batch_size}",
         )
 
 
@@ -254,7 +254,7 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         check_fields(self, "checkpoint.")
         for name in ("save_every", "keep_latest"):
-            require(getattr(self, name) > 0, f"checkpoint.{name}: {getattr(self, name)} must be positive")
+            require(getattr(self, name) > 0, f"checkpoint.{name}: must be positive, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,7 @@ class MeshConfig:
     >>> model = codegen_jax.load("runs/double", mesh=mesh)
 
     Attributes:
-        data: number of parameter replicas.
+        data: number of parameter replicas; each processes its own rows of the batch.
         fsdp: number of shards of the parameters, moments and batch.
         tensor: number of shards of the heads, MLP and vocabulary.
     """
@@ -278,7 +278,9 @@ class MeshConfig:
         check_fields(self, "mesh.")
         sizes = dataclasses.astuple(self)
         for axis, size in zip(("data", "fsdp", "tensor"), sizes, strict=True):
-            require(size > 0 or size == -1, f"mesh.{axis}: {size} must be positive, or -1 for all remaining devices")
+            require(
+                size > 0 or size == -1, f"mesh.{axis}: must be positive, or -1 for all remaining devices, got {size}"
+            )
         require(sizes.count(-1) <= 1, "mesh: only one axis may be -1")
 
 
@@ -309,13 +311,14 @@ class DistributedConfig:
             host, _, port = str(self.coordinator).rpartition(":")
             require(
                 bool(host) and port.isdigit(),
-                f"distributed.coordinator: {self.coordinator!r} must be auto or host:port",
+                f"distributed.coordinator: must be auto or host:port, got {self.coordinator!r}",
             )
             require(
                 0 <= (self.process_id or 0) < (self.num_processes or 0),
-                f"distributed.process_id: {self.process_id} must be in [0, num_processes = {self.num_processes})",
+                f"distributed.process_id: must be at least 0 and below num_processes = {self.num_processes}, got "
+                f"{self.process_id}",
             )
-        require(self.timeout > 0, f"distributed.timeout: {self.timeout} must be positive")
+        require(self.timeout > 0, f"distributed.timeout: must be positive, got {self.timeout}")
 
 
 @dataclass(frozen=True)
@@ -332,8 +335,8 @@ class ProfileConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "profile.")
-        require(self.start > 0, f"profile.start: {self.start} must be positive")
-        require(self.steps >= 0, f"profile.steps: {self.steps} must not be negative")
+        require(self.start > 0, f"profile.start: must be positive, got {self.start}")
+        require(self.steps >= 0, f"profile.steps: must not be negative, got {self.steps}")
 
 
 @dataclass(frozen=True)
@@ -364,8 +367,8 @@ class RunConfig:
         check_fields(self)
         require(
             self.data.sequence_length <= self.model.n_positions,
-            f"data.sequence_length: {self.data.sequence_length} must be at most model.n_positions = "
-            f"{self.model.n_positions}",
+            f"data.sequence_length: must be at most model.n_positions = {self.model.n_positions}, got "
+            f"{self.data.sequence_length}",
         )
         require_seed("seed", self.seed)
 

@@ -117,7 +117,7 @@ def _parser(**keywords: Any) -> Any:
 
 
 def _parse(given: list[Given]) -> Any:
-    """Parse the fields with jsonargparse, which reads those from a file only through another file."""
+    """Parse the fields with jsonargparse, which accepts those that are not flags only from a file of its own."""
     tree: dict[str, Any] = {}
     for field in given:
         if not field.is_flag:
@@ -202,7 +202,7 @@ def _check_name(field: Given) -> None:
     """Raise `UserError` if the field does not exist or is a section."""
     pattern = _pattern(field.name)
     if pattern in SECTIONS:
-        raise UserError(f"{field.place}: {field.value!r} must be a section with fields")
+        raise UserError(f"{field.place}: must be a section with fields, got {field.value!r}")
     if pattern not in FIELDS:
         dashes, source = "--" if field.is_flag else "", "".join(field.name.split(".")[2:3])
         names = [dashes + name.replace("*", source) for name in [*FIELDS, *([] if dashes else SECTIONS)]]
@@ -225,7 +225,7 @@ def _normalize(field: Given) -> Given:
             raise UserError(f"{field.place}: {error}") from error
     if "number" in kind:
         text = json.dumps(field.value)
-        require(not re.search(r"\d:\d", text), f"{field.place}: {field.value!r} must be {kind}")
+        require(not re.search(r"\d:\d", text), f"{field.place}: must be {kind}, got {field.value!r}")
         if "whole number" in kind:
             return field._replace(value=json.loads(EXPONENT.sub(_without_exponent, text)))
     return field
@@ -244,7 +244,7 @@ def _check_values(given: list[Given], path: epath.PathLike) -> None:
     """Raise `UserError` for the first value of the wrong type, otherwise for a missing field."""
     for field in sorted(given, key=lambda field: not field.is_flag):  # flags take precedence over the file
         hint = FIELDS[_pattern(field.name)].hint
-        require(_is_valid(field, hint), f"{field.place}: {field.value!r} must be {in_words(hint)}")
+        require(_is_valid(field, hint), f"{field.place}: must be {in_words(hint)}, got {field.value!r}")
     names = {field.name for field in given if field.value is not None}
     sources = {name.rpartition(".")[0] for name in names if _pattern(name) != name}
     for name, (hint, is_required) in FIELDS.items():

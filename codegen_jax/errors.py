@@ -76,4 +76,4 @@ def listed(items: Sequence[str], most: int = 5) -> str:
 
 def require_seed(name: str, seed: int) -> None:
     """Require a seed that NumPy, grain and JAX all accept: an unsigned 32-bit integer."""
-    require(0 <= seed < 2**32, f"{name}: {seed} must be in [0, 2**32)")
+    require(0 <= seed < 2**32, f"{name}: must be in [0, 2**32), got {seed}")

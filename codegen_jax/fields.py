@@ -1,4 +1,4 @@
-"""Dataclass fields for users: check values against types, put types into words, and extract documentation."""
+"""For dataclasses whose fields users set: check types, put types into words, and extract the documentation."""
 
 import collections.abc
 import dataclasses
@@ -25,21 +25,21 @@ def check_fields(instance: Any, prefix: str = "") -> None:
     >>> check_fields(Model(n_layer="two"), prefix="model.")
     Traceback (most recent call last):
         ...
-    codegen_jax.errors.UserError: model.n_layer: 'two' must be a whole number
+    codegen_jax.errors.UserError: model.n_layer: must be a whole number, got 'two'
     """
     hints = get_type_hints(type(instance))
     for field in dataclasses.fields(instance):
         name, value = prefix + field.name, getattr(instance, field.name)
         check_type(name, value, hints[field.name])
         is_fraction = isinstance(value, Real) and not isinstance(value, Integral)
-        require(not is_fraction or math.isfinite(value), f"{name}: {value} must be finite")
+        require(not is_fraction or math.isfinite(value), f"{name}: must be finite, got {value}")
 
 
 def check_type(name: str, value: Any, hint: Any) -> None:
     """Raise a `UserError` that begins with `name` if a value does not match a type."""
     if not _matches(value, hint):
         given = repr(value)
-        raise UserError(f"{name}: {given if len(given) < 80 else given[:77] + '...'} must be {in_words(hint)}")
+        raise UserError(f"{name}: must be {in_words(hint)}, got {given if len(given) < 80 else given[:77] + '...'}")
 
 
 def in_words(hint: Any) -> str:
@@ -50,7 +50,7 @@ def in_words(hint: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(in_words(argument) for argument in arguments if argument is not type(None))
     if origin is Literal:
-        return f"one of {', '.join(map(str, arguments))}"
+        return f"{'one of ' * (len(arguments) > 1)}{', '.join(map(str, arguments))}"
     if origin in (list, collections.abc.Sequence):
         item = in_words(arguments[0]).removeprefix("a ")
         return f"a list of {item if item == 'text' else item.replace(' ', 's ', 1) if ' of ' in item else item + 's'}"

@@ -84,7 +84,7 @@ def instead(folder: Path, matches: Callable[[Path], bool]) -> str:
     newest = found[-1]
     are_versions = all(match.parent == newest.parent and VERSION.fullmatch(match.name) for match in found)
     names = ", ".join(map(str, found[:5]))
-    return f"; use {newest}" if len(found) == 1 or are_versions else f"; use one of those below it, such as {names}"
+    return f"; use {newest}" if len(found) == 1 or are_versions else f"; use one of the folders in it, such as {names}"
 
 
 def _age(folder: Path) -> tuple[bool, int, float]:

@@ -1,7 +1,7 @@
 """The device mesh, and the mapping from logical array axes to mesh axes.
 
-Arrays have logical axes ("embed", "heads"). Only `RULES` maps them to mesh axes: `data` holds replicas, `fsdp` shards
-parameters and batch, `tensor` shards heads, MLP and vocabulary.
+Arrays have logical axes ("embed", "heads"). Only `RULES` maps them to mesh axes: `data` and `fsdp` shard the
+batch, `fsdp` also shards parameters, and `tensor` shards heads, MLP and vocabulary.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -54,7 +54,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         # uses whole dimensions of a TPU's torus if possible, otherwise splits them
         grid = mesh_utils.create_device_mesh(tuple(shape), devices, allow_split_physical_axes=True)
     else:  # only the data axis crosses the slow network between slices
-        require(shape[0] % slices == 0, f"mesh.data: {shape[0]} must be a multiple of the {slices} slices")
+        require(
+            shape[0] % slices == 0, f"mesh.data: must be a multiple of the number of slices, {slices}, got {shape[0]}"
+        )
         per_slice = (shape[0] // slices, *shape[1:])
         grid = mesh_utils.create_hybrid_device_mesh(per_slice, (slices, 1, 1), devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
@@ -64,7 +66,7 @@ def check_fit(mesh: Mesh, model: CodeGenConfig, training: TrainingConfig) -> Non
     """Check that the mesh axes divide the dimensions they shard.
 
     Raises:
-        UserError: names the axis and the field.
+        UserError: if one does not; the message names the axis and the field.
     """
     axes = dict(mesh.shape)
     for name, field in (("embed", "n_embd"), ("heads", "n_head"), ("vocab", "vocab_size")):
@@ -146,7 +148,7 @@ def _all_gather(w: jax.Array, axis: int, split: bool) -> jax.Array:
 def _reduce_scatter(axis: int, split: bool, _: None, gradient: jax.Array) -> tuple[jax.Array]:
     """The transpose of `_all_gather`, in a form that XLA on TPU does not turn into an all-reduce.
 
-    XLA does that if the axis is not the first, and for tables of 51,200 columns unless the columns are split.
+    XLA does that unless the axis is the first, and also for tables of 51,200 columns unless the columns are split.
     """
     first = jnp.moveaxis(gradient, axis, 0)
     chunks = first.reshape(len(first), 8, -1) if split and first.shape[1] % 8 == 0 else first
@@ -158,7 +160,7 @@ _all_gather.defvjp(lambda w, axis, split: (_all_gather(w, axis, split), None), _
 
 
 def sum_over_rows(x: Any, axes: tuple[str, ...] = ()) -> Any:
-    """Sum over the devices that shard the rows, except along mesh axes that shard x, which `gather` already summed."""
+    """Sum over devices that shard the rows, except along axes that shard x: `gather`'s gradient is already summed."""
     over = [axis for axis in ROWS if axis in manual_axes() and all(axis not in _mesh_axes(name) for name in axes)]
     return jax.lax.psum(x, over) if over else x
 

@@ -19,17 +19,20 @@ TINY = (Path(__file__).parents[1] / "configs/tiny_cpu.yaml").read_text()
     ("flags", "message"),
     [
         (["--optimizer.learning_rat", "1e-3"], "--optimizer.learning_rat: no such field; did you mean --optimizer.l"),
-        (["--model.n_layer", "two"], "--model.n_layer: 'two' must be a whole number"),
-        (["--model.n_layer=2.5"], "--model.n_layer: '2.5' must be a whole number"),
+        (["--model.n_layer", "two"], "--model.n_layer: must be a whole number, got 'two'"),
+        (["--model.n_layer=2.5"], "--model.n_layer: must be a whole number, got '2.5'"),
         (["--model.n_head", "5"], "--model.n_head: 5 does not divide"),
-        (["--training.remat", "ful"], "--training.remat: 'ful' must be one of auto, none, dots"),
-        (["--data.skip_steps", "3"], "--data.skip_steps: '3' must be a list of lists of whole numbers"),
+        (
+            ["--training.remat", "ful"],
+            "--training.remat: must be one of auto, none, dots, qkv_attention, attention, full, got 'ful'",
+        ),
+        (["--data.skip_steps", "3"], "--data.skip_steps: must be a list of lists of whole numbers, got '3'"),
         (
             ["--data.sources.b.weigth", "1"],
             "--data.sources.b.weigth: no such field; did you mean --data.sources.b.weight",
         ),
         (["--data.sources.b.weight", "1"], "run.yaml: data.sources.b.path is missing; it must be text"),
-        (["--model", "model.yaml"], "--model: 'model.yaml' must be a section"),
+        (["--model", "model.yaml"], "--model: must be a section with fields, got 'model.yaml'"),
         (["--config", "other.yaml"], "--config: no such field"),
         (["--print_config", "x"], "--print_config: no such field"),
         (["--seed"], "--seed: must be followed by a value"),
@@ -59,10 +62,10 @@ def test_run_json_is_read_as_the_runs_config(tmp_path):
     [
         (TINY.replace("n_layer", "n_layr"), "model.n_layr: no such field; did you mean model.n_layer?"),
         (TINY.replace("\ndata:", "\ndat:"), "dat: no such field; did you mean data?"),
-        (TINY.replace("batch_size: 16", "batch_size: true"), "training.batch_size: 'true' must be a whole number"),
-        (TINY.replace("batch_size: 16", "batch_size: many"), "training.batch_size: 'many' must be a whole number"),
-        (TINY + "\nprofile:\n", "profile: None must be a section"),
-        ("model: 3\n", "model: '3' must be a section"),
+        (TINY.replace("batch_size: 16", "batch_size: true"), "training.batch_size: must be a whole number, got 'true'"),
+        (TINY.replace("batch_size: 16", "batch_size: many"), "training.batch_size: must be a whole number, got 'many'"),
+        (TINY + "\nprofile:\n", "profile: must be a section with fields, got None"),
+        ("model: 3\n", "model: must be a section with fields, got '3'"),
         ("seed: 1\n", "output is missing; it must be text"),
         ("output: 2024-01-01\n", "model.n_layer is missing; it must be a whole number"),
         ("- a\n", "must consist of sections"),
@@ -110,7 +113,7 @@ def test_source_names_are_read_as_written(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["a.b", "1.5", "a/b", "''"])
 def test_source_names_without_dots_and_slashes_are_required(tmp_path, name):
-    with pytest.raises(UserError, match=r"run.yaml: data.sources: '.*' must be a name without / and ."):
+    with pytest.raises(UserError, match=r"run.yaml: data.sources: must be a name without / and ., got '.*'"):
         mixture(name, tmp_path)
 
 
@@ -174,7 +177,7 @@ def test_invalid_values_are_shown_as_written(tmp_path, field, text, kind):
     for file, flags, place in (("run.yaml", [], f"{tmp_path}/run.yaml: "), ("tiny.yaml", [f"--{field}", text], "--")):
         with pytest.raises(UserError) as error:
             load_config(tmp_path / file, flags)
-        assert str(error.value) == f"{place}{field}: {text!r} must be {kind}"
+        assert str(error.value) == f"{place}{field}: must be {kind}, got {text!r}"
 
 
 @pytest.mark.parametrize(

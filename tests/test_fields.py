@@ -33,23 +33,23 @@ def test_values_of_the_wrong_type_are_refused_with_the_expected_type_in_words(hi
     for value in wrong:
         with pytest.raises(UserError) as error:
             check_type("x", value, hint)
-        assert str(error.value) == f"x: {value!r} must be {words}"
+        assert str(error.value) == f"x: must be {words}, got {value!r}"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float32("nan")])
 def test_nonfinite_fields_are_refused_by_name(value):
-    with pytest.raises(UserError, match=rf"^optimizer.clip_norm: {value} must be finite$"):
+    with pytest.raises(UserError, match=rf"^optimizer.clip_norm: must be finite, got {value}$"):
         OptimizerConfig(1e-3, 1e-4, 2, 4, clip_norm=value)
-    with pytest.raises(UserError, match=rf"^model.layer_norm_epsilon: {value} must be finite$"):
+    with pytest.raises(UserError, match=rf"^model.layer_norm_epsilon: must be finite, got {value}$"):
         CodeGenConfig(2, 32, 4, 4, layer_norm_epsilon=value)
-    with pytest.raises(UserError, match=rf"^temperature: {value} must be finite$"):
+    with pytest.raises(UserError, match=rf"^temperature: must be finite, got {value}$"):
         Options(temperature=value)
 
 
 def test_configs_created_in_python_are_checked_by_field():
-    with pytest.raises(UserError, match=r"model.n_layer: 2.5 must be a whole number"):
+    with pytest.raises(UserError, match=r"model.n_layer: must be a whole number, got 2.5"):
         CodeGenConfig(2.5, 32, 4, 4)
-    with pytest.raises(UserError, match=r"mesh.data: '4' must be a whole number"):
+    with pytest.raises(UserError, match=r"mesh.data: must be a whole number, got '4'"):
         MeshConfig("4")
 
 

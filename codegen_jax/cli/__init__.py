@@ -78,7 +78,7 @@ def make_parser() -> Parser:
 
 
 def choose_platform() -> None:
-    """Keep JAX off libtpu, installed for `codegen-jax plan`, if there is no TPU: it slows startup and prints errors."""
+    """Without a TPU, keep JAX off libtpu (installed for `codegen-jax plan`), which slows startup and prints errors."""
     if find_spec("libtpu") and not glob("/dev/accel*") + glob("/dev/vfio/*"):
         gpu = find_spec("jax_cuda13_plugin") and glob("/dev/nvidia[0-9]*")
         os.environ.setdefault("JAX_PLATFORMS", "cuda,cpu" if gpu else "cpu")
@@ -88,8 +88,8 @@ def quiet_libraries() -> None:
     """Silence output that the command already reports in one line.
 
     Orbax logs every save through absl, asyncio prints a traceback for each chunk of a failed save, and gcsfs both logs
-    and raises its errors. Chunks that finish after their save or read has failed, or that never start, are not
-    awaited; Python reports them with a warning or through `sys.unraisablehook`.
+    and raises its errors. If a save or read fails, the coroutines of its remaining chunks are not awaited; Python
+    reports them with a warning or through `sys.unraisablehook`.
     """
     for name in ("absl", "asyncio", "gcsfs"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

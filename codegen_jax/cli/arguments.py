@@ -20,7 +20,7 @@ PATHS = {"CONFIG", "MODEL", "SOURCE", "DESTINATION", "INPUT", "DIR", "FILE", "FI
 
 
 def path(text: str) -> str:
-    """Expand ~ and $NAME, for `type=`: the shell does not expand them if they are quoted or follow an =."""
+    """An argparse type: expands ~ and $NAME, which the shell leaves as they are if they are quoted or follow an =."""
     if not {"~", "$"} & set(text):
         return text
     from codegen_jax.storage import expand
@@ -106,7 +106,7 @@ def read_config(arguments: argparse.Namespace) -> "RunConfig":
 def add_loading(parser: Parser) -> None:
     """Add the arguments that control how a model is loaded."""
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="compute dtype (default: the model's)")
-    parser.add_argument("--quantize", choices=("int8",), help="int8 weights with one scale per output")
+    parser.add_argument("--quantize", choices=("int8",), help="int8 weights with one scale per output channel")
     parser.add_argument(
         "--data",
         type=whole_number,

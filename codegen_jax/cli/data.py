@@ -12,8 +12,8 @@ def add_verbs(verbs: Any) -> None:
         required=True, metavar="VERB"
     )
     verb = tokenizer.add_parser("train", help="train a sentencepiece tokenizer for code on raw shards")
-    add_shards(verb)
-    verb.add_argument("--vocab-size", type=whole_number, required=True, metavar="N", help="number of ids")
+    add_shards(verb, "new or empty output folder")
+    verb.add_argument("--vocab-size", type=whole_number, required=True, metavar="N", help="size of the vocabulary")
     verb.add_argument(
         "--max-megabytes",
         type=number,
@@ -24,7 +24,7 @@ def add_verbs(verbs: Any) -> None:
     verb.calls(train_tokenizer)
 
     verb = verbs.add_parser("prepare", help="filter, deduplicate and tokenize raw shards into token files")
-    add_shards(verb)
+    add_shards(verb, "new or empty output folder, or that of an interrupted prepare, which is resumed")
     verb.add_argument("--tokenizer", required=True, metavar="T", help="a tokenizer: a folder, file or hub id")
     verb.add_argument(
         "--whitespace-tokens", action="store_true", help="add CodeGen's 38 whitespace tokens to a GPT-2 vocabulary"
@@ -50,7 +50,7 @@ def add_verbs(verbs: Any) -> None:
         "--dedup",
         choices=("none", "exact", "minhash"),
         default="none",
-        help="exact: drop repeated documents; minhash: near-duplicates, too (default: %(default)s)",
+        help="exact: drop repeated documents; minhash: also drop near-duplicates (default: %(default)s)",
     )
     verb.add_argument(
         "--decontaminate",
@@ -91,8 +91,8 @@ def add_verbs(verbs: Any) -> None:
     verb.calls(show, accepts_fields=True)
 
 
-def add_shards(parser: Parser) -> None:
-    """Add the input and output arguments."""
+def add_shards(parser: Parser, output: str) -> None:
+    """Add the input and output arguments; `output` is the help text of --output."""
     parser.add_argument(
         "inputs",
         nargs="+",
@@ -106,9 +106,7 @@ def add_shards(parser: Parser) -> None:
         metavar="NAME",
         help="field or column that contains the text (default: %(default)s)",
     )
-    parser.add_argument(
-        "--output", required=True, metavar="DIR", help="new or empty output folder; an interrupted prepare is resumed"
-    )
+    parser.add_argument("--output", required=True, metavar="DIR", help=output)
 
 
 def train_tokenizer(arguments: argparse.Namespace) -> None:

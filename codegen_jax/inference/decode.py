@@ -189,7 +189,7 @@ def slots_for(length: int, num_draft_tokens: int) -> int:
 
 
 def rounded_up(count: int, step: int) -> int:
-    """Round up to a multiple of `step` and one of four sizes per power of two, for few programs and little padding."""
+    """Round up to a multiple of `step`, to one of four sizes per power of two: few programs and little padding."""
     step = max(step, (1 << (count - 1).bit_length()) // 8)
     return -(-count // step) * step
 

@@ -243,7 +243,7 @@ class Generator:
 
         Raises:
             UserError: for an unknown or invalid option, an empty prompt, an id outside the vocabulary, or a prompt that
-                fits into the context only without the new tokens.
+                fits into the context, but not together with the new tokens.
         """
         chosen = Options.of(options)
         stops, requests = chosen.stops(), self._requests(prompts, chosen)
@@ -541,7 +541,7 @@ class Generator:
         return caches
 
     def _cached_lengths(self, requests: list[Request], before: Turn | None, B: int) -> np.ndarray | None:
-        """Number of leading tokens of each row in the previous turn's cache; None if at most half of all tokens."""
+        """Number of leading tokens of each row in the previous turn's cache; None if they are at most half of all."""
         if before is None:
             return None
         require(

@@ -12,7 +12,7 @@ Quantize = Literal["int8"] | None
 
 
 class Matrix(NamedTuple):
-    """A weight [out, in], either in the compute dtype or in int8 with a float32 scale per output."""
+    """A weight [out, in], either in the compute dtype or in int8 with a float32 scale per output channel."""
 
     values: Any
     scale: Any = None

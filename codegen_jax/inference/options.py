@@ -106,7 +106,9 @@ class Options(Sampling):
     def seeds(self, prompts: int) -> list[int]:
         """One seed for each of `prompts` prompts."""
         seeds = list(self.seed) if isinstance(self.seed, Sequence) else [self.seed] * prompts
-        require(len(seeds) == prompts, f"seed: must be one integer or {prompts}, one per prompt, got {len(seeds)}")
+        require(
+            len(seeds) == prompts, f"seed: must be an integer or a list of {prompts}, one per prompt, got {len(seeds)}"
+        )
         return seeds
 
     def stops(self) -> "Stops":

@@ -55,7 +55,7 @@ class Stops:
         return end if starts or end < len(text) else None
 
     def final_length(self, text: str) -> int:
-        """Length of the part of a growing text that is final: a possible start of a stop or character is excluded."""
+        """Length of the part of a growing text that is final: excludes a possible start of a stop or character."""
         starts = [
             match.start()
             for pattern in self.partial_patterns

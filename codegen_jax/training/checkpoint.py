@@ -122,7 +122,7 @@ class Checkpoints:
                 self.retries_left -= 1
                 self._start(state, None)
             else:
-                log_once("a checkpoint could not be written, see above; training continues until the next save")
+                log_once("a checkpoint could not be written, see above; training continues without it")
 
     def finish(self, state: TrainState) -> None:
         """Wait for the last save, and retry it if it fails.

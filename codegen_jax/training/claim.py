@@ -130,7 +130,7 @@ def _check_data(ours: dict[str, Any], theirs: dict[str, Any], folder: epath.Path
         if now != then == now | {"windows": then["windows"]}:
             rule = f'"windows": "{then["windows"]}"'
             raise UserError(
-                f"{field}: manifest.json cuts windows by {now['windows']}, but {folder} has trained on windows cut by "
+                f"{field}: manifest.json has windows per {now['windows']}, but {folder} has trained on windows per "
                 f"{then['windows']}; set {rule} in manifest.json, or choose another output folder"
             )
         if now != then:
@@ -148,12 +148,12 @@ def _check_skips(ours: list[list[int]], theirs: list[list[int]], folder: epath.P
         if ours.count(pair) != theirs.count(pair) and pair[0] <= done:
             raise UserError(
                 f"data.skip_steps: {pair} would change steps that {folder} has completed (its newest checkpoint is "
-                f"step {done}); to go back, move the checkpoints from step {pair[0]} on out of {folder / CHECKPOINTS}"
+                f"step {done}); to go back, move checkpoints {pair[0]} and later out of {folder / CHECKPOINTS}"
             )
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    """The config fields that must not change, by dotted name; absent ones, from an earlier version, are defaults."""
+    """The config fields that must not change, by dotted name; fields that an earlier version lacked have defaults."""
     flat: dict[str, Any] = {}
 
     def add(prefix: str, value: Any) -> None:

@@ -40,7 +40,7 @@ def judge(guard: Guard, loss: jax.Array, grad_norm: jax.Array, spike_sigmas: flo
     """
     good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     if spike_sigmas is not None:
-        weight = 1 - DECAY ** guard.accepted.astype(jnp.float32)  # the averages start at 0; 0 / 0 is not settled
+        weight = 1 - DECAY ** guard.accepted.astype(jnp.float32)  # bias correction; the initial 0 / 0 is not used
         mean, square = guard.mean / weight, guard.square / weight
         limit = mean + spike_sigmas * jnp.sqrt(jnp.maximum(square - mean**2, 0.0))
         good &= (guard.accepted < SETTLED) | (grad_norm <= limit)

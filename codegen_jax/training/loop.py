@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 
 def train(config: RunConfig) -> None:
-    """Start or resume the training run that `config` describes; it writes to `config.output` only.
+    """Start or resume the training run that `config` describes; its output goes to `config.output`.
 
     It needs the process to itself: it handles SIGTERM and Ctrl-C. On accelerators, it caches compiled programs on disk.
 
@@ -69,8 +69,8 @@ def _train(config: RunConfig, clock: Clock) -> None:
         sources, tokenizer = open_sources(config.data)
         require(
             tokenizer.vocab_size <= config.model.vocab_size,
-            f"model.vocab_size: {config.model.vocab_size} must be at least {tokenizer.vocab_size}, the vocabulary size "
-            f"of the tokenizer of {sources[0].files.folder}",
+            f"model.vocab_size: must be at least {tokenizer.vocab_size}, the vocabulary size of the tokenizer of "
+            f"{sources[0].files.folder}, got {config.model.vocab_size}",
         )
         order = make_order(config, sources)
     with clock.on("devices"):
@@ -147,7 +147,7 @@ def find_initial_weights(config: RunConfig) -> Weights | None:
     expected = replace(weights.config, **{name: getattr(config.model, name) for name in free})
     require(
         config.model == expected,
-        f"model: init_from {weights.source} has a different architecture; use model: {in_yaml(expected)}",
+        f"model: init_from's {weights.source} has a different architecture; use model: {in_yaml(expected)}",
     )
     return weights
 

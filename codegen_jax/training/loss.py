@@ -48,7 +48,7 @@ def next_token_loss(
     z_loss: float = 0.0,
     chunk_size: int | None = None,
 ) -> Loss:
-    """scale * sum over tokens of -log p(target) + z_loss * log(Z)^2, in float32 (jaxformer's model.py: z_loss 1e-4).
+    """scale * sum over tokens of [-log p(target) + z_loss * log(Z)^2], in float32 (jaxformer's model.py: z_loss 1e-4).
 
     Args:
         x_BTD: hidden states after the final LayerNorm.
@@ -102,8 +102,8 @@ def _forward(
 ) -> Any:
     """Return the sums and the gradients, computed while each chunk's logits are available.
 
-    The loss is a scalar, so its gradient is known up to a factor in the forward pass: 3 products with the head.
-    jax.checkpoint would recompute the logits, for 4.
+    The loss is a scalar, so its gradient is known up to a factor in the forward pass. This takes 3 products with the
+    head; jax.checkpoint would recompute the logits and take 4.
     """
     kernel = head_DV.astype(x_BTD.dtype)
 

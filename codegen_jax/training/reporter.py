@@ -30,7 +30,7 @@ def announce(run: ResolvedRun, sources: list[Source], first: int) -> None:
         files, windows = source.files, source.windows
         log_once(
             f"{files.folder}: {files.manifest.tokens:,} tokens in {len(files.arrays):,} file(s), {len(windows):,} "
-            f"windows of {run.sequence_length:,}; {windows.leftover:,} left over"
+            f"windows of {run.sequence_length:,}; {windows.leftover:,} tokens left over"
         )
     tokens_per_step = training.batch_size * run.sequence_length
     if first >= training.steps:

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """The input of the training step, its plan and its benchmarks; created by `resolve` or `resolve_step`.
+    """Defines a training step, to run, plan or benchmark it; created by `resolve` or `resolve_step`.
 
     Attributes:
         mesh: the run's device mesh.

@@ -154,7 +154,7 @@ def make_train_step(
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """Return the jitted update: (state, int32 tokens [batch_size, sequence_length + 1]) to (new state, metrics).
 
-    `data.document_mask` separates documents by eos_id, the tokenizer's; with -1, a row is one document.
+    With `data.document_mask`, documents end with eos_id, the tokenizer's eos; with -1, each row is one document.
 
     The given state is donated. Metrics are scalars: loss (z-loss included), cross_entropy (nats per token), grad_norm
     (before clipping), learning_rate (as applied), bad_steps (consecutive skips) and skipped (whole run). Call it

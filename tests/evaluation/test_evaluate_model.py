@@ -353,7 +353,7 @@ def test_a_model_trained_on_twenty_solutions_passes_those_and_no_others(tmp_path
         ("model humaneval --temperatures 0 0.2", "--temperatures: at 0, all 200 samples of a problem are the same"),
         ("model humaneval --temperatures 0.2 0.2", "--temperatures: must be distinct"),
         ("model humaneval --temperatures 0.2 -1", "--temperatures: must be 0 or at least 0.000001, got -1.0"),
-        ("model humaneval --temperatures nan", "--temperatures: nan must be finite"),
+        ("model humaneval --temperatures nan", "--temperatures: must be finite, got nan"),
         ("model humaneval --temperatures 0 -0", "--temperatures: must be distinct"),
         (
             "model humaneval --greedy --k 10",
@@ -370,7 +370,7 @@ def test_a_model_trained_on_twenty_solutions_passes_those_and_no_others(tmp_path
         ("model humaneval --problems own.jsonl", "--max-new-tokens: the prompt of Own/0 has"),
         ("bare humaneval --problems own.jsonl", "bare: has no tokenizer; add one"),
         ("nowhere humaneval --problems own.jsonl", "nowhere: not found on this machine or in the hub cache"),
-        (". humaneval", ".: a folder above a model; use one of those below it"),
+        (". humaneval", ".: a folder above a model; use one of the folders in it"),
         (
             "samples.jsonl humaneval --num-samples 3",
             "--num-samples: applies only to a model, but samples.jsonl contains",

@@ -356,7 +356,7 @@ def mistakes(folder):
         ("model --tasks tasks --limit 0", "--limit: must be positive, got 0"),
         ("model --tasks tasks --num-fewshot -1", "--num-fewshot: must not be negative, got -1"),
         ("model --tasks tasks --num-fewshot 9", "--num-fewshot: choose: can't build a prompt (Sample larger than"),
-        ("model --tasks tasks --seed -1", "--seed: -1 must be in [0, 2**32)"),
+        ("model --tasks tasks --seed -1", "--seed: must be in [0, 2**32), got -1"),
         ("model --tasks tasks --output full", "--output: "),
     ],
 )

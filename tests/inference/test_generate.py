@@ -313,20 +313,20 @@ def test_a_prompt_longer_than_the_context_is_truncated_on_the_left_with_a_warnin
         ({"truncate": "other"}, "truncate"),
         ({"seed": -1}, "seed"),
         ({"seed": 2**64}, "seed"),
-        ({"seed": [1, 2]}, "seed: must be one integer or 1, one per prompt, got 2"),
+        ({"seed": [1, 2]}, "seed: must be an integer or a list of 1, one per prompt, got 2"),
         ({"temprature": 1.0}, "temprature: no such option; did you mean temperature?"),
         ({"colour": 1.0}, "colour: no such option; the options are temperature, top_p"),
         ({"draft": "lookup"}, "draft: no such option"),
-        ({"max_new_tokens": 2.5}, "max_new_tokens: 2.5 must be a whole number"),
-        ({"max_new_tokens": True}, "max_new_tokens: True must be a whole number"),
-        ({"temperature": "hot"}, "temperature: 'hot' must be a number"),
-        ({"stop": 3}, "stop: 3 must be text"),
-        ({"stop_strings": "xyz_"}, "stop_strings: 'xyz_' must be a list of text"),
-        ({"seed": "1"}, "seed: '1' must be a whole number or a list of whole numbers"),
-        ({"prompts": "x"}, "prompts: 'x' must be a list of text"),
-        ({"prompts": [1]}, "prompts: [1] must be a list of text"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens: must be a whole number, got 2.5"),
+        ({"max_new_tokens": True}, "max_new_tokens: must be a whole number, got True"),
+        ({"temperature": "hot"}, "temperature: must be a number, got 'hot'"),
+        ({"stop": 3}, "stop: must be text, got 3"),
+        ({"stop_strings": "xyz_"}, "stop_strings: must be a list of text, got 'xyz_'"),
+        ({"seed": "1"}, "seed: must be a whole number or a list of whole numbers, got '1'"),
+        ({"prompts": "x"}, "prompts: must be a list of texts or a list of whole numbers, got 'x'"),
+        ({"prompts": [1]}, "prompts: must be a list of texts or a list of whole numbers, got [1]"),
         ({"prompts": []}, "prompts: must not be empty"),
-        ({"truncate": np.zeros(3)}, "truncate: array([0., 0., 0.]) must be one of codegen"),
+        ({"truncate": np.zeros(3)}, "truncate: must be codegen, got array([0., 0., 0.])"),
     ],
 )
 def test_errors_name_the_invalid_option(generator, options, message):
@@ -349,14 +349,14 @@ def test_a_trained_checkpoint_loads_and_generates(tmp_path, token_folder):
 
 def test_errors_name_the_invalid_argument_of_load(tmp_path):
     for wrong, message in (
-        ({"quantize": "int4"}, "quantize: 'int4' must be one of int8"),
-        ({"dtype": "float16"}, "dtype: 'float16' must be one of bfloat16, float32"),
-        ({"mesh": 4}, "mesh: 4 must be a MeshConfig"),
-        ({"draft": 1}, "draft: 1 must be text or a Path"),
+        ({"quantize": "int4"}, "quantize: must be int8, got 'int4'"),
+        ({"dtype": "float16"}, "dtype: must be one of bfloat16, float32, got 'float16'"),
+        ({"mesh": 4}, "mesh: must be a MeshConfig, got 4"),
+        ({"draft": 1}, "draft: must be text or a Path, got 1"),
     ):
         with pytest.raises(UserError, match=re.escape(message)):
             codegen_jax.load(str(tmp_path), **wrong)
-    with pytest.raises(UserError, match=re.escape("model: ['x'] must be text or a Path")):
+    with pytest.raises(UserError, match=re.escape("model: must be text or a Path, got ['x']")):
         codegen_jax.load(["x"])
 
 
@@ -388,7 +388,7 @@ def test_warmup_checks_its_arguments(generator):
 
 
 def test_the_prompt_of_generate_must_be_a_string(generator):
-    with pytest.raises(UserError, match=re.escape("prompt: ['x'] must be text")):
+    with pytest.raises(UserError, match=re.escape("prompt: must be text, got ['x']")):
         generator.generate(["x"])
 
 

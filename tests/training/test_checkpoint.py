@@ -279,7 +279,7 @@ def test_run_with_different_data_is_refused(saved, tokenizer):
             UserError, match=r"data.train: not the token files .* tokens of tokenizer \w+ now, 100 of none"
         ):
             Checkpoints(config, tokenizer, {"": DATA[""] | change})
-    with pytest.raises(UserError, match=r'by file, but .* cut by folder; set "windows": "folder" in manifest.json'):
+    with pytest.raises(UserError, match=r'per file, but .* per folder; set "windows": "folder" in manifest.json'):
         Checkpoints(config, tokenizer, {"": DATA[""] | {"windows": "file"}})
 
 

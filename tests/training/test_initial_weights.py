@@ -35,7 +35,9 @@ def test_suggested_model_section_matches_the_weights_and_keeps_free_fields(tmp_p
     write_checkpoint(Zeros("", theirs, None), tmp_path / "weights", lambda _: None)
     free = {"n_positions": 64, "attention": "xla"}
     config = tiny_run(init_from=str(tmp_path / "weights"), model={"n_layer": 5, **free})
-    with pytest.raises(UserError, match=r"^model: init_from .* a different architecture; use model: \{.*\}$") as error:
+    with pytest.raises(
+        UserError, match=r"^model: init_from's .* has a different architecture; use model: \{.*\}$"
+    ) as error:
         find_initial_weights(config)
     suggested = "model:" + str(error.value).rpartition("model:")[2]
     head_dim = {"head_dim": 16} if changes.get("head_dim") else {}

@@ -148,7 +148,8 @@ def test_first_lines_describe_model_devices_data_and_steps(tmp_path, token_folde
     parameters = sum(math.prod(array.shape) for array in weights.arrays.values())
     assert lines[1:4] == [
         f"{parameters:,} parameters on cpu x 8, 1 process(es); mesh data 1, fsdp 8, tensor 1",
-        f"{token_folder}: {tokens:,} tokens in 2 file(s), {len(windows):,} windows of 32; {windows.leftover} left over",
+        f"{token_folder}: {tokens:,} tokens in 2 file(s), {len(windows):,} windows of 32; "
+        f"{windows.leftover} tokens left over",
         "training steps 3 to 6, 512 tokens each (2,048 in total)",
     ]
 
