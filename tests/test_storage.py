@@ -101,7 +101,7 @@ def test_a_run_works_for_a_user_without_a_name(tmp_path, token_folder, monkeypat
 
 
 def test_unknown_storage_is_reported():
-    with pytest.raises(UserError, match="hdfs://a/b: a kind of storage that is not known"):
+    with pytest.raises(UserError, match="hdfs://a/b: unknown kind of storage"):
         open_path("hdfs://a/b")
 
 

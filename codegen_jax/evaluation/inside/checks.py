@@ -58,7 +58,7 @@ def run(task):
     try:
         random.seed(0)
         prompt, tests = task["prompt"], compile(task["tests"], "<tests>", "exec")
-        # functions defined in the prompt do not come from the program; the prompt may end inside a function or statement
+        # functions defined in the prompt are not the program's own; the prompt may end inside a function or statement
         for text in (prompt, prompt + "\n    pass\n"):
             with suppress(Exception):
                 exec(compile(text, "<prompt>", "exec"), namespace)
