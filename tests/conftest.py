@@ -18,7 +18,7 @@ os.environ.setdefault("PJRT_NPROC", "32")
 # many tests, and the processes they start, compile the same few programs
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache/xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
-os.environ["HF_HUB_OFFLINE"] = "1"  # tests create what they load; without this, each unknown id is requested repeatedly
+os.environ["HF_HUB_OFFLINE"] = "1"  # otherwise each id that tests invent is requested from the hub repeatedly
 
 import fsspec
 import pytest

@@ -28,7 +28,7 @@ def write_fake_command(folder: Path, name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("script", ["demo", "make_venv", "test", "test_slow", "launch_tpu_vm", "slurm.sbatch"])
-def test_shellcheck_has_nothing_to_say(script):
+def test_shellcheck_reports_nothing(script):
     shellcheck = Path(sys.executable).parent / "shellcheck"
     done = subprocess.run([shellcheck, SCRIPTS / script], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
@@ -61,14 +61,14 @@ def dockerfile(host: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("host", ["tpu", "gpu"])
-def test_hadolint_has_nothing_to_say(host):
+def test_hadolint_reports_nothing(host):
     hadolint = Path(sys.executable).parent / "hadolint"
     done = subprocess.run([hadolint, ROOT / f"docker/{host}.Dockerfile"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("host", ["tpu", "gpu"])
-def test_an_image_installs_extras_that_exist_from_all_that_the_package_needs(host):
+def test_an_image_installs_existing_extras_and_copies_every_file_that_the_package_needs(host):
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
     assert set(dockerfile(host)["ARG"].removeprefix("EXTRAS=").split(",")) <= set(setup["options.extras_require"])

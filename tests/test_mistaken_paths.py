@@ -56,7 +56,7 @@ def test_in_the_hub_cache_the_revision_of_the_main_branch_is_suggested(tmp_path)
         assert instead(above, contains_x) == f"; use {tmp_path}/models--a--b/snapshots/{new}"
 
 
-def test_among_different_things_all_are_suggested(tmp_path):
+def test_unrelated_matches_are_all_suggested(tmp_path):
     make(tmp_path / "a")
     make(tmp_path / "b")
     assert instead(tmp_path, contains_x).startswith("; use one of the folders in it, such as ")

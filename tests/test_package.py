@@ -59,14 +59,14 @@ def test_help_imports_no_large_dependency():
     assert set(ast.literal_eval(python(f"{BEFORE}\n{HELP}\n{IMPORTED}"))) <= LIGHT
 
 
-def test_an_old_python_is_told_which_version_is_needed():
+def test_an_error_on_an_old_python_names_the_required_version():
     pretend = "import sys; sys.version_info = (3, 9, 2, 'final', 0)"
     program = f"{pretend}\ntry:\n    import codegen_jax\nexcept ImportError as error:\n    print(error)"
     assert python(program) == "codegen_jax needs Python 3.11 or later; this is 3.9.2"
 
 
 @pytest.mark.parametrize("file", ["codegen_jax/__init__.py", "setup.py"])
-def test_what_an_old_python_reads_is_in_its_syntax(file):
+def test_files_that_an_old_python_reads_have_valid_syntax_for_it(file):
     ast.parse((ROOT / file).read_text(), feature_version=(3, 6))
 
 

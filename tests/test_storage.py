@@ -39,7 +39,7 @@ time.sleep(1000)
 
 @pytest.fixture(scope="module")
 def bucket():
-    """An emulated Cloud Storage; the value is the environment for gcsfs and TensorStore to use it."""
+    """The environment in which gcsfs and TensorStore use an emulated Cloud Storage."""
     port = free_port()
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER, str(port)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -87,7 +87,7 @@ def test_a_run_with_remote_data_and_output_matches_a_local_run(tmp_path, token_f
     assert completions[0] == completions[1]
 
 
-def test_a_run_needs_no_name_for_its_user(tmp_path, token_folder, monkeypatch):
+def test_a_run_works_for_a_user_without_a_name(tmp_path, token_folder, monkeypatch):
     """As in a container that runs as a numeric user."""
 
     def unknown(uid: int):
@@ -100,8 +100,8 @@ def test_a_run_needs_no_name_for_its_user(tmp_path, token_folder, monkeypatch):
     assert [line["step"] for line in read_metrics(config.output) if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
 
-def test_storage_that_is_not_known_is_named():
-    with pytest.raises(UserError, match="hdfs://a/b: a kind of storage that is not known"):
+def test_unknown_storage_is_reported():
+    with pytest.raises(UserError, match="hdfs://a/b: unknown kind of storage"):
         open_path("hdfs://a/b")
 
 

@@ -12,7 +12,7 @@ from codegen_jax.inference.generate import Generator
 
 
 class Benchmark(ABC):
-    """A benchmark as `evaluate_model` needs it. Samples are drawn per task; tasks are numbered from 0.
+    """The benchmark interface that `evaluate_model` uses. Samples are drawn per task; tasks are numbered from 0.
 
     Attributes:
         name: the name used in reports.

@@ -60,7 +60,7 @@ def evaluate_model(
 
     Args:
         identity: the values that identify the model (see `model_identity`) and its computation.
-        output: a local, gs:// or s3:// folder; new, or of this evaluation.
+        output: a local, gs:// or s3:// folder; new, or from this evaluation.
         load: loads the model; called only if samples are missing.
         judges: starts the judges; called only if samples or verdicts are missing.
 

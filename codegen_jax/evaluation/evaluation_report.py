@@ -31,7 +31,7 @@ def make_report(
 ) -> dict[str, Any]:  # fmt: skip
     """The content of report.json.
 
-    pass@k is the mean over problems that have samples. It is omitted if any of them has fewer than k.
+    pass@k is the mean over problems that have samples. It is omitted if any of them has fewer than k samples.
 
     Args:
         problems: number of problems in the benchmark.

@@ -32,8 +32,8 @@ class Judges:
     Args:
         layer: the sandbox layer.
         workers: number of programs judged in parallel.
-        timeout: CPU seconds per program; None: 3, or 20 if the program's printed output is compared. In the second run
-            of a problem's programs, None allows 10 times what the problem's own solution needs, and at least 3.
+        timeout: CPU seconds per program; None: 3, or 20 if the program's printed output is compared. When a program
+            that timed out runs again, None allows 10 times what its problem's own solution needs, but at least 3.
     """
 
     def __init__(self, layer: Layer, workers: int, timeout: float | None):

@@ -1,7 +1,7 @@
 """The perplexity of HumanEval's prompts, and of passed and failed samples separately.
 
 The paper (Nijkamp et al. 2022, arXiv 2203.13474) compares the prompts of problems that a model solves with the
-prompts of those that it does not: it solves more often what it understands better. The perplexity of a prompt of T
+prompts of those that it does not: it more often solves what it understands better. The perplexity of a prompt of T
 tokens is
 
     exp(-(1/(T - 1)) sum_(t=2..T) log P(x_t | x_1, ..., x_(t-1)))

@@ -1,8 +1,9 @@
 """Bootstrap confidence intervals for a mean over problems.
 
-A benchmark's problems are a sample of the many that might have been written. Draw as many problems again, with
-replacement, and take the mean; 95% of these means lie within the interval (Efron & Tibshirani, An Introduction to the
-Bootstrap, 1993, chapter 13). The interval does not cover the variation between samples of the same problems.
+A benchmark's problems are a sample of the many that might have been written. Draw the same number again, with
+replacement, and take the mean, 2,000 times; 95% of these means lie within the interval (Efron & Tibshirani, An
+Introduction to the Bootstrap, 1993, chapter 13). The interval does not cover the variation between samples of the same
+problems.
 """
 
 from collections.abc import Mapping

@@ -12,7 +12,7 @@ from codegen_jax.evaluation.verdicts import OUTCOMES
 from codegen_jax.fields import did_you_mean
 from codegen_jax.mistaken_paths import holds, missing
 
-RESULTS = "results.jsonl"  # results of given samples
+RESULTS = "results.jsonl"  # results of samples given as a file
 RESULTS_AT = re.compile(r"results_T(\d+(?:\.\d+)?(?:e[+-]\d+)?)\.jsonl")  # results of a model at one temperature
 
 
@@ -43,7 +43,7 @@ def format_temperature(temperature: float | None) -> str:
 
 
 def read_results(folder: str) -> dict[float | None, list[Judged]]:
-    """Read the results in an evaluation's output folder, by increasing temperature, in the order of its files.
+    """Read the results in an evaluation's output folder, by increasing temperature and in file order.
 
     The temperature of `evaluate SAMPLES.jsonl` samples is unknown: they are stored under None and numbered here.
 

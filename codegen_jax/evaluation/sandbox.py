@@ -23,7 +23,7 @@ _CONFINEMENT = Path(__file__).with_name("confinement")
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 _MESSAGE_BYTES = 4096
 MEMORY_EXCEEDED = "its processes together exceeded the memory limit"
-"""In a sandbox's `messages` if it was killed for this."""
+"""Appears in a sandbox's `messages` if it was killed for this reason."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Limits:
     memory_bytes: int = 1 << 30
     """Address space per process."""
     resident_bytes: int = 3 << 29
-    """Memory of all processes together; if exceeded, all are killed. Checked every 0.1 s, so about 100 MB too late."""
+    """Memory of all processes together. Checked every 0.1 s; if exceeded, by about 100 MB by then, all are killed."""
     processes: int = 32
     """Number of simultaneous processes; threads count too, except under sandlock."""
     descriptors: int = 128
@@ -60,8 +60,8 @@ class Sandbox:
     it can write to. It has no environment except a hash seed, no network, no /proc, and the rights of user nobody.
 
     `stdin` is a stream socket, so it can pass file descriptors; `stdout` is an unbuffered pipe. Standard error is a
-    pipe that is only read at the end, for `messages`: more than the 64 KiB that fit block the writer. `folder` is the
-    sandbox's folder outside; `stop` removes it.
+    pipe that is only read at the end, for `messages`: a writer blocks once its 64 KiB are full. `folder` is the
+    sandbox's folder, seen from outside; `stop` removes it.
 
     Args:
         layer: from `choose_layer`.

@@ -53,7 +53,7 @@ def choose_layer(name: str = "auto", unsafe: bool = False) -> Layer:
 def _missing(name: str) -> str:
     """A missing requirement of the layer; "" if none is missing, so it is worth trying."""
     if platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"):
-        return f"requires Linux on x86_64 or aarch64, this is {platform.system()} on {platform.machine()}"
+        return f"requires Linux on x86_64 or aarch64, but this is {platform.system()} on {platform.machine()}"
     if name == "sandlock" and importlib.util.find_spec("sandlock") is None:
         return "not installed: pip install 'codegen_jax[evaluate]'"
     if name == "sandlock" and _landlock() < _MIN_LANDLOCK_FOR_SANDLOCK:

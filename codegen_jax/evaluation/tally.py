@@ -22,7 +22,7 @@ class Tally(NamedTuple):
         return {task_id: c / n for task_id, n, c in zip(*self)}
 
     def pass_at_k(self, ks: Sequence[int]) -> dict[str, float]:
-        """pass@k by k as text; omits k for which a problem has too few samples."""
+        """pass@k, with k as a string; omits k for which a problem has too few samples."""
         found = {k: pass_at_k(self.samples, self.passed, k) for k in ks}
         return {str(k): estimate for k, estimate in found.items() if estimate is not None}
 

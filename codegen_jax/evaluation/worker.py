@@ -28,7 +28,7 @@ from codegen_jax.evaluation.verdicts import Outcome, Verdict
 log = logging.getLogger(__name__)
 
 INSIDE = Path(__file__).parent / "inside"
-CPU_SECONDS = 3  # for a program and for its tests, unless the problem's own solution needs more than a tenth of it
+CPU_SECONDS = 3  # for a program and for its tests; raised if the problem's own solution needs more than a tenth of it
 PRINTED_CPU_SECONDS = 20  # for a program whose printed value is compared, as in the authors' checker
 WALL = 10  # wall-clock limit as a multiple of the CPU limit: stops programs that sleep, not those waiting for a core
 ANSWER_SECONDS = 10.0  # time for the interpreter itself to answer
@@ -36,9 +36,9 @@ MEMORY_BYTES, OUTPUT_BYTES, ANSWER_BYTES = 1 << 30, 1 << 20, 1 << 20
 PACKAGES = ("numpy", "pandas", "scikit-learn")  # named in MTPB's prompts; used if installed
 TRIES = 3  # for a program whose sandbox fails
 END_SECONDS = 1.0  # time for a process to end after its pipes have closed
-ERROR_CHARACTERS = 1000  # kept of an error
+ERROR_CHARACTERS = 1000  # maximum length of an error
 KILLED = "killed for memory"
-PIPE_BYTES = 60 << 10  # that fit in a pipe before anything is read from it
+PIPE_BYTES = 60 << 10  # bytes that fit in a pipe before anything is read from it
 ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
 FOLDER = re.compile(r"[^\s'\"]*codegen-sandbox-\w*(/scratch)?")  # varies between runs, like addresses
 
@@ -207,7 +207,7 @@ class Worker:
     def _run_alone(
         self, interpreter: Interpreter, task: Mapping[str, Any], content: bytes, cpu_seconds: int, wall_seconds: float
     ) -> tuple[dict[str, Any], bool]:
-        """Run a task in this sandbox alone. Returns how it ended and whether in time. The task can read `content`."""
+        """Run a task in this sandbox alone; return how it ended and whether in time. The task can read `content`."""
         deadline, link = time.monotonic() + wall_seconds, os.pipe()
         try:
             interpreter.start(link, cpu_seconds=cpu_seconds, **task)
@@ -261,7 +261,7 @@ class Worker:
                 self.discard_programs()  # processes left by the program may hold the tests' pipes open
         in_time = checks in ends
         is_gone = in_time and programs not in ends and '"gone"' in ends[checks]["report"]
-        # how it ends is the verdict, so let it end on its own
+        # the way the program ends decides the verdict, so let it end on its own
         if is_gone and _readable([programs.sandbox.stdout], time.monotonic() + END_SECONDS):
             ends[programs] = programs.answer()
         for one in (programs, checks):
@@ -306,7 +306,7 @@ def _outcome(
         report: the report of the tests' process.
         program: how the program's process ended.
         in_time: whether the tests ended before the wall-clock limit.
-        before: the event that a program which exits early did not wait for, for the message.
+        before: the event before which a program exited early, for the message.
     """
     if not in_time:
         return "timeout", f"not finished after {WALL * cpu_seconds} s"

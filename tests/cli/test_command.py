@@ -404,7 +404,7 @@ def test_a_plan_without_a_reader_exits_silently():
     assert without_reader(cwd=ROOT, program=("-c", printing)) == (141, "")
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a device that is always full")
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_output_to_a_full_disk_is_an_error(project):
     with open("/dev/full", "w") as full:
         args = [sys.executable, "-m", "codegen_jax", "config", "show", "run.yaml"]

@@ -237,7 +237,7 @@ def test_a_folder_with_other_settings_is_refused_naming_the_difference(evaluate,
 
 
 def test_the_first_of_several_differing_settings_is_named(tmp_path):
-    names = "qwertyuiopasdfghjklzxcvbnm"  # in an order that no set iterates in by chance
+    names = "qwertyuiopasdfghjklzxcvbnm"  # in an order that no set would have by chance
     SampleFolder(str(tmp_path / "out"), dict.fromkeys(names, 0), frozenset()).begin()
     with pytest.raises(UserError, match=r"\(q: 0 there, 1 here\)"):
         SampleFolder(str(tmp_path / "out"), dict.fromkeys(names, 1), frozenset())

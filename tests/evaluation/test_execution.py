@@ -382,7 +382,7 @@ def test_tests_use_the_real_module_imported_by_the_setup(worker):
     assert worker.judge(problem, forged + "def half(x): return 7\n", 1).outcome == "failed"
 
 
-def test_a_function_named_like_a_builtin_is_the_program_s(worker):
+def test_tests_call_the_programs_function_even_if_it_is_named_like_a_builtin(worker):
     """As in MBPP problem 126."""
     tests = "assert sum(10, 15) == 6\nassert len([sum(4, 6)]) == 1\n"
     problem = Problem("126", "", "def sum(a, b): return (b - a) % 15 + 1\n", "", tests, ("sum",))
@@ -391,7 +391,7 @@ def test_a_function_named_like_a_builtin_is_the_program_s(worker):
     assert worker.judge(problem, "def total(a, b): return 6\n", 1).outcome == "exception"
 
 
-def test_functions_defined_in_the_prompt_are_not_the_program_s(worker):
+def test_functions_defined_in_the_prompt_do_not_come_from_the_program(worker):
     prompt = "def twice(x):\n    return 2 * x\n\ndef half(x):\n"
     tests = "def check(candidate):\n    assert twice(candidate(4)) == 4\n\ncheck(half)\n"
     problem = Problem("half", prompt, "    return x / 2\n", "", tests, ("half",))

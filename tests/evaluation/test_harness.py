@@ -231,7 +231,7 @@ def test_unsupported_generation_kwargs_are_refused_by_name(kwargs, message):
 def test_a_warning_counts_truncated_prompts(ours, caplog):
     kwargs = {"until": [], "max_gen_toks": CONTEXT - 4}
     ours.generate_until(instances("generate_until", ("z" * 4, kwargs), ("z" * 5, kwargs)))
-    assert "1 of 2 prompts leave no room for max_gen_toks: truncated from the left" in caplog.text
+    assert "1 of 2 prompts leave no room for max_gen_toks and are truncated from the left" in caplog.text
 
 
 def test_more_new_tokens_than_fit_in_the_context_are_refused(ours):
@@ -397,11 +397,11 @@ WRITE |= {"generation_kwargs": {"until": ["\n"], "max_gen_toks": 4}}
         ),
         (
             CHOICE | {"num_fewshot": "x", "fewshot_split": "test"},
-            "num_fewshot: must be a whole number, not negative, got 'x'",
+            "num_fewshot: must be a non-negative whole number, got 'x'",
         ),
         (
             CHOICE | {"num_fewshot": -3, "fewshot_split": "test"},
-            "num_fewshot: must be a whole number, not negative, got -3",
+            "num_fewshot: must be a non-negative whole number, got -3",
         ),
         (
             WRITE | {"generation_kwargs": {"until": ["\n"], "max_gen_toks": -1}},
@@ -464,7 +464,7 @@ def test_a_warning_names_yaml_files_without_a_task(mistakes, caplog):
     write_task(mistakes / "some", "fine", [{"q": "a"}], **kind)
     (mistakes / "some/broken.yaml").write_text("task: [")
     harness_tasks.load_tasks([str(mistakes / "some")])
-    assert f"{mistakes}/some/broken.yaml: ignored, defines no task of its own" in caplog.text
+    assert f"{mistakes}/some/broken.yaml: ignored; it defines no task of its own" in caplog.text
 
 
 def test_without_lm_eval_the_error_names_the_extra(folder, monkeypatch, capsys):

@@ -35,7 +35,7 @@ def test_results_are_sorted_by_temperature_and_keep_file_order(tmp_path):
         assert judged == [Judged("B/1", 0, "0", "passed", ""), Judged("A/0", 1, "1", "failed", "NameError: x")]
 
 
-def test_given_samples_are_counted_as_in_their_own_report(tmp_path):
+def test_given_samples_are_numbered_and_give_the_pass_at_k_of_their_report(tmp_path):
     """Any spelling of a problem and any additional fields are accepted; the program that ran is shown."""
     problems = mbpp(write_lines(tmp_path / "mbpp.jsonl", lines()))
     solution = problems[3].solution

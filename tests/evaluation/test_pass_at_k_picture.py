@@ -33,7 +33,7 @@ def test_a_curve_covers_all_k_with_the_intervals_as_a_band():
         assert edge == {round(low, 6), round(high, 6)}
 
 
-def test_greedy_samples_are_a_point_with_its_interval_next_to_the_paper_s():
+def test_greedy_samples_are_a_point_with_its_interval_next_to_the_papers_results():
     judged = [one._replace(outcome="failed") for one in drawn(1, 1)[:-1]] + [Judged("A/0", 0, "", "passed", "")]
     figure = draw_pass_at_k({0.0: judged}, "", MULTI_2B)
     axes = figure.axes[0]

@@ -307,7 +307,7 @@ def test_the_command_prints_text_or_json(model, cases, files, monkeypatch, capsy
         f"MTPB, multi-turn: prompt perplexity {ours.perplexity:.3f}, after the model's own greedy subprograms (mean "
         f"over 6 cases of 3 problems, {ours.tokens} tokens)"
     )
-    assert problems.startswith("mean over problems, whose numbers of cases differ: ")
+    assert problems.startswith("mean over problems, which differ in their number of cases: ")
     assert paper.startswith("the paper, CodeGen-Mono: 350M 10.09 (?), 2B 8.90 (?), 6B 8.18 (?), 16B 8.05; (?): ")
     (line,) = run(files, monkeypatch, capsys, "mtpb --problems mtpb.jsonl --mode single --limit 2 --json")
     found = strictly(line)

@@ -20,7 +20,7 @@ from codegen_jax.evaluation.verdicts import OUTCOMES, Verdict
 from tests.test_strict_json import strictly
 
 ROOT = Path(__file__).parents[2]
-FILES = ("results.jsonl", "report.json", "report.md", "evaluation.json")  # functions of the samples
+FILES = ("results.jsonl", "report.json", "report.md", "evaluation.json")  # depend only on the samples and settings
 SETTINGS = Settings(3.0, ("sandlock", "rlimits"), False)
 PROBLEMS = [Problem(f"Toy/{n}", "", "", "", "", ()) for n in range(4)]
 SAMPLES = [
@@ -30,7 +30,7 @@ SAMPLES = [
 
 
 def judge_by_number(problems, programs, pause=0.0):
-    """Every third passes, the others have every outcome but sandbox error; out of order, with differing timings."""
+    """Every third program passes; the others have all outcomes but sandbox error. Out of order, with random timings."""
     for number, task_id, program in sorted(programs, key=lambda program: (program[0] * 7) % 11):
         assert task_id in problems and program == f"x = {number}"
         time.sleep(pause)
@@ -133,7 +133,7 @@ def test_a_killed_evaluation_resumes_and_writes_the_same_files(tmp_path):
 
 
 def test_only_samples_without_a_verdict_are_judged_and_a_truncated_line_is_dropped(tmp_path):
-    """Twice: a verdict that came after a truncated line must not have been appended to that line."""
+    """Interrupted twice: a verdict that came after a truncated line must not have been appended to that line."""
     evaluate(tmp_path / "whole")
     folder, judged = tmp_path / "cut", []
 

@@ -1,4 +1,4 @@
-"""Where texts end, and that text shown while streaming is final."""
+"""Where texts end; text shown while streaming is final."""
 
 import random
 
@@ -25,7 +25,7 @@ def texts(count=200):
         Stops("doc", ["é"], "codegen"),
     ],
 )
-def test_shown_text_stays_and_the_end_equals_that_of_the_whole_text(stops):
+def test_shown_text_is_final_and_within_the_completed_text(stops):
     ended = 0
     for text in texts():
         shown = ""

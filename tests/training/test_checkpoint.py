@@ -150,7 +150,7 @@ def no_pauses(monkeypatch):
 @pytest.mark.parametrize("harm", [halve, flip_a_bit, Path.unlink])
 def test_damaged_checkpoint_is_set_aside_and_the_previous_one_used(saved, tokenizer, caplog, item, harm):
     config, mesh = saved(1.0, 2.0)
-    for file in files_of(find_checkpoint(config.output) / item)[-3:]:  # a single file might not be read
+    for file in files_of(find_checkpoint(config.output) / item)[-3:]:  # several, since one alone might not be read
         harm(file)
     restored = Checkpoints(config, tokenizer, DATA).restore(abstract_state(resolve(config, mesh)))
     if harm is flip_a_bit and item == "run" and restored.step == 2:
@@ -216,7 +216,7 @@ def test_checkpoint_without_fingerprints_is_restored_with_a_warning(saved, token
     assert caplog.text.count("its content is not verified") == 1
 
 
-def test_only_checkpoint_is_never_set_aside(saved, tokenizer):
+def test_the_only_checkpoint_is_never_set_aside(saved, tokenizer):
     config, mesh = saved(1.0)
     halve(files_of(find_checkpoint(config.output) / "params")[-1])
     with pytest.raises(UserError, match=r"checkpoints/1/params: damaged checkpoint"):

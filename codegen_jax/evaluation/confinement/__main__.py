@@ -117,8 +117,8 @@ def _sandlock(settings: dict) -> int:
     try:
         quarters.enter(settings)
     except OSError:
-        # As in most containers. Without mounts no folder has a size limit, so the program may write nothing. Sandlock
-        # then counts the processes, and its count never drops when one is killed.
+        # Most containers refuse this. Without mounts, no folder has a size limit, so the program may write nothing.
+        # Sandlock then counts the processes, and its count never drops when one is killed.
         quarters.become_nobody()
         settings["private_root"] = False
     # All threads of the user count, including sandlock's own.

@@ -26,7 +26,7 @@ def confine_and_exec(settings: dict) -> None:
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
     }
-    # The limit counts all processes of the user; only in a user namespace are these just the program's.
+    # The limit counts all of the user's processes, and only in a user namespace are they all the program's.
     if settings["private_root"]:
         caps[resource.RLIMIT_NPROC] = limits["processes"]
     os.chdir(settings["scratch"])
@@ -44,7 +44,7 @@ def confine_and_exec(settings: dict) -> None:
 
 
 def _reading(settings: dict) -> dict[str, int]:
-    """Read rights by path. Of a folder with a hidden entry, only the names and all other entries are readable."""
+    """Read rights by path. In a folder with a hidden entry, all names can be listed and all other entries read."""
     rights = {}
     for path in settings["readable"]:
         hidden = [name for name in settings["hidden"] if os.path.dirname(name) == path]

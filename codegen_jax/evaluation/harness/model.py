@@ -78,7 +78,8 @@ class HarnessModel(TemplateLM):
                 f"tasks: a continuation of {len(continuation)} tokens is longer than the model's context of "
                 f"{self.max_length} ({text[:40]!r}...); shorten it, or use a model with a longer context",
             )
-            rows.append([*(before or [self.prefix_token_id]), *continuation])  # an all-space context is empty now
+            # lm_eval moves a context's trailing spaces to the continuation, so the context may be empty now
+            rows.append([*(before or [self.prefix_token_id]), *continuation])
         cut = sum(len(row) > self.max_length + 1 for row in rows)
         if cut:
             log.warning(f"{cut} of {len(rows)} requests exceed the model's context and are truncated from the left")
@@ -149,7 +150,8 @@ class HarnessModel(TemplateLM):
                 cut = sum(len(prompt) > room for prompt in prompts)
                 if cut:
                     log.warning(
-                        f"{cut} of {len(prompts)} prompts leave no room for max_gen_toks: truncated from the left"
+                        f"{cut} of {len(prompts)} prompts leave no room for max_gen_toks and are truncated from the "
+                        "left"
                     )
                 prompts = [prompt[-room:] for prompt in prompts]
                 for batch in batches(list(map(len, prompts)), self.model.max_rows):

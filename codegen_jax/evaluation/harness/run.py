@@ -57,7 +57,7 @@ def run_harness(
     files = {name: f"samples_{name.replace('/', '_')}.jsonl" for name in tasks["tasks"]}
     require(
         not log_samples or len(set(files.values())) == len(files),
-        f"log_samples: {', '.join(files)} differ only in / and _, so they share a file; run them separately",
+        f"log_samples: {', '.join(files)} differ only in / and _, so they would share a file; run them separately",
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)  # fail before the work if the folder can't be created

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 UNSAFE = (
     "runs the model's programs in this process, with your permissions and without a sandbox; use codegen-jax evaluate "
-    "MODEL humaneval or mbpp, which have one, or allow it with --unsafe"
+    "MODEL humaneval or mbpp, which use a sandbox, or allow it with --unsafe"
 )
 
 
@@ -79,7 +79,7 @@ def _tasks_of(folder: str, manager: TaskManager) -> list[str]:
     for path in sorted(Path(folder).glob("**/*.yaml")):
         if path not in known:
             log.warning(
-                f"{path}: ignored, defines no task of its own (invalid YAML, no task or group, or a repeated name)"
+                f"{path}: ignored; it defines no task of its own (invalid YAML, no task or group, or a repeated name)"
             )
     require(bool(names), f"tasks: {folder}: contains no YAML file with a task")
     for name in names:
@@ -135,7 +135,7 @@ def _set_examples(name: str, task: Any, num_fewshot: int | None, seed: int) -> N
     own = task.get_config("num_fewshot")
     require(
         own is None or (isinstance(own, int) and own >= 0),
-        f"tasks: {name}: num_fewshot: must be a whole number, not negative, got {own!r}; fix its YAML",
+        f"tasks: {name}: num_fewshot: must be a non-negative whole number, got {own!r}; fix its YAML",
     )
     if num_fewshot is not None and own == 0:
         log.warning(f"{name}: keeps num_fewshot: 0 from its YAML")
@@ -144,5 +144,5 @@ def _set_examples(name: str, task: Any, num_fewshot: int | None, seed: int) -> N
     try:
         task.fewshot_context(next(iter(task.eval_docs)), num_fewshot=task.get_config("num_fewshot"))
     except (AssertionError, ValueError) as error:
-        raise UserError(f"num_fewshot: {name}: can't build a prompt ({error}); use fewer") from error
+        raise UserError(f"num_fewshot: {name}: can't build a prompt ({error}); use fewer examples") from error
     task.set_fewshot_seed(seed=seed)

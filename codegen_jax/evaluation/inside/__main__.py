@@ -1,10 +1,10 @@
 """A warm interpreter inside the sandbox: forks a process for each task, and reports how it ended.
 
-A task is {"role": ..., ...}, read from stdin. Stdin is a socket and also passes two descriptors, the task's link: pipes
-from and to its peer in the other sandbox ("program" and "checks"), or a pipe without such a peer ("program with tests"
-reads its tests from it; "printed" reads nothing). {"stop": true} ends the task. The result on stdout is one message:
-{"status": ..., "over": ..., "cpu": ..., "clean": ..., "report": ...}. The process of a task has no access to this stdin
-and stdout, nor to anything from earlier tasks.
+A task is {"role": ..., ...}, read from stdin, a socket that also passes two descriptors, the task's link. For "program"
+and "checks", these are pipes from and to the peer in the other sandbox. For the other roles, they are the two ends of
+one pipe, from which "program with tests" reads its tests. {"stop": true} ends the task. The result on stdout is one
+message: {"status": ..., "over": ..., "cpu": ..., "clean": ..., "report": ...}. The process of a task has no access to
+this stdin and stdout, nor to anything from earlier tasks.
 """
 
 import contextlib

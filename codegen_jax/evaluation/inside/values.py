@@ -13,7 +13,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-MAX_ITEMS = 1_000_000  # read from an iterator when it crosses
+MAX_ITEMS = 1_000_000  # items read from an iterator when it crosses
 
 VIEWS = {"keys": type({}.keys()), "values": type({}.values()), "items": type({}.items())}
 SOURCES = ([], (), {}, set(), "", "\u00e9", b"", range(0), {}.values(), {}.items(), reversed([]), iter(int, 0))
@@ -89,7 +89,7 @@ def encode(value, store):
 
 
 def decode(data, find):
-    """Inverse of `encode`; `find` returns the object with a number.
+    """Inverse of `encode`; `find` returns the object with a given number.
 
     Raises:
         ValueError: for data that `encode` does not write.

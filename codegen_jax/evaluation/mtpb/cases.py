@@ -53,7 +53,7 @@ class Case:
 
 
 def single_turn(case: Case) -> Case:
-    """A case with all its prompts and token limits joined into one turn; the paper does not describe its own."""
+    """A case with all its prompts and token limits joined into one turn; the paper does not say how it joins them."""
     turns = len(case.prompts)
     return replace(case, prompts=("".join(case.prompts),), max_new_tokens=turns * case.max_new_tokens)
 
@@ -98,9 +98,9 @@ def _cases(record: dict[str, Any]) -> list[Case] | str:
         return f"max_gen_length is {tokens!r:.40}, not a positive whole number"
     prompts, pairs = record["prompts"], list(zip(record["inputs"], record["outputs"]))
     if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-        return "prompts must be a list of texts, not empty"
+        return "prompts must be a non-empty list of texts"
     if not pairs or not all(isinstance(given, dict) for given, _ in pairs):
-        return "inputs must be a list of objects, with as many outputs"
+        return "inputs must be a list of objects, at least one with an output"
     try:
         return [
             Case(problem, number, tuple(f"# {prompt.format(**given)}\n" for prompt in prompts), expected, tokens, given)

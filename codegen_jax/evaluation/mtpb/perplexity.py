@@ -67,7 +67,7 @@ class MtpbPerplexity:
             f"cases of {self.problems} problems, {self.tokens:,} tokens)"
         ]
         if abs(self.over_problems - self.perplexity) > 5e-4:
-            lines.append(f"mean over problems, whose numbers of cases differ: {self.over_problems:.3f}")
+            lines.append(f"mean over problems, which differ in their number of cases: {self.over_problems:.3f}")
         if self.cut:
             lines.append(f"{self.cut:,} prompts have a history longer than the context; it was truncated from the left")
         return "\n".join(lines)
@@ -96,7 +96,7 @@ def multi_turn(
 
 
 def single_turn_perplexity(model: Generator, cases: Sequence[Case]) -> MtpbPerplexity:
-    """The single-turn perplexity: that of all prompts of a case joined, given the prefix.
+    """The single-turn perplexity: the perplexity of a case's joined prompts, given the prefix.
 
     Raises:
         UserError: if the joined prompts do not fit into the model's context.

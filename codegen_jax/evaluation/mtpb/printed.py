@@ -59,7 +59,7 @@ def difference(printed: Printed, report: Mapping[str, Any]) -> str:
     if "printed" not in report:
         return "no value was printed"
     if _is_unsupported(printed):
-        why = "but no program passes with the official checker here"
+        why = "but the official checker fails every program for this case"
     else:
         why = "which is too large to compare" if "large" in report else "not the expected value"
     return f"printed {report['printed']}, {why}"

@@ -8,8 +8,8 @@ from codegen_jax.evaluation.mtpb.cases import PROBLEMS
 from codegen_jax.evaluation.mtpb.report import Execution
 from codegen_jax.evaluation.published import format_percent, mtpb_comparison, source_notes
 
-MAX_ROWS = 10  # of a table that could be longer
-EXAMPLES = 2  # number of passed programs shown, and of failed ones
+MAX_ROWS = 10  # rows shown of a longer table
+EXAMPLES = 2  # number of passed programs shown, and the same number of failed ones
 SINGLE_MODE = (
     "In single mode, all prompts of a problem are joined into one, which is completed once with the tokens of all "
     "turns. The paper reports results for such prompts but not how they are built, so this construction is ours."

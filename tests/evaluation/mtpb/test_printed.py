@@ -21,7 +21,7 @@ from codegen_jax.evaluation.worker import Worker
 # lines of [expected value, program, whether it passes, how our checker differs or ""]: seeded variations on MTPB's
 # outputs, judged by the authors' mtpb_exec.py with numpy 2.4 and pandas 3.1, each in its own process
 VERDICTS = Path(__file__).with_name("verdicts.jsonl.gz")
-# here, a value in a list is compared as its base; programs can't end the checker; joblib and os are available
+# our differences: a value in a list is compared as its base type; programs can't end the checker; joblib and os exist
 DIFFERENCES = {
     "object equal to everything": "failed",
     "the checker itself ends": None,
@@ -94,7 +94,7 @@ def assert_repaired_verdicts(layer, verdicts):
     assert gained
 
 
-def test_one_in_fifteen_programs_gets_the_authors_verdict(layer, verdicts):
+def test_every_fifteenth_program_gets_the_authors_verdict(layer, verdicts):
     assert_authors_verdicts(layer, [found for found in verdicts[::15] if found[3] != "loop"])
 
 
@@ -380,7 +380,7 @@ def test_a_sandbox_that_judges_incorrectly_stops_the_run(layer, monkeypatch):
         check_printing(layer)
 
 
-def test_a_timeout_is_tried_once_more_alone(layer, monkeypatch):
+def test_a_program_that_times_out_runs_once_more_alone(layer, monkeypatch):
     judged, judge = [], Worker.judge
     monkeypatch.setattr(Worker, "judge", lambda self, *given: judged.append(given[1:]) or judge(self, *given))
     with Judges(layer, 2, 1) as judges:
