@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from codegen_jax.errors import UserError, require
 from codegen_jax.fields import did_you_mean
-from codegen_jax.mistaken_paths import holds, missing
+from codegen_jax.mistaken_paths import contains, missing
 
 ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(@.*)?")
 
@@ -100,7 +100,7 @@ def _describe_cached(folder: Path) -> str:
     broken = [file for file, exists in files.items() if not exists]
     dangling = f" (with a dangling link: {', '.join(broken)})" if broken else ""
     interrupted = " (with an interrupted download)" if any(folder.glob("../../blobs/*.incomplete")) else ""
-    return f"{holds([file for file, exists in files.items() if exists])}{dangling}{interrupted}"
+    return f"{contains([file for file, exists in files.items() if exists])}{dangling}{interrupted}"
 
 
 def _files(folder: Path) -> list[Path]:

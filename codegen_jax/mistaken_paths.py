@@ -34,14 +34,14 @@ def missing(path: epath.PathLike) -> str:
     wanted = Path(name).relative_to(parent).parts[0]
     names = sorted(file.name for file in parent.iterdir() if not file.name.startswith("."))
     here = "this folder" if parent == Path() else str(parent)
-    return f"{name}: no such file or folder; {here} {holds(names)}{did_you_mean(wanted, names)}"
+    return f"{name}: no such file or folder; {here} {contains(names)}{did_you_mean(wanted, names)}"
 
 
 def read_text(path: epath.PathLike) -> str:
     """Read the text of a file named by a user.
 
     Raises:
-        UserError: if the file does not exist, cannot be read or is not text.
+        UserError: if the file does not exist, can't be read or is not text.
     """
     file = open_path(path)
     require(file.exists(), missing(path))
@@ -49,7 +49,7 @@ def read_text(path: epath.PathLike) -> str:
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise UserError(f"{path}: can't be read ({error.strerror or error})") from error
     return decode(path, content)
 
 
@@ -61,7 +61,7 @@ def decode(path: epath.PathLike, content: bytes) -> str:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start} is {content[error.start]:#04x})") from error
 
 
-def holds(names: list[str], most: int = 8) -> str:
+def contains(names: list[str], most: int = 8) -> str:
     """Describe the content of a folder, listing at most `most` names."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return f"contains {', '.join(names[:most])}{more}" if names else "is empty"

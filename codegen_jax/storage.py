@@ -87,7 +87,7 @@ def local_copy(folder: epath.PathLike) -> Path:
     """Copy a remote folder to a temporary local one that is deleted at exit; a local folder is returned as is.
 
     Raises:
-        UserError: if the folder cannot be read.
+        UserError: if the folder can't be read.
     """
     if not is_remote(folder):
         return Path(folder)

@@ -98,7 +98,7 @@ def test_other_files_are_accepted(tmp_path, content):
         ("run.yml", "no such file or folder; .* contains .*; did you mean run.yaml?"),
         ("folder", "is a folder, but must be a file"),
         ("binary", "not UTF-8 text .byte 2 is 0xff."),
-        ("/proc/self/mem", "cannot be read .Input/output error."),
+        ("/proc/self/mem", "can't be read .Input/output error."),
     ],
 )
 def test_a_path_that_is_not_a_text_file_is_rejected_in_one_line(tmp_path, name, words):

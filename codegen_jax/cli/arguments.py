@@ -87,7 +87,7 @@ def read_config(arguments: argparse.Namespace) -> "RunConfig":
     A run's output folder, even if it has been moved, means that run's config with `output` set to the folder.
     """
     from codegen_jax.config_file import load_config, shipped_config
-    from codegen_jax.mistaken_paths import holds
+    from codegen_jax.mistaken_paths import contains
     from codegen_jax.storage import open_path
     from codegen_jax.weights.run_folder import RUN_FILE
 
@@ -95,7 +95,9 @@ def read_config(arguments: argparse.Namespace) -> "RunConfig":
     folder = open_path(path)
     if folder.is_dir():
         names = sorted(file.name for file in folder.iterdir())
-        message = f"{path}: not a run's output folder, as it has no {RUN_FILE}; it {holds(names)}; give a YAML config"
+        message = (
+            f"{path}: not a run's output folder, as it has no {RUN_FILE}; it {contains(names)}; give a YAML config"
+        )
         require(RUN_FILE in names, message)
         path, overrides = f"{path.rstrip('/')}/{RUN_FILE}", ["--output", str(folder), *overrides]
     elif not folder.exists():

@@ -97,7 +97,7 @@ def decontamination(work: Path, benchmarks: Sequence[str]) -> PipelineStep:
         benchmarks: JSON lines files such as HumanEval's and MTPB's; their `PROMPT_FIELDS` are indexed.
 
     Raises:
-        UserError: if a file cannot be read or has none of the fields.
+        UserError: if a file can't be read or has none of the fields.
     """
     config = NGramsDecontConfig(hash_config=HASH)
     hashed: Any = create_hash_func(HASH)

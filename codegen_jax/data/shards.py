@@ -87,7 +87,7 @@ def read_documents(
         progress: called with the fraction of the shard that has been read, where it is known.
 
     Raises:
-        UserError: if the shard cannot be read to its end (for example, its compressed data is truncated), has lines
+        UserError: if the shard can't be read to its end (for example, its compressed data is truncated), has lines
             but no JSON objects, or has objects of which none contains the field.
     """
     lines, objects, missing = 0, 0, f"no field {text_field}"
@@ -169,7 +169,7 @@ def read_records(
         progress: see `read_documents`.
 
     Raises:
-        UserError: if the shard cannot be read to its end (for example, its compressed data is truncated).
+        UserError: if the shard can't be read to its end (for example, its compressed data is truncated).
     """
     try:
         yield from _records(shard, text_field, progress)

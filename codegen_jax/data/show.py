@@ -21,7 +21,7 @@ def show(config: RunConfig, step: int, row: int | None = None) -> Iterator[str]:
         row: row of the batch, starting at 0; None means all rows.
 
     Raises:
-        UserError: if the step or row does not exist, or the data cannot be read.
+        UserError: if the step or row does not exist, or the data can't be read.
     """
     require(step >= 1, f"step: must be at least 1, got {step}; steps are numbered as in the log")
     rows = range(config.training.batch_size)

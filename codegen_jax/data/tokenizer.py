@@ -24,7 +24,7 @@ from codegen_jax.data.tokenizer_metadata import (
 )
 from codegen_jax.errors import UserError, listed, require
 from codegen_jax.hub import hub_files
-from codegen_jax.mistaken_paths import holds, instead, reject_placeholder
+from codegen_jax.mistaken_paths import contains, instead, reject_placeholder
 from codegen_jax.storage import local_copy
 
 if TYPE_CHECKING:
@@ -324,7 +324,7 @@ def load_tokenizer(source: epath.PathLike, whitespace_tokens: bool = False) -> T
         names = sorted(file.name for file in path.iterdir())
         found = next((path / name for name in FILES if (path / name).exists()), None)
         if found is None:
-            content = f"it {holds(names)}{instead(path, has_tokenizer)}"
+            content = f"it {contains(names)}{instead(path, has_tokenizer)}"
             raise UserError(f"{source}: has no tokenizer.json, tokenizer.model or vocab.json; {content}")
         metadata, path = read_metadata(path), found
     for file in (path, *(path.parent / name for name in COMPANIONS if path.name == "vocab.json")):

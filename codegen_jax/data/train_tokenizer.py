@@ -32,7 +32,7 @@ def train_tokenizer(
         text_field: the field of each line or row that contains the document.
 
     Raises:
-        UserError: if the folder is not empty, or the shards cannot be read or contain too little text for vocab_size.
+        UserError: if the folder is not empty, or the shards can't be read or contain too little text for vocab_size.
     """
     require(max_megabytes > 0, f"max_megabytes: must be positive, got {max_megabytes}")
     folder = Path(output)

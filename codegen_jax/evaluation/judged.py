@@ -10,7 +10,7 @@ from codegen_jax.data.shards import read_records
 from codegen_jax.errors import UserError, require
 from codegen_jax.evaluation.verdicts import OUTCOMES
 from codegen_jax.fields import did_you_mean
-from codegen_jax.mistaken_paths import holds, missing
+from codegen_jax.mistaken_paths import contains, missing
 
 RESULTS = "results.jsonl"  # results of samples given as a file
 RESULTS_AT = re.compile(r"results_T(\d+(?:\.\d+)?(?:e[+-]\d+)?)\.jsonl")  # results of a model at one temperature
@@ -61,7 +61,7 @@ def read_results(folder: str) -> dict[float | None, list[Judged]]:
     found = {float(match[1]): match[0] for match in map(RESULTS_AT.fullmatch, names) if match}
     if not found and RESULTS not in names:
         raise UserError(
-            f"{folder}: no evaluation results; it {holds(names)}; give the output folder of a finished codegen-jax "
+            f"{folder}: no evaluation results; it {contains(names)}; give the output folder of a finished codegen-jax "
             "evaluate"
         )
     if not found:

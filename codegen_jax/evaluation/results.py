@@ -19,7 +19,7 @@ from etils import epath
 from codegen_jax.errors import UserError, require
 from codegen_jax.evaluation.samples import Sample
 from codegen_jax.evaluation.verdicts import OUTCOMES, Verdict
-from codegen_jax.mistaken_paths import holds
+from codegen_jax.mistaken_paths import contains
 from codegen_jax.storage import locked, require_local, write_whole
 from codegen_jax.strict_json import dumps
 
@@ -106,7 +106,7 @@ class Results:
         names = sorted(file.name for file in folder.iterdir())
         require(
             not names or IDENTITY in names,
-            f"output: {folder} {holds(names)}, but no evaluation; choose another folder",
+            f"output: {folder} {contains(names)}, but no evaluation; choose another folder",
         )
 
     def _check_identity(self, ours: dict[str, Any]) -> None:

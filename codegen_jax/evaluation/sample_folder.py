@@ -22,7 +22,7 @@ from etils import epath
 from codegen_jax.errors import UserError, require
 from codegen_jax.evaluation.protocol import Draw, file_label
 from codegen_jax.evaluation.verdicts import OUTCOMES, Verdict
-from codegen_jax.mistaken_paths import holds
+from codegen_jax.mistaken_paths import contains
 from codegen_jax.storage import UNFINISHED, open_path, write_whole
 from codegen_jax.strict_json import dumps
 
@@ -66,7 +66,7 @@ class SampleFolder:
             names = [name for name in names if name != RUN and not name.endswith(UNFINISHED)]
             require(
                 not names,
-                f"output: {self.folder} {holds(names)}, but no evaluation of a model; choose another folder",
+                f"output: {self.folder} {contains(names)}, but no evaluation of a model; choose another folder",
             )
             return ours
         try:

@@ -35,7 +35,7 @@ from codegen_jax.weights.checkpoint_format import (
 )
 from codegen_jax.weights.fingerprint import fingerprints
 from codegen_jax.weights.generation_config import GenerationConfig
-from codegen_jax.weights.run_folder import CHECKPOINTS, DAMAGED, unfinished_checkpoints, whole_checkpoints
+from codegen_jax.weights.run_folder import CHECKPOINTS, DAMAGED, complete_checkpoints, unfinished_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def check_output(config: RunConfig, data: dict[str, Any]) -> None:
         f"output: {folder}: Orbax cannot write checkpoints to s3://; use gs://, a local folder or a mounted one",
     )
     require(
-        config.resume == "auto" or not whole_checkpoints(config.output),
+        config.resume == "auto" or not complete_checkpoints(config.output),
         f"resume: never, but {folder} already has checkpoints; choose another output folder, or set resume to auto",
     )
     run_on_first(lambda: require_free(folder, {"config": config.to_dict(), "data": data}))
@@ -177,7 +177,7 @@ class Checkpoints:
         Raises:
             UserError: if the only checkpoint left is damaged, or one can't be read; that one is not moved.
         """
-        steps = [int(path.name) for path in whole_checkpoints(self.folder)]
+        steps = [int(path.name) for path in complete_checkpoints(self.folder)]
         for step in reversed(steps):
             path = self.folder / CHECKPOINTS / str(step)
             size = local_bytes(abstract)

@@ -16,7 +16,7 @@ from codegen_jax.config import RunConfig
 from codegen_jax.errors import UserError
 from codegen_jax.storage import file_size, is_remote, locked, open_path, write_whole
 from codegen_jax.training.records import METRICS, SUMMARY
-from codegen_jax.weights.run_folder import CHECKPOINTS, RUN_FILE, whole_checkpoints
+from codegen_jax.weights.run_folder import CHECKPOINTS, RUN_FILE, complete_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def read_record(folder: epath.Path) -> dict[str, Any]:
 def is_finished(config: RunConfig) -> bool:
     """Whether the output folder contains this exact run with all steps completed."""
     folder = open_path(config.output)
-    steps = [int(checkpoint.name) for checkpoint in whole_checkpoints(folder)]
+    steps = [int(checkpoint.name) for checkpoint in complete_checkpoints(folder)]
     has_records = (folder / RUN_FILE).exists() and (folder / SUMMARY).exists()
     if config.resume != "auto" or not has_records or not steps or steps[-1] < config.training.steps:
         return False
@@ -96,7 +96,7 @@ def is_finished(config: RunConfig) -> bool:
 def _has_begun(folder: epath.Path) -> bool:
     """Whether a run has completed a step in the folder; a run stopped earlier does not own it."""
     metrics = folder / METRICS
-    return bool(whole_checkpoints(folder)) or (metrics.exists() and file_size(metrics) > 0)
+    return bool(complete_checkpoints(folder)) or (metrics.exists() and file_size(metrics) > 0)
 
 
 def _lock(folder: epath.Path) -> FileIO | None:
@@ -143,7 +143,7 @@ def _check_data(ours: dict[str, Any], theirs: dict[str, Any], folder: epath.Path
 
 def _check_skips(ours: list[list[int]], theirs: list[list[int]], folder: epath.Path) -> None:
     """Check that skip_steps changes only affect future steps."""
-    done = max((int(checkpoint.name) for checkpoint in whole_checkpoints(folder)), default=0)
+    done = max((int(checkpoint.name) for checkpoint in complete_checkpoints(folder)), default=0)
     for pair in ours + theirs:
         if ours.count(pair) != theirs.count(pair) and pair[0] <= done:
             raise UserError(

@@ -40,7 +40,7 @@ from codegen_jax.training.summary import write_summary
 from codegen_jax.training.validation import make_sampling, make_validation
 from codegen_jax.weights.base import Weights, load_params, local_bytes
 from codegen_jax.weights.open import open_model
-from codegen_jax.weights.run_folder import whole_checkpoints
+from codegen_jax.weights.run_folder import complete_checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ def find_initial_weights(config: RunConfig) -> Weights | None:
     Raises:
         UserError: if init_from is not a model, or has a different architecture.
     """
-    if config.init_from is None or whole_checkpoints(config.output):
+    if config.init_from is None or complete_checkpoints(config.output):
         return None
     weights = open_model(config.init_from, config=config.model)
     # these may differ, since they do not affect the weights' shapes: an embedding bias starts at 0 or is folded in

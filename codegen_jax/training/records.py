@@ -48,7 +48,7 @@ class Records:
 
 @contextmanager
 def forgiven(place: epath.PathLike) -> Iterator[None]:
-    """Log a warning instead of failing if a record cannot be written."""
+    """Log a warning instead of failing if a record can't be written."""
     try:
         yield
     except Exception as error:  # OSError, and the exceptions of gcsfs and s3fs

@@ -92,7 +92,7 @@ def load_run(checkpoint: epath.Path) -> Run:
 
     Raises:
         Damaged: if the metadata is missing or does not parse.
-        UserError: if it cannot be read.
+        UserError: if it can't be read.
     """
     try:
         record = json.loads((checkpoint / RUN / RUN_RECORD).read_text())
@@ -129,7 +129,7 @@ def read_item(checkpoint: epath.Path, name: str, abstract: Any) -> Any:
 
     Raises:
         Damaged: if there is evidence of damage.
-        UserError: if the item cannot be read.
+        UserError: if the item can't be read.
     """
     handler, args = ocp.StandardCheckpointHandler(), ocp.args.StandardRestore(abstract)  # pyright: ignore
     try:
@@ -176,7 +176,7 @@ def unreadable(path: epath.Path, error: Exception) -> UserError:
         if is_lost or isinstance(cause, FileNotFoundError | json.JSONDecodeError):
             return damaged(path, cause)
         cause = cause.__cause__
-    return UserError(f"{path}: cannot be read ({type(error).__name__}: {_line(error)}); it may be intact, try again")
+    return UserError(f"{path}: can't be read ({type(error).__name__}: {_line(error)}); it may be intact, try again")
 
 
 def _line(reason: object) -> str:
@@ -188,7 +188,7 @@ class CheckpointWeights(StoredWeights):
 
     Raises:
         Damaged: if there is evidence of damage; also later, when a region is read.
-        UserError: if the checkpoint cannot be read.
+        UserError: if the checkpoint can't be read.
     """
 
     def __init__(self, checkpoint: epath.Path):

@@ -87,7 +87,7 @@ def write_huggingface(
     config = weights.config
     require(
         gptj or config.n_head % mp_num == 0,
-        f"mp_num: {mp_num} does not divide the {config.n_head} heads, so the model cannot be written as a CodeGen",
+        f"mp_num: {mp_num} does not divide the {config.n_head} heads, so the model can't be written as a CodeGen",
     )
     require(
         config.head_dim * config.n_head == config.n_embd,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from codegen_jax.mistaken_paths import holds, instead, reject_placeholder
+from codegen_jax.mistaken_paths import contains, instead, reject_placeholder
 from codegen_jax.weights.jaxformer import is_jaxformer
 from codegen_jax.weights.other_programs import other_program
 from codegen_jax.weights.run_folder import RUN_FILE, find_checkpoint
@@ -38,7 +38,7 @@ def describe(path: Path) -> str:
         return f"a folder above a model{below}"
     part = next((part for pattern, part in PARTS.items() if any(path.glob(pattern))), None)
     not_found = "no complete checkpoint, Hugging Face model (config.json) or jaxformer model (model/0.npz) found"
-    return part or f"{not_found}; the folder {holds(names)}"
+    return part or f"{not_found}; the folder {contains(names)}"
 
 
 def _is_model(folder: Path) -> bool:

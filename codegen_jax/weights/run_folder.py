@@ -9,7 +9,7 @@ COMPLETE = "_CHECKPOINT_METADATA"  # marks a complete checkpoint; Orbax writes i
 UNFINISHED = "*.orbax-checkpoint-tmp*"  # Orbax's name for a checkpoint that is being written
 
 
-def whole_checkpoints(output: epath.PathLike) -> list[epath.Path]:
+def complete_checkpoints(output: epath.PathLike) -> list[epath.Path]:
     """The folders of a run's complete checkpoints, oldest first."""
     steps = [p for p in open_path(output).glob(f"{CHECKPOINTS}/*") if p.name.isdigit() and is_complete(p)]
     return sorted(steps, key=lambda p: int(p.name))
@@ -23,7 +23,7 @@ def unfinished_checkpoints(output: epath.PathLike) -> list[epath.Path]:
 def find_checkpoint(path: epath.PathLike) -> epath.Path | None:
     """The path itself if it is a complete checkpoint, else the newest one in a run's output folder, else None."""
     folder = open_path(path)
-    return folder if is_complete(folder) else next(reversed(whole_checkpoints(folder)), None)
+    return folder if is_complete(folder) else next(reversed(complete_checkpoints(folder)), None)
 
 
 def is_complete(checkpoint: epath.Path) -> bool:

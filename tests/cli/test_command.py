@@ -243,7 +243,8 @@ def test_home_and_variables_are_expanded_in_paths_but_not_in_text(monkeypatch):
         "SLICE",
         "SECONDS",
         "VERB",
-        "WHAT",
+        "BENCHMARK",
+        "ACTION",
         None,
     }
     assert {action.metavar for action in every_action(make_parser())} - others == PATHS

@@ -8,7 +8,7 @@ import pytest
 from codegen_jax.config import MeshConfig
 from codegen_jax.training.loop import train
 from codegen_jax.training.metrics import read_metrics
-from codegen_jax.weights.run_folder import whole_checkpoints
+from codegen_jax.weights.run_folder import complete_checkpoints
 from tests.harm import change_a_value, halve
 from tests.processes import finish, start
 from tests.runs import tiny_run
@@ -53,7 +53,7 @@ def resume(config, tmp_path, errors="[]"):
 
 
 def steps_of(config):
-    return [int(path.name) for path in whole_checkpoints(config.output)]
+    return [int(path.name) for path in complete_checkpoints(config.output)]
 
 
 def losses(config):
@@ -74,12 +74,12 @@ def test_persistent_read_errors_end_both_processes_with_the_last_error(half_done
     errors = "[ValueError('UNAVAILABLE: no route'), RuntimeError('in a library'), OSError(116, 'Stale file handle'), "
     for code, error in resume(half_done, tmp_path, errors + "MemoryError('out of it')]"):
         assert code == 2 and "Traceback" not in error
-        assert "cannot be read (MemoryError: out of it); it may be intact, try again\n" in error
+        assert "can't be read (MemoryError: out of it); it may be intact, try again\n" in error
     assert steps_of(half_done) == [1, 2, 3, 4, 5] and not Path(half_done.output, "damaged").exists()
 
 
 def test_damaged_checkpoints_are_set_aside_for_both_processes(half_done, whole, tmp_path):
-    checkpoints = [Path(path) for path in whole_checkpoints(half_done.output)]
+    checkpoints = [Path(path) for path in complete_checkpoints(half_done.output)]
     for harm, checkpoint in ((halve, checkpoints[-1]), (Path.unlink, checkpoints[-2])):
         for file in (checkpoint / "params").rglob("*"):
             if file.is_file() and file.parent.name == "d":

@@ -13,7 +13,7 @@ from codegen_jax.config import MeshConfig
 from codegen_jax.errors import PREEMPTED
 from codegen_jax.training.loop import train
 from codegen_jax.training.metrics import read_lines, read_metrics
-from codegen_jax.weights.run_folder import find_checkpoint, whole_checkpoints
+from codegen_jax.weights.run_folder import complete_checkpoints, find_checkpoint
 from tests.processes import finish, start, wait_for, wait_until
 from tests.runs import tiny_run
 
@@ -34,7 +34,7 @@ def validation(output):
 
 
 def new_checkpoints(config, known):
-    return set(whole_checkpoints(config.output)) - set(known)
+    return set(complete_checkpoints(config.output)) - set(known)
 
 
 def saving(output):
@@ -142,7 +142,7 @@ def test_run_killed_at_20_random_times_has_the_losses_of_an_uninterrupted_one(tm
     rng = random.Random(0)
     killed_during_save = 0
     for number in range(20):
-        done = whole_checkpoints(killed.output)
+        done = complete_checkpoints(killed.output)
         (process,) = start(killed, tmp_path / "killed.yaml", devices=4, pause=0.1)
         wait_for(process, "first step done")
         steps = rng.randrange(3)
@@ -152,7 +152,7 @@ def test_run_killed_at_20_random_times_has_the_losses_of_an_uninterrupted_one(tm
         time.sleep(rng.uniform(0, 0.02 if number % 2 else 0.4))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        remaining = whole_checkpoints(killed.output)
+        remaining = complete_checkpoints(killed.output)
         assert not done or int(remaining[-1].name) >= int(done[-1].name)
         killed_during_save += saving(killed.output)
     assert killed_during_save > 3
@@ -175,7 +175,7 @@ def test_failed_saves_are_retried_then_reported_and_training_continues(tmp_path,
     assert len(refusals) >= 5
     assert all("File too large" in line for line in refusals), refusals
     assert output.count("training continues without it") == 1
-    assert [int(path.name) for path in whole_checkpoints(refused.output)] in ([13, 16], [14, 16])
+    assert [int(path.name) for path in complete_checkpoints(refused.output)] in ([13, 16], [14, 16])
     assert losses(refused.output) == losses(whole.output)
     # if nothing at all can be written, the run fails and keeps its earlier files
     longer = run(refused.output, token_folder, **sections | {"training": {"steps": 18, "eval_every": 100}})
@@ -183,4 +183,4 @@ def test_failed_saves_are_retried_then_reported_and_training_continues(tmp_path,
     *warnings, line = error.splitlines()  # the warnings are for records, which could not be written either
     assert code == 2 and line.startswith("codegen-jax: error: ") and "the last checkpoint could not be written" in line
     assert all(line.startswith("codegen-jax: warning: ") for line in warnings)
-    assert [int(path.name) for path in whole_checkpoints(refused.output)][-1] == 16
+    assert [int(path.name) for path in complete_checkpoints(refused.output)][-1] == 16

@@ -139,7 +139,7 @@ def test_a_missing_file_is_damage_but_an_unreadable_one_is_not(converted):
     with pytest.raises(Damaged, match="No such file"):
         open_model(str(converted))
     record.mkdir()
-    with pytest.raises(UserError, match=r"cannot be read \(IsADirectoryError") as error:
+    with pytest.raises(UserError, match=r"can't be read \(IsADirectoryError") as error:
         open_model(str(converted))
     assert not isinstance(error.value, Damaged)
 

@@ -13,7 +13,7 @@ from lm_eval.utils import handle_non_serializable, make_table
 from codegen_jax.errors import UserError, require
 from codegen_jax.evaluation.harness.model import HarnessModel
 from codegen_jax.evaluation.results import REPORT, REPORT_MARKDOWN
-from codegen_jax.mistaken_paths import holds
+from codegen_jax.mistaken_paths import contains
 from codegen_jax.storage import open_path, write_whole
 from codegen_jax.strict_json import dumps
 
@@ -25,7 +25,7 @@ def require_new(output: str) -> None:
     folder = open_path(output)
     require(not folder.exists() or folder.is_dir(), f"output: {folder} is a file; choose a folder")
     names = sorted(file.name for file in folder.iterdir()) if folder.exists() else []
-    require(not names, f"output: {folder} {holds(names)}; choose a new folder")
+    require(not names, f"output: {folder} {contains(names)}; choose a new folder")
 
 
 def run_harness(
