@@ -88,7 +88,7 @@ DOCUMENTS = {
         replaced={
             "--workers 32": "--workers 1",
             "train mixture.yaml": f"train mixture.yaml {SMALL} --model.vocab_size 512 --mesh.data 1",
-            "show configs/tiny_cpu.yaml --step 500": "show configs/tiny_cpu.yaml --data.train data/pile/train "
+            "show configs/tiny_cpu.yaml --step 1000": "show configs/tiny_cpu.yaml --data.train data/pile/train "
             "--data.validation data/pile/validation --step 5",
             "demo/tokens/train": "data/pile/train",
         },

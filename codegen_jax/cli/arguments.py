@@ -95,9 +95,7 @@ def read_config(arguments: argparse.Namespace) -> "RunConfig":
     folder = open_path(path)
     if folder.is_dir():
         names = sorted(file.name for file in folder.iterdir())
-        message = (
-            f"{path}: not a run's output folder, as it has no {RUN_FILE}; it {contains(names)}; give a YAML config"
-        )
+        message = f"{path}: not a run's output folder, as it has no {RUN_FILE}; it {contains(names)}; name a YAML file"
         require(RUN_FILE in names, message)
         path, overrides = f"{path.rstrip('/')}/{RUN_FILE}", ["--output", str(folder), *overrides]
     elif not folder.exists():
