@@ -31,7 +31,7 @@ def test_every_source_file_is_in_one_shard_and_the_rest_is_counted(code_shards, 
     result = code_shards("source", "shards")
     assert result.returncode == 0 and not result.stderr, result.stderr
     texts = {
-        split: [document.text for shard in shards for document in read_documents(str(shard), Skipped())]
+        split: [document.text for shard in shards for document in read_documents(str(shard), Skipped(), "text")]
         for split, shards in (
             ("train", (tmp_path / "shards/train").iterdir()),
             ("validation", [tmp_path / "shards/validation.jsonl.zst"]),
@@ -40,6 +40,18 @@ def test_every_source_file_is_in_one_shard_and_the_rest_is_counted(code_shards, 
     assert sorted(texts["train"] + texts["validation"]) == sorted(f"x = {number}\n" for number in range(60))
     counts = f"{len(texts['train'])} files for training, {len(texts['validation'])} for validation"
     assert result.stdout == f"shards: {counts}; skipped 1 that are not UTF-8\n"
+
+
+@pytest.mark.parametrize("files", [1, 2, 5])
+def test_shards_of_a_small_folder_can_be_read(code_shards, tmp_path, files):
+    for number in range(files, 60):
+        (tmp_path / f"source/{number}.py").unlink()
+    assert code_shards("source", "shards").returncode == 0
+    shards = {
+        str(shard): len(list(read_documents(str(shard), Skipped()))) for shard in tmp_path.glob("shards/**/*.zst")
+    }
+    assert sum(shards.values()) == files and min(shards.values()) > 0
+    assert str(tmp_path / "shards/validation.jsonl.zst") in shards or files == 1
 
 
 @pytest.mark.parametrize(
