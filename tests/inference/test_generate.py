@@ -380,7 +380,7 @@ def test_draft_must_be_lookup_or_a_loaded_model(generator):
 def test_warmup_checks_its_arguments(generator):
     for arguments, message in (
         ((0, 5), "batch_size: must be positive, got 0"),
-        ((1, "5"), "prompt_tokens: '5'"),
+        ((1, "5"), "prompt_tokens: must be a whole number, got '5'"),
         ((1, 128), "the context"),
     ):
         with pytest.raises(UserError, match=message):
