@@ -41,7 +41,7 @@ def make_report(
     passed = Counter(samples[number].task_id for number, verdict in verdicts.items() if verdict.outcome == "passed")
     fewest = min(count, key=lambda task_id: count[task_id])
     estimates = {str(k): pass_at_k(list(count.values()), [passed[task] for task in count], k) for k in ks}
-    few = f"{fewest} has {count[fewest]} sample{'s' if count[fewest] > 1 else ''}"
+    few = f"{fewest} has {count[fewest]} sample{'s' if count[fewest] != 1 else ''}"
     outcomes = Counter(verdict.outcome for verdict in verdicts.values())
     return {
         "benchmark": benchmark,

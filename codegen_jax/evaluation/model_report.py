@@ -72,7 +72,7 @@ def _left_out(tallies: Mapping[float, Tally], ks: Sequence[int]) -> dict[str, st
     for temperature, one in tallies.items():
         fewest = min(one.samples)
         where = f" at temperature {format_temperature(temperature)}" if len(tallies) > 1 else ""
-        reason = f"{one.task_ids[one.samples.index(fewest)]} has {fewest} sample{'s' if fewest > 1 else ''}{where}"
+        reason = f"{one.task_ids[one.samples.index(fewest)]} has {fewest} sample{'s' if fewest != 1 else ''}{where}"
         for k in ks:
             if k > fewest:
                 left_out.setdefault(str(k), reason)

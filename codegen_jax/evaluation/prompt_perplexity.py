@@ -86,7 +86,7 @@ def segment_after(tokenizer: Tokenizer, context: str, text: str, what: str) -> S
 def log_probabilities(model: Generator, segments: Sequence[Segment]) -> np.ndarray:
     """The natural logarithm of the probability of each segment given its context, float64 [P].
 
-    If the ids of one segment are a prefix of another's, the two share a row. So scoring a prompt costs nothing if
+    If the ids of one segment are a prefix of another's, the two share a row. So scoring a prompt costs nothing extra if
     a later prompt or a completion of it is also scored.
 
     >>> log_probabilities(model, [segment_after(model.tokenizer, "def f(x):", " return x", "f")]).shape

@@ -37,7 +37,7 @@ PACKAGES = ("numpy", "pandas", "scikit-learn")  # named in MTPB's prompts; used 
 TRIES = 3  # for a program whose sandbox fails
 END_SECONDS = 1.0  # time for a process to end after its pipes have closed
 ERROR_CHARACTERS = 1000  # maximum length of an error
-KILLED = "killed for using too much memory"
+KILLED = "killed by SIGKILL, usually for lack of memory"
 PIPE_BYTES = 60 << 10  # bytes that fit in a pipe before anything is read from it
 ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
 FOLDER = re.compile(r"[^\s'\"]*codegen-sandbox-\w*(/scratch)?")  # varies between runs, like addresses
@@ -207,7 +207,7 @@ class Worker:
     def _run_alone(
         self, interpreter: Interpreter, task: Mapping[str, Any], content: bytes, cpu_seconds: int, wall_seconds: float
     ) -> tuple[dict[str, Any], bool]:
-        """Run a task that needs only one sandbox; return how it ended and whether in time. It can read `content`."""
+        """Run a task that needs one sandbox; return how it ended and whether in time. The task can read `content`."""
         deadline, link = time.monotonic() + wall_seconds, os.pipe()
         try:
             interpreter.start(link, cpu_seconds=cpu_seconds, **task)
