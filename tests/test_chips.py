@@ -1,3 +1,5 @@
+"""Peak FLOP/s of known devices."""
+
 import pytest
 
 from codegen_jax.chips import chip_of
@@ -7,6 +9,6 @@ from codegen_jax.chips import chip_of
     ("kind", "flops"),
     [("TPU v4", 275e12), ("TPU v5 lite", 197e12), ("TPU v5p", 459e12), ("NVIDIA H200", 989e12), ("cpu", None)],
 )
-def test_peak_flops_by_device_kind(kind, flops):
+def test_a_device_kind_determines_the_peak_flops(kind, flops):
     chip = chip_of(kind)
     assert flops == (chip and chip.peak_flops)

@@ -1,3 +1,5 @@
+"""Run configs: overrides, validation, and the shipped configs against the published recipes."""
+
 import dataclasses
 import math
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Type and range checks of config fields, and suggested names."""
+
 import math
 from collections.abc import Sequence
 from typing import Literal

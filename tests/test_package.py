@@ -1,4 +1,4 @@
-"""The package as Python imports it, before any of its dependencies."""
+"""Importing the package, and what works before any dependency is imported: help and errors on an old Python."""
 
 import ast
 import os

@@ -51,7 +51,7 @@ def test_a_terminal_shows_a_bar_with_the_time_left(monkeypatch, immediate):
 
 
 @pytest.mark.parametrize("kind", ["dumb", None])
-def test_elsewhere_lines_tell_the_fraction_the_rate_and_the_time_left(monkeypatch, immediate, capsys, kind):
+def test_lines_show_the_fraction_rate_and_time_left_if_no_bar_can_be_drawn(monkeypatch, immediate, capsys, kind):
     def work():
         with console(), Progress("reading", 4, "shard") as bar:
             bar.update(1)

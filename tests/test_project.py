@@ -1,4 +1,4 @@
-"""Files that GitHub and contributors read: they follow their schemas, and name what exists."""
+"""Files that GitHub and contributors read: they follow their schemas, and the files that they name exist."""
 
 import re
 import subprocess

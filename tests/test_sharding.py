@@ -1,3 +1,5 @@
+"""Meshes are made from the devices; errors name a dimension that the mesh does not divide."""
+
 import jax
 import pytest
 

@@ -41,12 +41,13 @@ def make_report(
     passed = Counter(samples[number].task_id for number, verdict in verdicts.items() if verdict.outcome == "passed")
     fewest = min(count, key=lambda task_id: count[task_id])
     estimates = {str(k): pass_at_k(list(count.values()), [passed[task] for task in count], k) for k in ks}
+    few = f"{fewest} has {count[fewest]} sample{'s' if count[fewest] != 1 else ''}"
     outcomes = Counter(verdict.outcome for verdict in verdicts.values())
     return {
         "benchmark": benchmark,
         "settings": {"k": list(ks), "timeout": settings.timeout, "unsafe": settings.unsafe},
         "pass_at_k": {k: estimate for k, estimate in estimates.items() if estimate is not None},
-        "left_out": {k: f"{fewest} has {count[fewest]} samples" for k, found in estimates.items() if found is None},
+        "left_out": {k: few for k, found in estimates.items() if found is None},
         "problems": problems,
         "attempted": len(count),
         "samples": len(samples),

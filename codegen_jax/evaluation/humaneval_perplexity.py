@@ -1,8 +1,8 @@
 """The perplexity of HumanEval's prompts, and of passed and failed samples separately.
 
 The paper (Nijkamp et al. 2022, arXiv 2203.13474) compares the prompts of problems that a model solves with the
-prompts of those that it does not: it more often solves what it understands better. The perplexity of a prompt of T
-tokens is
+prompts of those that it does not: models more often solve the problems that they understand better. The perplexity of
+a prompt of T tokens is
 
     exp(-(1/(T - 1)) sum_(t=2..T) log P(x_t | x_1, ..., x_(t-1)))
 
@@ -37,7 +37,7 @@ class SamplesPerplexity:
         pass_prompts: mean over the prompts of problems with a sample that passed.
         non_pass_prompts: mean over the prompts of problems whose samples all failed.
         without_samples: number of problems without samples, which are in neither mean.
-        passed: mean over passed samples of the completion's perplexity given its prompt; a sample's tokens are pooled.
+        passed: mean over passed samples of the perplexity of the completion (all its tokens) given its prompt.
         failed: the same mean over failed samples.
         empty_passed: number of passed samples with an empty completion, which has no tokens; they are in neither mean.
         empty_failed: number of failed samples with an empty completion.

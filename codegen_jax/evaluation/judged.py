@@ -127,7 +127,8 @@ def find(
     if not found:
         names = dict.fromkeys(one.task_id for judged in chosen.values() for one in judged)
         raise UserError(
-            f"{task_id}: not among the {len(names)} problems, such as {next(iter(names))}{did_you_mean(task_id, names)}"
+            f"{task_id}: not found; the results have problems such as {next(iter(names))} ({len(names)} in total)"
+            f"{did_you_mean(task_id, names)}"
         )
     if sample is None:
         return found

@@ -67,12 +67,12 @@ def _best(estimates: Mapping[float, Mapping[str, float]]) -> dict[str, dict[str,
 
 
 def _left_out(tallies: Mapping[float, Tally], ks: Sequence[int]) -> dict[str, str]:
-    """Why a pass@k is missing, by k: the problem with the fewest samples and, if there are several, the temperature."""
+    """Why a pass@k is missing, by k: which problem has the fewest samples and, given several temperatures, at which."""
     left_out = dict[str, str]()
     for temperature, one in tallies.items():
         fewest = min(one.samples)
         where = f" at temperature {format_temperature(temperature)}" if len(tallies) > 1 else ""
-        reason = f"{one.task_ids[one.samples.index(fewest)]} has {fewest} samples{where}"
+        reason = f"{one.task_ids[one.samples.index(fewest)]} has {fewest} sample{'s' if fewest != 1 else ''}{where}"
         for k in ks:
             if k > fewest:
                 left_out.setdefault(str(k), reason)

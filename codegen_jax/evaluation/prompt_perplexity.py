@@ -75,7 +75,7 @@ def segment_after(tokenizer: Tokenizer, context: str, text: str, what: str) -> S
     ids = encode(tokenizer, context + text, what)
     require(
         tokenizer.decode(ids).startswith(context),
-        f"{what}: the model's tokenizer does not decode its ids to the same text, so its tokens are unknown",
+        f"{what}: the model's tokenizer does not restore this text from its ids, so its first token is unknown",
     )
     # the first token that begins after the complete context
     start = bisect_left(range(len(ids)), True, key=lambda count: tokenizer.decode(ids[:count]).startswith(context))
@@ -86,8 +86,8 @@ def segment_after(tokenizer: Tokenizer, context: str, text: str, what: str) -> S
 def log_probabilities(model: Generator, segments: Sequence[Segment]) -> np.ndarray:
     """The natural logarithm of the probability of each segment given its context, float64 [P].
 
-    If the ids of one segment are a prefix of another's, the two share a row. So the prompts in a history, and a prompt
-    followed by many completions, add no cost.
+    If the ids of one segment are a prefix of another's, the two share a row. So scoring a prompt costs nothing extra if
+    a later prompt or a completion of it is also scored.
 
     >>> log_probabilities(model, [segment_after(model.tokenizer, "def f(x):", " return x", "f")]).shape
     (1,)

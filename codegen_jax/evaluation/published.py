@@ -22,7 +22,7 @@ class Figure(NamedTuple):
     """A figure from the paper.
 
     Attributes:
-        percent: the value in the paper; some sources round to one digit less.
+        percent: the value in the paper; some sources round to one digit fewer.
         sources: the public texts that confirm it; empty for a figure that must be marked.
     """
 

@@ -33,7 +33,7 @@ class SampleFolder:
     """Samples and verdicts by draw.
 
     Args:
-        output: a new folder, or one of the same run; nothing is written before `begin`.
+        output: a new folder, or one from the same run; nothing is written before `begin`.
         identity: values that must be equal to resume, by name; `model` and `revision` may differ, and the first
             process's values are kept.
         fields: the fields of a sample's record.

@@ -33,7 +33,7 @@ class Limits:
     memory_bytes: int = 1 << 30
     """Address space per process."""
     resident_bytes: int = 3 << 29
-    """Memory of all processes together. Checked every 0.1 s; if exceeded, by about 100 MB by then, all are killed."""
+    """Memory of all processes together, checked every 0.1 s. They may exceed it by about 100 MB before being killed."""
     processes: int = 32
     """Number of simultaneous processes; threads count too, except under sandlock."""
     descriptors: int = 128

@@ -27,7 +27,7 @@ class Tally(NamedTuple):
         return {str(k): estimate for k, estimate in found.items() if estimate is not None}
 
     def intervals(self, ks: Sequence[int]) -> dict[str, list[float]]:
-        """The 95% intervals, [low, high], for the same values of k."""
+        """The 95% interval, [low, high], of each value that `pass_at_k` returns."""
         enough = [k for k in ks if k <= min(self.samples)]
         return {str(k): list(mean_interval(problems_pass_at_k(self.samples, self.passed, k))) for k in enough}
 

@@ -28,7 +28,7 @@ from codegen_jax.evaluation.verdicts import Outcome, Verdict
 log = logging.getLogger(__name__)
 
 INSIDE = Path(__file__).parent / "inside"
-CPU_SECONDS = 3  # for a program and for its tests; raised if the problem's own solution needs more than a tenth of it
+CPU_SECONDS = 3  # for a program, and for its tests; higher if the problem's own solution needs over a tenth of it
 PRINTED_CPU_SECONDS = 20  # for a program whose printed value is compared, as in the authors' checker
 WALL = 10  # wall-clock limit as a multiple of the CPU limit: stops programs that sleep, not those waiting for a core
 ANSWER_SECONDS = 10.0  # time for the interpreter itself to answer
@@ -37,7 +37,7 @@ PACKAGES = ("numpy", "pandas", "scikit-learn")  # named in MTPB's prompts; used 
 TRIES = 3  # for a program whose sandbox fails
 END_SECONDS = 1.0  # time for a process to end after its pipes have closed
 ERROR_CHARACTERS = 1000  # maximum length of an error
-KILLED = "killed for memory"
+KILLED = "killed by SIGKILL, usually for lack of memory"
 PIPE_BYTES = 60 << 10  # bytes that fit in a pipe before anything is read from it
 ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
 FOLDER = re.compile(r"[^\s'\"]*codegen-sandbox-\w*(/scratch)?")  # varies between runs, like addresses
@@ -207,7 +207,7 @@ class Worker:
     def _run_alone(
         self, interpreter: Interpreter, task: Mapping[str, Any], content: bytes, cpu_seconds: int, wall_seconds: float
     ) -> tuple[dict[str, Any], bool]:
-        """Run a task in this sandbox alone; return how it ended and whether in time. The task can read `content`."""
+        """Run a task that needs one sandbox; return how it ended and whether in time. The task can read `content`."""
         deadline, link = time.monotonic() + wall_seconds, os.pipe()
         try:
             interpreter.start(link, cpu_seconds=cpu_seconds, **task)
@@ -306,7 +306,7 @@ def _outcome(
         report: the report of the tests' process.
         program: how the program's process ended.
         in_time: whether the tests ended before the wall-clock limit.
-        before: the event before which a program exited early, for the message.
+        before: in the message, the event before which the program exited.
     """
     if not in_time:
         return "timeout", f"not finished after {WALL * cpu_seconds} s"
@@ -323,7 +323,7 @@ def _outcome(
         return "timeout", f"more than {cpu_seconds} s of CPU time"
     number = _signal(program["status"])
     if "invalid" in report or (program["over"] and number == signal.SIGKILL):
-        return "exception", "wrote to the pipe to its tests, or closed it"
+        return "exception", "tampered with the pipe to its tests"
     if number == signal.SIGSYS:
         return "forbidden", "made a system call that the sandbox does not allow"
     if number == signal.SIGKILL:
@@ -348,7 +348,7 @@ def _outcome_of_printed(
             return "timeout", f"more than {cpu_seconds} s of CPU time, or {WALL * cpu_seconds} s of wall-clock time"
         return _error_outcome(report["raised"], by_tests=False) if "raised" in report else ("failed", mistake)
     except Exception:  # a program can write anything to the pipe
-        return "exception", "wrote to the pipe for its value"
+        return "exception", "tampered with the pipe that returns its value"
 
 
 def _exceeded_cpu(end: Mapping[str, Any], cpu_seconds: int) -> bool:

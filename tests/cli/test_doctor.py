@@ -59,7 +59,7 @@ def facts(tmp_path_factory):
     return json.loads(found)
 
 
-def test_it_reports_the_machine(facts):
+def test_doctor_reports_the_machine(facts):
     assert facts["python"] == f"{platform.python_version()}, {sys.executable}"
     assert facts["platform"] == platform.platform()
     assert facts["cpus"].startswith(f"{os.cpu_count()}, {len(os.sched_getaffinity(0))} usable")
@@ -68,18 +68,18 @@ def test_it_reports_the_machine(facts):
     assert facts["sandbox"] == ", ".join(choose_layer().description)
 
 
-def test_it_reports_the_backend_and_its_devices(facts):
+def test_doctor_reports_the_backend_and_its_devices(facts):
     assert facts["backend"].startswith("cpu") and facts["devices"] == "cpu x 8; processes: 1"
     assert "platforms" not in facts  # set by this test, not by the command
 
 
-def test_it_reports_the_version_of_each_dependency(facts):
+def test_doctor_reports_the_version_of_each_dependency(facts):
     names = {line.split(">")[0].split(";")[0].split("[")[0] for line in importlib.metadata.requires("codegen_jax")}
     assert {"jax", "jaxlib", "flax", "datatrove"} <= facts["dependencies"].keys() <= names | {"jaxlib"}
     assert facts["dependencies"] == {name: importlib.metadata.version(name) for name in facts["dependencies"]}
 
 
-def test_it_reports_caches_and_free_space(facts):
+def test_doctor_reports_caches_and_free_space(facts):
     assert facts["caches"]["compiled programs"].endswith("compiled, 2 file(s), 0.02 GB")
     assert facts["caches"]["hub"].endswith("none/hub, does not exist")
     assert facts["hub"] == "offline, https://set@127.0.0.1/hub"
@@ -87,7 +87,7 @@ def test_it_reports_caches_and_free_space(facts):
     assert facts["free disk"][os.getcwd()].endswith(total)
 
 
-def test_it_reports_variables_without_secrets(facts):
+def test_doctor_reports_variables_without_secrets(facts):
     assert facts["environment"]["XLA_FLAGS"] == "--xla_force_host_platform_device_count=8"
     shown = {name: facts["environment"][name] for name in SECRETS}
     assert shown == {"HF_TOKEN": "set", "JAX_API_KEY": "set", "HF_ENDPOINT": "https://set@127.0.0.1/hub"}
@@ -130,7 +130,7 @@ def test_a_backend_that_crashes_or_hangs_is_reported(tmp_path, monkeypatch, code
     assert doctor.devices(seconds=1) == {"backend": reason}
 
 
-def test_a_fact_that_cannot_be_found_out_is_an_error_message(monkeypatch):
+def test_a_fact_that_cannot_be_determined_is_replaced_by_an_error_message(monkeypatch):
     def fail():
         raise OSError("gone\naway")
 
@@ -150,7 +150,7 @@ def test_the_limits_of_a_control_group_and_its_ancestors_are_read(tmp_path):
     assert doctor.control_group("memory.max", "none", str(tmp_path / "fs"), str(tmp_path / "own")) == ["200", "300"]
 
 
-def test_the_cache_it_measures_is_the_one_that_the_command_uses(monkeypatch):
+def test_doctor_measures_the_cache_that_the_command_uses(monkeypatch):
     chosen = {}
     monkeypatch.setattr(type(jax.config), "jax_compilation_cache_dir", "", raising=False)
     monkeypatch.setattr(jax.config, "update", chosen.__setitem__)
@@ -160,6 +160,6 @@ def test_the_cache_it_measures_is_the_one_that_the_command_uses(monkeypatch):
     assert Path(chosen["jax_compilation_cache_dir"]).is_relative_to(folder)
 
 
-def test_counting_a_large_cache_ends(tmp_path):
+def test_measuring_a_large_cache_stops_at_a_time_limit(tmp_path):
     (tmp_path / "a").write_text("a")
     assert doctor.cache(str(tmp_path), seconds=-1) == f"{tmp_path}, at least 0 file(s), 0.00 GB"

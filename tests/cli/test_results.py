@@ -101,7 +101,7 @@ def test_control_characters_in_completions_are_escaped(tmp_path, monkeypatch, ca
         ("compare first second --k 0", "--k: must be positive, got 0"),
         ("compare first empty", "empty: no evaluation results; it is empty"),
         ("compare first third", "third: no such file or folder; this folder"),
-        ("show first A/33", "A/33: not among the 5 problems, such as A/0; did you mean A/3"),
+        ("show first A/33", "A/33: not found; the results have problems such as A/0 (5 in total); did you mean A/3"),
         ("show first A/3 --temperature 0.6", "--temperature: 0.6 not found; the results have temperatures 0.2, 0.8"),
         ("show first A/3 --temperature hot", "--temperature: must be a number, got 'hot'"),
         ("show first A/3 --sample 4", "--sample: 4 not found; A/3 has samples 0 to 3"),

@@ -1,3 +1,5 @@
+"""Batches are a function of seed and step, whatever the mesh, number of hosts and first step."""
+
 import os
 import socket
 import subprocess

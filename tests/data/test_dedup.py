@@ -1,3 +1,5 @@
+"""Exact deduplication keeps the first of equal texts and every text that differs."""
+
 import hashlib
 import random
 from collections import Counter

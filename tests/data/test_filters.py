@@ -1,3 +1,5 @@
+"""Filters drop documents by the paper's rules and by file extension, and report the reason."""
+
 import pytest
 from datatrove.data import Document
 
@@ -26,7 +28,7 @@ def filtered(text, path="a.py", **options):
         ("日" * 99, "kept"),  # characters, not bytes
     ],
 )
-def test_the_rules_of_the_paper(text, expected):
+def test_the_papers_rules_drop_a_text_with_the_reason(text, expected):
     assert filtered(text) == expected
 
 

@@ -1,3 +1,5 @@
+"""Near-duplicates and documents that quote a benchmark are dropped."""
+
 import json
 
 import pytest

@@ -1,3 +1,5 @@
+"""The order of a mixture's rows: exact proportions, and each window once per epoch."""
+
 import random
 
 import pytest

@@ -1,3 +1,5 @@
+"""prepare writes the same files whatever the workers, executor or interruptions, and rejects changed inputs."""
+
 import os
 import signal
 import subprocess

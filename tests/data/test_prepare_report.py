@@ -1,3 +1,5 @@
+"""The report of prepare: documents kept and dropped at each stage, by source and reason."""
+
 import json
 
 from codegen_jax.data.prepare import prepare

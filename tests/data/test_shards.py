@@ -1,3 +1,5 @@
+"""Shards in every supported format yield the same documents; unreadable lines and files are reported."""
+
 import gzip
 import json
 import lzma

@@ -1,3 +1,5 @@
+"""data show prints the tokens that a training step uses."""
+
 import dataclasses
 import re
 

@@ -1,3 +1,5 @@
+"""Tokenizers: ids match the golden ones, texts round-trip, and invalid files are rejected."""
+
 import json
 import random
 from pathlib import Path

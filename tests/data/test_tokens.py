@@ -1,3 +1,5 @@
+"""Windows of token files, and errors that name missing, damaged or changed files."""
+
 import hashlib
 import json
 import shutil

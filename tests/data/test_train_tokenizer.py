@@ -1,3 +1,5 @@
+"""Training a tokenizer on shards."""
+
 import pytest
 
 from codegen_jax.data.tokenizer import load_tokenizer

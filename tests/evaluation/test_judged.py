@@ -99,7 +99,7 @@ def test_samples_of_a_problem_are_found_by_temperature_and_number():
     assert find(results, "A/1", None, None) == {0.2: some[:3]}
     assert find(results, "A/10", None, None) == {0.2: some[3:], 0.8: some[3:]}
     assert find(results, "A/10", 0.8, 2) == {0.8: some[5:]}
-    with pytest.raises(UserError, match=r"^A/2: not among the 2 problems, such as A/1; did you mean A/1"):
+    with pytest.raises(UserError, match=r"^A/2: not found; .* such as A/1 \(2 in total\); did you mean A/1"):
         find(results, "A/2", None, None)
     with pytest.raises(UserError, match=r"^temperature: 0.6 not found; the results have temperatures 0.2, 0.8$"):
         find(results, "A/1", 0.6, None)

@@ -117,7 +117,7 @@ def test_a_page_has_all_sections():
     assert page.index("HumanEval/0, sample 0 at temperature 0: ") > page.index("## Failed samples")
 
 
-def test_a_model_of_another_size_is_compared_with_the_paper_s_mono_models():
+def test_a_model_of_another_size_is_compared_with_the_papers_mono_models():
     _, page = report_of({0.0: drawn(1, 3)}, ks=(1,))
     assert re.findall(r"\| (CodeGen-\w+ \w+) \| [\d.]+% \|\n", page) == [
         f"CodeGen-Mono {size}" for size in ("350M", "2B", "6B", "16B")

@@ -134,7 +134,7 @@ def turns_of(case, completions, room=CONTEXT):
     return pooled(segments)
 
 
-def test_multi_turn_equals_the_paper_s_formula_with_transformers_log_probabilities(model, cases):
+def test_multi_turn_equals_the_papers_formula_with_transformers_log_probabilities(model, cases):
     texts = ["x = 1\nprint(x)", "", "name = 'Grüße'\n", "    return x", "x"]
     samples = {
         case.task_id: [

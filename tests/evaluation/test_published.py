@@ -52,7 +52,7 @@ def test_all_figures_and_marks_match_the_second_transcription():
     assert ours == [line.split() for line in PERPLEXITIES.strip().splitlines()]
 
 
-def test_the_paper_s_perplexities_for_a_model_s_size_are_marked():
+def test_the_papers_perplexities_for_a_models_size_are_marked():
     marks = "; (?): confirmed by no public text other than the paper"
     small, large = ({"n_layer": layers, "n_embd": width} for layers, width in ((20, 1024), (34, 6144)))
     assert perplexity_comparison(large, "single-turn") == "the paper, CodeGen-Mono: 16B 10.25"
@@ -63,7 +63,7 @@ def test_the_paper_s_perplexities_for_a_model_s_size_are_marked():
 
 
 @pytest.mark.parametrize("row", PAPER, ids=lambda row: row.name)
-def test_the_paper_s_configs_find_their_rows(row):
+def test_the_papers_configs_find_their_rows(row):
     name = f"{row.size}_{row.family}".lower()
     model = load_config(f"configs/{name}.yaml").to_dict()["model"]
     assert find_size(model) == row.size

@@ -184,7 +184,7 @@ def test_a_program_whose_sandbox_failed_counts_as_not_passed_and_runs_again(tmp_
         ({"settings": Settings(3.0, SETTINGS.sandbox, True)}, r"\(unsafe: False there, True here\)"),
     ],
 )
-def test_another_evaluation_s_folder_is_refused_naming_the_difference(tmp_path, changes, message):
+def test_another_evaluations_folder_is_refused_naming_the_difference(tmp_path, changes, message):
     evaluate(tmp_path)
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
     with pytest.raises(UserError, match=f"^output: .* contains another evaluation {message}"):

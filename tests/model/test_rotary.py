@@ -1,3 +1,5 @@
+"""Rotary position embeddings."""
+
 import jax.numpy as jnp
 import numpy as np
 

@@ -1,3 +1,5 @@
+"""Parsing compiled HLO: instructions, trip counts and FLOPs."""
+
 from pathlib import Path
 
 import pytest

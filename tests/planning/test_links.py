@@ -1,3 +1,5 @@
+"""The bytes that collectives send over the links of a slice."""
+
 from dataclasses import replace
 
 import pytest

@@ -1,3 +1,5 @@
+"""A step's time from the compiler's schedule, with collectives that overlap computation."""
+
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,6 @@ def test_flops_of_attention_kernels_count_unmasked_tiles_and_full_lanes(phase, s
     assert splash_flops(kernel) == flops
 
 
-def test_an_unknown_kernel_is_an_error_rather_than_free():
+def test_an_unknown_kernel_is_an_error_rather_than_costing_nothing():
     with pytest.raises(ValueError, match="cost model"):
         splash_flops(Instruction("mystery", "custom-call", "bf16[8,8]", (), ', custom_call_target="tpu_custom_call"'))

@@ -1,3 +1,5 @@
+"""TPU slice names, aliases and shapes."""
+
 import math
 
 import pytest

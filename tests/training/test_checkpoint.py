@@ -1,3 +1,5 @@
+"""Checkpoints: which are kept, exact restoring on any mesh, and what happens if one is damaged."""
+
 import json
 import shutil
 from contextlib import closing

@@ -1,3 +1,5 @@
+"""The chunked loss equals the dense form in value and gradients."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

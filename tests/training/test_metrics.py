@@ -1,3 +1,5 @@
+"""The metrics file: lost steps, truncated lines and NaN."""
+
 import math
 
 from codegen_jax.training.metrics import MetricsLog, read_metrics

@@ -1,3 +1,5 @@
+"""Learning rate, weight decay, clipping and AdamW updates match the authors' recipe and NumPy."""
+
 import dataclasses
 import math
 
@@ -40,7 +42,7 @@ def test_learning_rate_matches_the_authors(step):
 
 
 @pytest.mark.parametrize(("mask", "names"), [("kernels", KERNELS), ("jaxformer", sorted(KERNELS + STACKED))])
-def test_decayed_parameters(mask, names):
+def test_the_mask_selects_the_decayed_parameters(mask, names):
     params = abstract_params(CodeGenConfig(2, 16, 4, 2))
     config = dataclasses.replace(PAPER_350M, decay_mask=mask)
     decayed = jax.tree_util.tree_leaves_with_path(decay_mask(config, params))

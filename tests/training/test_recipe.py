@@ -80,20 +80,20 @@ def as_checkpoint(record, name, folder, config) -> JaxformerWeights:
     return JaxformerWeights(folder, mp_num=4, config=config)
 
 
-def test_losses_match_theirs(trained):
+def test_losses_match_the_authors(trained):
     dtype, record, losses, _, _, _ = trained  # measured: 1.4e-6 and 2.3e-3
     np.testing.assert_allclose(losses, record["loss"], atol={"float32": 1e-5, "bfloat16": 1e-2}[dtype], rtol=0)
     assert losses[-1] < losses[0] - 0.5
 
 
-def test_gradient_norms_match_theirs(trained):
+def test_gradient_norms_match_the_authors(trained):
     dtype, record, _, norms, _, _ = trained
     # theirs is the norm of the sum over the two micro-batches
     tolerance = {"float32": 1e-5, "bfloat16": 5e-2}[dtype]  # measured: 3e-7 and 0.012
     np.testing.assert_allclose(2 * norms, record["grad_norm_before_scaling"], rtol=tolerance)
 
 
-def test_final_parameters_match_theirs(trained):
+def test_final_parameters_match_the_authors(trained):
     dtype, _, _, _, params, final = trained
     tolerance = {"float32": 1e-5, "bfloat16": 0.1}[dtype]  # measured: 5e-7 and 0.04
 

@@ -1,3 +1,5 @@
+"""The automatic choice of a remat policy by chip memory."""
+
 import pytest
 
 from codegen_jax.config_file import load_config

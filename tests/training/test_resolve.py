@@ -1,3 +1,5 @@
+"""Settings with the value auto are resolved for the devices; explicit ones are unchanged."""
+
 import jax
 
 from codegen_jax.config import MeshConfig

@@ -1,3 +1,5 @@
+"""A small byte-level BPE tokenizer shared by the tests of weights."""
+
 import pytest
 
 from tests.peers import tiny_bpe

@@ -1,3 +1,5 @@
+"""Fingerprints of arrays detect every changed bit and do not depend on sharding."""
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes

@@ -117,7 +117,7 @@ def _sandlock(settings: dict) -> int:
     try:
         quarters.enter(settings)
     except OSError:
-        # Most containers refuse this. Without mounts, no folder has a size limit, so the program may write nothing.
+        # Most containers refuse this. Without mounts, no folder has a size limit, so the program may not write at all.
         # Sandlock then counts the processes, and its count never drops when one is killed.
         quarters.become_nobody()
         settings["private_root"] = False

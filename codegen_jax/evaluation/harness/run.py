@@ -55,9 +55,10 @@ def run_harness(
     require_new(output)
     folder = open_path(output)
     files = {name: f"samples_{name.replace('/', '_')}.jsonl" for name in tasks["tasks"]}
+    clashing = [name for name, file in files.items() if list(files.values()).count(file) > 1]
     require(
-        not log_samples or len(set(files.values())) == len(files),
-        f"log_samples: {', '.join(files)} differ only in / and _, so they would share a file; run them separately",
+        not log_samples or not clashing,
+        f"log_samples: {', '.join(clashing)} differ only in / and _, so they would share a file; run them separately",
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)  # fail before the work if the folder can't be created

@@ -108,7 +108,7 @@ def serve(task, link, source, wakeup):
 
 
 def is_clean():
-    """Whether a task left no process behind and a folder that can be reset: mode unchanged, all files removed."""
+    """Whether a task left no process behind, and its folder was reset: mode unchanged, all files removed."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

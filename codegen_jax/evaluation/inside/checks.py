@@ -14,7 +14,7 @@ from values import Handle, decode, encode
 
 
 class Remote(BaseException):
-    """Stands for a non-Exception raised by a program, such as SystemExit; tests do not catch it as an Exception."""
+    """Stands for a BaseException raised by a program, such as SystemExit; `except Exception` does not catch it."""
 
 
 def run(task):
@@ -58,14 +58,14 @@ def run(task):
     try:
         random.seed(0)
         prompt, tests = task["prompt"], compile(task["tests"], "<tests>", "exec")
-        # functions defined in the prompt are not the program's own; the prompt may end inside a function or statement
+        # the prompt's functions come from the prompt, not the program; it may end inside a function or statement
         for text in (prompt, prompt + "\n    pass\n"):
             with suppress(Exception):
                 exec(compile(text, "<prompt>", "exec"), namespace)
                 break
         for name in task["entry_points"]:
             namespace.pop(name, None)
-        # a module such as math that the tests use through an import in the reference or setup is the real one
+        # if the tests use a module that the reference or setup imports, such as math, they get the real one
         exec(compile(imports_of(task["reference"], names_of(tests)), "<reference>", "exec"), namespace)
         started = answer_to()
         if "raised" in started:

@@ -29,8 +29,8 @@ TYPES = {"bool": bool, "dict": dict, "float": float, "int": int, "list": list, "
 SERIES = ("<class 'pandas.core.series.Series'>", "<class 'pandas.Series'>")  # the second one since pandas 3
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
-# As in the authors' checker, `print` is a function in the program's own namespace and its record a variable there. A
-# program that uses either name for something else therefore behaves the same here.
+# As in the authors' checker, `print` is a function in the program's own namespace, and its record is a variable there.
+# A program that uses either name for something else therefore behaves the same here.
 RECORDER = """
 import builtins
 
@@ -41,7 +41,7 @@ def print(*args, **kwargs):
 
 
 class TimeoutException(Exception):
-    """Raised in a program when its time is up. If the program catches it, it has about one more second."""
+    """Raised in a program when its time is up. If caught, the program has 1 more second of CPU time, or 10 s."""
 
 
 class TooLarge(Exception):
@@ -104,7 +104,7 @@ def raise_at_timeout(wall_seconds, report):
 
 
 def with_last_value_printed(program):
-    """The program changed to print the value of its last statement, if this has one and is not a call of print.
+    """The program changed to print the value of its last statement, if it has one and is not a call to print.
 
     The value of an assignment is printed, too; the variable is then None. Every function whose name begins with "print"
     counts as print.
@@ -124,7 +124,7 @@ def with_last_value_printed(program):
 
 
 def as_expected(value, expected, numpy):
-    """A printed value converted for comparison; raises any error of its conversions."""
+    """A printed value converted for comparison; raises any error from the conversion."""
     kind = type(value)
     if str(kind) in SERIES:
         return value.to_numpy()

@@ -14,7 +14,7 @@ def read_mtpb_samples(path: str, cases: Sequence[Case]) -> tuple[list[Sample], s
     Our format is {"task_id": "1", "case": 0, "completions": [one text per turn]}; a single text answers all prompts
     joined into one turn. The authors' format is {"id", "input", "gold_output", "completions": the whole program,
     "prompts_completions": [...]}. Its case is found by comparing the parsed input, so formatting does not matter. If
-    cases share an input (problem 10), its lines are assigned to them in turn.
+    cases share an input (problem 10), lines with that input are assigned to them in turn.
 
     Raises:
         UserError: if the file can't be read or has no samples, or if a line is truncated, is not a JSON object, matches
@@ -66,7 +66,7 @@ def _authors_sample(
     ours = [case.task_id for case in same if case.expected == gold]
     if not ours:
         mistake = f"gold_output is {gold!r:.40}, but the problem's output is {same[0].expected!r:.40}"
-        return f"{mistake}; give --problems the file that the samples were drawn with"
+        return f"{mistake}; set --problems to the file that the samples were drawn from"
     task_id = min(ours, key=count.__getitem__)
     count[task_id] += 1
     return Sample(task_id, record["completions"], record), "multi"

@@ -133,7 +133,10 @@ def test_the_authors_samples_of_a_shared_input_are_split_between_its_cases(probl
         (OURS | {"completions": ["a"] * 3}, "3 completions, but problem 7 has 2 turns"),
         (OURS | {"completions": []}, "0 completions, but problem 7 has 2 turns"),
         (AUTHORS | {"input": {"A": 2}}, "id '7' with input {'A': 2} is not in the benchmark"),
-        (AUTHORS | {"gold_output": 4}, "gold_output is 4, but the problem's output is None; give --problems the file"),
+        (
+            AUTHORS | {"gold_output": 4},
+            "gold_output is 4, but the problem's output is None; set --problems to the file",
+        ),
         (AUTHORS | {"completions": ["x"]}, "completions must be the whole program, as text"),
     ],
 )

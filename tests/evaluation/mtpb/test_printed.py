@@ -177,7 +177,7 @@ def test_the_text_none_equals_none_with_the_repaired_checker(worker):
         ("import ctypes\nprint(5)\nctypes.string_at(0)", "exception", "SIGSEGV"),
     ],
 )
-def test_outcomes(worker, program, outcome, error):
+def test_each_program_has_the_expected_outcome_and_error(worker, program, outcome, error):
     verdict = worker.judge(printed(5), program, 1)
     assert verdict.outcome == outcome and error in verdict.error and len(verdict.error) < 200, verdict
     assert "5" not in verdict.error or "5" in program
@@ -235,7 +235,10 @@ os.set_blocking(5, True)
 print(5)
 """
     verdict = worker.judge(printed(5), program, 1)
-    assert verdict[:2] == ("exception", "wrote to the pipe for its value") and verdict.wall_seconds < judging.WALL
+    assert (
+        verdict[:2] == ("exception", "tampered with the pipe that returns its value")
+        and verdict.wall_seconds < judging.WALL
+    )
 
 
 def test_an_error_forged_by_a_program_is_one_line_of_bounded_length(worker):

@@ -127,7 +127,7 @@ def test_every_turn_equals_the_completion_of_its_prompt_alone(whole, cases, gene
             assert alone.completion == completion and alone.finish_reason == row["finish_reasons"][turn]
 
 
-def test_samples_turns_and_cases_differ(whole):
+def test_completions_differ_between_samples_turns_and_cases(whole):
     completions = [tuple(row["completions"]) for row in rows(whole, "samples_T1.5.jsonl")]
     assert len(set(completions)) == len(completions)
     assert all(len(set(texts)) > 1 for texts in completions)
