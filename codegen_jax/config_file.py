@@ -104,9 +104,8 @@ def in_yaml(section: CodeGenConfig) -> str:
 def fields_help() -> str:
     """Every field with its documentation, type and default."""
     text = _parser().format_help()
-    text = re.sub(
-        r"  --\S+( CONFIG)? +(Path to a|Show the help for) .*\n", "", text
-    )  # flags of jsonargparse that we reject
+    # remove jsonargparse's own flags, which we reject
+    text = re.sub(r"  --\S+( CONFIG)? +(Path to a|Show the help for) .*\n", "", text)
     return text.partition("\n\n")[2]
 
 

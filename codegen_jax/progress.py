@@ -68,7 +68,7 @@ class Progress:
             smoothing=0.1,
             **self.format,
         )
-        # draws the bar even if the first unit takes longer
+        # draws the bar even if the first unit takes a long time
         self.timer = threading.Timer(DELAY, self.bar.refresh)
         self.timer.daemon = True
         self.draws = draws
