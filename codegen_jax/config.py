@@ -10,7 +10,7 @@ from codegen_jax.fields import check_fields
 
 @dataclass(frozen=True)
 class CodeGenConfig:
-    """Architecture of one network (the paper's section 2.2; sizes from jaxformer's config/*.json).
+    """Architecture (the CodeGen paper's section 2.2; sizes from config/*.json of jaxformer, the authors' code).
 
     >>> config = CodeGenConfig(n_layer=20, n_embd=1024, n_head=16, rotary_dim=32)  # CodeGen-350M
     >>> config.head_dim, config.n_params
@@ -25,8 +25,8 @@ class CodeGenConfig:
         n_positions: longest context in tokens.
         head_dim: channels per head; 0 means n_embd / n_head, which every CodeGen 1 model uses.
         layer_norm_epsilon: constant added to the variance.
-        embedding_bias: train a vector that is added to every embedding, as in the authors' code. In released weights
-            and our exports, it is folded into the embedding.
+        embedding_bias: train a vector that is added to every embedding, as in the authors' code. In released and
+            exported weights, it is folded into the embedding.
         init: initialization: the authors' (jaxformer) or normal(0.02) (huggingface).
         dtype: dtype of activations and matrix products; parameters are float32.
         attention: xla, splash (TPU) or cudnn (NVIDIA GPUs); auto picks the fastest for the available devices.
@@ -96,7 +96,7 @@ class SourceConfig:
 def check_source_name(name: Any) -> None:
     """Raise `UserError` for an invalid source name: "/" ends it in metric names, "." ends it in flags."""
     is_name = isinstance(name, str) and bool(name) and not set(name) & set("/.")
-    require(is_name, f"data.sources: must be a name without / and ., got {name!r}")
+    require(is_name, f"data.sources: a source's name must be non-empty text without slashes or periods, got {name!r}")
 
 
 @dataclass(frozen=True)

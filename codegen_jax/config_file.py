@@ -104,7 +104,8 @@ def in_yaml(section: CodeGenConfig) -> str:
 def fields_help() -> str:
     """Every field with its documentation, type and default."""
     text = _parser().format_help()
-    text = re.sub(r"  --\S+( CONFIG)? +(Path to a|Show the help for) .*\n", "", text)  # jsonargparse's, which we reject
+    # remove jsonargparse's own flags, which we reject
+    text = re.sub(r"  --\S+( CONFIG)? +(Path to a|Show the help for) .*\n", "", text)
     return text.partition("\n\n")[2]
 
 
@@ -117,7 +118,7 @@ def _parser(**keywords: Any) -> Any:
 
 
 def _parse(given: list[Given]) -> Any:
-    """Parse the fields with jsonargparse, which accepts those that are not flags only from a file of its own."""
+    """Parse the fields with jsonargparse; those not given as flags go through a file, since it accepts no other way."""
     tree: dict[str, Any] = {}
     for field in given:
         if not field.is_flag:
@@ -164,7 +165,7 @@ class Yaml(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 line = key.start_mark.line + 1
-                require(key.value not in lines, f"{key.value}: set twice, in lines {lines.get(key.value)} and {line}")
+                require(key.value not in lines, f"{key.value}: set twice, on lines {lines.get(key.value)} and {line}")
                 lines[key.value] = line
                 if key.tag == "tag:yaml.org,2002:null":
                     key.tag = "tag:yaml.org,2002:str"

@@ -1,4 +1,4 @@
-"""Facts about this installation and machine for a bug report; a fact that cannot be found out is an error message."""
+"""Facts about this installation and machine for a bug report; an error message replaces a fact that is unavailable."""
 
 import importlib.metadata
 import json
@@ -26,8 +26,8 @@ Facts = dict[str, str | dict[str, str]]
 
 DISTRIBUTION = "codegen_jax"
 DEVELOPMENT = "test"  # the extra for this project's own tests
-BACKEND_SECONDS = 30.0  # to start the backend; one that waits for other hosts never does
-WALK_SECONDS = 1.5  # to measure a cache
+BACKEND_SECONDS = 30.0  # time limit for starting the backend; one that waits for other hosts never starts
+WALK_SECONDS = 1.5  # time limit for measuring a cache
 VARIABLES = re.compile(
     "(JAX|XLA|LIBTPU|TPU|PJRT|MEGASCALE|HF|HUGGING_?FACE|CODEGEN|NCCL|SLURM_N|OMP)_.*"
     "|CUDA_VISIBLE_DEVICES|LD_LIBRARY_PATH|LD_PRELOAD|NO_COLOR|TERM|TRANSFORMERS_OFFLINE|TOKENIZERS_PARALLELISM"
@@ -156,13 +156,13 @@ def memory() -> str:
         available = re.search(r"MemAvailable: *(\d+)", meminfo.read_text())
         parts += [f"{int(available[1]) / 2**20:.1f} GiB available"] if available else []
     limits = [int(value) for value in control_group("memory.max", "memory/memory.limit_in_bytes")]
-    if limits and min(limits) < 2**60:  # version 1 has a huge number for no limit
+    if limits and min(limits) < 2**60:  # cgroup version 1 reports no limit as a huge number
         parts.append(f"cgroup limit {min(limits) / GIB:.1f} GiB")
     return ", ".join(parts)
 
 
 def control_group(name: str, old_name: str, root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> list[str]:
-    """The limits set by this process's control group and its ancestors; in version 1, by the root's."""
+    """The limits set by this process's control group and its ancestors; in version 1, by the root group."""
     lines = Path(own).read_text().splitlines() if Path(own).exists() else []
     path = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
     folders = [Path(root, path), *Path(root, path).parents]
@@ -172,7 +172,7 @@ def control_group(name: str, old_name: str, root: str = "/sys/fs/cgroup", own: s
 
 
 def sandbox() -> str:
-    """The layer that would confine programs on this machine, found by trying."""
+    """The first sandbox layer that works on this machine, found by trying each."""
     from codegen_jax.errors import UserError
     from codegen_jax.evaluation.sandbox_layers import choose_layer
 
@@ -226,7 +226,7 @@ def requirements(distribution: str, extra: str) -> Iterator[Requirement]:
 
 
 def closure(distribution: str, extra: str) -> Iterator[Requirement]:
-    """The requirements of an extra, with those of the extras that it names, such as those of jax[tpu]."""
+    """The requirements of an extra, including nested extras such as jax[tpu]."""
     for one in requirements(distribution, extra):
         yield one
         for theirs in one.extras:

@@ -13,7 +13,7 @@ log = logging.getLogger("codegen_jax")
 RUN_LOG = "codegen_jax.run"  # the logger for a training run's step-by-step output
 PREEMPTED = 75  # exit code of a run that saved and stopped at a cluster's request; EX_TEMPFAIL of sysexits.h: try again
 UNREAD = 141  # exit code when the reader of the output has exited (`| head`), as for a program killed by SIGPIPE
-INTERRUPTED = 130  # exit code after Ctrl-C, by convention; supervisors that restart a run after 75 do not after this
+INTERRUPTED = 130  # exit code after Ctrl-C, by convention; unlike 75, it does not make supervisors restart the run
 
 
 class UserError(Exception):

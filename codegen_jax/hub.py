@@ -149,7 +149,7 @@ def refusal(name: str, kind: Literal["model", "dataset"] = "model") -> str | Non
     except RepositoryNotFoundError:
         return "the hub has no such repository, or it is private; check the name, or run hf auth login"
     except RevisionNotFoundError:
-        return f"the hub has no revision {revision} of it"
+        return f"the hub has no revision {revision} of this repository"
     except HfHubHTTPError as error:
         return f"the hub returned an error ({_line(error)})"
     except OfflineModeIsEnabled:

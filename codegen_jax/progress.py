@@ -32,7 +32,7 @@ def can_redraw() -> bool:
 
 
 def has_size() -> bool:
-    """Whether stderr's terminal reports its size; one that a program opens may have 0 rows of 0 columns."""
+    """Whether stderr's terminal reports its size; a pseudo-terminal may have 0 rows and columns."""
     try:
         return min(os.get_terminal_size(sys.stderr.fileno())) > 1
     except (OSError, ValueError, AttributeError):
@@ -46,7 +46,7 @@ class Progress:
         name: what is being done.
         total: units of work.
         unit: the unit in the singular ("sample"), or "B" for bytes.
-        initial: units that were done before.
+        initial: units already done.
         shown: False shows nothing; used in all processes but one.
         lines: whether to log lines if no bar can be drawn.
     """
@@ -58,7 +58,7 @@ class Progress:
         self.format: dict[str, Any] = {"unit": unit, "unit_scale": unit == "B", "initial": initial}
         draws = shown and can_redraw()
         self.lines = shown and lines and not draws and total > 0
-        self.began = self.told = time.monotonic()
+        self.began = self.logged = time.monotonic()
         self.bar = _Bar(
             total=total,
             desc=name,
@@ -68,7 +68,7 @@ class Progress:
             smoothing=0.1,
             **self.format,
         )
-        # draws the bar even if the first unit takes long
+        # draws the bar even if the first unit takes a long time
         self.timer = threading.Timer(DELAY, self.bar.refresh)
         self.timer.daemon = True
         self.draws = draws
@@ -80,8 +80,8 @@ class Progress:
         self.done += count
         self.bar.update(count)
         now = time.monotonic()
-        if self.lines and now - self.told >= INTERVAL and self.done < self.total:
-            self.told = now
+        if self.lines and now - self.logged >= INTERVAL and self.done < self.total:
+            self.logged = now
             log.info(self._line(LINE))
 
     def move_to(self, done: float, total: float | None = None) -> None:
@@ -95,12 +95,12 @@ class Progress:
         self.bar.set_postfix_str(text)
 
     def close(self) -> None:
-        """End the bar's line. A bar stays on the screen as it was last."""
+        """End the bar's line; the bar stays on the screen in its last state."""
         self.timer.cancel()
         if self.draws:
             self.timer.join()
         self.bar.close()
-        if self.lines and self.told > self.began and self.done >= self.total:
+        if self.lines and self.logged > self.began and self.done >= self.total:
             log.info(self._line(LAST))
         self.lines = False
 
@@ -126,7 +126,7 @@ def track(items: Iterable[T], name: str, unit: str) -> Iterator[T]:
 
 @contextmanager
 def only_our_bars() -> Iterator[None]:
-    """Hide the bars of libraries such as lm_eval while they can't be redrawn: each state would be a line."""
+    """Hide the bars of libraries such as lm_eval if they can't be redrawn, since each update would print a line."""
     original = tqdm.__init__
     if not can_redraw():
         tqdm.__init__ = partialmethod(original, disable=True)  # pyright: ignore[reportAttributeAccessIssue]
@@ -139,7 +139,7 @@ def only_our_bars() -> Iterator[None]:
 class _Bar(tqdm):
     """A bar that really stays hidden during its delay, and ends its line if it was drawn.
 
-    tqdm's own is drawn early after a message, and its line stays open if no update drew it.
+    tqdm draws its own bar too early if a message is printed, and leaves its line open if only a refresh drew it.
     """
 
     drawn = False

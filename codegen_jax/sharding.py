@@ -148,7 +148,7 @@ def _all_gather(w: jax.Array, axis: int, split: bool) -> jax.Array:
 def _reduce_scatter(axis: int, split: bool, _: None, gradient: jax.Array) -> tuple[jax.Array]:
     """The transpose of `_all_gather`, in a form that XLA on TPU does not turn into an all-reduce.
 
-    XLA does that unless the axis is the first, and also for tables of 51,200 columns unless the columns are split.
+    To prevent that, the axis must come first; for tables of 51,200 columns, the columns must also be split.
     """
     first = jnp.moveaxis(gradient, axis, 0)
     chunks = first.reshape(len(first), 8, -1) if split and first.shape[1] % 8 == 0 else first

@@ -113,7 +113,8 @@ def test_source_names_are_read_as_written(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["a.b", "1.5", "a/b", "''"])
 def test_source_names_without_dots_and_slashes_are_required(tmp_path, name):
-    with pytest.raises(UserError, match=r"run.yaml: data.sources: must be a name without / and ., got '.*'"):
+    message = r"run.yaml: data.sources: a source's name must be non-empty text without slashes or periods, got '.*'"
+    with pytest.raises(UserError, match=message):
         mixture(name, tmp_path)
 
 
@@ -183,11 +184,11 @@ def test_invalid_values_are_shown_as_written(tmp_path, field, text, kind):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("seed: 1\n" + TINY + "seed: 2\n", r"seed: set twice, in lines 1 and \d+$"),
-        (TINY + "training: {steps: 5, batch_size: 4}\n", r"training: set twice, in lines 20 and \d+$"),
-        (TINY.replace("  steps: 1000\n", "  steps: 1\n  'steps': 2\n"), "steps: set twice, in lines 21 and 22$"),
+        ("seed: 1\n" + TINY + "seed: 2\n", r"seed: set twice, on lines 1 and \d+$"),
+        (TINY + "training: {steps: 5, batch_size: 4}\n", r"training: set twice, on lines 20 and \d+$"),
+        (TINY.replace("  steps: 1000\n", "  steps: 1\n  'steps': 2\n"), "steps: set twice, on lines 21 and 22$"),
         (TINY + "mesh: {data: 1}\n", "mesh: set twice"),
-        ("data: {sources: {a: {path: p, weight: 1}, a: {path: q, weight: 1}}}\n", "a: set twice, in lines 1 and 1$"),
+        ("data: {sources: {a: {path: p, weight: 1}, a: {path: q, weight: 1}}}\n", "a: set twice, on lines 1 and 1$"),
         (TINY + "model.n_layer: 3\n", "model.n_layer: set twice"),
     ],
 )

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from codegen_jax.config import RunConfig
     from codegen_jax.inference.generate import Generator
 
-CONFIG = "a YAML file, the name of an installed config (350m_nl), or a run's output folder, which contains its config"
+CONFIG = (
+    "a YAML file, the name of an installed config, such as 350m_nl, or a run's output folder, which contains its config"
+)
 MODEL = "a run's output folder, a checkpoint, a Hugging Face folder or a hub id (OWNER/NAME[@REVISION])"
 
 
@@ -95,7 +97,7 @@ def read_config(arguments: argparse.Namespace) -> "RunConfig":
     folder = open_path(path)
     if folder.is_dir():
         names = sorted(file.name for file in folder.iterdir())
-        message = f"{path}: not a run's output folder, as it has no {RUN_FILE}; it {contains(names)}; name a YAML file"
+        message = f"{path}: not a run's output folder, as it has no {RUN_FILE}; it {contains(names)}; give a YAML file"
         require(RUN_FILE in names, message)
         path, overrides = f"{path.rstrip('/')}/{RUN_FILE}", ["--output", str(folder), *overrides]
     elif not folder.exists():

@@ -25,7 +25,7 @@ class Console(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.warnings: deque[str] = deque(maxlen=1000)
-        self.held: list[logging.LogRecord] | None = None  # messages that wait, while they are held back
+        self.held: list[logging.LogRecord] | None = None  # messages held back; None: print at once
 
     def emit(self, record: logging.LogRecord) -> None:
         if self.held is not None:

@@ -38,7 +38,7 @@ def add_verbs(verbs: Any) -> None:
         "--filters",
         choices=("none", "code"),
         default="none",
-        help="code: apply the paper's filters for code (default: %(default)s)",
+        help="code: apply the CodeGen paper's filters for code (default: %(default)s)",
     )
     verb.add_argument(
         "--extensions",
@@ -63,7 +63,7 @@ def add_verbs(verbs: Any) -> None:
         "--executor",
         choices=("local", "slurm", "ray"),
         default="local",
-        help="where the tasks run, one per shard (default: %(default)s)",
+        help="where to run the work, one task per shard (default: %(default)s)",
     )
     verb.add_argument(
         "--executor-option",

@@ -69,13 +69,13 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument(
         "--mode",
         choices=("multi", "single"),
-        help="a model's prompts: turn by turn or joined into one (default: multi)",
+        help="for a model: multi prompts it turn by turn, single joins the turns into one prompt (default: multi)",
     )
     verb.add_argument(
         "--checker",
         choices=("official", "repaired"),
         default="official",
-        help="the authors' checker, or one that also supports dict and None (default: %(default)s)",
+        help="official: the authors' checker; repaired: one that also supports dict and None (default: %(default)s)",
     )
     add_sampling(verb, num_samples=40, unit="case")
     add_execution(verb, "20")

@@ -35,7 +35,8 @@ def add_sampling(
     verb.add_argument(
         "--draft",
         metavar="MODEL",
-        help="speculative decoding with unchanged output: lookup (in prompt and output), or a draft model",
+        help="speculative decoding, which does not change the output: lookup drafts from prompt and output; otherwise "
+        "a draft model",
     )
     verb.add_argument(
         "--share", metavar="I/N", help="evaluate only part I of N of the problems; all parts use the same DIR"
@@ -46,7 +47,9 @@ def add_sampling(
 def add_completion_sampling(verb: Parser) -> None:
     """Like `add_sampling`, for benchmarks with one prompt per problem."""
     add_sampling(verb, greedy="draw one sample at temperature 0, truncated as in EvalPlus")
-    verb.add_argument("--max-new-tokens", type=whole_number, metavar="N", help="maximum per sample (default: 512)")
+    verb.add_argument(
+        "--max-new-tokens", type=whole_number, metavar="N", help="tokens per sample at most (default: 512)"
+    )
     verb.add_argument(
         "--truncate",
         choices=("codegen", "evalplus", "none"),

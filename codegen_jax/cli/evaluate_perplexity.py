@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     Measure = Callable[[Generator], Any]
 
+UNQUANTIZED = "unquantized"  # in text; "whole" in JSON
+
 # arguments accepted for each kind of text
 ACCEPTED = {
     "token files": ("sequence_length", "max_windows"),
@@ -29,8 +31,8 @@ def add_verb(measures: Any) -> None:
     verb.add_argument(
         "tokens",
         metavar="TOKENS",
-        help="a folder from prepare, made with the model's tokenizer; or mtpb or humaneval (write ./mtpb for a folder "
-        "of that name)",
+        help="a folder from codegen-jax prepare, made with the model's tokenizer; or mtpb or humaneval (write ./mtpb "
+        "for a folder of that name)",
     )
     verb.add_argument(
         "--sequence-length",
@@ -48,23 +50,23 @@ def add_verb(measures: Any) -> None:
     verb.add_argument(
         "--mode",
         choices=("multi", "single"),
-        help="mtpb: prompts turn by turn (default), or joined into one",
+        help="mtpb: multi scores the prompts turn by turn, single joins them into one (default: multi)",
     )
     verb.add_argument(
         "--samples",
         metavar="FILE",
-        help="mtpb: subprograms between the prompts (default: the model's own, greedy)",
+        help="mtpb: samples to insert between the prompts (default: the model's own, decoded greedily)",
     )
     verb.add_argument(
         "--results",
         metavar="FILE",
-        help="humaneval: a results_T*.jsonl; reports passed and failed samples separately",
+        help="humaneval: a results_T*.jsonl from evaluate humaneval; reports passed and failed samples separately",
     )
     add_loading(verb)
     verb.add_argument(
         "--json",
         action="store_true",
-        help="print JSON; with --quantize, one line for each set of weights",
+        help="print JSON; with --quantize, one line for the unquantized and one for the int8 weights",
     )
     verb.calls(perplexity)
 
@@ -85,17 +87,17 @@ def perplexity(arguments: argparse.Namespace) -> None:
 
     quantize, results = arguments.quantize, dict[str, Any]()
     for name in dict.fromkeys((None, quantize)):
-        weights = name or "whole"
+        weights = name or UNQUANTIZED
         results[weights], config = measured(name)
         if arguments.json:
-            print(dumps({"weights": weights} | dataclasses.asdict(results[weights])))
+            print(dumps({"weights": name or "whole"} | dataclasses.asdict(results[weights])))
             continue
         for line in str(results[weights]).splitlines():
             print(f"{weights}: {line}" if quantize else line)
-        if paper_measures and weights == "whole":
+        if paper_measures and name is None:
             print(perplexity_comparison(dataclasses.asdict(config), *paper_measures))
     if quantize and not arguments.json:
-        change = results[quantize].perplexity / results["whole"].perplexity - 1
+        change = results[quantize].perplexity / results[UNQUANTIZED].perplexity - 1
         print(f"{quantize} changes the perplexity by {change:+.3%}")
 
 
@@ -117,7 +119,10 @@ def of_mtpb(arguments: argparse.Namespace) -> tuple["Measure", tuple[str, ...]]:
     path, samples, mode = arguments.problems, arguments.samples, arguments.mode or "multi"
     require(path is not None, "problems: required for mtpb; give benchmark/mtpb.jsonl from the authors' repository")
     can_use_samples = mode == "multi" or samples is None
-    require(can_use_samples, "samples: --mode single has no subprograms between prompts; leave out one of them")
+    require(
+        can_use_samples,
+        "samples: --mode single has no subprograms between prompts; leave out --samples or use --mode multi",
+    )
     cases = read_cases(path)
     subprograms = None if samples is None else read_subprograms(samples, cases)
     names = list(dict.fromkeys(case.problem for case in cases))

@@ -17,13 +17,16 @@ from codegen_jax.strict_json import dumps
 
 def add_verbs(verbs: Any) -> None:
     verb = verbs.add_parser("convert", help="convert a model between weight formats")
-    verb.add_argument("source", metavar="SOURCE", help=MODEL + ", or a jaxformer checkpoint")
+    verb.add_argument(
+        "source", metavar="SOURCE", help=MODEL + "; or a checkpoint of jaxformer, the authors' training code"
+    )
     verb.add_argument("destination", metavar="DESTINATION", help="a new or empty folder")
     verb.add_argument(
         "--to",
         choices=("jax", "hf", "gptj"),
         default="jax",
-        help="format: our checkpoint, transformers' CodeGen, or the same network as a GPT-J (default: %(default)s)",
+        help="jax: a codegen_jax checkpoint; hf: transformers' CodeGen; gptj: the same network as a GPT-J (default: "
+        "%(default)s)",
     )
     verb.add_argument(
         "--dtype", choices=("float16", "bfloat16", "float32"), help="dtype of the weights (default: the source's)"
@@ -32,7 +35,8 @@ def add_verbs(verbs: Any) -> None:
         "--mp-num",
         type=whole_number,
         metavar="N",
-        help="number of groups in qkv_proj (default: 4; 8 for models trained on TPU v3)",
+        help="groups in qkv_proj of SOURCE, or of DESTINATION if SOURCE is a codegen_jax checkpoint (default: mp_num "
+        "in SOURCE's config.json, else 4; give 8 for models trained on TPU v3)",
     )
     verb.add_argument(
         "--tokenizer", metavar="T", help="folder, file or hub id of a tokenizer that replaces the source's"
@@ -48,8 +52,8 @@ def add_verbs(verbs: Any) -> None:
         nargs="?",
         const="numpy",
         choices=("numpy", "torch"),
-        help="before the destination appears, compare the logits with those of an independent implementation in NumPy "
-        "(the default) or of transformers (torch)",
+        help="compare the logits with those of an independent implementation in NumPy (the default) or of transformers "
+        "(torch); DESTINATION is created only if they agree",
     )
     add_allow_nonfinite(verb)
     verb.calls(convert)
@@ -61,7 +65,8 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument(
         "--draft",
         metavar="MODEL",
-        help="speculative decoding with unchanged output: lookup (in prompt and output), or a draft model",
+        help="speculative decoding, which does not change the output: lookup drafts from prompt and output; otherwise "
+        "a draft model",
     )
     add_loading(verb)
     verb.add_argument("--stream", action="store_true", help="print the text as it is generated")
@@ -132,7 +137,7 @@ def generate(arguments: argparse.Namespace) -> None:
     model = load(arguments, quantize=arguments.quantize, draft=arguments.draft)
     if arguments.stream:
         chunks = model.stream(prompts[0], **options)
-        first = next(chunks, "")  # most programs are compiled for it: their messages come before the text
+        first = next(chunks, "")  # compiles most programs, whose log messages then precede the text
         with uninterrupted():
             for chunk in chain((prompts[0], first), chunks):
                 print(chunk, end="", flush=True)

@@ -15,7 +15,7 @@ def add_verbs(verbs: Any) -> None:
     results = verbs.add_parser("results", help="compare evaluations, or show an evaluation's samples")
     actions = results.add_subparsers(required=True, metavar="ACTION")
     verb = actions.add_parser("compare", help="print pass@k of evaluations, and how each differs from the first")
-    verb.add_argument("first", metavar="DIR", help=f"{DIR}, the baseline")
+    verb.add_argument("first", metavar="DIR", help="output folder of the baseline evaluation")
     verb.add_argument("others", metavar="DIR", nargs="+", help="output folders of the evaluations to compare with it")
     verb.add_argument(
         "--k",

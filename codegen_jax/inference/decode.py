@@ -189,7 +189,7 @@ def slots_for(length: int, num_draft_tokens: int) -> int:
 
 
 def rounded_up(count: int, step: int) -> int:
-    """Round up to a multiple of `step`, to one of four sizes per power of two: few programs and little padding."""
+    """Round up to a multiple of `step` that is one of four sizes per power of two: few programs, little padding."""
     step = max(step, (1 << (count - 1).bit_length()) // 8)
     return -(-count // step) * step
 

@@ -105,7 +105,7 @@ class Request:
 
 
 class Turn(NamedTuple):
-    """State that `Generator.complete_turn` keeps for the next turn.
+    """State that `Generator.complete_turn` returns for the next turn.
 
     Attributes:
         ids: ids of prompt and completion, per row.
@@ -541,7 +541,7 @@ class Generator:
         return caches
 
     def _cached_lengths(self, requests: list[Request], before: Turn | None, B: int) -> np.ndarray | None:
-        """Number of leading tokens of each row in the previous turn's cache; None if they are at most half of all."""
+        """Number of leading tokens of each row in the previous turn's cache; None if half or less is cached."""
         if before is None:
             return None
         require(
@@ -661,7 +661,7 @@ class Generator:
         return shards * _power_of_two(-(-count // shards), minimum=1)
 
     def _call(self, function: Callable[..., Any], name: str, static: Any, *args: Any, **kwargs: Any) -> Any:
-        """Call a jitted function, and log it if compilation took long."""
+        """Call a jitted function, and log its compilation if it took over a second."""
         key = (name, static)
         began = time.perf_counter()
         result = function(*args, **kwargs)

@@ -141,7 +141,7 @@ class CodeGen(nnx.Module):
             tokens_BT: int32 ids.
             positions_BT: int32; default 0..T-1.
             segment_ids_BT: int32; tokens attend within their own segment only. Padding has its own segment.
-            remat: a name in `REMAT_POLICIES`, which selects what each block saves for the backward pass; None: all.
+            remat: a name in `REMAT_POLICIES`: what each block saves for the backward pass. None: everything.
 
         Returns:
             [B, T, D] in the compute dtype.

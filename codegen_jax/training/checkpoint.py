@@ -146,7 +146,7 @@ class Checkpoints:
         self.failure: Exception | None = None
         try:
             self.manager.save(int(state.step), args=items, metrics=metrics)
-        except Exception as error:  # of the types named in `_failed`
+        except Exception as error:  # `_failed` lists the types
             self.failure = error
 
     def _failed(self) -> bool:
@@ -249,7 +249,7 @@ def _read_with_retries(checkpoint: epath.Path, abstract: TrainState) -> Restored
 def _read(checkpoint: epath.Path, abstract: TrainState) -> tuple[Restored | None, UserError | None]:
     """Read a checkpoint once. Returns (contents, None), (None, this process's error) or (None, None).
 
-    The last means that only other processes failed. Fingerprints need all of them, so they are not checked then.
+    (None, None) means that only other processes failed. Fingerprints need all processes, so they are not checked then.
     """
     state, run, failure = None, None, None
     try:

@@ -55,7 +55,7 @@ def require_free(folder: epath.Path, record: dict[str, Any]) -> None:
     """Raise `UserError` if `claim` would, without changing the folder."""
     path = folder / RUN_FILE
     if not path.exists() and folder.exists() and (not folder.is_dir() or any(p.name != LOCK for p in folder.iterdir())):
-        raise UserError(f"output: {folder} exists and is not a run of codegen-jax; choose another folder")
+        raise UserError(f"output: {folder} exists and does not contain a codegen-jax run; choose another folder")
     if path.exists() and _has_begun(folder):
         existing = read_record(folder)
         _check_data(record["data"], existing["data"], folder)

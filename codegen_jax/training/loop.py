@@ -147,7 +147,7 @@ def find_initial_weights(config: RunConfig) -> Weights | None:
     expected = replace(weights.config, **{name: getattr(config.model, name) for name in free})
     require(
         config.model == expected,
-        f"model: init_from's {weights.source} has a different architecture; use model: {in_yaml(expected)}",
+        f"model: {weights.source} in init_from has a different architecture; use model: {in_yaml(expected)}",
     )
     return weights
 

@@ -71,7 +71,7 @@ class Reporter:
         self.config, self.log, self.clock, self.epochs = config, log, clock, epochs
         self.tokens_per_step = config.training.batch_size * config.data.sequence_length
         self.peak = peak_flops()
-        # no lines in place of a bar, since each step logged has its own
+        # no progress lines, since steps are logged on lines of their own
         self.progress = Progress(
             "training", config.training.steps, "step", initial=first, shown=is_first(), lines=False
         )

@@ -146,8 +146,8 @@ def test_results_of_nonfinite_weights_are_valid_json(project, tmp_path):
 
 def test_evaluate_prints_the_perplexity_and_its_increase_with_int8(project):
     args = ["evaluate", "run", "perplexity", "tokens", "--max-windows", 8, "--quantize", "int8"]
-    whole, int8, difference = command(*args, "--sequence-length", 32, cwd=project).stdout.splitlines()
-    assert whole.startswith("whole: 256 tokens: loss ") and int8.startswith("int8: 256 tokens: loss ")
+    unquantized, int8, difference = command(*args, "--sequence-length", 32, cwd=project).stdout.splitlines()
+    assert unquantized.startswith("unquantized: 256 tokens: loss ") and int8.startswith("int8: 256 tokens: loss ")
     assert re.fullmatch(r"int8 changes the perplexity by [+-]0\.\d{3}%", difference)
 
 

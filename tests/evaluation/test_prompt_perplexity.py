@@ -316,9 +316,9 @@ def test_the_command_prints_text_or_json(model, cases, files, monkeypatch, capsy
     )
     assert_mean(Mean(**found["cases"]), list(found["by_case"].values()))
     lines = run(files, monkeypatch, capsys, "humaneval --problems own.jsonl --results results.jsonl --quantize int8")
-    assert len(lines) == 11 and all(line.startswith(("whole: ", "int8: ", "int8 changes the ")) for line in lines)
-    assert lines[1].startswith("whole: prompts: ")
-    assert lines[2].startswith("whole: completions given their prompt: ")
+    assert len(lines) == 11 and all(line.startswith(("unquantized: ", "int8: ", "int8 changes the ")) for line in lines)
+    assert lines[1].startswith("unquantized: prompts: ")
+    assert lines[2].startswith("unquantized: completions given their prompt: ")
     (line,) = run(files, monkeypatch, capsys, "humaneval --problems own.jsonl --results results.jsonl --limit 1 --json")
     found = json.loads(line)
     assert found["prompts"]["count"] == 1 and found["prompts"]["standard_error"] is None
@@ -340,7 +340,7 @@ def test_the_command_prints_text_or_json(model, cases, files, monkeypatch, capsy
         ("mtpb --problems mtpb.jsonl --mode both", "--mode: invalid choice: 'both'"),
         (
             "mtpb --problems mtpb.jsonl --mode single --samples samples.jsonl",
-            "--samples: --mode single has no subprograms between prompts; leave out one of them",
+            "--samples: --mode single has no subprograms between prompts; leave out --samples or use --mode multi",
         ),
         ("mtpb --problems mtpb.jsonl --samples none.jsonl", "none.jsonl: no such file or folder"),
         (

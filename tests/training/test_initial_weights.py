@@ -36,7 +36,7 @@ def test_suggested_model_section_matches_the_weights_and_keeps_free_fields(tmp_p
     free = {"n_positions": 64, "attention": "xla"}
     config = tiny_run(init_from=str(tmp_path / "weights"), model={"n_layer": 5, **free})
     with pytest.raises(
-        UserError, match=r"^model: init_from's .* has a different architecture; use model: \{.*\}$"
+        UserError, match=r"^model: .* in init_from has a different architecture; use model: \{.*\}$"
     ) as error:
         find_initial_weights(config)
     suggested = "model:" + str(error.value).rpartition("model:")[2]

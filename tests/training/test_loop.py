@@ -86,7 +86,7 @@ def test_init_from_uses_only_the_weights(tmp_path, token_folder, uninterrupted):
 
 def test_init_from_with_a_different_architecture_is_refused(tmp_path, token_folder, uninterrupted):
     config = run(tmp_path / "run", token_folder, init_from=str(uninterrupted), model={"n_layer": 3})
-    with pytest.raises(UserError, match=r"^model: init_from's .* has a different architecture"):
+    with pytest.raises(UserError, match=r"^model: .* in init_from has a different architecture"):
         train(config)
 
 
