@@ -58,7 +58,7 @@ def test_shards_of_a_small_folder_can_be_read(code_shards, tmp_path, files):
     ("arguments", "message"),
     [
         (("nowhere", "shards"), "nowhere: no such folder"),
-        (("source", "source"), "source: already exists; choose a new folder"),
+        (("source", "source"), "source: not empty; choose a new folder"),
         (("source", "shards", ".rs"), "source: contains no .rs files"),
     ],
 )

@@ -1,4 +1,4 @@
-"""convert(): read a model in any format, write it in another, chunk by chunk, and verify it before renaming it."""
+"""convert(): read a model in any format, write it in another, chunk by chunk, and verify it before it appears."""
 
 import logging
 import resource
@@ -174,7 +174,7 @@ def _check_space(target: Path, needed: int) -> None:
 def _appears_when_done(target: Path) -> Iterator[Path]:
     """Yield a temporary path next to the target; it is renamed to the target on success and removed on failure.
 
-    Anything left behind by a kill is in a hidden folder, which the next conversion to the same target removes.
+    A killed conversion leaves only a hidden folder, which the next conversion to the same target removes.
     """
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -75,7 +75,7 @@ def jaxformer_architecture(folder: Path, arrays: Sequence[Any]) -> Architecture:
         head_dim=attended // n_head,
         n_inner=arrays[9].shape[2],
         rotary_dim=rotary_dim,
-        n_positions=2048,  # true of every model that the authors trained; their configs do not limit it
+        n_positions=2048,  # for every model that the authors trained; their configs set no maximum
         layer_norm_epsilon=1e-5,  # Haiku's default
         vocab_size=vocab_size,
     )

@@ -18,8 +18,8 @@ class Cutter:
 
     A cut between two characters preserves the ids under two conditions. First, no token's text contains the two
     characters side by side, so a token always ends at the cut. Second, the text around the cut gets the same ids when
-    it is encoded in two halves as when it is encoded whole. Pre-tokenization rules, and anything the tokenizer adds or
-    strips at the ends of a text, do not reach beyond that context.
+    it is encoded in two halves as when it is encoded whole. This assumes that pre-tokenization rules, and anything the
+    tokenizer adds or strips at the ends of a text, reach no further than `CONTEXT` characters.
     """
 
     def __init__(self, tokenizer: Tokenizer):

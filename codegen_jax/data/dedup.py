@@ -1,8 +1,8 @@
 """Exact deduplication by SHA-256 over all shards, in three passes: hash documents, find duplicates, drop them.
 
 datatrove's own passes use 64-bit hashes, which collide within a few billion documents; here the full digests are
-compared. The first copy in shard order is kept, regardless of the number of workers. A task holds 40 bytes per document
-of its shard.
+compared. The first copy in shard order is kept, regardless of the number of workers. A task needs 40 bytes of memory
+per document of its shard.
 
     WORK/digests/RANK.npy             records of one shard's documents, sorted by digest
     WORK/duplicates/BUCKET/RANK.npy   documents to drop from that shard, among those with digests in the bucket's range
@@ -46,7 +46,7 @@ class WriteDigests(PipelineStep):
 
 
 class FindDuplicates(PipelineStep):
-    """Second pass: one task per range of digests; with one range per shard, a task holds about a shard's digests."""
+    """Second pass: one task per range of digests; with as many ranges as shards, each holds about a shard's digests."""
 
     type, name = "DEDUP", "duplicates"
 

@@ -31,7 +31,7 @@ class Pass(NamedTuple):
         title: what it does, for the progress bar.
         steps: the pipeline.
         tasks: number of tasks.
-        sizes: bytes that each task reads and calls `note_progress` for; None if the tasks are only counted.
+        sizes: bytes that each task reads, which weight its progress; None gives all tasks the same weight.
     """
 
     name: str
@@ -54,8 +54,8 @@ class QuietExecutor(LocalPipelineExecutor):
     """datatrove's local executor without its per-task logging on stderr; errors propagate as exceptions.
 
     Its worker processes always exit with this process. datatrove's own `run` counts tasks in a manager process, which
-    survives a SIGKILL of its parent. So does one of its workers in the middle of a task, which would keep writing to
-    the same folder as a resumed preparation.
+    survives a SIGKILL of its parent. A worker in the middle of a task survives, too, and would keep writing to the
+    same folder as a resumed preparation.
     """
 
     def run(self) -> None:
@@ -142,7 +142,7 @@ def run_passes(passes: list[Pass], logs: str, executor: str, workers: int | None
             import ray
         except ImportError as error:
             raise UserError("executor: ray: ray is not installed; pip install 'codegen_jax[ray]'") from error
-        ray.init(ignore_reinit_error=True, log_to_driver=False)  # RAY_ADDRESS, else a local cluster, else a new one
+        ray.init(ignore_reinit_error=True, log_to_driver=False)  # joins RAY_ADDRESS or a local cluster, else starts one
     previous: Any = None
     for number, one in enumerate(passes):
         name, tasks = one.name, one.tasks
@@ -180,7 +180,7 @@ def _executor(kind: str, steps: list[PipelineStep], workers: int | None, argumen
 
 @contextmanager
 def _progress(job: PipelineExecutor, title: str, sizes: list[int] | None) -> Iterator[None]:
-    """Show the progress of a pass: bytes read on this machine, else completed tasks; a thread looks every second."""
+    """Show the progress of a pass: bytes read if it runs on this machine, else completed tasks; a thread updates it."""
     global _fractions
     tasks = range(job.world_size)
     incomplete = lambda: set(job.get_incomplete_ranks(skip_completed=True))

@@ -83,7 +83,7 @@ class Order:
         self.shuffles: list[Any] = [grain.MapDataset.range(length).shuffle(seed=seed).repeat() for length in lengths]
 
     def first_row(self, step: int) -> int:
-        """Number of the first row of a step, excluding skipped data. Steps are numbered from 0 here."""
+        """Number of the first row of a step, past any skipped rows. Steps are numbered from 0 here."""
         skipped = sum(last - first + 1 for first, last in self.skip_steps if first <= step + 1)
         return (step + skipped) * self.batch_size
 

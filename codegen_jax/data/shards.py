@@ -88,7 +88,7 @@ def read_documents(
 
     Raises:
         UserError: if the shard can't be read to its end (for example, its compressed data is truncated), has lines
-            but no JSON objects, or has objects of which none contains the field.
+            but no JSON objects, or has objects but none with the field.
     """
     lines, objects, missing = 0, 0, f"no field {text_field}"
     fields: list[str] = []
@@ -165,7 +165,7 @@ def read_records(
 
     Args:
         shard: as listed by `list_shards`.
-        text_field: in Parquet files, read only this column and those with source and path; None reads all columns.
+        text_field: in Parquet files, read only this column, meta and path; None reads all columns.
         progress: see `read_documents`.
 
     Raises:

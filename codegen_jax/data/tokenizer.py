@@ -232,7 +232,7 @@ class SentencePieceTokenizer(Tokenizer):
         return encoded
 
     def _fast(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._processor.encode(list(texts), num_threads=1)  # prepare already runs one process per core
+        return self._processor.encode(list(texts), num_threads=1)  # prepare's workers use the other cores
 
     def _encode(self, text: str) -> list[int]:
         first, *others = self._fast(text.split(self.SPACE))

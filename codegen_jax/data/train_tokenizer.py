@@ -49,13 +49,13 @@ def train_tokenizer(
 
 
 def _first_texts(inputs: Inputs, most_bytes: float, text_field: str) -> Iterator[str]:
-    """Yield the first documents with a progress bar, then log that the training begins, which shows no progress."""
+    """Yield the first documents with a progress bar, then log the start of training, which has no progress bar."""
     read = 0
     with Progress("reading", most_bytes, "B") as progress:
         for text, fraction in _texts(inputs, text_field):
             yield text
             read += len(text.encode())
-            # the bytes of all texts are an estimate: what is left may be compressed more or less
+            # the total is an estimate, since the rest of the shards may compress differently
             progress.move_to(read, min(most_bytes, read / fraction) if fraction else most_bytes)
             if read >= most_bytes:
                 break

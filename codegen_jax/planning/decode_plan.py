@@ -133,8 +133,8 @@ def plan_decode(
         except jax.errors.JaxRuntimeError as error:
             needed, available = (size / GIB for size in memory_of_error(error))
             raise UserError(
-                f"does not fit: needs {needed:.2f} GiB per chip, but only {available:.2f} GiB are available; use fewer "
-                "rows or tokens, int8 weights, or a larger topology"
+                f"does not fit: needs at least {needed:.2f} GiB per chip, but only {available:.2f} GiB are available; "
+                "use fewer rows or tokens, int8 weights, or a larger topology"
             ) from error
     seconds = [
         sum(o.count * o.exposed for o in operations(Module(text_of(compiled)), links_of(mesh, tpu)))

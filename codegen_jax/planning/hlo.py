@@ -114,8 +114,8 @@ class Module:
 def _convolution_flops(i: Instruction, input_dims: tuple[int, ...], kernel_dims: tuple[int, ...]) -> int:
     """FLOPs of a convolution; the compiler turns every matrix product into one.
 
-    Batch dimensions of a product become spatial dimensions, padded such that all pairs of positions that do not match
-    fall into the padding. Only the pairs inside the array count.
+    Batch dimensions of a product become spatial dimensions, padded so that every pair of unequal batch indices falls
+    into the padding. Only the pairs inside the array are counted.
     """
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.attributes)
     assert labels, f"{i.name}: no dim_labels"

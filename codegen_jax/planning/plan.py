@@ -32,7 +32,7 @@ class Memory:
         moments: one chip's shards of the optimizer state.
         activations: activations kept between forward and backward pass; None if the program does not fit.
         temporary: everything else that the step allocates; None if the program does not fit.
-        peak: peak memory; if the program does not fit, the memory that it would need for temporaries alone.
+        peak: peak memory; if the program does not fit, a lower bound (the compiler may report only temporaries).
         available: memory available to the program, as reported by the compiler.
     """
 
@@ -94,7 +94,7 @@ class Plan:
 
     @property
     def step_seconds(self) -> float:
-        """Time per step, including the overlap in the schedule."""
+        """Time per step, with collectives overlapped as scheduled."""
         return self.seconds()
 
     @property

@@ -44,8 +44,8 @@ def _memory(plan: Plan) -> list[str]:
     available = f"{memory.available / GIB:.2f} GiB"
     if not memory.fits:
         return [
-            f"does not fit: needs {memory.peak / GIB:.2f} GiB per chip, but only {available} are available "
-            f"({(memory.peak - memory.available) / GIB:.2f} GiB too much)",
+            f"does not fit: needs at least {memory.peak / GIB:.2f} GiB per chip, but only {available} are available "
+            f"(at least {(memory.peak - memory.available) / GIB:.2f} GiB too much)",
             f"  parameters {memory.parameters / GIB:.2f} GiB, moments {memory.moments / GIB:.2f} GiB",
         ]
     kinds = ("parameters", "moments", "activations", "temporary")
@@ -53,7 +53,7 @@ def _memory(plan: Plan) -> list[str]:
         "HBM per chip",
         *(f"  {kind:12}{getattr(memory, kind) / GIB:7.2f} GiB" for kind in kinds),
         f"  peak        {memory.peak / GIB:7.2f} GiB of {available}: {memory.peak / memory.available:.0%} "
-        "(these are not all in use at once)",
+        "(the parts are not all in use at once)",
     ]
 
 
@@ -110,7 +110,7 @@ def plot(plan: Plan, path: str | Path) -> None:
     )
     figure, (top, bottom) = plt.subplots(2, figsize=(9, 4), layout="constrained")
     _bar(top, seconds, "seconds per step" if memory.fits else "no time estimates", title)
-    peak = f"peak {memory.peak / GIB:.1f} GiB (solid line: not all is in use at once)"
+    peak = f"peak {memory.peak / GIB:.1f} GiB (solid line; the parts are not all in use at once)"
     _bar(bottom, gib, "HBM per chip (GiB)", f"{peak} of {memory.available / GIB:.2f} GiB (dashed)")
     bottom.axvline(memory.peak / GIB, color="black", linewidth=1.5)
     bottom.axvline(memory.available / GIB, color="black", linestyle="--", linewidth=1)

@@ -1,6 +1,6 @@
 """Break down a step's time by walking the compiled program in schedule order.
 
-Durations are estimates. Those of fusions and copies are the compiler's, in cycles. Pallas kernels have no such estimate
+Durations are estimates. For fusions and copies, the compiler gives them in cycles. Pallas kernels have no such estimate
 and are assumed to run at `PALLAS_EFFICIENCY` of the chip's peak FLOP/s. Collectives move their bytes at the bandwidth
 of the links along the torus axes that their group spans. An asynchronous collective overlaps with the operations
 scheduled between its -start and -done instructions; all other collectives block the chip.

@@ -44,7 +44,7 @@ class Slice:
     """Chips connected by a dedicated network.
 
     Attributes:
-        name: the slice's name, such as v4-512; this one has 256 chips, since v4 and v5p count two cores per chip.
+        name: the slice's name, such as v4-512, which has 256 chips, since v4 and v5p count two cores per chip.
         kind: a key of `KINDS`.
         shape: number of chips along each dimension of the network.
     """

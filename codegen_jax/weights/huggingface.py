@@ -48,7 +48,7 @@ def open_huggingface(folder: Path, mp_num: int | None = None) -> HuggingFaceWeig
     refuse_other_model(path, written)
     require(
         not (folder / "adapter_config.json").exists(),
-        f"{folder}: contains a PEFT adapter in addition to the model, which transformers would apply; merge them "
+        f"{folder}: contains a model and a PEFT adapter, which transformers would apply to it; merge them "
         "(merge_and_unload, then save_pretrained), or remove adapter_config.json to ignore the adapter",
     )
     tensors = plain_tensors(str(folder), open_tensors(folder))

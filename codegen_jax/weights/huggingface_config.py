@@ -67,7 +67,7 @@ def parse_config(path: Path, written: Mapping[str, Any], tensors: Mapping[str, T
         tensors: the model's tensors, by their names in transformers.
 
     Raises:
-        UserError: names the field if a value is one that transformers rejects or ignores, or that we do not support.
+        UserError: if transformers rejects or ignores a value, or we do not support it; the message names the field.
     """
     names, values = dict[str, str](), dict[str, Any]()
     for name, default in DEFAULTS.items():

@@ -20,7 +20,7 @@ from codegen_jax.weights.tensors import DTYPES, Tensor, TensorStream
 
 MP_NUM = 4  # groups in qkv_proj of every CodeGen 1 release, one per TPU core of the authors' setup
 BUFFERS = ("attn.bias", "attn.masked_bias", "attn.causal_mask", "attn.embed_positions")  # not parameters
-BLOCK_BYTES = 256 << 20  # maximum size of the block of the embedding or head in memory at a time
+BLOCK_BYTES = 256 << 20  # the embedding and head are written in blocks of at most this size
 PROJECTIONS = ("blocks.query", "blocks.value", "blocks.key")  # in the order within a group
 TOP = {  # our name -> name in transformers
     "embedding": "transformer.wte.weight",

@@ -49,7 +49,7 @@ class Tensor(Protocol):
 
 @dataclass(frozen=True)
 class SafetensorsTensor:
-    """A tensor in a .safetensors file. Each read reopens the file: a lasting mapping's pages would count as memory."""
+    """A tensor in a .safetensors file. Each read reopens it, since a permanent mapping's pages count as memory."""
 
     path: Path
     name: str
@@ -83,8 +83,8 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
     """Open the tensors of a Hugging Face folder. safetensors is preferred to .bin, and a single file to shards.
 
     Raises:
-        UserError: if there are no tensors, a file is missing, truncated, corrupt or only a pointer, or a pickle refers
-            to code.
+        UserError: if there are no tensors, a file is missing, truncated, corrupt or only a Git LFS pointer, or a pickle
+            refers to code.
     """
     for name, open_file in (("model.safetensors", _open_safetensors), ("pytorch_model.bin", _open_torch)):
         if (folder / name).exists():

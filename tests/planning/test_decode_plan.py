@@ -50,6 +50,6 @@ def test_rows_that_do_not_divide_evenly_are_rejected():
 
 def test_a_model_that_does_not_fit_is_rejected_with_one_message():
     large = CodeGenConfig(60, 8192, 64, 64, vocab_size=51200)
-    message = r"does not fit: needs [\d.]+ GiB per chip, but only 30.75 GiB are available; use fewer rows"
+    message = r"does not fit: needs at least [\d.]+ GiB per chip, but only 30.75 GiB are available; use fewer rows"
     with pytest.raises(UserError, match=message):
         make(config=large, rows=4, tensor=1)

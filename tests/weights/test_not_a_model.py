@@ -125,7 +125,7 @@ def test_a_complete_model_is_read_despite_other_files_in_its_folder(tmp_path, sa
 def test_an_adapter_in_a_models_folder_is_not_ignored(tmp_path, saved):
     model = shutil.copytree(saved, tmp_path / "model")
     (model / "adapter_config.json").write_text("{}")
-    assert "a PEFT adapter in addition to the model, which transformers would apply; merge them" in error_message(model)
+    assert "a model and a PEFT adapter, which transformers would apply to it; merge them" in error_message(model)
 
 
 def test_a_clone_without_files_is_recognized(tmp_path):
