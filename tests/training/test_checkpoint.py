@@ -296,6 +296,6 @@ def test_tokenizer_hashes_of_older_versions_are_not_compared(saved, tokenizer):
 
 def test_folder_that_is_not_a_run_is_refused(tmp_path, tokenizer):
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="not a run"):
+    with pytest.raises(UserError, match="does not contain a codegen-jax run"):
         Checkpoints(tiny_run(output=tmp_path), tokenizer, DATA)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["thesis.txt"]

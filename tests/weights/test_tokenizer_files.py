@@ -128,7 +128,7 @@ def test_ignored_settings_are_logged(tmp_path, bpe, caplog):
         (
             "tokenizer.json",
             '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}',
-            "no <|endoftext|> to end",
+            "no token to end documents with",
         ),
     ],
 )

@@ -178,7 +178,7 @@ def test_the_text_none_equals_none_with_the_repaired_checker(worker):
     ],
 )
 def test_each_program_has_the_expected_outcome_and_error(worker, program, outcome, error):
-    verdict = worker.judge(printed(5), program, 1)
+    verdict = worker.judge(printed(5), program, 10 if outcome == "memory" else 1)
     assert verdict.outcome == outcome and error in verdict.error and len(verdict.error) < 200, verdict
     assert "5" not in verdict.error or "5" in program
 
@@ -234,7 +234,7 @@ except OSError: pass
 os.set_blocking(5, True)
 print(5)
 """
-    verdict = worker.judge(printed(5), program, 1)
+    verdict = worker.judge(printed(5), program, 10 if outcome == "memory" else 1)
     assert (
         verdict[:2] == ("exception", "tampered with the pipe that returns its value")
         and verdict.wall_seconds < judging.WALL
