@@ -47,7 +47,7 @@ def bucket():
     assert "ready" in server.stdout.readline()
     address = f"http://127.0.0.1:{port}"
     anyone = {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false", "GOOGLE_AUTH_TOKEN_FOR_TESTING": "any"}
-    yield {"STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address} | anyone
+    yield {"STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address, "NO_GCE_CHECK": "true"} | anyone
     server.kill()
 
 

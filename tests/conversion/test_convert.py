@@ -225,6 +225,7 @@ def peak_megabytes(source, destination, to):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_layers(tmp_path):
     peaks = {}
     for n_layer in (2, 12):

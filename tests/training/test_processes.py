@@ -161,6 +161,7 @@ def test_run_killed_at_20_random_times_has_the_losses_of_an_uninterrupted_one(tm
     assert losses(killed.output) == losses(whole.output)
 
 
+@pytest.mark.slow
 def test_failed_saves_are_retried_then_reported_and_training_continues(tmp_path, token_folder, monkeypatch):
     # otherwise JAX's compilation cache would warn that its writes were refused, too
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1000")
