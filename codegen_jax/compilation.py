@@ -5,12 +5,14 @@ import platform
 from pathlib import Path
 
 FOLDER = "~/.cache/codegen_jax"
+# of /proc/cpuinfo, on x86 and on ARM; LLVM chooses instructions and their order by these
+CPU_FIELDS = ("vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features")
 
 
 def use_compilation_cache() -> None:
     """Cache compiled programs in ~/.cache/codegen_jax unless a cache folder is already set (JAX_COMPILATION_CACHE_DIR).
 
-    CPU programs may use instructions that another CPU lacks, so each kind of CPU has its own folder.
+    CPU programs are compiled for one model of CPU and may use instructions that another lacks, so each has its folder.
     """
     import jax  # not at the top: codegen-jax doctor reads FOLDER even if JAX is broken
 
@@ -19,7 +21,8 @@ def use_compilation_cache() -> None:
     folder = Path(FOLDER).expanduser()
     if jax.default_backend() == "cpu":
         cpuinfo = Path("/proc/cpuinfo")
-        lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-        flags = next((line for line in lines if line.startswith("flags")), platform.processor())
-        folder /= f"cpu-{hashlib.sha256(flags.encode()).hexdigest()[:8]}"
+        first_core = cpuinfo.read_text().split("\n\n")[0].splitlines() if cpuinfo.exists() else []
+        fields = [line for line in first_core if line.partition("\t")[0] in CPU_FIELDS]
+        model = "\n".join(fields) or platform.processor()
+        folder /= f"cpu-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
     jax.config.update("jax_compilation_cache_dir", str(folder))

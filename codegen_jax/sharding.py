@@ -108,6 +108,11 @@ def manual_axes() -> set[str]:
     return set(jax.sharding.get_abstract_mesh().manual_axes)
 
 
+def shared_axes() -> set[str]:
+    """The manual axes with more than one device. XLA on CPU copies the operand of a collective over a single one."""
+    return {axis for axis in manual_axes() if jax.sharding.get_abstract_mesh().shape[axis] > 1}
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Constrain an intermediate's sharding inside jit under `jax.set_mesh`; without a mesh, do nothing."""
     if jax.sharding.get_abstract_mesh().empty:
@@ -134,7 +139,7 @@ def gather(w: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     """
     axes = axes[len(axes) - w.ndim :]
     sharded = [index for index, name in enumerate(axes) if "fsdp" in _mesh_axes(name)]
-    if "fsdp" not in manual_axes() or not sharded:
+    if "fsdp" not in shared_axes() or not sharded:
         return w
     gather_fsdp = lambda w: _all_gather(w, sharded[0], "vocab" in axes)
     return shard_map(gather_fsdp, (axes,), axes)(w)  # tensor must be manual too, or XLA gathers along it first
@@ -161,7 +166,7 @@ _all_gather.defvjp(lambda w, axis, split: (_all_gather(w, axis, split), None), _
 
 def sum_over_rows(x: Any, axes: tuple[str, ...] = ()) -> Any:
     """Sum over devices that shard the rows, except along axes that shard x: `gather`'s gradient is already summed."""
-    over = [axis for axis in ROWS if axis in manual_axes() and all(axis not in _mesh_axes(name) for name in axes)]
+    over = [axis for axis in ROWS if axis in shared_axes() and all(axis not in _mesh_axes(name) for name in axes)]
     return jax.lax.psum(x, over) if over else x
 
 

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from codegen_jax.cli.allocator import keep_freed_blocks
 from codegen_jax.cli.arguments import add_loading, load, whole_number
 from codegen_jax.cli.evaluate_arguments import read_limit
 from codegen_jax.errors import UserError, require
@@ -85,6 +86,7 @@ def perplexity(arguments: argparse.Namespace) -> None:
         model = load(arguments, quantize=quantize)
         return measure(model), model.config
 
+    keep_freed_blocks()
     quantize, results = arguments.quantize, dict[str, Any]()
     for name in dict.fromkeys((None, quantize)):
         weights = name or UNQUANTIZED

@@ -20,6 +20,7 @@ from jax.nn.initializers import Initializer, normal, ones, truncated_normal, zer
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.model.attention import Segments, causal_attention
 from codegen_jax.model.block import layer_norm, parallel_block
+from codegen_jax.model.cpu import einsum
 from codegen_jax.model.precision import products_of
 from codegen_jax.model.rotary import rotary_angles
 from codegen_jax.sharding import constrain, gather
@@ -95,20 +96,19 @@ class Block(nnx.Module):
         # materialize once: otherwise XLA on TPU fuses it into the products that read it and recomputes it per tile
         h_BTD = jax.lax.optimization_barrier(h_BTD)
         with jax.named_scope("attention"):
-            q, k, v = (
-                jnp.einsum("BTD,DHK->BTHK", h_BTD, gathered(w, dtype)) for w in (self.query, self.key, self.value)
-            )
+            q, k, v = (einsum("BTD,DHK->BTHK", h_BTD, gathered(w, dtype)) for w in (self.query, self.key, self.value))
         with jax.named_scope("mlp"):
-            u_BTF = checkpoint_name(h_BTD @ gathered(self.fc_in, dtype) + self.fc_in_bias[...].astype(dtype), "mlp")
+            u_BTF = einsum("BTD,DF->BTF", h_BTD, gathered(self.fc_in, dtype))
+            u_BTF = checkpoint_name(u_BTF + self.fc_in_bias[...].astype(dtype), "mlp")
         return q, k, v, u_BTF
 
     def outer(self, a_BTHK: jax.Array, m_BTF: jax.Array) -> jax.Array:
         """See `Products`."""
         dtype = a_BTHK.dtype
         with jax.named_scope("attention"):
-            attention_BTD = jnp.einsum("BTHK,HKD->BTD", a_BTHK, gathered(self.attention_out, dtype))
+            attention_BTD = einsum("BTHK,HKD->BTD", a_BTHK, gathered(self.attention_out, dtype))
         with jax.named_scope("mlp"):
-            mlp_BTD = m_BTF @ gathered(self.fc_out, dtype)
+            mlp_BTD = einsum("BTF,FD->BTD", m_BTF, gathered(self.fc_out, dtype))
         # add these first: both are partial sums along tensor, so one all-reduce serves both
         return (attention_BTD + mlp_BTD) + self.fc_out_bias[...].astype(dtype)
 

@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 def train(config: RunConfig) -> None:
     """Start or resume the training run that `config` describes; its output goes to `config.output`.
 
-    It needs the process to itself: it handles SIGTERM and Ctrl-C. On accelerators, it caches compiled programs on disk.
+    It needs the process to itself: it handles SIGTERM and Ctrl-C, and caches compiled programs on disk.
 
     Raises:
         UserError: if the data, mesh, output folder or checkpoint does not match the config (before the first step), if
@@ -74,8 +74,7 @@ def _train(config: RunConfig, clock: Clock) -> None:
         )
         order = make_order(config, sources)
     with clock.on("devices"):
-        if jax.default_backend() != "cpu":
-            use_compilation_cache()
+        use_compilation_cache()
         mesh = make_mesh(config.mesh)
         run = resolve(config, mesh)
     with jax.set_mesh(mesh), watch_preemption() as preemption, ExitStack() as opened:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from codegen_jax.model.cpu import LOSS_CHUNK_TOKENS, on_cpu
 from codegen_jax.model.precision import products_of
 from codegen_jax.sharding import constrain
 
@@ -57,10 +58,12 @@ def next_token_loss(
         targets_BT: int32 ids; targets below 0 are ignored.
         scale: 1 / (targets in the whole batch) gives the mean without a pass over the gradients.
         z_loss: weight of the squared log-partition.
-        chunk_size: positions per chunk; by default, chosen to give `CHUNK_TOKENS` tokens per chunk.
+        chunk_size: positions per chunk; by default, chosen to give `CHUNK_TOKENS` tokens per chunk, or
+            `LOSS_CHUNK_TOKENS` on a CPU.
     """
     B, T = targets_BT.shape
-    chunk_size = min(chunk_size or max(1, CHUNK_TOKENS // B), T)
+    chunk_tokens = LOSS_CHUNK_TOKENS if on_cpu() else CHUNK_TOKENS
+    chunk_size = min(chunk_size or max(1, chunk_tokens // B), T)
     padding = -T % chunk_size
     if padding:
         x_BTD = jnp.pad(x_BTD, ((0, 0), (0, padding), (0, 0)))

@@ -1,21 +1,20 @@
 """Write a run's metrics and samples to metrics.jsonl, samples.jsonl, TensorBoard and Weights & Biases."""
 
-import math
-import time
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from etils import epath
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboardX.summary import scalar, text
 
 from codegen_jax.config import RunConfig
 from codegen_jax.errors import require
 from codegen_jax.storage import write_whole
 from codegen_jax.strict_json import dumps, loads
 from codegen_jax.training.records import METRICS, SAMPLES, forgiven
+
+if TYPE_CHECKING:
+    from codegen_jax.training.tensorboard_log import TensorBoardLog
 
 
 class MetricsLog:
@@ -28,10 +27,7 @@ class MetricsLog:
         self.path = Path(folder) / METRICS
         self.file = open_for_append(self.path, first_step)
         self.samples = open_for_append(Path(folder) / SAMPLES, first_step)
-        # not SummaryWriter: a full disk kills its thread, and then its queue blocks
-        (Path(folder) / "tensorboard").mkdir(exist_ok=True)
-        self.tensorboard = EventsWriter(str(Path(folder) / "tensorboard/events"))
-        self._event(first_step + 1, session_log=SessionLog(status=SessionLog.START))  # hides events of lost steps
+        self.first_step = first_step
         self.wandb = start_wandb(config, folder) if config and config.training.wandb_project else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -39,10 +35,7 @@ class MetricsLog:
         with forgiven(self.path):
             self.file.write(dumps({"step": step, **values}) + "\n")
         with forgiven(self.path.with_name("tensorboard")):
-            for name, value in values.items():
-                if math.isfinite(value):  # otherwise tensorboardX would warn at each step
-                    self._event(step, summary=scalar(name, value))
-            self.tensorboard.flush()
+            self.tensorboard.scalars(step, values)
         if self.wandb:
             self.wandb.log(values, step=step)
 
@@ -51,17 +44,22 @@ class MetricsLog:
         with forgiven(self.path.with_name(SAMPLES)):
             for prompt, completion in samples.items():
                 self.samples.write(dumps({"step": step, "prompt": prompt, "completion": completion}) + "\n")
-                self._event(step, summary=text(prompt, f"```\n{prompt}{completion}\n```"))
+                self.tensorboard.text(step, prompt, f"```\n{prompt}{completion}\n```")
 
     def close(self) -> None:
-        for file in (self.file, self.samples, self.tensorboard):
+        opened = [self.tensorboard] if "tensorboard" in vars(self) else []
+        for file in (self.file, self.samples, *opened):
             with forgiven(self.path.parent):
                 file.close()
         if self.wandb:
             self.wandb.finish()
 
-    def _event(self, step: int, **content: Any) -> None:
-        self.tensorboard.write_event(Event(wall_time=time.time(), step=step, **content))
+    @cached_property
+    def tensorboard(self) -> "TensorBoardLog":
+        # imported after the first step: tensorboardX imports torch where it is installed, which takes a second
+        from codegen_jax.training.tensorboard_log import TensorBoardLog
+
+        return TensorBoardLog(self.path.with_name("tensorboard"), self.first_step)
 
 
 def check_wandb(config: RunConfig) -> None:

@@ -164,10 +164,10 @@ def make_train_step(
 
     def train_step(state: TrainState, tokens_BT: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         loss, gradients = accumulated_gradients(run, state.params, tokens_BT, eos_id)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params, grad_norm = optax.apply_updates(state.params, updates), optax.tree.norm(gradients)
+        grad_norm = optax.tree.norm(gradients)
         good, guard = judge(state.guard, loss.total, grad_norm, run.training.spike_sigmas)
-        params, opt_state = update_if(good, (params, opt_state), (state.params, state.opt_state))
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, good=good)
+        params = update_if(good, optax.apply_updates(state.params, updates), state.params)
         metrics = {
             "loss": loss.total,
             "cross_entropy": loss.cross_entropy,

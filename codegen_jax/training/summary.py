@@ -9,7 +9,6 @@ import codegen_jax
 from codegen_jax.config import RunConfig
 from codegen_jax.training.clock import Clock
 from codegen_jax.training.metrics import read_metrics
-from codegen_jax.training.picture import save_picture
 from codegen_jax.training.records import SUMMARY
 from codegen_jax.training.reporter import peak_flops
 
@@ -51,6 +50,8 @@ def write_summary(config: RunConfig, folder: Path, clock: Clock, steps: int, out
         "devices": f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)",
         "versions": f"codegen_jax {codegen_jax.__version__}, jax {jax.__version__}",
     }
+    from codegen_jax.training.picture import save_picture  # matplotlib delays the first step by 0.4 s
+
     save_picture(config, folder)
     spent = {"steps": clock.seconds * clock.goodput, **clock.spent}
     (folder / SUMMARY).write_text(
