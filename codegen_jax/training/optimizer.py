@@ -54,13 +54,13 @@ def scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformationExtraA
     """
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
 
-    def update(gradients: Params, state: Any, _: Params = None, *, good: jax.Array) -> tuple[Params, Any]:
-        state = update_if(good, adam.update(gradients, state)[1], state)
+    def update(updates: Params, state: Any, params: Params = None, *, good: jax.Array) -> tuple[Params, Any]:
+        state = update_if(good, adam.update(updates, state)[1], state)
         mu = optax.tree.bias_correction(state.mu, config.b1, state.count)
         nu = optax.tree.bias_correction(state.nu, config.b2, state.count)
         return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + config.eps), mu, nu), state
 
-    return optax.GradientTransformationExtraArgs(adam.init, update)
+    return optax.GradientTransformationExtraArgs(adam.init, update)  # pyright: ignore[reportArgumentType]
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
