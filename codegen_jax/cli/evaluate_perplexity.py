@@ -86,7 +86,6 @@ def perplexity(arguments: argparse.Namespace) -> None:
         model = load(arguments, quantize=quantize)
         return measure(model), model.config
 
-    keep_freed_blocks()
     quantize, results = arguments.quantize, dict[str, Any]()
     for name in dict.fromkeys((None, quantize)):
         weights = name or UNQUANTIZED
@@ -111,7 +110,12 @@ def of_tokens(arguments: argparse.Namespace) -> tuple["Measure", tuple[str, ...]
     from codegen_jax.evaluation.perplexity import measure_perplexity
 
     tokens, length, max_windows = arguments.tokens, arguments.sequence_length, arguments.max_windows
-    return lambda model: measure_perplexity(model, tokens, length, max_windows), ()
+
+    def measure(model: "Generator") -> Any:
+        keep_freed_blocks()
+        return measure_perplexity(model, tokens, length, max_windows)
+
+    return measure, ()
 
 
 def of_mtpb(arguments: argparse.Namespace) -> tuple["Measure", tuple[str, ...]]:
