@@ -54,13 +54,16 @@ def _einsum(equation: str, x: jax.Array, w: jax.Array) -> jax.Array:
 def _gradients(equation: str, operands: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, w = operands
     N = x.shape[0] * x.shape[1]
-    # in float32: XLA has no kernel for transposed bfloat16, and in jax 0.10 can fail to run such a product
-    x_NX, dy_NY = (array.reshape(N, -1).astype(jnp.float32) for array in (x, dy))
+    x_NX, dy_NY = x.reshape(N, -1), dy.reshape(N, -1)
     X, Y = x_NX.shape[1], dy_NY.shape[1]
     with products_of(w.dtype):  # jax.checkpoint traces this outside the forward pass's context
-        dx_NX = dy_NY @ w.reshape(X, Y).astype(jnp.float32).T
+        # in float32, since XLA's kernel for bfloat16 reads row-major matrices only, and transposing w takes longer
+        dx_NX = dy_NY.astype(jnp.float32) @ w.reshape(X, Y).astype(jnp.float32).T
         transposing_x_moves_more = N * X > N * Y + X * Y  # than transposing dy and the result
-        dw_XY = (_row_major(dy_NY.T) @ x_NX).T if transposing_x_moves_more else _row_major(x_NX.T) @ dy_NY
+        if w.dtype == jnp.float32 and transposing_x_moves_more:  # jax 0.10 can't run this in bfloat16
+            dw_XY = (_row_major(dy_NY.T) @ x_NX).T
+        else:
+            dw_XY = jnp.matmul(_row_major(x_NX.T), dy_NY, preferred_element_type=jnp.float32)
     return dx_NX.astype(x.dtype).reshape(x.shape), dw_XY.astype(w.dtype).reshape(w.shape)
 
 
