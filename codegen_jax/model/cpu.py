@@ -1,4 +1,4 @@
-"""What training does differently on a CPU, where XLA's fast kernels are not those of a TPU or GPU.
+"""What the network and its loss do differently on a CPU, where XLA's fast kernels are not those of a TPU or GPU.
 
 Every choice that is made for CPUs is in this file; its functions are the plain operations elsewhere, so it changes no
 program for a TPU. docs/performance.md has the measurements.
