@@ -14,8 +14,8 @@ from codegen_jax.config import CodeGenConfig, MeshConfig
 from codegen_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from codegen_jax.inference.generate import Generator
-    from codegen_jax.inference.options import Options
+    from codegen_jax.inference.generator import Generator
+    from codegen_jax.inference.request import Options
 
 __version__ = "0.1.0"
 __all__ = ["CodeGenConfig", "MeshConfig", "Options", "UserError", "load"]
@@ -54,14 +54,14 @@ def load(
         UserError: if the model is not found, its files are damaged, its weights contain NaN or infinity, or an argument
             has the wrong type.
     """
-    from codegen_jax.inference.generate import Generator  # imports jax, which takes a second; tokenizing needs no jax
+    from codegen_jax.inference.generator import Generator  # imports jax, which takes a second; tokenizing needs no jax
 
     return Generator.load(model, dtype, quantize, mesh, draft, allow_nonfinite)
 
 
 def __getattr__(name: str) -> Any:
     if name == "Options":  # imported on first use, as in `load`
-        from codegen_jax.inference.options import Options
+        from codegen_jax.inference.request import Options
 
         return Options
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

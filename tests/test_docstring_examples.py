@@ -14,7 +14,7 @@ from tokenizers import ByteLevelBPETokenizer
 import codegen_jax
 from codegen_jax.config import CodeGenConfig, MeshConfig, OptimizerConfig, TrainingConfig
 from codegen_jax.data.tokenizer import BpeTokenizer
-from codegen_jax.inference.generate import Generator
+from codegen_jax.inference.generator import Generator
 from codegen_jax.model.codegen import init_params
 from codegen_jax.sharding import make_mesh
 from codegen_jax.weights.base import Index, Weights

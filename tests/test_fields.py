@@ -10,7 +10,7 @@ import pytest
 from codegen_jax.config import CodeGenConfig, MeshConfig, OptimizerConfig
 from codegen_jax.errors import UserError
 from codegen_jax.fields import check_type, did_you_mean, in_words
-from codegen_jax.inference.options import Options
+from codegen_jax.inference.request import Options
 
 
 @pytest.mark.parametrize(

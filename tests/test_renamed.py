@@ -8,7 +8,7 @@ from codegen_jax import Options
 from codegen_jax.cli import make_parser
 from codegen_jax.config import CodeGenConfig, MeshConfig
 from codegen_jax.errors import UserError
-from codegen_jax.inference.generate import Generator
+from codegen_jax.inference.generator import Generator
 from codegen_jax.model.codegen import init_params
 from codegen_jax.sharding import make_mesh
 from tests.runs import devices

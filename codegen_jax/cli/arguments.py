@@ -9,7 +9,7 @@ from codegen_jax.renamed import current_flags
 
 if TYPE_CHECKING:
     from codegen_jax.config import RunConfig
-    from codegen_jax.inference.generate import Generator
+    from codegen_jax.inference.generator import Generator
 
 CONFIG = (
     "a YAML file, the name of an installed config, such as 350m_nl, or a run's output folder, which contains its config"
@@ -136,7 +136,7 @@ def load(arguments: argparse.Namespace, **changes: Any) -> "Generator":
     """Load the model named by the arguments."""
     from codegen_jax.compilation import use_compilation_cache
     from codegen_jax.config import MeshConfig
-    from codegen_jax.inference.generate import Generator
+    from codegen_jax.inference.generator import Generator
 
     for name in ("data", "tensor"):
         value = getattr(arguments, name)

@@ -248,7 +248,7 @@ def evaluate_model(
     from codegen_jax.evaluation.execution import Judges
     from codegen_jax.evaluation.model_identity import model_identity
     from codegen_jax.evaluation.sandbox_layers import choose_layer
-    from codegen_jax.inference.generate import tokenizer_of
+    from codegen_jax.inference.generator import tokenizer_of
     from codegen_jax.weights.open import open_model
 
     workers, share = read_workers(arguments), read_share(arguments.share)

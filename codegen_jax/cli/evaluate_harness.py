@@ -58,7 +58,7 @@ def harness(arguments: argparse.Namespace) -> None:
     from codegen_jax.evaluation.harness.tasks import load_tasks
     from codegen_jax.evaluation.model_identity import model_identity
     from codegen_jax.evaluation.results import REPORT_MARKDOWN
-    from codegen_jax.inference.generate import tokenizer_of
+    from codegen_jax.inference.generator import tokenizer_of
     from codegen_jax.weights.open import open_model
 
     if not sys.stderr.isatty():

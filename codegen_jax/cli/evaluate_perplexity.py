@@ -13,7 +13,7 @@ from codegen_jax.strict_json import dumps
 
 if TYPE_CHECKING:
     from codegen_jax.config import CodeGenConfig
-    from codegen_jax.inference.generate import Generator
+    from codegen_jax.inference.generator import Generator
 
     Measure = Callable[[Generator], Any]
 

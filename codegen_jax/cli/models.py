@@ -74,9 +74,21 @@ def add_verbs(verbs: Any) -> None:
     verb.calls(generate)
 
 
+class AddBias(argparse.Action):
+    """Add ID=BIAS to a dict of biases."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        id, _, bias = values.partition("=")
+        try:
+            added = {int(id): float(bias)}
+        except ValueError as error:
+            raise argparse.ArgumentError(self, f"must be ID=BIAS, such as 50256=-100, got {values!r}") from error
+        setattr(namespace, self.dest, getattr(namespace, self.dest) | added)
+
+
 def add_options(parser: Parser) -> None:
     """Add a flag for each field of `Options`, with the field's type and documentation."""
-    from codegen_jax.inference.options import Options
+    from codegen_jax.inference.request import Options
 
     for field in dataclasses.fields(Options):
         types = get_args(field.type) or (field.type,)  # `int | None` gives int
@@ -84,7 +96,12 @@ def add_options(parser: Parser) -> None:
         keywords: dict[str, Any] = {"dest": field.name, "default": field.default}
         keywords["metavar"] = field.metadata.get("metavar")
         text = documentation(Options)[field.name].removesuffix(".").replace("%", "%%")
-        if get_origin(field.type) is Sequence:
+        if field.type is bool:
+            keywords = {"dest": field.name, "action": "store_true"}
+        elif get_origin(field.type) is dict:
+            keywords |= {"action": AddBias, "default": {}}
+            text += "; may be repeated"
+        elif get_origin(field.type) is Sequence:
             keywords |= {"action": "append", "default": [], "metavar": "TEXT"}
             text += "; may be repeated"
         elif int in types:
@@ -93,7 +110,7 @@ def add_options(parser: Parser) -> None:
             keywords |= {"type": number, "metavar": "X"}
         elif get_origin(types[0]) is Literal:
             keywords["choices"] = get_args(types[0])
-        if field.default not in (None, ()):
+        if field.default not in (None, (), False, dataclasses.MISSING):
             text += " (default: %(default)s)"
         parser.add_argument(flag, help=text, **keywords)
 
@@ -126,7 +143,7 @@ def convert(arguments: argparse.Namespace) -> None:
 
 
 def generate(arguments: argparse.Namespace) -> None:
-    from codegen_jax.inference.options import Options
+    from codegen_jax.inference.request import Options
 
     options = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options)}
     prompts = read_prompts(arguments)

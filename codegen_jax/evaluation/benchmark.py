@@ -8,7 +8,7 @@ from typing import Any
 from codegen_jax.evaluation.evaluation_report import Settings
 from codegen_jax.evaluation.protocol import Draw, Protocol
 from codegen_jax.evaluation.sample_folder import SampleFolder
-from codegen_jax.inference.generate import Generator
+from codegen_jax.inference.generator import Generator
 
 
 class Benchmark(ABC):
@@ -18,12 +18,14 @@ class Benchmark(ABC):
         name: the name used in reports.
         unit: plural noun for its tasks.
         fields: the fields of a sample's record.
+        batches_of_rows: number of samples in a batch per row that the model decodes at a time.
         unused_fields: fields of `Protocol` that do not apply, since each task sets its own limits.
     """
 
     name: str
     unit: str = "problems"
     fields: frozenset[str]
+    batches_of_rows: int = 1
     unused_fields: frozenset[str] = frozenset()
 
     @property
@@ -67,8 +69,9 @@ class Benchmark(ABC):
 
 
 def batches(benchmark: Benchmark, draws: Sequence[Draw], rows: int) -> list[list[Draw]]:
-    """Split draws into batches of at most `rows` rows."""
+    """Split draws into batches for a model that decodes at most `rows` rows at a time."""
     found: list[list[Draw]] = []
+    rows *= benchmark.batches_of_rows
     for _, members in groupby(draws, benchmark.batch_key):
         group = list(members)
         found += [group[first : first + rows] for first in range(0, len(group), rows)]

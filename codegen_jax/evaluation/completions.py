@@ -18,7 +18,7 @@ from codegen_jax.evaluation.protocol import Draw, Protocol, file_label
 from codegen_jax.evaluation.published import find_row
 from codegen_jax.evaluation.results import REPORT, REPORT_MARKDOWN
 from codegen_jax.evaluation.sample_folder import SampleFolder
-from codegen_jax.inference.generate import Generator
+from codegen_jax.inference.generator import Generator
 from codegen_jax.strict_json import dumps
 
 
@@ -37,6 +37,7 @@ class Completions(Benchmark):
     ks: Sequence[int]
     export: bool = False
 
+    batches_of_rows = 4  # the rows of samples that have ended are taken by others
     fields = frozenset({"task_id", "completion", "sample", "temperature", "tokens", "finish_reason", "logprob"})
 
     @property

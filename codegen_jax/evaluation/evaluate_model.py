@@ -15,7 +15,7 @@ from codegen_jax.evaluation.protocol import Draw, Protocol
 from codegen_jax.evaluation.results import fingerprint
 from codegen_jax.evaluation.sample_folder import SampleFolder
 from codegen_jax.evaluation.verdicts import Verdict
-from codegen_jax.inference.generate import Generator
+from codegen_jax.inference.generator import Generator
 from codegen_jax.progress import Progress
 
 log = logging.getLogger(__name__)

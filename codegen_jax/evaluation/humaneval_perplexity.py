@@ -18,7 +18,7 @@ from codegen_jax.evaluation.problems import Problem
 from codegen_jax.evaluation.prompt_perplexity import Mean, Segment, encode, perplexities
 from codegen_jax.evaluation.samples import read_lines
 from codegen_jax.fields import did_you_mean, in_words
-from codegen_jax.inference.generate import Generator
+from codegen_jax.inference.generator import Generator
 
 
 class JudgedSample(NamedTuple):

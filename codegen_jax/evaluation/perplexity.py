@@ -6,7 +6,7 @@ import numpy as np
 
 from codegen_jax.data.tokens import TokenFiles, Windows
 from codegen_jax.errors import require
-from codegen_jax.inference.generate import Generator
+from codegen_jax.inference.generator import Generator
 from codegen_jax.progress import track
 from codegen_jax.training.loss import perplexity
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import UserError, require
-from codegen_jax.inference.generate import Generator
+from codegen_jax.inference.generator import Generator
 from codegen_jax.progress import track
 from codegen_jax.training.loss import perplexity
 

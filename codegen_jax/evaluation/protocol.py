@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from codegen_jax.errors import UserError, require
 from codegen_jax.fields import check_fields
-from codegen_jax.inference.options import Options
+from codegen_jax.inference.request import Options
 
 Truncate = Literal["codegen", "evalplus", "none"]
 

@@ -1,5 +1,6 @@
 """Compile decoding for an absent TPU slice: does the model fit, and how long should each token take?"""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,11 +11,20 @@ from jax.sharding import Mesh, NamedSharding
 from codegen_jax.chips import GIB
 from codegen_jax.config import CodeGenConfig, MeshConfig
 from codegen_jax.errors import UserError, require
-from codegen_jax.inference.decode import Program, Rows, decode_round, prefill, recent_slots, slots_for
 from codegen_jax.inference.decode_weights import abstract_weights
+from codegen_jax.inference.decoder import Past, empty_cache
+from codegen_jax.inference.engine import prompts_per_prefill
 from codegen_jax.inference.matrix import Quantize
-from codegen_jax.inference.network import Past, empty_cache
-from codegen_jax.inference.options import Options
+from codegen_jax.inference.programs import (
+    Program,
+    Rows,
+    decode_round,
+    empty_chunk,
+    prefill,
+    recent_slots,
+    slots_for,
+)
+from codegen_jax.inference.sampling import Settings
 from codegen_jax.planning.hlo import Module
 from codegen_jax.planning.plan import links_of, memory_of_error, shard_bytes, text_of
 from codegen_jax.planning.schedule import operations
@@ -33,7 +43,7 @@ class DecodePlan:
         slots: cache slots per row.
         weights_bytes: size of the weights without the embedding, since each token reads only one row of it.
         cache_bytes: size of the keys and values in all slots.
-        peak_bytes: peak memory of prefill or decoding, whichever is larger.
+        peak_bytes: peak memory of decoding, or of a prefill besides the cache, whichever is larger.
         available_bytes: memory available to the program, as reported by the compiler.
         prefill_seconds: time to prefill the prompts of all rows.
         token_seconds: time to decode one token for every row.
@@ -107,27 +117,28 @@ def plan_decode(
         f"rows: must be a multiple of {groups}, the number of groups of {tensor} chip(s), got {rows}",
     )
     slots = slots_for(prompt_tokens + max_new_tokens, 0)
-    options = Options(temperature=0)
-    program = Program.of(options, config, vocab_size=config.vocab_size, end_ids=(0,))
+    program = Program(config, vocab_size=config.vocab_size, end_ids=(0,))
     weights = abstract_weights(config, mesh, quantize)
     cache = _abstract_cache(config, mesh, rows, slots)
     recent = _abstract_cache(config, mesh, rows, recent_slots(0))
     integers_B, integers_BS = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((rows,), (rows, slots)))
+    booleans_B, floats_B = (jax.ShapeDtypeStruct((rows,), dtype) for dtype in (bool, jnp.float32))
     values: dict[str, Any] = {name: integers_B for name in Rows._fields} | {
         "tokens_BS": integers_BS,
-        "done_B": jax.ShapeDtypeStruct((rows,), bool),
-        "cache": (),
-        "draft_cache": (),
+        "done_B": booleans_B,
+        "ignore_end_B": booleans_B,
+        "settings": Settings(*[floats_B] * len(Settings._fields))._replace(top_k=integers_B),
     }
 
-    def one_token(weights: Any, rows: Rows, cache: Any, recent: Any, length_B: jax.Array) -> Any:
-        none_B0 = jnp.zeros((len(rows.length_B), 0), jnp.int32)
-        return decode_round(weights, none_B0, rows, Past(cache, recent, length_B), options.scalars(), program)
+    def one_token(weights: Any, rows: Rows, cache: Any, recent: Any, base_B: jax.Array) -> Any:
+        none_B0, chunk = jnp.zeros((len(rows.length_B), 0), jnp.int32), empty_chunk(len(rows.length_B), program)
+        return decode_round(weights, none_B0, rows, Past(cache, recent, base_B), chunk, None, program)
 
-    tokens_BT = jax.ShapeDtypeStruct((rows, prompt_tokens), jnp.int32)
+    together = prompts_per_prefill(prompt_tokens, rows, groups)
+    tokens_PT = jax.ShapeDtypeStruct((together, prompt_tokens), jnp.int32)
     with jax.set_mesh(mesh):
         try:
-            filled = prefill.lower(weights, tokens_BT, config=config, slots=slots).compile()
+            filled = prefill.lower(weights, tokens_PT, config=config).compile()
             step = jax.jit(one_token, donate_argnums=(1, 3))
             decoded = step.lower(weights, Rows(**values), cache, recent, integers_B).compile()
         except jax.errors.JaxRuntimeError as error:
@@ -150,9 +161,13 @@ def plan_decode(
         slots=slots,
         weights_bytes=weights_bytes,
         cache_bytes=cache_bytes,
-        peak_bytes=max(memory.peak_memory_in_bytes for memory in memories if memory is not None),
+        peak_bytes=max(
+            memory.peak_memory_in_bytes + cached
+            for memory, cached in zip(memories, (cache_bytes, 0))
+            if memory is not None
+        ),
         available_bytes=tpu.chip.hbm_bytes,
-        prefill_seconds=seconds[0],
+        prefill_seconds=seconds[0] * math.ceil(rows / together),
         token_seconds=seconds[1],
         bound_seconds=(weights_bytes + cache_bytes) / tpu.chip.hbm_bandwidth,
     )

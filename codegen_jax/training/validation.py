@@ -6,7 +6,7 @@ from codegen_jax.data.batches import validation_batches
 from codegen_jax.data.sources import Source
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.data.tokens import TokenFiles, Windows
-from codegen_jax.inference.generate import Generator
+from codegen_jax.inference.generator import Generator
 from codegen_jax.model.codegen import Params
 from codegen_jax.training.loss import perplexity
 from codegen_jax.training.resolve import ResolvedRun

@@ -25,7 +25,7 @@ from codegen_jax.data.tokenizer import (
     load_tokenizer,
 )
 from codegen_jax.data.train_tokenizer import train_sentencepiece
-from codegen_jax.inference.generate import Completion
+from codegen_jax.inference.generator import Completion
 from codegen_jax.weights import huggingface
 from codegen_jax.weights.tokenizer_files import tokenizer_files
 from tests.conversion import documented_use

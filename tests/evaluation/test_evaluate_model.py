@@ -21,7 +21,7 @@ from codegen_jax.evaluation.problems import humaneval
 from codegen_jax.evaluation.protocol import EVALPLUS_STOPS, Protocol
 from codegen_jax.evaluation.sample_folder import SampleFolder
 from codegen_jax.evaluation.sandbox_layers import choose_layer
-from codegen_jax.inference.generate import Generator
+from codegen_jax.inference.generator import Generator
 from codegen_jax.storage import write_whole
 from codegen_jax.weights.open import open_model
 from tests.evaluation.benchmarks import write_lines
@@ -65,7 +65,7 @@ def files(tmp_path_factory):
 def evaluate(files):
     """A function that runs an evaluation with changes to the protocol and `Evaluation`, and returns the report."""
     generator, layer = Generator.load(str(files / "model"), "float32"), choose_layer("auto")
-    generator.max_rows = 8
+    generator.max_rows = 2  # batches of 8
     problems, identity = humaneval(str(files / "own.jsonl")), model_identity("m", open_model(str(files / "model")))
 
     def run(output, limit=6, share=(1, 1), **changes):

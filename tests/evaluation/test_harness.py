@@ -19,7 +19,7 @@ from codegen_jax.errors import UserError
 from codegen_jax.evaluation.harness import tasks as harness_tasks
 from codegen_jax.evaluation.harness.model import HarnessModel, batches, options_of, sample_seed
 from codegen_jax.evaluation.harness.run import RESAMPLES, run_harness
-from codegen_jax.inference.generate import Generator
+from codegen_jax.inference.generator import Generator
 from tests.evaluation.benchmarks import write_lines
 from tests.peers import peer, save, tiny_bpe
 

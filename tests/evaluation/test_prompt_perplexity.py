@@ -20,7 +20,7 @@ from codegen_jax.evaluation.mtpb.perplexity import (
 )
 from codegen_jax.evaluation.problems import humaneval
 from codegen_jax.evaluation.prompt_perplexity import Mean, log_probabilities, segment_after
-from codegen_jax.inference.generate import Generator
+from codegen_jax.inference.generator import Generator
 from tests.evaluation.benchmarks import write_lines
 from tests.peers import peer, save, tiny_bpe
 from tests.test_strict_json import strictly

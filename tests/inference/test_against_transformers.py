@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import codegen_jax
-from codegen_jax.inference.generate import Generator
+from codegen_jax.inference.generator import Generator
 from tests.peers import peer, save, tiny_bpe
 
 NEW = 12

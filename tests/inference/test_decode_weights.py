@@ -44,7 +44,7 @@ def test_peak_memory_of_loading_is_the_model_plus_one_tensor(tmp_path):
     folder = save(peer(n_layer=12, n_embd=512, n_head=8, rotary_dim=32), tmp_path / "hf", tokenizer=tiny_bpe())
     program = (
         "import resource, sys, jax, codegen_jax, gc\n"
-        "from codegen_jax.inference.generate import Generator\n"
+        "from codegen_jax.inference.generator import Generator\n"
         "jax.block_until_ready(jax.numpy.zeros(1))\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
         "before = peak()\n"

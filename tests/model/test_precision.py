@@ -9,7 +9,7 @@ import pytest
 
 from codegen_jax.config import MeshConfig
 from codegen_jax.inference.decode_weights import arrange_params
-from codegen_jax.inference.network import Past, empty_cache, hidden, logits
+from codegen_jax.inference.decoder import Past, empty_cache, hidden, logits
 from codegen_jax.model.codegen import init_params
 from codegen_jax.sharding import make_mesh
 from codegen_jax.training.resolve import resolve

@@ -10,7 +10,7 @@ import codegen_jax
 from codegen_jax.config import MeshConfig
 from codegen_jax.conversion.convert import convert
 from codegen_jax.errors import UserError
-from codegen_jax.inference.generate import Generator
+from codegen_jax.inference.generator import Generator
 from codegen_jax.model.codegen import abstract_params
 from codegen_jax.training.loop import train
 from codegen_jax.weights.base import chunk_indices, fold_embedding_bias, load_params, shapes

@@ -14,8 +14,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from codegen_jax.errors import UserError, require
 from codegen_jax.evaluation.perplexity import ROWS
-from codegen_jax.inference.generate import Generator
-from codegen_jax.inference.options import Options
+from codegen_jax.inference.generator import Generator
+from codegen_jax.inference.request import Options
 from codegen_jax.progress import Progress
 from codegen_jax.strict_json import dumps
 
@@ -154,12 +154,10 @@ class HarnessModel(TemplateLM):
                         "left"
                     )
                 prompts = [prompt[-room:] for prompt in prompts]
-                for batch in batches(list(map(len, prompts)), self.model.max_rows):
-                    completions = self.model.complete(
-                        [prompts[i] for i in batch], seed=[seeds[numbers[i]] for i in batch], **options
-                    )
-                    texts |= {numbers[i]: found.completion for i, found in zip(batch, completions, strict=True)}
-                    progress.update(len(batch))
+                completions = self.model.complete(
+                    prompts, lambda *_: progress.update(), seed=[seeds[number] for number in numbers], **options
+                )
+                texts |= {number: found.completion for number, found in zip(numbers, completions, strict=True)}
         return [texts[number] for number in range(len(requests))]
 
 

@@ -21,7 +21,7 @@ from codegen_jax.evaluation.mtpb.samples import read_mtpb_samples
 from codegen_jax.evaluation.mtpb.turns import Turns
 from codegen_jax.evaluation.prompt_perplexity import Mean, perplexities, segment_after
 from codegen_jax.evaluation.protocol import Protocol
-from codegen_jax.inference.generate import Generator
+from codegen_jax.inference.generator import Generator
 from codegen_jax.progress import track
 
 

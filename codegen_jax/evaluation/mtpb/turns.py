@@ -15,7 +15,7 @@ from codegen_jax.evaluation.mtpb.report_page import to_markdown
 from codegen_jax.evaluation.protocol import Draw, Protocol, file_label
 from codegen_jax.evaluation.results import REPORT, REPORT_MARKDOWN
 from codegen_jax.evaluation.sample_folder import SampleFolder
-from codegen_jax.inference.generate import Generator
+from codegen_jax.inference.generator import Generator
 from codegen_jax.strict_json import dumps
 
 

@@ -21,7 +21,7 @@ from codegen_jax.evaluation.mtpb.cases import PREFIX, read_cases, single_turn
 from codegen_jax.evaluation.mtpb.turns import Turns
 from codegen_jax.evaluation.protocol import Protocol
 from codegen_jax.evaluation.sandbox_layers import choose_layer
-from codegen_jax.inference.generate import Generator
+from codegen_jax.inference.generator import Generator
 from codegen_jax.weights.open import open_model
 from tests.evaluation.benchmarks import write_lines
 from tests.evaluation.folders import assert_kills_change_nothing, content, rows

@@ -10,10 +10,11 @@ import pytest
 from scipy.stats import chisquare
 
 import codegen_jax
+from codegen_jax.compilation import compilations
 from codegen_jax.config import CodeGenConfig, MeshConfig
 from codegen_jax.errors import UserError
-from codegen_jax.inference.decode import decode, prefill
-from codegen_jax.inference.generate import Generator
+from codegen_jax.inference.engine import Engine
+from codegen_jax.inference.generator import Generator
 from codegen_jax.model.codegen import init_params, module
 from codegen_jax.sharding import make_mesh
 from codegen_jax.training.loop import train
@@ -56,6 +57,10 @@ def reference_logits(generator):
         return np.asarray(forward(params, padded)[0, len(ids) - 1])
 
     return scores
+
+
+def fail_if_any(engine, admitted):
+    assert not admitted
 
 
 def with_draft(generator, draft):
@@ -251,9 +256,9 @@ def test_warmup_compiles_what_complete_needs(tokenizer, axes):
     config = CodeGenConfig(2, 32, 4, 4, vocab_size=600, n_positions=400, init="huggingface", dtype="float32")
     generator = make(config, tokenizer, seed=3, mesh=MeshConfig(*axes))
     generator.warmup(batch_size=3, prompt_tokens=16, max_new_tokens=200, temperature=0.7, top_k=7)
-    before = decode._cache_size(), prefill._cache_size()
+    before = len(compilations())
     generator.complete([prompt[:8] for prompt in PROMPTS], max_new_tokens=200, temperature=1, top_k=3)
-    assert (decode._cache_size(), prefill._cache_size()) == before
+    assert set(compilations()[before:]) <= {"jit(take_rows)"}  # resizing
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -409,14 +414,15 @@ def test_turns_that_reuse_the_cache_equal_completions_of_their_whole_prompts(
     }
     for turn in range(4):
         seeds = [10 * turn + row for row in range(3)]
-        found, before = model.complete_turn(prompts, before, seed=seeds, **options)
+        with monkeypatch.context() as patch:
+            if turn:  # cached tokens must not be recomputed in later turns
+                patch.setattr(Engine, "_prefill", fail_if_any)
+            found, before = model.complete_turn(prompts, before, seed=seeds, **options)
         alone = generator.complete(prompts, seed=seeds, **options)
         assert [one.token_ids for one in found] == [one.token_ids for one in alone]
         assert [one.completion for one in found] == [one.completion for one in alone]
         comment = generator.tokenizer.encode(f"# {turn}\n")
         prompts = [[*ids, *one.token_ids, *comment] for ids, one in zip(prompts, found)]
-        if turn == 0:  # cached tokens must not be recomputed in later turns
-            monkeypatch.setattr(model, "_prefill", None)
     with pytest.raises(UserError, match="prompts: expected 3, as in the previous turn, got 2"):
         model.complete_turn(prompts[:2], before, max_new_tokens=1)
 

@@ -4,8 +4,9 @@ A token's slot in the cache is its position, and a query sees the slots up to it
 lengths can therefore share a batch, padded on the right: slots written by padding are overwritten before any query can
 see them.
 
-The decoding loop reads the cache and writes to a small second cache, `recent`, which `merge` writes into the first when
-the loop ends. If the loop wrote to the large cache, XLA would copy it for every token on CPUs.
+Decoding writes to a small second cache, `recent`, and a row's recent tokens move to the large one whenever it has
+`MERGE_AFTER` of them, since a write at a different slot in each row is slow. When they move depends on the row alone:
+its attention adds up the same numbers in the same order, whatever other rows do and wherever a chunk of rounds ends.
 
 Axes: B rows, T tokens, S slots, R recent slots, H heads, K head_dim, G groups of heads.
 """
@@ -23,33 +24,61 @@ from codegen_jax.model.attention import causal_attention
 from codegen_jax.model.block import layer_norm, parallel_block
 from codegen_jax.model.precision import products_of
 from codegen_jax.model.rotary import rotary_angles
-from codegen_jax.sharding import constrain
+from codegen_jax.sharding import constrain, shard_map
+
+MERGE_AFTER = 32  # recent tokens of a row
 
 # keys [B, H, K, S] and values [B, H, S, K] per layer: the layouts that XLA on CPU multiplies without a copy
 Cache = tuple[tuple[jax.Array, jax.Array], ...]
 
 
 class Past(NamedTuple):
-    """The keys and values of earlier tokens: positions 0 .. length_B - 1 are in `cache`, later ones in `recent`."""
+    """The keys and values of earlier tokens: positions 0 .. base_B - 1 are in `cache`, later ones in `recent`."""
 
     cache: Cache
     recent: Cache
-    length_B: jax.Array
+    base_B: jax.Array
 
 
-def empty_cache(config: CodeGenConfig, rows: int, slots: int) -> Cache:
-    H, K, dtype = config.n_head, config.head_dim, config.dtype
-    layer_cache = lambda: (jnp.zeros((rows, H, K, slots), dtype), jnp.zeros((rows, H, slots, K), dtype))
-    return tuple(layer_cache() for _ in range(config.n_layer))
+def empty_cache(config: CodeGenConfig, rows: int, slots: int, sharding: Any = None) -> Cache:
+    H, K = config.n_head, config.head_dim
+    zeros = lambda *shape: jnp.zeros(shape, config.dtype, device=sharding)
+    return tuple((zeros(rows, H, K, slots), zeros(rows, H, slots, K)) for _ in range(config.n_layer))
 
 
-def put(cache: Cache, new: Cache, first_B: jax.Array) -> Cache:
-    """`cache` with `new` written into it, starting at slot first_B[b] of row b."""
-    return tuple((_put(k, new_k, first_B, 3), _put(v, new_v, first_B, 2)) for (k, v), (new_k, new_v) in zip(cache, new))
+def merge(past: Past, next_B: jax.Array, which_B: jax.Array) -> Past:
+    """Move the recent tokens of the rows `which_B` to the cache, in place; their next token is at next_B.
+
+    All recent slots are moved, so the cache needs that many from base_B; no query sees those at next_B and later.
+    """
+
+    def move(cache: Cache, recent: Cache, base_B: jax.Array, which_B: jax.Array) -> Cache:
+        order_B = jnp.argsort(~which_B)
+
+        def move_row(number: jax.Array, cache: Cache) -> Cache:
+            row = order_B[number]
+            new = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1), recent)
+            return put_row(cache, new, row, base_B[row])
+
+        return jax.lax.fori_loop(0, which_B.sum(), move_row, cache)
+
+    axes, row_axes = cache_axes(past.cache), ("batch",)
+    moved_cache = shard_map(move, (axes, axes, row_axes, row_axes), axes)(past.cache, past.recent, past.base_B, which_B)
+    return past._replace(cache=moved_cache, base_B=jnp.where(which_B, next_B, past.base_B))
 
 
-def merge(past: Past) -> Cache:
-    return put(past.cache, past.recent, past.length_B)
+def cache_axes(cache: Cache) -> Any:
+    """The logical axes of a cache's arrays."""
+    return jax.tree.map(lambda _: ("batch", "heads", None, None), cache)
+
+
+def put_row(cache: Cache, new: Cache, row: jax.Array, slot: jax.Array) -> Cache:
+    """`cache` with the only row of `new` written into row `row`, starting at `slot`."""
+    update, zero = jax.lax.dynamic_update_slice, jnp.int32(0)
+    return tuple(
+        (update(keys, new_keys, (row, zero, zero, slot)), update(values, new_values, (row, zero, slot, zero)))
+        for (keys, values), (new_keys, new_values) in zip(cache, new)
+    )
 
 
 def hidden(
@@ -79,8 +108,8 @@ def hidden(
             if past is None or first_B is None:
                 a_BTHK = causal_attention(q, k, v, backend=config.attention)
             else:
-                (new,) = put((past.recent[number],), (new,), first_B - past.length_B)
-                a_BTHK = cached_attention(q, past.cache[number], new, past.length_B, positions_BT)
+                new = tuple(map(_put, past.recent[number], new, [first_B - past.base_B] * 2, (3, 2)))
+                a_BTHK = cached_attention(q, past.cache[number], new, past.base_B, positions_BT)
             return a_BTHK, tuple(constrain(x, "batch", "heads", None, None) for x in new)
 
         norm = partial(layer_norm, scale_D=layer.others["ln.scale"], bias_D=layer.others["ln.bias"], epsilon=epsilon)
@@ -117,9 +146,9 @@ def logits(weights: DecodeWeights, x: jax.Array) -> jax.Array:
 
 
 def cached_attention(
-    q_BTHK: jax.Array, cached: Any, recent: Any, length_B: jax.Array, positions_BT: jax.Array
+    q_BTHK: jax.Array, cached: Any, recent: Any, base_B: jax.Array, positions_BT: jax.Array
 ) -> jax.Array:
-    """Attention of each query to the cached slots before length_B and the recent slots up to its own position.
+    """Attention of each query to the cached slots before base_B and the recent slots up to its own position.
 
     Scores and softmax are float32.
     """
@@ -127,8 +156,8 @@ def cached_attention(
     S, R = keys_BHKS.shape[3], keys_BHKR.shape[3]
     q_BHTK = q_BTHK.transpose(0, 2, 1, 3)
     scores = [_multiply(q_BHTK, keys) for keys in (keys_BHKS, keys_BHKR)]
-    cached_BTS = jnp.broadcast_to(jnp.arange(S) < length_B[:, None, None], (*positions_BT.shape, S))
-    recent_BTR = length_B[:, None, None] + jnp.arange(R) <= positions_BT[..., None]
+    cached_BTS = jnp.broadcast_to(jnp.arange(S) < base_B[:, None, None], (*positions_BT.shape, S))
+    recent_BTR = base_B[:, None, None] + jnp.arange(R) <= positions_BT[..., None]
     visible = jnp.concatenate([cached_BTS, recent_BTR], axis=-1)[:, None]
     scores = jnp.where(visible, jnp.concatenate(scores, axis=-1) * q_BTHK.shape[-1] ** -0.5, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(values_BHSK.dtype)
