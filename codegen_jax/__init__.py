@@ -28,6 +28,9 @@ def load(
     mesh: MeshConfig | None = None,
     draft: str | Path | None = None,
     allow_nonfinite: bool = False,
+    max_rows: int | None = None,
+    max_kv_bytes: int | None = None,
+    fixed_table: bool = False,
 ) -> "Generator":
     """Load a model for generation.
 
@@ -46,9 +49,13 @@ def load(
         draft: enables speculative decoding, which does not change the output. "lookup" takes draft tokens from the
             prompt and output; otherwise a draft model with the same tokenizer, named like `model`.
         allow_nonfinite: accept weights that contain NaN or infinity, with a warning; their output is meaningless.
+        max_rows: maximum number of requests decoded together; None: 64, or 16 on a CPU.
+        max_kv_bytes: maximum size of the keys and values per device; None: a share of its memory.
+        fixed_table: keep the table of requests at its maximum size, so that no bit of a completion depends on others.
 
     Returns:
-        A `Generator`, with the methods `generate`, `complete`, `complete_turn`, `stream` and `score`.
+        A `Generator`, with the methods `generate`, `complete`, `run`, `complete_turn`, `stream`, `score`, and
+        `complete_async`, `run_async` and `stream_async` for asyncio.
 
     Raises:
         UserError: if the model is not found, its files are damaged, its weights contain NaN or infinity, or an argument
@@ -56,7 +63,7 @@ def load(
     """
     from codegen_jax.inference.generator import Generator  # imports jax, which takes a second; tokenizing needs no jax
 
-    return Generator.load(model, dtype, quantize, mesh, draft, allow_nonfinite)
+    return Generator.load(model, dtype, quantize, mesh, draft, allow_nonfinite, max_rows, max_kv_bytes, fixed_table)
 
 
 def __getattr__(name: str) -> Any:

@@ -173,7 +173,7 @@ class Engine:
             draft=draft_config,
             num_draft_tokens=self.num_draft_tokens,
             adjusts=any(p.adjusts_logits for p in params),
-            logprobs=top if not top else 1 << (top - 1).bit_length(),
+            logprobs=top if not top else min(config.vocab_size, 1 << (top - 1).bit_length()),
         )
         table, self._table = self._table, None
         with jax.set_mesh(self.mesh):

@@ -349,7 +349,7 @@ def _adjusted(
     seen_BJV, count_BJV = (x_BV[:, None, :V] + drafted_BJV for x_BV in (seen_BV, count_BV))
     logits_BJV = penalize(logits_BJV, seen_BJV > 0, count_BJV, settings)
     is_end_V = jnp.isin(jnp.arange(V), jnp.array(program.end_ids, jnp.int32))
-    is_early_BJ = rows.prompt_B[:, None] + index_BJ < rows.minimum_B[:, None]
+    is_early_BJ = (rows.prompt_B[:, None] + index_BJ < rows.minimum_B[:, None]) & ~rows.ignore_end_B[:, None]
     return jnp.where(is_early_BJ[..., None] & is_end_V, -jnp.inf, logits_BJV)
 
 

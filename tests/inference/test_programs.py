@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from codegen_jax.config import CodeGenConfig, MeshConfig
 from codegen_jax.inference.decode_weights import arrange_params
@@ -31,7 +32,7 @@ from codegen_jax.model.codegen import init_params, module
 from codegen_jax.sharding import make_mesh
 from tests.runs import devices
 
-CONFIG = CodeGenConfig(1, 32, 4, 4, vocab_size=40, n_positions=64, init="huggingface", dtype="float32")
+CONFIG = CodeGenConfig(1, 32, 4, 4, vocab_size=40, n_positions=128, init="huggingface", dtype="float32")
 VOCAB, NEVER = 37, -1  # ids 37 to 39 have no token; no id is -1
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6]]
 GREEDY = SamplingParams(temperature=0, max_new_tokens=8)
@@ -312,7 +313,7 @@ def test_a_chunk_is_what_the_rows_grew_by_with_the_models_logprobs(repetitive, n
             ids, before = rows.tokens_BS[row, : rows.length_B[row]].tolist(), length_B[row]
             assert chunk.tokens_BC[row, :count].tolist() == ids[before:]
             for place, length in enumerate(range(before, len(ids))):
-                expected_V = jax.nn.log_softmax(repetitive.logits(ids[:length]))
+                expected_V = log_softmax(repetitive.logits(ids[:length]))
                 likeliest = np.argsort(-expected_V)[:2]
                 np.testing.assert_allclose(chunk.logprobs_BC[row, place], expected_V[ids[length]], atol=1e-4)
                 np.testing.assert_array_equal(chunk.top_ids_BCN[row, place], likeliest)
@@ -412,8 +413,8 @@ def test_reordered_and_duplicated_rows_with_more_slots_continue_unchanged(model,
 
 
 def test_a_request_that_takes_over_a_row_leaves_the_others_unchanged(model):
-    params, biased = replace(GREEDY, max_new_tokens=40), replace(GREEDY, logit_bias={5: 20.0})
-    engine = model.engine(params=[replace(params, logit_bias={6: 50.0}), params])
+    params, biased = replace(GREEDY, max_new_tokens=40), replace(GREEDY, logit_bias={28: -100.0})
+    engine = model.engine(params=[replace(params, logit_bias={6: 100.0}), params])
     before = grow(engine, 20).tokens[1]
     engine.update([0], [admission(0, [7, 7, 8], biased)])
     grown = grow(engine)
@@ -452,14 +453,10 @@ def test_slots_have_room_for_a_round_and_come_in_few_sizes(num_draft_tokens):
         assert len({size for size in sizes if power < size <= 2 * power}) == 4
 
 
-@pytest.mark.parametrize("num_draft_tokens", [0, 3])
+@pytest.mark.parametrize("num_draft_tokens", [0, 2])
 def test_rows_may_grow_until_only_one_round_fits_into_their_slots(model, num_draft_tokens):
     length = 128 - num_draft_tokens - 1
     assert slots_for(length, num_draft_tokens) == 128
-    params = [SamplingParams(temperature=0, max_new_tokens=length - len(ids), logprobs=0) for ids in PROMPTS]
-    small, large = (
-        grow(model.engine(params=params, num_draft_tokens=num_draft_tokens, slots=slots)) for slots in (128, 256)
-    )
-    assert small.tokens == large.tokens
-    for row in range(2):
-        np.testing.assert_allclose(small.logprobs[row], large.logprobs[row], atol=1e-4)
+    params = [replace(GREEDY, max_new_tokens=length - len(ids)) for ids in PROMPTS]
+    grown = grow(model.engine(params=params, num_draft_tokens=num_draft_tokens, slots=128))
+    assert grown.tokens == [model.greedy(ids, p) for ids, p in zip(PROMPTS, params)]
