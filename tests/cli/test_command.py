@@ -238,6 +238,7 @@ def test_home_and_variables_are_expanded_in_paths_but_not_in_text(monkeypatch):
         "TASK_ID",
         "I/N",
         "REGEX",
+        "ID=BIAS",
         "NAME=VALUE",
         ".EXT",
         "SLICE",
