@@ -5,6 +5,7 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -220,26 +221,25 @@ class Generator:
         Raises:
             UserError: see `complete`; also if a request fails by itself, after all others have ended.
         """
-        completions: list[Any] = [None] * len(requests)
-        tickets: list[Ticket] = []
-
-        def collect(number: int, ticket: Ticket) -> None:
-            if ticket.is_done:
-                completions[number] = ticket.error or self._completion(requests[number], ticket)
-                if progress and ticket.error is None:
-                    progress(number, completions[number])
-
-        ids = self._prompts(requests)
-        scheduler = self._scheduler_for(requests)
-        for number in sorted(range(len(requests)), key=lambda number: -len(ids[number])):
-            tickets.append(self._ticket(scheduler, requests[number], ids[number]))
-            tickets[-1].listener = partial(collect, number)
-        for ticket in tickets:
+        ids, scheduler = self._prompts(requests), self._scheduler_for(requests)
+        tickets = [self._ticket(scheduler, *pair) for pair in zip(requests, ids)]
+        ended: deque[int] = deque()  # numbers of the requests that ended in the last step
+        for number, ticket in enumerate(tickets):
+            ticket.listener = lambda ticket, number=number: ended.append(number) if ticket.is_done else None
+        for ticket in sorted(tickets, key=lambda ticket: -len(ticket.ids)):
             scheduler.submit(ticket)
-        self._wait(scheduler, tickets)
-        if error := next((found for found in completions if isinstance(found, BaseException)), None):
-            raise error
-        return completions
+        completions: dict[int, Completion] = {}
+
+        def report() -> None:
+            while ended:
+                number = ended.popleft()
+                if tickets[number].error is None:
+                    completions[number] = self._completion(requests[number], tickets[number])
+                    if progress:
+                        progress(number, completions[number])
+
+        self._wait(scheduler, tickets, report)
+        return [completions[number] for number in range(len(requests))]
 
     @accepts_options
     async def complete_async(self, prompts: Sequence[str | Sequence[int]], **options: Any) -> list[Completion]:
@@ -330,8 +330,6 @@ class Generator:
         for ticket in tickets:
             scheduler.submit(ticket)
         self._wait(scheduler, tickets)
-        if error := next((ticket.error for ticket in tickets if ticket.error), None):
-            raise error
         after = turns.close(engine, tickets)
         return [self._completion(*pair) for pair in zip(requests, tickets)], after
 
@@ -496,14 +494,24 @@ class Generator:
                     scheduler.fail(error)
                     raise
 
-    def _wait(self, scheduler: Scheduler, tickets: Sequence[Ticket]) -> None:
-        """Step until all tickets are done, or cancel them if that is interrupted."""
+    def _wait(self, scheduler: Scheduler, tickets: Sequence[Ticket], report: Callable[[], None] = lambda: None) -> None:
+        """Step until all tickets are done, calling `report` after each step, or cancel them if that is interrupted.
+
+        Raises:
+            BaseException: the error of a ticket, after all have ended.
+        """
         try:
             for ticket in tickets:
                 while not ticket.is_done:
                     self._step(scheduler)
+                    report()
+            with self._stepping:
+                pass  # the step of another thread that ended the last ticket is over
+            report()
         finally:
             self._cancel(scheduler, tickets)
+        if error := next((ticket.error for ticket in tickets if ticket.error), None):
+            raise error
 
     def _cancel(self, scheduler: Scheduler, tickets: Sequence[Ticket]) -> None:
         """Cancel the tickets that are not done, and free their rows."""
@@ -599,8 +607,8 @@ class Generator:
                 size = engine.padded_rows(self.max_rows), engine.slots_for(self.config.n_positions)
                 gib = engine.kv_bytes(*size) / GIB, self.max_kv_bytes / GIB
                 sizes = f"{size[0]} rows of {size[1]:,} tokens need {gib[0]:.1f} GiB of keys and values per device"
-                if current is None:
-                    log.info(f"up to {sizes}; {gib[1]:.1f} GiB are allowed")
+                if current is None and gib[0] > gib[1]:
+                    log.info(f"{sizes}; since {gib[1]:.1f} GiB are allowed, long requests may have to wait")
                 require(
                     not self.fixed_table or gib[0] <= gib[1],
                     f"fixed_table: {sizes}, but max_kv_bytes allows {gib[1]:.1f}; reduce max_rows",
@@ -625,11 +633,10 @@ class Generator:
         return 1 if self._is_cpu else 4
 
     def _default_kv_bytes(self) -> int:
-        device = self.mesh.devices.flat[0]
-        if device.platform == "cpu":
+        if self._is_cpu:
             return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 // self.mesh.devices.size
         weights = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(self.weights))
-        return max(1, int(0.9 * device.memory_stats()["bytes_limit"]) - weights)
+        return max(1, int(0.9 * self.mesh.local_devices[0].memory_stats()["bytes_limit"]) - weights)
 
 
 def tokenizer_of(weights: StoredWeights, model: str | Path) -> Tokenizer:

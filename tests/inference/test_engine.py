@@ -84,8 +84,8 @@ def test_order_never_matters(tokenizer, dtype, axes, draft):
     model = make(tokenizer, dtype, axes, draft, fixed_table=True)
     model._scheduler_for([Request(prompt="x", params=SamplingParams(num_draft_tokens=2))])
 
-    @settings(max_examples=12, deadline=None, derandomize=True, database=None)
-    @given(st.lists(arrivals, min_size=2, max_size=8))
+    @settings(max_examples=6, deadline=None, derandomize=True, database=None)
+    @given(st.lists(arrivals, min_size=3, max_size=7))
     def check(plan):
         for (prompt, params, *_), mixed in zip(plan, run(model, plan)):
             (alone,) = run(model, [(prompt, params, 0, None, 0)])

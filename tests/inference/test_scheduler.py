@@ -263,7 +263,7 @@ def test_the_table_follows_the_load_but_a_fixed_one_keeps_its_size():
 def test_a_hundred_thousand_waiting_requests_do_not_slow_a_step_down():
     def operations(waiting):
         engine, scheduler = make(max_rows=1)
-        calls = 0
+        params, calls = SamplingParams(max_new_tokens=1), 0
 
         class Counted(Ticket):
             def __lt__(self, other):
@@ -272,7 +272,6 @@ def test_a_hundred_thousand_waiting_requests_do_not_slow_a_step_down():
                 return super().__lt__(other)
 
         for _ in range(waiting):
-            params = SamplingParams(max_new_tokens=1)
             scheduler.submit(Counted([1], params, FakeText(engine)))
         scheduler.step()
         calls = 0
