@@ -74,7 +74,7 @@ def run(model, plan):
 @pytest.mark.parametrize(
     ("dtype", "axes", "draft"),
     [
-        ("float32", (1, 1, 1), None),
+        pytest.param("float32", (1, 1, 1), None, marks=pytest.mark.slow),
         ("bfloat16", (1, 1, 1), "lookup"),
         ("float32", (2, 1, 1), "model"),
         ("bfloat16", (1, 1, 2), None),

@@ -56,7 +56,7 @@ def alone(tmp_path_factory, token_folder):
 
 @pytest.mark.parametrize(
     ("count", "mesh"),
-    [pytest.param(2, MeshConfig(2, 2, 2), marks=pytest.mark.slow), (4, MeshConfig(1, 8, 1))],
+    [(2, MeshConfig(2, 2, 2)), pytest.param(4, MeshConfig(1, 8, 1), marks=pytest.mark.slow)],
 )
 def test_losses_do_not_depend_on_the_number_of_processes_even_on_resume(tmp_path, token_folder, alone, count, mesh):
     output = tmp_path / "run"
