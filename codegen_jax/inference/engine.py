@@ -310,12 +310,12 @@ class Engine:
         return jax.device_put(tree, NamedSharding(self.mesh, P()))
 
     def _call(self, name: str, static: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call a jitted function, and log its compilation if it took over a second."""
+        """Call a jitted function, and log its compilation if it took over two seconds."""
         key, began = (name, static), time.perf_counter()
         result = function(*args, **kwargs)
         if key not in self._seen:
             self._seen.add(key)
-            if (seconds := time.perf_counter() - began) > 1:
+            if (seconds := time.perf_counter() - began) > 2:
                 log.info(f"compiled {name} in {seconds:.1f} s")
         return result
 

@@ -60,7 +60,7 @@ def test_every_reader_verifies_all_parameters(converted, tmp_path, monkeypatch):
         opened.append(open_model(*args, **kwargs))
         return opened[-1]
 
-    for module in ("inference.generate", "conversion.convert"):
+    for module in ("inference.generator", "conversion.convert"):
         monkeypatch.setattr(f"codegen_jax.{module}.open_model", record)
     for name, reader in readers(tmp_path).items():
         if name == "init_from":
