@@ -15,10 +15,10 @@ from codegen_jax.errors import UserError
 
 if TYPE_CHECKING:
     from codegen_jax.inference.generator import Generator
-    from codegen_jax.inference.request import Options
+    from codegen_jax.inference.request import Options, Request, SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["CodeGenConfig", "MeshConfig", "Options", "UserError", "load"]
+__all__ = ["CodeGenConfig", "MeshConfig", "Options", "Request", "SamplingParams", "UserError", "load"]
 
 
 def load(
@@ -67,8 +67,8 @@ def load(
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Options":  # imported on first use, as in `load`
-        from codegen_jax.inference.request import Options
+    if name in ("Options", "Request", "SamplingParams"):  # imported on first use, as in `load`
+        from codegen_jax.inference import request
 
-        return Options
+        return getattr(request, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -54,8 +54,11 @@ def in_words(hint: Any) -> str:
     if origin in (list, collections.abc.Sequence):
         item = in_words(arguments[0]).removeprefix("a ")
         return f"a list of {item if item == 'text' else item.replace(' ', 's ', 1) if ' of ' in item else item + 's'}"
-    if origin is dict:
+    if origin is dict and arguments[0] is str:
         return "a section of names"
+    if origin is dict:
+        key, item = (in_words(argument).removeprefix("a ") for argument in arguments)
+        return f"a dict from {key}s to {item}s"
     return f"a {hint.__name__}"
 
 

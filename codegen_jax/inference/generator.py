@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import threading
 import time
@@ -207,7 +208,7 @@ class Generator:
     def run(self, requests: Sequence[Request], progress: Progress | None = None) -> list[Completion]:
         """Complete requests, each with its own settings.
 
-        >>> from codegen_jax.inference.request import Request, SamplingParams
+        >>> from codegen_jax import Request, SamplingParams
         >>> model = codegen_jax.load("runs/double")
         >>> greedy, sampled = SamplingParams(temperature=0), SamplingParams(temperature=0.8, seed=1)
         >>> requests = [Request(prompt="def double(x):", params=params) for params in (greedy, sampled)]
@@ -221,6 +222,7 @@ class Generator:
         Raises:
             UserError: see `complete`; also if a request fails by itself, after all others have ended.
         """
+        check_type("requests", requests, Sequence[Request])
         ids, scheduler = self._prompts(requests), self._scheduler_for(requests)
         tickets = [self._ticket(scheduler, *pair) for pair in zip(requests, ids)]
         ended: deque[int] = deque()  # numbers of the requests that ended in the last step
@@ -259,11 +261,12 @@ class Generator:
         """Complete one request, for asyncio.
 
         >>> import asyncio
-        >>> from codegen_jax.inference.request import Request
+        >>> from codegen_jax import Request
         >>> model = codegen_jax.load("runs/double")
         >>> asyncio.run(model.run_async(Request(prompt="def double(x):"))).finish_reason
         'eos'
         """
+        check_type("request", request, Request)
         completion = None
         async for ticket in self._updates(request, watched=False):
             if ticket.is_done:
@@ -283,8 +286,11 @@ class Generator:
         <BLANKLINE>
             return 2 * x
         """
+        check_type("request", request, str | Request)
         if isinstance(request, str):
             (request,) = _one(Options.of(options).requests([request]))
+        else:
+            require(not options, f"{next(iter(options), '')}: the request has its own settings; set it in its params")
         async for ticket in self._updates(request, watched=True):
             if chunk := ticket.text.new(ticket.is_done):
                 yield chunk
@@ -422,8 +428,8 @@ class Generator:
         """Compile in advance what any mix of up to `batch_size` requests needs, whatever the values of their settings.
 
         Whether any request has log-probabilities, and how many, and whether any has penalties, biases or a minimum
-        length, must be as in these options. It compiles for all sizes that the table may get; those of a fixed table
-        are few. Resizing itself is compiled when it happens, in about 30 ms.
+        length, must be as in these options. It compiles for all sizes that the table may get; a fixed table has one.
+        The small programs that resize a table are compiled when they are needed.
 
         >>> codegen_jax.load("runs/double").warmup(batch_size=2, prompt_tokens=8, max_new_tokens=32)
 
@@ -445,9 +451,11 @@ class Generator:
         sizes = {(engine.padded_rows(rows), engine.slots_for(n)) for rows in batch_sizes for n in range(1, longest + 1)}
         if self.fixed_table:
             sizes = {(engine.padded_rows(self.max_rows), engine.slots_for(context))}
+        (request,) = replace(chosen, seed=0, num_samples=1).requests([[0]])
         for rows, slots in sorted(sizes):
-            engine.warmup(rows, slots, prompt_tokens, chosen)
-            engine.clear()
+            if engine.kv_bytes(rows, slots) <= self.max_kv_bytes:
+                engine.warmup(rows, slots, prompt_tokens, request.params)
+                engine.clear()
 
     async def _updates(self, request: Request, watched: bool) -> AsyncIterator[Ticket]:
         """The request's ticket after each change of its text. Leaving early cancels it."""
@@ -632,11 +640,11 @@ class Generator:
         """Rounds of a chunk that someone waits for: a round takes long on a CPU, the host's part of a chunk 1 ms."""
         return 1 if self._is_cpu else 4
 
-    def _default_kv_bytes(self) -> int:
+    def _default_kv_bytes(self) -> float:
         if self._is_cpu:
             return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2 // self.mesh.devices.size
-        weights = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(self.weights))
-        return max(1, int(0.9 * self.mesh.local_devices[0].memory_stats()["bytes_limit"]) - weights)
+        memory = (self.mesh.local_devices[0].memory_stats() or {}).get("bytes_limit", math.inf)
+        return 0.9 * memory - sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(self.weights))
 
 
 def tokenizer_of(weights: StoredWeights, model: str | Path) -> Tokenizer:

@@ -1,6 +1,7 @@
 """What is asked of a model, per request, and what comes back: checked here, and turned into flags and signatures."""
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -83,6 +84,8 @@ class SamplingParams:
         require(self.top_k >= 0, f"top_k: must not be negative, got {self.top_k}; 0 keeps all tokens")
         require(0 <= self.min_p <= 1, f"min_p: must be in [0, 1], got {self.min_p}")
         require(self.repetition_penalty > 0, f"repetition_penalty: must be positive, got {self.repetition_penalty}")
+        wrong = next((bias for bias in self.logit_bias.values() if not math.isfinite(bias)), None)
+        require(wrong is None, f"logit_bias: must be finite, got {wrong}")
         require(self.logprobs is None or self.logprobs >= 0, f"logprobs: must not be negative, got {self.logprobs}")
         require(self.num_draft_tokens > 0, f"num_draft_tokens: must be positive, got {self.num_draft_tokens}")
         for seed in self.seed if isinstance(self.seed, Sequence) else [self.seed]:

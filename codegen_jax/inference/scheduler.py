@@ -107,7 +107,7 @@ class Scheduler:
         admission: Callable[..., Any],
         *,
         max_rows: int,
-        max_bytes: int | None = None,
+        max_bytes: float | None = None,
         fixed: tuple[int, int] | None = None,
         keeps_rows: bool = False,
         short: int = 4,

@@ -106,7 +106,8 @@ def test_a_deadline_ends_a_request_with_the_tokens_it_has(model):
     ("wrong", "message"),
     [
         ({"logit_bias": {9999: 1.0}}, "logit_bias: id 9999 is not in the vocabulary"),
-        ({"logit_bias": {"a": 1.0}}, "logit_bias: must be"),
+        ({"logit_bias": {"a": 1.0}}, "logit_bias: must be a dict from whole numbers to numbers, got {'a': 1.0}"),
+        ({"logit_bias": {7: float("nan")}}, "logit_bias: must be finite, got nan"),
         ({"min_new_tokens": 13}, "min_new_tokens: must be between 0 and max_new_tokens = 12, got 13"),
         ({"presence_penalty": float("nan")}, "presence_penalty: must be finite"),
         ({"ignore_eos": 1}, "ignore_eos: must be true or false, got 1"),
@@ -116,3 +117,20 @@ def test_a_wrong_setting_is_refused_before_anything_runs(model, wrong, message):
     with pytest.raises(UserError, match=message):
         model.complete(PROMPTS, **OPTIONS | wrong)
     assert not model._scheduler.is_busy
+
+
+def test_something_else_than_requests_is_refused(model):
+    async def stream(request, **options):
+        return [chunk async for chunk in model.stream_async(request, **options)]
+
+    with pytest.raises(UserError, match=r"requests: must be a list of Requests, got \['x'\]"):
+        model.run(["x"])
+    for wrong in (model.run_async("x"), stream(b"x")):
+        with pytest.raises(UserError, match="request: must be a"):
+            asyncio.run(wrong)
+    with pytest.raises(UserError, match="temperature: the request has its own settings; set it in its params"):
+        asyncio.run(stream(Request(prompt="x"), temperature=0))
+
+
+def test_warmup_accepts_the_options_of_complete(model):
+    model.warmup(batch_size=2, prompt_tokens=4, max_new_tokens=4, seed=[1, 2], num_samples=2)

@@ -174,7 +174,7 @@ def test_a_stop_ends_a_request_and_frees_its_row_although_the_next_chunk_has_beg
     assert sum(entry[0] == "dispatched" and entry[2] == [100] for entry in engine.log) == 2
 
 
-@pytest.mark.parametrize("moment", ["queued", "admitted", "decoding"])
+@pytest.mark.parametrize("moment", ["queued", "arrived", "decoding"])
 def test_cancelling_ends_a_request_at_the_next_step_wherever_it_is(moment):
     engine, scheduler = make(max_rows=1, short=1)
     heard = []
@@ -182,7 +182,7 @@ def test_cancelling_ends_a_request_at_the_next_step_wherever_it_is(moment):
     second = ticket(engine, 101, new=20, listener=heard.append)
     scheduler.submit(second if moment == "decoding" else first)
     scheduler.submit(first if moment == "decoding" else second)
-    if moment != "admitted":
+    if moment != "arrived":
         scheduler.step()
         scheduler.step()
     scheduler.cancel(second)
