@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from codegen_jax.errors import UserError, require
 from codegen_jax.fields import check_type
 from codegen_jax.inference import scoring, turns
 from codegen_jax.inference.decode_weights import DecodeWeights, arrange_params, load_weights
+from codegen_jax.inference.driver import Driver
 from codegen_jax.inference.engine import Admission, Engine, Network
 from codegen_jax.inference.matrix import Quantize
 from codegen_jax.inference.request import Completion, Options, Request, accepts_options
@@ -99,10 +101,8 @@ class Generator:
             )
         self.max_kv_bytes = max_kv_bytes or self._default_kv_bytes()
         self.fixed_table = fixed_table
-        self._scheduler: Scheduler | None = None
-        self._stepping = threading.Lock()  # held during a step
-        self._starting = threading.Lock()  # held for an instant
-        self._driven: set[Scheduler] = set()  # by a thread
+        self._driver: Driver | None = None
+        self._choosing_driver = threading.Lock()
 
     @classmethod
     def load(
@@ -223,13 +223,11 @@ class Generator:
             UserError: see `complete`; also if a request fails by itself, after all others have ended.
         """
         check_type("requests", requests, Sequence[Request])
-        ids, scheduler = self._prompts(requests), self._scheduler_for(requests)
-        tickets = [self._ticket(scheduler, *pair) for pair in zip(requests, ids)]
+        ids, driver = self._prompts(requests), self._driver_for(requests)
+        tickets = [self._ticket(driver.scheduler, *pair) for pair in zip(requests, ids)]
         ended: deque[int] = deque()  # numbers of the requests that ended in the last step
         for number, ticket in enumerate(tickets):
             ticket.listener = lambda ticket, number=number: ended.append(number) if ticket.is_done else None
-        for ticket in sorted(tickets, key=lambda ticket: -len(ticket.ids)):
-            scheduler.submit(ticket)
         completions: dict[int, Completion] = {}
 
         def report() -> None:
@@ -240,7 +238,7 @@ class Generator:
                     if progress:
                         progress(number, completions[number])
 
-        self._wait(scheduler, tickets, report)
+        driver.run(sorted(tickets, key=lambda ticket: -len(ticket.ids)), report)
         return [completions[number] for number in range(len(requests))]
 
     @accepts_options
@@ -267,12 +265,10 @@ class Generator:
         'eos'
         """
         check_type("request", request, Request)
-        completion = None
-        async for ticket in self._updates(request, watched=False):
-            if ticket.is_done:
-                completion = self._completion(request, ticket)
-        assert completion is not None
-        return completion
+        driver, ticket = self._submission(request)
+        async for _ in driver.updates(ticket):
+            pass
+        return self._completion(request, ticket)
 
     async def stream_async(self, request: str | Request, **options: Any) -> AsyncIterator[str]:
         """Like `stream`, for asyncio; options are those of `complete` if the request is a text.
@@ -291,9 +287,11 @@ class Generator:
             (request,) = _one(Options.of(options).requests([request]))
         else:
             require(not options, f"{next(iter(options), '')}: the request has its own settings; set it in its params")
-        async for ticket in self._updates(request, watched=True):
-            if chunk := ticket.text.new(ticket.is_done):
-                yield chunk
+        driver, ticket = self._submission(request, watched=True)
+        async with aclosing(driver.updates(ticket)) as updates:  # leaving early cancels the ticket at once
+            async for _ in updates:
+                if chunk := ticket.text.new(ticket.is_done):
+                    yield chunk
 
     @accepts_options
     def complete_turn(
@@ -333,9 +331,7 @@ class Generator:
             short=self._short,
         )
         tickets = [self._ticket(scheduler, request, prompt) for request, prompt in zip(requests, ids)]
-        for ticket in tickets:
-            scheduler.submit(ticket)
-        self._wait(scheduler, tickets)
+        Driver(scheduler).run(tickets)
         after = turns.close(engine, tickets)
         return [self._completion(*pair) for pair in zip(requests, tickets)], after
 
@@ -353,21 +349,12 @@ class Generator:
         """
         check_type("prompt", prompt, str)
         (request,) = _one(Options.of(options).requests([prompt]))
-        return self._stream(request, *self._prompts([request]))
+        return self._stream(*self._submission(request, watched=True))
 
-    def _stream(self, request: Request, ids: list[int]) -> Iterator[str]:
-        scheduler = self._scheduler_for([request])
-        ticket = self._ticket(scheduler, request, ids, watched=True)
-        scheduler.submit(ticket)
-        try:
-            while not ticket.is_done:
-                self._step(scheduler)
-                if chunk := ticket.text.new(ticket.is_done):
-                    yield chunk
-        finally:
-            self._cancel(scheduler, [ticket])
-        if ticket.error:
-            raise ticket.error
+    def _stream(self, driver: Driver, ticket: Ticket) -> Iterator[str]:
+        for _ in driver.stream(ticket):
+            if chunk := ticket.text.new(ticket.is_done):
+                yield chunk
 
     def score(self, texts: Sequence[str], top: int = 0) -> list[Score]:
         """The log-probabilities that the model assigns to given texts.
@@ -457,78 +444,6 @@ class Generator:
                 engine.warmup(rows, slots, prompt_tokens, request.params)
                 engine.clear()
 
-    async def _updates(self, request: Request, watched: bool) -> AsyncIterator[Ticket]:
-        """The request's ticket after each change of its text. Leaving early cancels it."""
-        loop, changes = asyncio.get_running_loop(), asyncio.Queue()
-        scheduler, (ids,) = self._scheduler_for([request]), self._prompts([request])
-        ticket = self._ticket(scheduler, request, ids, watched)
-        ticket.listener = lambda ticket: loop.call_soon_threadsafe(changes.put_nowait, ticket) and None
-        scheduler.submit(ticket)
-        self._drive(scheduler)
-        try:
-            while not ticket.is_done:
-                await changes.get()
-                if ticket.error:
-                    raise ticket.error
-                yield ticket
-        finally:
-            if not ticket.is_done:
-                scheduler.cancel(ticket)
-
-    def _drive(self, scheduler: Scheduler) -> None:
-        """Have a thread step the scheduler for as long as it is busy."""
-
-        def drive() -> None:
-            while True:
-                with self._stepping, self._starting:
-                    if not scheduler.is_busy:
-                        return self._driven.remove(scheduler)
-                try:
-                    self._step(scheduler)
-                except BaseException:  # the tickets have it: see `Scheduler.fail`
-                    log.debug("the engine failed", exc_info=True)
-
-        with self._starting:
-            if scheduler not in self._driven:
-                self._driven.add(scheduler)
-                threading.Thread(target=drive, name="codegen-jax engine", daemon=True).start()
-
-    def _step(self, scheduler: Scheduler) -> None:
-        with self._stepping:
-            if scheduler.is_busy:
-                try:
-                    scheduler.step()
-                except BaseException as error:
-                    scheduler.fail(error)
-                    raise
-
-    def _wait(self, scheduler: Scheduler, tickets: Sequence[Ticket], report: Callable[[], None] = lambda: None) -> None:
-        """Step until all tickets are done, calling `report` after each step, or cancel them if that is interrupted.
-
-        Raises:
-            BaseException: the error of a ticket, after all have ended.
-        """
-        try:
-            for ticket in tickets:
-                while not ticket.is_done:
-                    self._step(scheduler)
-                    report()
-            with self._stepping:
-                pass  # the step of another thread that ended the last ticket is over
-            report()
-        finally:
-            self._cancel(scheduler, tickets)
-        if error := next((ticket.error for ticket in tickets if ticket.error), None):
-            raise error
-
-    def _cancel(self, scheduler: Scheduler, tickets: Sequence[Ticket]) -> None:
-        """Cancel the tickets that are not done, and free their rows."""
-        if live := [ticket for ticket in tickets if not ticket.is_done]:
-            for ticket in live:
-                ticket.listener = None
-                scheduler.cancel(ticket)
-            self._step(scheduler)
-
     def _prompts(self, requests: Sequence[Request]) -> list[list[int]]:
         """The checked token ids of the requests' prompts; equal texts are encoded once."""
         ids_of: dict[str, list[int]] = {}
@@ -561,6 +476,11 @@ class Generator:
         invalid = next((id for id in ids if not 0 <= id < V), None)
         require(invalid is None, f"prompt: id {invalid} is not in the vocabulary; ids must be in [0, {V})")
         return list(ids)
+
+    def _submission(self, request: Request, watched: bool = False) -> tuple[Driver, Ticket]:
+        """The driver and the ticket of a single request."""
+        (ids,), driver = self._prompts([request]), self._driver_for([request])
+        return driver, self._ticket(driver.scheduler, request, ids, watched)
 
     def _ticket(self, scheduler: Scheduler, request: Request, ids: list[int], watched: bool = False) -> Ticket:
         params, stops = request.params, request.params.stops()
@@ -605,12 +525,13 @@ class Generator:
             num_draft_tokens=num_draft_tokens if self.speculates else 0,
         )
 
-    def _scheduler_for(self, requests: Sequence[Request]) -> Scheduler:
-        """The scheduler, whose engine has as many draft tokens as a request wants, unless it is busy with others."""
+    def _driver_for(self, requests: Sequence[Request]) -> Driver:
+        """The driver, whose engine has as many draft tokens as a request wants, unless it is busy with others."""
         wanted = max((request.params.num_draft_tokens for request in requests), default=1) if self.speculates else 0
-        with self._starting:
-            current = self._scheduler
-            if current is None or (not current.is_busy and current.engine.num_draft_tokens != wanted):
+        with self._choosing_driver:
+            current = self._driver
+            scheduler = current and current.scheduler
+            if scheduler is None or (not scheduler.is_busy and scheduler.engine.num_draft_tokens != wanted):
                 engine = self._engine(wanted)
                 size = engine.padded_rows(self.max_rows), engine.slots_for(self.config.n_positions)
                 gib = engine.kv_bytes(*size) / GIB, self.max_kv_bytes / GIB
@@ -621,7 +542,7 @@ class Generator:
                     not self.fixed_table or gib[0] <= gib[1],
                     f"fixed_table: {sizes}, but max_kv_bytes allows {gib[1]:.1f}; reduce max_rows",
                 )
-                current = self._scheduler = Scheduler(
+                scheduler = Scheduler(
                     engine,
                     Admission,
                     max_rows=self.max_rows,
@@ -629,6 +550,8 @@ class Generator:
                     fixed=size if self.fixed_table else None,
                     short=self._short,
                 )
+                current = self._driver = Driver(scheduler)
+            assert current is not None
         return current
 
     @property

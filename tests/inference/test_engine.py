@@ -56,7 +56,7 @@ arrivals = st.tuples(
 
 def run(model, plan):
     """The tickets of the requests of `plan`, which arrive and are cancelled at its steps."""
-    scheduler = model._scheduler_for([])
+    scheduler = model._driver_for([]).scheduler
     tickets, step = {}, 0
     while step <= max(arrival for _, _, arrival, *_ in plan) or scheduler.is_busy:
         for number, (prompt, params, arrival, cancelled, priority) in enumerate(plan):
@@ -82,7 +82,7 @@ def run(model, plan):
 )
 def test_order_never_matters(tokenizer, dtype, axes, draft):
     model = make(tokenizer, dtype, axes, draft, fixed_table=True)
-    model._scheduler_for([Request(prompt="x", params=SamplingParams(num_draft_tokens=2))])
+    model._driver_for([Request(prompt="x", params=SamplingParams(num_draft_tokens=2))])
 
     @settings(max_examples=6, deadline=None, derandomize=True, database=None)
     @given(st.lists(arrivals, min_size=3, max_size=7))
@@ -120,7 +120,7 @@ def test_requests_that_wait_again_for_memory_get_the_same_tokens(tokenizer):
     small = make(tokenizer, config=config, max_kv_bytes=engine.kv_bytes(4, 256))  # enough for one of 500 tokens
     expected = roomy.run(requests(6, max_new_tokens=300))
     assert [c.token_ids for c in small.run(requests(6, max_new_tokens=300))] == [c.token_ids for c in expected]
-    assert small._scheduler.preempted > 0 == roomy._scheduler.preempted
+    assert small._driver.scheduler.preempted > 0 == roomy._driver.scheduler.preempted
     with pytest.raises(UserError, match=r"max_kv_bytes: 0.00 GiB are too little for one request of .* tokens"):
         make(tokenizer, max_kv_bytes=engine.kv_bytes(1, 100)).run(requests(1))
 
