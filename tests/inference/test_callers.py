@@ -56,15 +56,15 @@ def test_a_task_that_is_cancelled_or_stops_reading_frees_its_row(model, expected
         return await model.complete_async(PROMPTS, **OPTIONS)
 
     assert asyncio.run(leave()) == expected
-    assert not model._driver.scheduler.is_busy
+    assert not model._driver_for([]).scheduler.is_busy
 
 
 def test_a_stream_that_is_closed_early_frees_its_row(model, expected):
     stream = model.stream("x", max_new_tokens=60, temperature=1.0, ignore_eos=True)
     next(stream)
-    assert model._driver.scheduler.rows
+    assert model._driver_for([]).scheduler.rows
     stream.close()
-    assert not model._driver.scheduler.is_busy
+    assert not model._driver_for([]).scheduler.is_busy
     assert model.complete(PROMPTS, **OPTIONS) == expected
 
 
@@ -74,7 +74,7 @@ def test_an_interrupted_call_leaves_a_model_that_works(model, expected):
 
     with pytest.raises(KeyboardInterrupt):
         model.complete(PROMPTS, interrupt, **OPTIONS)
-    assert not model._driver.scheduler.is_busy
+    assert not model._driver_for([]).scheduler.is_busy
     assert model.complete(PROMPTS, **OPTIONS) == expected
 
 
@@ -116,7 +116,7 @@ def test_a_deadline_ends_a_request_with_the_tokens_it_has(model):
 def test_a_wrong_setting_is_refused_before_anything_runs(model, wrong, message):
     with pytest.raises(UserError, match=message):
         model.complete(PROMPTS, **OPTIONS | wrong)
-    assert not model._driver.scheduler.is_busy
+    assert not model._driver_for([]).scheduler.is_busy
 
 
 def test_something_else_than_requests_is_refused(model):
