@@ -126,7 +126,7 @@ def test_something_else_than_requests_is_refused(model):
     with pytest.raises(UserError, match=r"requests: must be a list of Requests, got \['x'\]"):
         model.run(["x"])
     for wrong in (model.run_async("x"), stream(b"x")):
-        with pytest.raises(UserError, match="request: must be (text or )?a Request, got"):
+        with pytest.raises(UserError, match=r"request: must be (text or )?a Request, got"):
             asyncio.run(wrong)
     with pytest.raises(UserError, match="temperature: the request has its own settings; set it in its params"):
         asyncio.run(stream(Request(prompt="x"), temperature=0))
