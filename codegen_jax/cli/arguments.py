@@ -126,6 +126,26 @@ def add_loading(parser: Parser) -> None:
     add_allow_nonfinite(parser)
 
 
+def add_decoding(parser: Parser) -> None:
+    """Add the arguments that control how completions are decoded: the same ones, with more or less time and memory."""
+    parser.add_argument(
+        "--draft",
+        metavar="MODEL",
+        help="speculative decoding, which does not change the output: lookup drafts from prompt and output; otherwise "
+        "a draft model",
+    )
+    parser.add_argument(
+        "--max-rows", type=whole_number, metavar="N", help="completions decoded together (default: 64, or 16 on a CPU)"
+    )
+    parser.add_argument(
+        "--max-kv-bytes",
+        type=whole_number,
+        metavar="N",
+        help="maximum size of the keys and values per device (default: what the weights leave of 90%% of its memory, "
+        "or half of the memory on a CPU)",
+    )
+
+
 def add_allow_nonfinite(parser: Parser) -> None:
     parser.add_argument(
         "--allow-nonfinite", action="store_true", help="accept weights that contain NaN or infinity, with a warning"
@@ -143,5 +163,7 @@ def load(arguments: argparse.Namespace, **changes: Any) -> "Generator":
         require(value > 0, f"{name}: must be positive, got {value}")
     use_compilation_cache()
     mesh = None if arguments.data == arguments.tensor == 1 else MeshConfig(arguments.data, 1, arguments.tensor)
-    given: dict[str, Any] = {name: getattr(arguments, name) for name in ("model", "dtype", "allow_nonfinite")}
+    # verbs that only score texts lack the last three
+    names = ("model", "dtype", "allow_nonfinite", "draft", "max_rows", "max_kv_bytes")
+    given: dict[str, Any] = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
     return Generator.load(**given, mesh=mesh, **changes)

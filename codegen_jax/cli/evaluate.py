@@ -265,7 +265,7 @@ def evaluate_model(
         Evaluation(benchmark, limit, share, protocol, settings),
         identity,
         arguments.output,
-        lambda: load(arguments, quantize=arguments.quantize, draft=arguments.draft),
+        lambda: load(arguments, quantize=arguments.quantize),
         lambda: Judges(layer, workers, arguments.timeout),
     )
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from codegen_jax.cli.arguments import Parser, add_loading, number, whole_number
+from codegen_jax.cli.arguments import Parser, add_decoding, add_loading, number, whole_number
 from codegen_jax.errors import UserError, require
 
 if TYPE_CHECKING:
@@ -32,12 +32,7 @@ def add_sampling(
     verb.add_argument("--greedy", action="store_true", help=greedy)
     verb.add_argument("--seed", type=whole_number, metavar="N", help="random seed (default: 0)")
     verb.add_argument("--limit", type=whole_number, metavar="N", help="evaluate only the first N problems")
-    verb.add_argument(
-        "--draft",
-        metavar="MODEL",
-        help="speculative decoding, which does not change the output: lookup drafts from prompt and output; otherwise "
-        "a draft model",
-    )
+    add_decoding(verb)
     verb.add_argument(
         "--share", metavar="I/N", help="evaluate only part I of N of the problems; all parts use the same DIR"
     )

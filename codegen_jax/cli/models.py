@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Literal, get_args, get_origin
 
-from codegen_jax.cli.arguments import MODEL, Parser, add_allow_nonfinite, add_loading, load, number, whole_number
+from codegen_jax.cli.arguments import MODEL, Parser, add_allow_nonfinite, add_decoding, add_loading, load, number, whole_number
 from codegen_jax.cli.console import uninterrupted
 from codegen_jax.cli.prompts import add_prompts, read_prompts
 from codegen_jax.errors import require
@@ -62,12 +62,7 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("model", metavar="MODEL", help=MODEL)
     add_prompts(verb)
     add_options(verb)
-    verb.add_argument(
-        "--draft",
-        metavar="MODEL",
-        help="speculative decoding, which does not change the output: lookup drafts from prompt and output; otherwise "
-        "a draft model",
-    )
+    add_decoding(verb)
     add_loading(verb)
     verb.add_argument("--stream", action="store_true", help="print the text as it is generated")
     verb.add_argument("--json", action="store_true", help="print one JSON object per completion")
@@ -151,7 +146,7 @@ def generate(arguments: argparse.Namespace) -> None:
     require(not (arguments.stream and arguments.json), "stream: cannot be combined with --json")
     require(arguments.logprobs is None or arguments.json, "logprobs: requires --json")
     Options.of(options)  # reject bad options before loading a model
-    model = load(arguments, quantize=arguments.quantize, draft=arguments.draft)
+    model = load(arguments, quantize=arguments.quantize)
     if arguments.stream:
         chunks = model.stream(prompts[0], **options)
         first = next(chunks, "")  # compiles most programs, whose log messages then precede the text

@@ -26,7 +26,7 @@ from codegen_jax.inference.request import SamplingParams
 from codegen_jax.inference.sampling import Settings
 from codegen_jax.sharding import ROWS, spec
 
-T = TypeVar("T")
+Item = TypeVar("Item")
 log = logging.getLogger(__name__)
 
 # Prompts shorter than this share a prefill, since it is as fast for 128 tokens as for 16 if reading the weights takes
@@ -335,7 +335,7 @@ def _resized(x_BS: np.ndarray, slots: int) -> np.ndarray:
     return np.pad(cut_BS, ((0, 0), (0, slots - cut_BS.shape[1])))
 
 
-def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """Lists of at most `size` consecutive items (Python 3.12 has it in itertools)."""
     remaining = iter(items)
     while some := list(islice(remaining, size)):

@@ -320,13 +320,18 @@ class Generator:
         requests = chosen.requests(prompts)
         ids = self._prompts(requests)
         engine = self._engine(chosen.num_draft_tokens)
-        slots = engine.slots_for(max(map(len, ids)) + chosen.max_new_tokens)
+        rows, slots = engine.padded_rows(len(prompts)), engine.slots_for(max(map(len, ids)) + chosen.max_new_tokens)
+        require(
+            engine.kv_bytes(rows, slots) <= self.max_kv_bytes,
+            f"max_kv_bytes: {self.max_kv_bytes / GIB:.2f} GiB are too little for {rows} rows of {slots} tokens; increase "
+            "it, or reduce max_new_tokens or the number of prompts (max_rows in an evaluation)",
+        )
         reopened = turns.reopen(engine, ids, before, slots)
         scheduler = Scheduler(
             engine,
             partial(Admission, is_prefilled=reopened is not None),
             max_rows=self.max_rows,
-            fixed=(engine.padded_rows(len(prompts)), reopened or slots),
+            fixed=(rows, reopened or slots),
             keeps_rows=True,
             short=self._short,
         )

@@ -252,7 +252,7 @@ def test_results_on_problems_from_a_file_are_not_compared_with_the_paper(files, 
     assert page.startswith("# humaneval (from a file): model") and "Comparison" not in page
 
 
-@pytest.mark.parametrize("words", ["--data 0", "--tensor 0", "--draft nowhere"])
+@pytest.mark.parametrize("words", ["--data 0", "--tensor 0", "--draft nowhere", "--max-rows 0"])
 def test_a_failed_load_creates_no_folder(files, monkeypatch, capsys, words):
     monkeypatch.chdir(files)
     given = f"evaluate model humaneval --problems own.jsonl --max-new-tokens 8 --output unmade {words}"

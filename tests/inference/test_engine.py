@@ -15,7 +15,8 @@ from codegen_jax.inference.generator import Generator
 from codegen_jax.inference.request import Request, SamplingParams
 from codegen_jax.model.codegen import init_params
 from codegen_jax.sharding import make_mesh
-from tests.runs import devices
+from codegen_jax.training.loop import train
+from tests.runs import devices, tiny_run
 
 CONFIG = CodeGenConfig(2, 32, 4, 4, vocab_size=520, n_positions=120, init="huggingface", dtype="float32")
 
@@ -123,6 +124,8 @@ def test_requests_that_wait_again_for_memory_get_the_same_tokens(tokenizer):
     assert small._driver.scheduler.preempted > 0 == roomy._driver.scheduler.preempted
     with pytest.raises(UserError, match=r"max_kv_bytes: 0.00 GiB are too little for one request of .* tokens"):
         make(tokenizer, max_kv_bytes=engine.kv_bytes(1, 100)).run(requests(1))
+    with pytest.raises(UserError, match="max_kv_bytes: 0.00 GiB are too little for 2 rows of 128 tokens"):
+        make(tokenizer, max_kv_bytes=engine.kv_bytes(1, 128)).complete_turn(["x", "y"], max_new_tokens=9)
 
 
 def test_a_mixed_load_compiles_nothing_after_warmup(tokenizer):
@@ -138,6 +141,37 @@ def test_a_table_that_changes_its_size_gives_the_same_tokens(tokenizer):
     fixed, free = make(tokenizer, fixed_table=True), make(tokenizer)
     expected = [completion.token_ids for completion in fixed.run(requests())]
     assert [completion.token_ids for completion in free.run(requests())] == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "allowed"), [("float32", 0.001), ("bfloat16", 0.01)])
+def test_sizes_change_only_tokens_that_are_about_as_likely_as_another(
+    texts, tokenizer, token_folder, tmp_path, dtype, allowed
+):
+    devices(8)
+    run, steps = tmp_path / "run", {"steps": 200, "eval_every": 1000}
+    train(tiny_run(run, token_folder, model={"n_embd": 64}, optimizer={"decay_steps": 198}, training=steps))
+    ids = [id for text in texts for id in tokenizer.encode(text)]
+    params = SamplingParams(max_new_tokens=60, temperature=0, logprobs=2, ignore_eos=True)
+    prompts = [ids[97 * n : 97 * n + 8 + n % 40] for n in range(100)]
+    load = lambda rows=8, **options: Generator.load(run, dtype, max_rows=rows, **options)
+    others = [load(), load(4), load(draft="lookup"), load(mesh=MeshConfig(8, 1, 1)), load(mesh=MeshConfig(4, 1, 2))]
+    expected, *found = (
+        model.run([Request(prompt=prompt, params=params) for prompt in prompts])
+        for model in (load(fixed_table=True), *others)
+    )
+    for completions in found:
+        compared, errors, margins = 0, [0.0], []
+        for ours, theirs in zip(expected, completions):
+            pairs = enumerate(zip(ours.token_ids, theirs.token_ids))
+            same = next((n for n, (a, b) in pairs if a != b), None)
+            compared += len(ours.token_ids) if same is None else same + 1
+            errors += [abs(a - b) for a, b in zip(ours.logprobs[:same], theirs.logprobs[:same])]
+            if same is not None:
+                likeliest, next_likeliest = ours.top_logprobs[same].values()
+                margins.append(likeliest - next_likeliest)
+        assert len(margins) <= allowed * compared
+        assert max(margins, default=0) <= 2 * max(errors) < 0.1  # the logits of both tokens may be wrong by that
 
 
 @pytest.mark.parametrize("prompts", [1, 3])
