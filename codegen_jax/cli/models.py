@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Literal, get_args, get_origin
 
-from codegen_jax.cli.arguments import MODEL, Parser, add_allow_nonfinite, add_decoding, add_loading, load, number, whole_number
+from codegen_jax.cli.arguments import (
+    MODEL,
+    Parser,
+    add_allow_nonfinite,
+    add_decoding,
+    add_loading,
+    load,
+    number,
+    whole_number,
+)
 from codegen_jax.cli.console import uninterrupted
 from codegen_jax.cli.prompts import add_prompts, read_prompts
 from codegen_jax.errors import require

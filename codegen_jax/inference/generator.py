@@ -323,8 +323,8 @@ class Generator:
         rows, slots = engine.padded_rows(len(prompts)), engine.slots_for(max(map(len, ids)) + chosen.max_new_tokens)
         require(
             engine.kv_bytes(rows, slots) <= self.max_kv_bytes,
-            f"max_kv_bytes: {self.max_kv_bytes / GIB:.2f} GiB are too little for {rows} rows of {slots} tokens; increase "
-            "it, or reduce max_new_tokens or the number of prompts (max_rows in an evaluation)",
+            f"max_kv_bytes: {self.max_kv_bytes / GIB:.2f} GiB are too little for {rows} rows of {slots} tokens; "
+            "increase it, or reduce max_new_tokens or the number of prompts (max_rows in an evaluation)",
         )
         reopened = turns.reopen(engine, ids, before, slots)
         scheduler = Scheduler(

@@ -124,7 +124,7 @@ def test_requests_that_wait_again_for_memory_get_the_same_tokens(tokenizer):
     assert small._driver.scheduler.preempted > 0 == roomy._driver.scheduler.preempted
     with pytest.raises(UserError, match=r"max_kv_bytes: 0.00 GiB are too little for one request of .* tokens"):
         make(tokenizer, max_kv_bytes=engine.kv_bytes(1, 100)).run(requests(1))
-    with pytest.raises(UserError, match="max_kv_bytes: 0.00 GiB are too little for 2 rows of 128 tokens"):
+    with pytest.raises(UserError, match=r"max_kv_bytes: 0.00 GiB are too little for 2 rows of 128 tokens"):
         make(tokenizer, max_kv_bytes=engine.kv_bytes(1, 128)).complete_turn(["x", "y"], max_new_tokens=9)
 
 
