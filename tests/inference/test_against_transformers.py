@@ -1,4 +1,4 @@
-"""Tiny random models in float32 (24, or 64 with slow tests) give transformers' greedy tokens, in batches and with lookup."""
+"""24 tiny random float32 models (64 with slow tests) give transformers' greedy tokens, in batches and with lookup."""
 
 import random
 
