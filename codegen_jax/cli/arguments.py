@@ -127,7 +127,7 @@ def add_loading(parser: Parser) -> None:
 
 
 def add_decoding(parser: Parser) -> None:
-    """Add the arguments that control how completions are decoded: the same ones, with more or less time and memory."""
+    """Add the arguments that control how fast completions are decoded, and in how much memory."""
     parser.add_argument(
         "--draft",
         metavar="MODEL",
@@ -163,7 +163,7 @@ def load(arguments: argparse.Namespace, **changes: Any) -> "Generator":
         require(value > 0, f"{name}: must be positive, got {value}")
     use_compilation_cache()
     mesh = None if arguments.data == arguments.tensor == 1 else MeshConfig(arguments.data, 1, arguments.tensor)
-    # verbs that only score texts lack the last three
+    # `evaluate MODEL harness` and `perplexity` lack the last three
     names = ("model", "dtype", "allow_nonfinite", "draft", "max_rows", "max_kv_bytes")
     given: dict[str, Any] = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
     return Generator.load(**given, mesh=mesh, **changes)

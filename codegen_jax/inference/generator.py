@@ -313,10 +313,15 @@ class Generator:
 
         Returns:
             One completion per prompt, as from `complete`, and the state for the next turn.
+
+        Raises:
+            UserError: see `complete`; also for several samples, too many prompts, or more keys and values than
+                `max_kv_bytes` allows.
         """
         chosen = Options.of(options)
         require(chosen.num_samples == 1, f"num_samples: must be 1 for a turn, got {chosen.num_samples}")
-        require(len(prompts) <= self.max_rows, f"prompts: at most {self.max_rows} are allowed, got {len(prompts)}")
+        allowed = f"between 1 and {self.max_rows} are allowed, got {len(prompts)}"
+        require(0 < len(prompts) <= self.max_rows, f"prompts: {allowed}")
         requests = chosen.requests(prompts)
         ids = self._prompts(requests)
         engine = self._engine(chosen.num_draft_tokens)

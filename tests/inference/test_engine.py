@@ -85,7 +85,7 @@ def test_order_never_matters(tokenizer, dtype, axes, draft):
     model = make(tokenizer, dtype, axes, draft, fixed_table=True)
     model._driver_for([Request(prompt="x", params=SamplingParams(num_draft_tokens=2))])
 
-    @settings(max_examples=4, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=6, deadline=None, derandomize=True, database=None)
     @given(st.lists(arrivals, min_size=3, max_size=7))
     def check(plan):
         for (prompt, params, *_), mixed in zip(plan, run(model, plan)):
@@ -126,6 +126,8 @@ def test_requests_that_wait_again_for_memory_get_the_same_tokens(tokenizer):
         make(tokenizer, max_kv_bytes=engine.kv_bytes(1, 100)).run(requests(1))
     with pytest.raises(UserError, match=r"max_kv_bytes: 0.00 GiB are too little for 2 rows of 128 tokens"):
         make(tokenizer, max_kv_bytes=engine.kv_bytes(1, 128)).complete_turn(["x", "y"], max_new_tokens=9)
+    with pytest.raises(UserError, match="prompts: between 1 and 4 are allowed, got 0"):
+        roomy.complete_turn([])
 
 
 def test_a_mixed_load_compiles_nothing_after_warmup(tokenizer):
