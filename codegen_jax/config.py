@@ -109,6 +109,7 @@ class DataConfig:
         sources: the mixture; each source NAME has data.sources.NAME.path, .weight and, optionally, .validation.
         sequence_length: tokens trained on per row (each row reads one more).
         document_mask: restrict attention to the same document and restart positions at 0; the authors do neither.
+            Required for examples packed by prepare --pack.
         skip_steps: pairs [first, last]: skip the data of these steps, so step `first` trains on the data of `last` + 1.
     """
 
@@ -151,7 +152,7 @@ class OptimizerConfig:
         learning_rate: learning rate at the end of warmup.
         end_learning_rate: learning rate after the cosine, until the end of the run.
         warmup_steps: steps of linear warmup from 0; the first update therefore has learning rate 0.
-        decay_steps: steps of cosine decay, counted from the end of warmup.
+        decay_steps: steps of cosine decay, counted from the end of warmup; 0: until the end of the run.
         weight_decay: decoupled weight decay, multiplied by the learning rate.
         decay_mask: kernels: matrices and embeddings only; jaxformer: as in the authors' code, also every
             block's LayerNorm parameters and MLP biases.
@@ -164,7 +165,7 @@ class OptimizerConfig:
     learning_rate: float
     end_learning_rate: float
     warmup_steps: int
-    decay_steps: int
+    decay_steps: int = 0
     weight_decay: float = 0.1
     decay_mask: Literal["kernels", "jaxformer"] = "kernels"
     clip_norm: float = 1.0
@@ -174,9 +175,9 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "optimizer.")
-        for name in ("learning_rate", "end_learning_rate", "warmup_steps", "weight_decay"):
+        for name in ("learning_rate", "end_learning_rate", "warmup_steps", "decay_steps", "weight_decay"):
             require(getattr(self, name) >= 0, f"optimizer.{name}: must not be negative, got {getattr(self, name)}")
-        for name in ("decay_steps", "clip_norm", "eps"):
+        for name in ("clip_norm", "eps"):
             require(getattr(self, name) > 0, f"optimizer.{name}: must be positive, got {getattr(self, name)}")
         for name in ("b1", "b2"):
             require(0 <= getattr(self, name) < 1, f"optimizer.{name}: must be in [0, 1), got {getattr(self, name)}")
@@ -187,8 +188,9 @@ class TrainingConfig:
     """The training loop.
 
     Attributes:
-        steps: number of updates.
         batch_size: rows per update, over all devices and micro-batches.
+        steps: number of updates.
+        epochs: passes over the data, which replace steps; for a mixture, until each source has been seen this often.
         gradient_accumulation_steps: micro-batches per update; only reduces memory.
         z_loss: weight of the squared log-partition in the loss; the authors use 1e-4.
         remat: values saved per block for the backward pass, besides its input; the rest is recomputed. full:
@@ -207,8 +209,9 @@ class TrainingConfig:
         wandb_project: also log to this project of Weights & Biases.
     """
 
-    steps: int
     batch_size: int
+    steps: int = 0
+    epochs: float | None = None
     gradient_accumulation_steps: int = 1
     z_loss: float = 0.0
     remat: Literal["auto", "none", "dots", "qkv_attention", "attention", "full"] = "auto"
@@ -223,9 +226,14 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "training.")
-        positive = ("steps", "batch_size", "gradient_accumulation_steps", "log_every", "eval_every", "eval_batches")
+        positive = ("batch_size", "gradient_accumulation_steps", "log_every", "eval_every", "eval_batches")
         for name in (*positive, "sample_tokens", "max_bad_steps"):
             require(getattr(self, name) > 0, f"training.{name}: must be positive, got {getattr(self, name)}")
+        require(
+            self.steps > 0 or (self.steps == 0 and self.epochs is not None),
+            f"training.steps: must be positive, got {self.steps}; or set training.epochs",
+        )
+        require(self.epochs is None or self.epochs > 0, f"training.epochs: must be positive, got {self.epochs}")
         require(
             self.spike_sigmas is None or self.spike_sigmas > 0,
             f"training.spike_sigmas: must be positive or null, got {self.spike_sigmas}",

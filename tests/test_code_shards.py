@@ -31,7 +31,7 @@ def test_every_source_file_is_in_one_shard_and_the_rest_is_counted(code_shards, 
     result = code_shards("source", "shards")
     assert result.returncode == 0 and not result.stderr, result.stderr
     texts = {
-        split: [document.text for shard in shards for document in read_documents(str(shard), Skipped(), "text")]
+        split: [document.text for shard in shards for document in read_documents(str(shard), Skipped())]
         for split, shards in (
             ("train", (tmp_path / "shards/train").iterdir()),
             ("validation", [tmp_path / "shards/validation.jsonl.zst"]),

@@ -29,6 +29,7 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument(
         "--whitespace-tokens", action="store_true", help="add CodeGen's 38 whitespace tokens to a GPT-2 vocabulary"
     )
+    add_format(verb)
     verb.add_argument(
         "--special-tokens",
         action="store_true",
@@ -91,6 +92,90 @@ def add_verbs(verbs: Any) -> None:
     verb.calls(show, accepts_fields=True)
 
 
+def add_format(parser: Parser) -> None:
+    """Add the arguments about the format of the data, and about examples."""
+    parser.add_argument(
+        "--format",
+        choices=("text", "pairs", "messages", "alpaca"),
+        default="text",
+        help="text: documents; pairs: prompt and completion; messages: conversations, a list of role and content; "
+        "alpaca: instruction, input and output (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--fields",
+        metavar="NAME=FIELD,...",
+        help="the data's names for the format's fields, such as prompt=question,completion=answer",
+    )
+    parser.add_argument(
+        "--template",
+        metavar="FILE",
+        help="a Jinja chat template for messages, with {%% generation %%} around the assistant's turns (default: the "
+        "tokenizer's, else that of --show-template)",
+    )
+    parser.add_argument("--show-template", action=ShowTemplate, nargs=0, help="print the default template and exit")
+    parser.add_argument(
+        "--loss",
+        choices=("completions", "all"),
+        default="completions",
+        help="which tokens of pairs, messages and alpaca are trained (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pack",
+        action="store_true",
+        help="put several examples or documents into a row, which do not see each other; requires "
+        "--data.document_mask true in training",
+    )
+    parser.add_argument(
+        "--sequence-length",
+        type=whole_number,
+        default=2048,
+        metavar="N",
+        help="length of the longest example in tokens (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--too-long",
+        choices=("cut", "drop"),
+        default="cut",
+        help="cut: longer examples lose the beginning of the prompt, or are dropped if the completion does not fit; "
+        "drop: drop them (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--fim-rate",
+        type=number,
+        default=0.0,
+        metavar="X",
+        help="share of the documents rearranged for fill-in-the-middle (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--fim",
+        choices=("psm", "spm", "mixed"),
+        default="mixed",
+        help="psm: prefix, suffix, middle; spm: suffix, prefix, middle; mixed: either (default: %(default)s)",
+    )
+
+
+class ShowTemplate(argparse.Action):
+    """Print the default chat template and exit."""
+
+    def __call__(self, parser: Any, *_: Any) -> None:
+        from codegen_jax.data.chat_template import DEFAULT
+
+        print(DEFAULT, end="")
+        parser.exit()
+
+
+def parse_fields(text: str | None) -> dict[str, str]:
+    """The names in --fields.
+
+    Raises:
+        UserError: if an entry is not NAME=FIELD.
+    """
+    pairs = [entry.split("=", 1) for entry in text.split(",")] if text else []
+    for pair in pairs:
+        require(len(pair) == 2 and all(pair), f"fields: must be NAME=FIELD,..., got {text!r}")
+    return {name: field for name, field in pairs}
+
+
 def add_shards(parser: Parser, output: str) -> None:
     """Add the input and output arguments; `output` is the help text of --output."""
     parser.add_argument(
@@ -124,6 +209,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     from codegen_jax.data.prepare import prepare
     from codegen_jax.data.prepare_report import load_report, table
     from codegen_jax.data.tokenizer import load_tokenizer
+    from codegen_jax.mistaken_paths import read_text
 
     require(arguments.filters == "code" or not arguments.extensions, "extensions: requires --filters code")
     manifest = prepare(
@@ -131,6 +217,15 @@ def prepare(arguments: argparse.Namespace) -> None:
         arguments.output,
         load_tokenizer(arguments.tokenizer, arguments.whitespace_tokens),
         text_field=arguments.text_field,
+        format=arguments.format,
+        fields=parse_fields(arguments.fields),
+        template=arguments.template and read_text(arguments.template),
+        loss=arguments.loss,
+        pack=arguments.pack,
+        sequence_length=arguments.sequence_length,
+        too_long=arguments.too_long,
+        fim_rate=arguments.fim_rate,
+        fim=arguments.fim,
         special_tokens=arguments.special_tokens,
         filters=arguments.filters,
         extensions=arguments.extensions or CODE_EXTENSIONS,
@@ -146,8 +241,12 @@ def prepare(arguments: argparse.Namespace) -> None:
         return
     print(table(load_report(arguments.output)))
     print(
-        f"{arguments.output}: {manifest.tokens:,} tokens in {manifest.documents:,} documents, "
-        f"{manifest.text_bytes / manifest.tokens:.2f} bytes per token"
+        f"{arguments.output}: {manifest.tokens:,} tokens in {manifest.documents:,} "
+        + (
+            f"examples, {manifest.trained_tokens:,} of them trained"
+            if manifest.has_examples
+            else f"documents, {manifest.text_bytes / manifest.tokens:.2f} bytes per token"
+        )
     )
 
 

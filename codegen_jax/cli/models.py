@@ -73,6 +73,9 @@ def add_verbs(verbs: Any) -> None:
     add_options(verb)
     add_decoding(verb)
     add_loading(verb)
+    verb.add_argument(
+        "--suffix", metavar="TEXT", help="complete the text between the prompt and this text (fill-in-the-middle)"
+    )
     verb.add_argument("--stream", action="store_true", help="print the text as it is generated")
     verb.add_argument("--json", action="store_true", help="print one JSON object per completion")
     verb.calls(generate)
@@ -156,22 +159,31 @@ def generate(arguments: argparse.Namespace) -> None:
     require(arguments.logprobs is None or arguments.json, "logprobs: requires --json")
     Options.of(options)  # reject bad options before loading a model
     model = load(arguments, quantize=arguments.quantize)
+    given: Sequence[str | list[int]] = prompts
+    suffix = arguments.suffix or ""
+    if arguments.suffix is not None:
+        from codegen_jax.data.infill import infill_prompt
+
+        given = [infill_prompt(model.tokenizer, prefix, suffix) for prefix in prompts]
     if arguments.stream:
-        chunks = model.stream(prompts[0], **options)
+        chunks = model.stream(given[0], **options)
         first = next(chunks, "")  # compiles most programs, whose log messages then precede the text
         with uninterrupted():
-            for chunk in chain((prompts[0], first), chunks):
+            for chunk in chain((prompts[0], first), chunks, [suffix]):
                 print(chunk, end="", flush=True)
         return
-    completions = model.complete(prompts, **options)
-    for completion in completions:
+    completions = model.complete(given, **options)
+    for place, completion in enumerate(completions):
+        prompt = prompts[place // options["num_samples"]]
         if arguments.json:
             record = {name: value for name, value in dataclasses.asdict(completion).items() if value is not None}
             if arguments.draft is None:
                 del record["proposed"], record["accepted"]
+            if arguments.suffix is not None:
+                record |= {"prompt": prompt, "suffix": suffix}
             print(dumps(record))
         else:
-            print(completion.prompt + completion.completion)
+            print(prompt + completion.completion + suffix)
     if proposed := sum(completion.proposed for completion in completions):
         accepted = sum(completion.accepted for completion in completions)
         share = f"{accepted:,} of {proposed:,} draft tokens accepted ({accepted / proposed:.0%})"

@@ -10,25 +10,26 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from codegen_jax.data.order import Order
-from codegen_jax.data.tokens import Windows
+from codegen_jax.data.rows import PADDING
+from codegen_jax.data.sources import Rows
 
 
 class Batches:
     """The training batches.
 
     Args:
-        windows: the windows of each source.
+        windows: the rows of each source.
         order: maps each row of each step to a window.
         sharding: how the rows of a batch are sharded.
     """
 
-    def __init__(self, windows: Sequence[Windows], order: Order, sharding: NamedSharding):
+    def __init__(self, windows: Sequence[Rows], order: Order, sharding: NamedSharding):
         self.windows, self.order = windows, order
         self.shape = (order.batch_size, windows[0].sequence_length + 1)
         self.sharding = sharding
 
     def __call__(self, step: int) -> jax.Array:
-        """The batch for a step, int32 [batch_size, sequence_length + 1]."""
+        """The batch for a step, int32 [batch_size, sequence_length + 1], as in rows.py."""
         first = self.order.first_row(step)
 
         def read_row(row: int) -> np.ndarray:
@@ -39,14 +40,14 @@ class Batches:
 
 
 def validation_batches(
-    windows: Windows, batch_size: int, sharding: NamedSharding, max_batches: int
+    windows: Rows, batch_size: int, sharding: NamedSharding, max_batches: int
 ) -> Iterator[jax.Array]:
     """Up to `max_batches` batches from the start of a validation set, always in the same order.
 
-    Rows past the end of the set are filled with -1, which the loss ignores.
+    Rows past the end of the set are padding, which the loss ignores.
     """
     shape = (batch_size, windows.sequence_length + 1)
-    padding = np.full(shape[1], -1, np.int32)
+    padding = np.full(shape[1], PADDING, np.int32)
     for first in range(0, min(len(windows), max_batches * batch_size), batch_size):
 
         def read_row(row: int, first: int = first) -> np.ndarray:

@@ -18,6 +18,7 @@ from codegen_jax.data.shards import Skipped
 
 REPORT = "report.json"
 TALLY = "TALLY"
+CUT, REARRANGED, WHOLE = "examples cut", "documents rearranged", "documents left whole"  # statistics
 DROPPED = "dropped_"  # prefix of the datatrove statistics that count drops by reason
 
 
@@ -65,12 +66,17 @@ def make_report(statistics: Path, work: Path, inputs: Inputs) -> dict[str, Any]:
         "first": {reason: {"shard", "line", "starts"}}, the first line dropped while reading, for each reason,
         "stages": a list of {"stage", "sources": {source: {"documents", "bytes"}}, "dropped": {reason: documents}}, the
             output of each stage and the reasons for its drops,
-        "tokens": {source: tokens}, including eos.
+        "tokens": {source: tokens}, including eos,
+        "long": {"cut": number, "examples": [{"shard", "line", "tokens", "cut"}]}, if examples were longer than the
+            context: which ones, up to 1,000 per shard, and whether they were cut or dropped,
+        "infill": {"rearranged": documents, "too_long": documents}, if documents were rearranged for
+            fill-in-the-middle; those too long for a packed row were then left as they are.
     """
     tasks = [json.loads(file.read_text()) for file in sorted(statistics.glob("*.json"))]
     stages: list[dict[str, Any]] = []
     tokens: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for step in zip(*tasks, strict=True):  # one step of the pipeline, over all tasks
         totals: Counter[str] = Counter()
         for task in step:
@@ -79,23 +85,27 @@ def make_report(statistics: Path, work: Path, inputs: Inputs) -> dict[str, Any]:
         if not reasons and totals["dropped"]:
             reasons = {"near-duplicate": totals["dropped"]}  # MinhashDedupFilter records no reason
         dropped.update(reasons)
+        counts.update({name: totals[name] for name in (CUT, REARRANGED, WHOLE) if name in totals})
         tokens.update({name.removeprefix("tokens "): n for name, n in totals.items() if name.startswith("tokens ")})
         kind, _, stage = step[0]["name"].partition(": ")
         if kind == TALLY:
             sources = sorted(name.removeprefix("documents ") for name in totals if name.startswith("documents "))
-            counts = {s: {"documents": totals[f"documents {s}"], "bytes": totals[f"bytes {s}"]} for s in sources}
-            stages.append({"stage": stage, "sources": counts, "dropped": dict(dropped.most_common())})
+            passed = {s: {"documents": totals[f"documents {s}"], "bytes": totals[f"bytes {s}"]} for s in sources}
+            stages.append({"stage": stage, "sources": passed, "dropped": dict(dropped.most_common())})
             dropped.clear()
     read = [json.loads(file.read_text()) for file in sorted((work / "read").glob("*.json"))]
     first: dict[str, Any] = {}
     for task in read:
         first = task["first"] | first
     empty = [task["shard"] for task in read if not task["documents"]]
+    long = [example for file in sorted((work / "long").glob("*.json")) for example in json.loads(file.read_text())]
     return {
         "inputs": {**inputs.record(), "without_documents": empty},
         "first": first,
         "stages": stages,
         "tokens": dict(sorted(tokens.items())),
+        **({"long": {"cut": counts[CUT], "examples": long}} if long else {}),
+        **({"infill": {"rearranged": counts[REARRANGED], "too_long": counts[WHOLE]}} if counts[REARRANGED] else {}),
     }
 
 
@@ -127,6 +137,11 @@ def table(report: dict[str, Any]) -> str:
                 lines.append(f"{dropped_by}: {_plural(count, 'line')} ({reason}); the first is {start}")
             else:
                 lines.append(f"{dropped_by}: {_plural(count, 'document')} ({reason})")
+    if cut := report.get("long", {}).get("cut"):
+        lines.append(f"cut to the context: {_plural(cut, 'example')}, listed in {REPORT}")
+    if infill := report.get("infill"):
+        rearranged = infill["rearranged"] - infill["too_long"]
+        lines.append(f"rearranged for fill-in-the-middle: {_plural(rearranged, 'document')}")
     if empty := report["inputs"]["without_documents"]:
         lines.append(f"no documents in {_plural(len(empty), 'shard')}, such as {empty[0]}")
     return "\n".join(lines)

@@ -11,11 +11,14 @@ from backports import zstd
 from fsspec.compression import compr
 from fsspec.utils import infer_compression
 
+from codegen_jax.data.formats import Format, Text, Unusable, json_type
 from codegen_jax.data.inputs import HUB
+from codegen_jax.data.parts import Part, text_of
 from codegen_jax.errors import UserError
 from codegen_jax.mistaken_paths import describe_placeholder
 from codegen_jax.storage import is_remote
 
+PLAIN = Text()
 BOM = b"\xef\xbb\xbf"
 # file types that are not plain JSON lines: first bytes, the suffix under which they are expected, the message
 FILE_TYPES = (
@@ -38,11 +41,15 @@ class RawDocument(NamedTuple):
         text: non-empty text that can be encoded as UTF-8.
         source: meta.pile_set_name, or "unknown".
         path: the file that the document came from: meta.path, else the field "path", else "".
+        line: line or row number in the shard, starting at 1.
+        parts: the text as parts that are trained or not.
     """
 
     text: str
     source: str
     path: str
+    line: int
+    parts: list[Part]
 
 
 class Skipped:
@@ -79,75 +86,56 @@ class Record(NamedTuple):
 
 
 def read_documents(
-    shard: str, skipped: Skipped, text_field: str = "text", progress: Callable[[float], object] = lambda fraction: None
+    shard: str,
+    skipped: Skipped,
+    form: Format = PLAIN,
+    progress: Callable[[float], object] = lambda fraction: None,
 ) -> Iterator[RawDocument]:
     """Yield the documents of a shard; lines without a document are counted in `skipped`.
 
     Args:
+        form: how a JSON object or row becomes a document.
         progress: called with the fraction of the shard that has been read, where it is known.
 
     Raises:
         UserError: if the shard can't be read to its end (for example, its compressed data is truncated), has lines
-            but no JSON objects, or has objects but none with the field.
+            but no JSON objects, or has objects but none with the fields.
     """
-    lines, objects, missing = 0, 0, f"no field {text_field}"
+    lines, objects = 0, 0
     fields: list[str] = []
-    for line, content, record in read_records(shard, text_field, progress):
+    for line, content, record in read_records(shard, form, progress):
         lines += 1
         if isinstance(record, str):
             skipped.add(record, line, content)
             continue
         objects += 1
-        if text_field not in record:
-            fields = fields or list(record)
-            skipped.add(missing, line, content)
-        elif not isinstance(text := record[text_field], str):
-            skipped.add(f"field {text_field} is {_json_type(text)}", line, content)
-        elif not text:
-            skipped.add("empty text", line, content)
-        elif not _is_utf8(text):
-            skipped.add("lone surrogate in the text", line, content)
-        else:
-            meta = _meta(record)
-            path = meta.get("path") or record.get("path") or ""
-            yield RawDocument(text, str(meta.get("pile_set_name") or "unknown"), str(path))
+        fields = fields or list(record)
+        try:
+            parts = form.parts(record)
+        except Unusable as reason:
+            skipped.add(str(reason), line, content)
+            continue
+        meta = _meta(record)
+        path = meta.get("path") or record.get("path") or ""
+        yield RawDocument(text_of(parts), str(meta.get("pile_set_name") or "unknown"), str(path), line, parts)
     if lines and not objects:
         what = describe_file(shard)
         raise UserError(
             f"{shard}: none of its {lines} line(s) is a JSON object; "
             + (f"the file is {what}" if what else f"line {_first(skipped)}; restore or remove the file")
         )
-    if objects and skipped.counts.get(missing) == objects:
-        _raise_no_field(shard, text_field, fields)
+    for column in form.columns:
+        if objects and skipped.counts.get(f"no field {column}") == objects:
+            _raise_no_field(shard, form, column, fields)
 
 
-def _raise_no_field(shard: str, text_field: str, fields: list[str]) -> None:
-    raise UserError(f"text_field: {shard} has no field {text_field}; choose one of {', '.join(fields)[:300]}")
+def _raise_no_field(shard: str, form: Format, column: str, fields: list[str]) -> None:
+    raise UserError(f"{form.option}: {shard} has no field {column}; choose one of {', '.join(fields)[:300]}")
 
 
 def _first(skipped: Skipped) -> str:
     reason, first = next(iter(skipped.first.items()))
     return f"{first['line']} is {reason}: {first['starts'][:60]!r}"
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _json_type(value: Any) -> str:
-    types = {
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        list: "a list",
-        dict: "an object",
-        str: "a string",
-    }
-    return "null" if value is None else types.get(type(value), type(value).__name__)
 
 
 def _meta(record: dict[str, Any]) -> dict[str, Any]:
@@ -159,20 +147,20 @@ def _meta(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_records(
-    shard: str, text_field: str | None = None, progress: Callable[[float], object] = lambda fraction: None
+    shard: str, form: Format | None = None, progress: Callable[[float], object] = lambda fraction: None
 ) -> Iterator[Record]:
     """Yield the lines or rows of a shard.
 
     Args:
         shard: as listed by `list_shards`.
-        text_field: in Parquet files, read only this column, meta and path; None reads all columns.
+        form: in Parquet files, read only this format's columns, meta and path; None reads all columns.
         progress: see `read_documents`.
 
     Raises:
         UserError: if the shard can't be read to its end (for example, its compressed data is truncated).
     """
     try:
-        yield from _records(shard, text_field, progress)
+        yield from _records(shard, form, progress)
     except UserError:
         raise
     except Exception as error:  # each codec, Parquet and hub library raises its own exceptions
@@ -181,7 +169,7 @@ def read_records(
         raise UserError(f"{shard}: can't be read ({reason})") from error
 
 
-def _records(shard: str, text_field: str | None, progress: Callable[[float], object]) -> Iterator[Record]:
+def _records(shard: str, form: Format | None, progress: Callable[[float], object]) -> Iterator[Record]:
     if shard.startswith(HUB):
         from datasets import load_dataset
 
@@ -189,7 +177,7 @@ def _records(shard: str, text_field: str | None, progress: Callable[[float], obj
         for number, row in enumerate(load_dataset(name, split=split or "train", streaming=True), 1):
             yield Record(number, row, row)
     elif shard.endswith(".parquet"):
-        yield from _rows(shard, text_field, progress)
+        yield from _rows(shard, form, progress)
     else:
         with _open(shard) as stored, _decompressed(stored, shard) as file:
             size = getattr(stored, "size", None)  # unknown for some URLs
@@ -202,16 +190,17 @@ def _records(shard: str, text_field: str | None, progress: Callable[[float], obj
                     yield Record(number, line, _parse(line))
 
 
-def _rows(shard: str, text_field: str | None, progress: Callable[[float], object]) -> Iterator[Record]:
+def _rows(shard: str, form: Format | None, progress: Callable[[float], object]) -> Iterator[Record]:
     from pyarrow import parquet
 
     with _open(shard) as file:
         table = parquet.ParquetFile(file)
         columns = table.schema_arrow.names
-        if text_field is not None:
-            if text_field not in columns:
-                _raise_no_field(shard, text_field, columns)
-            columns = [name for name in (text_field, "meta", "path") if name in columns]
+        if form is not None:
+            for column in form.columns:
+                if column not in columns:
+                    _raise_no_field(shard, form, column, columns)
+            columns = [name for name in (*form.columns, *form.optional, "meta", "path") if name in columns]
         number = 0
         for rows in table.iter_batches(columns=columns, batch_size=1000):
             progress((number + len(rows)) / table.metadata.num_rows)
@@ -260,7 +249,7 @@ def _parse(line: bytes) -> dict[str, Any] | str:
         except ValueError:
             is_truncated = line.lstrip().startswith(b"{") and not line.rstrip().endswith(b"}")
             return "a truncated JSON object" if is_truncated else "not JSON"
-    return record if isinstance(record, dict) else f"{_json_type(record)}, not a JSON object"
+    return record if isinstance(record, dict) else f"{json_type(record)}, not a JSON object"
 
 
 def _parse_int(digits: str) -> int | float:

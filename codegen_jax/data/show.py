@@ -1,14 +1,17 @@
 """Show what the model saw at step N: the rows of a batch as text, with token and document boundaries."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from codegen_jax.config import RunConfig
+from codegen_jax.data.rows import ids_of, starts_of, targets_of
 from codegen_jax.data.sources import make_order, open_sources
 from codegen_jax.data.tokenizer import END_OF_TEXT, Tokenizer
 from codegen_jax.errors import require
 
+NEW_LINE = "\n"
 SEPARATOR = "│"  # between two tokens
 
 
@@ -26,33 +29,44 @@ def show(config: RunConfig, step: int, row: int | None = None) -> Iterator[str]:
     require(step >= 1, f"step: must be at least 1, got {step}; steps are numbered as in the log")
     rows = range(config.training.batch_size)
     require(row is None or row in rows, f"row: must be between 0 and training.batch_size - 1 = {rows[-1]}, got {row}")
-    sources, tokenizer = open_sources(config.data)
+    sources, tokenizer = open_sources(replace(config.data, document_mask=True))  # rows then mark where documents start
     order = make_order(config, sources)
     for number in rows if row is None else [row]:
         source, epoch, window = order.row(order.first_row(step - 1) + number)
         windows = sources[source].windows
         tokens, parts = windows[window], windows.parts(window)
+        padding = len(tokens) - sum(stop - start for _, start, stop in parts)
         name = f"source {sources[source].name}, " if sources[source].name else ""
         ranges = [f"tokens {a} to {b - 1} of {windows.files.folder / windows.files.name(file)}" for file, a, b in parts]
         yield (
             f"== step {step}, row {number}: {name}epoch {epoch}, window {window} of {len(windows)}, {', '.join(ranges)}"
         )
         documents = [document for part in parts for document in windows.files.documents(*part)]
-        yield render(tokens, tokenizer, documents)
+        text = render(tokens[: len(tokens) - padding], tokenizer, documents)
+        yield text + (f"\n-- padding: {padding} tokens" if padding else "")
 
 
-def render(tokens: np.ndarray, tokenizer: Tokenizer, documents: Sequence[int]) -> str:
-    """Tokens as text, separated by `SEPARATOR`; each eos is followed by a line with the next document's number.
+def render(row: np.ndarray, tokenizer: Tokenizer, documents: Sequence[int]) -> str:
+    """Tokens as text, separated by `SEPARATOR`, with a line where a document starts and where training starts or ends.
 
     Tokens that share a character are shown together, since none of them is text on its own.
+
+    Args:
+        row: int32, as in rows.py, without padding.
+        tokenizer: the tokenizer.
+        documents: the number of the document at the start of the row, and of each one that starts later.
     """
-    text, pending, numbers = f"-- document {documents[0]}\n", [], iter(documents[1:])
-    for token in tokens.tolist():
+    text, pending, numbers, was_trained = "", [], iter(documents), True
+    starts, trained = starts_of(row), targets_of(row) >= 0
+    for position, token in enumerate(ids_of(row).tolist()):
+        if position == 0 or starts[position]:
+            text += f"{NEW_LINE if text else ''}-- document {next(numbers)}\n"
+        if trained[position] != was_trained:
+            was_trained = trained[position]
+            text += f"{'' if text.endswith(NEW_LINE) else NEW_LINE}-- {'trained' if was_trained else 'not trained'}\n"
         pending.append(token)
         piece = END_OF_TEXT if token == tokenizer.eos_id else tokenizer.decode(pending)
         if "\ufffd" in piece and len(pending) < 4:  # only part of a character's bytes so far
             continue
         text, pending = text + piece + SEPARATOR, []
-        if token == tokenizer.eos_id:
-            text += f"\n-- document {next(numbers, '')}\n"
     return text + tokenizer.decode(pending)

@@ -4,9 +4,28 @@ from typing import NamedTuple
 
 from codegen_jax.config import DataConfig, RunConfig
 from codegen_jax.data.order import Order
+from codegen_jax.data.packing import Examples
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.data.tokens import TokenFiles, Windows
 from codegen_jax.errors import require
+
+Rows = Windows | Examples
+
+
+def open_rows(files: TokenFiles, sequence_length: int, document_mask: bool) -> Rows:
+    """The rows of a folder: windows of plain text, or rows of whole examples.
+
+    Raises:
+        UserError: if there is no row, or an example is longer than one, or examples share rows without a document mask.
+    """
+    if not files.manifest.has_examples:
+        return Windows(files, sequence_length, document_mask)
+    packed = files.manifest.windows == "packed"
+    require(
+        document_mask or not packed,
+        f"data.document_mask: must be true, since {files.folder} has several examples per row (prepare --pack)",
+    )
+    return Examples(files, sequence_length, packed)
 
 
 class Source(NamedTuple):
@@ -16,14 +35,14 @@ class Source(NamedTuple):
         name: its key in data.sources; "" for data.train.
         weight: its weight, before the weights are normalized to sum to 1.
         files: token files for training.
-        windows: the windows of those files.
+        windows: the rows of those files.
         validation: token files for validation, or None.
     """
 
     name: str
     weight: float
     files: TokenFiles
-    windows: Windows
+    windows: Rows
     validation: TokenFiles | None
 
     @property
@@ -42,9 +61,10 @@ def open_sources(config: DataConfig) -> tuple[list[Source], Tokenizer]:
     for name, source in sorted(config.mixture.items()):
         files = TokenFiles(source.path)
         validation = TokenFiles(source.validation) if source.validation else None
-        sources.append(Source(name, source.weight, files, Windows(files, config.sequence_length), validation))
+        rows = open_rows(files, config.sequence_length, config.document_mask)
+        sources.append(Source(name, source.weight, files, rows, validation))
         if validation is not None:
-            Windows(validation, config.sequence_length)
+            open_rows(validation, config.sequence_length, config.document_mask)
     first = sources[0].files
     tokenizer = first.tokenizer()
     for files in (files for source in sources for files in (source.files, source.validation) if files is not None):
@@ -54,6 +74,11 @@ def open_sources(config: DataConfig) -> tuple[list[Source], Tokenizer]:
             f"{first.manifest.tokenizer}; prepare all data of a run with the same tokenizer",
         )
     return sources, tokenizer
+
+
+def rows_per_epoch(sources: list[Source]) -> float:
+    """The number of rows of a batch after which each source has been seen at least once."""
+    return max(len(source.windows) * sum(s.weight for s in sources) / source.weight for source in sources)
 
 
 def make_order(config: RunConfig, sources: list[Source]) -> Order:

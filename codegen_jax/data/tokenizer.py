@@ -6,6 +6,7 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,6 +104,24 @@ class Tokenizer(ABC):
         return other if self.extends(other) else self
 
     @abstractmethod
+    def id_of(self, token: str) -> int:
+        """The id of a special token by its name; <|endoftext|> is eos, whatever its name in the vocabulary.
+
+        Raises:
+            UserError: if the vocabulary lacks it.
+        """
+
+    @abstractmethod
+    def with_special_tokens(self, tokens: Sequence[str]) -> "Tokenizer":
+        """This tokenizer with these special tokens; those that it lacks take the ids after the vocabulary."""
+
+    def with_file(self, name: str, content: bytes) -> "Tokenizer":
+        """This tokenizer with one more file among its metadata."""
+        changed = copy(self)
+        changed.metadata = {**self.metadata, name: content}
+        return changed
+
+    @abstractmethod
     def is_text_token(self, id: int) -> bool:
         """Whether an id is in the vocabulary and stands for ordinary text rather than a special or added token."""
 
@@ -196,6 +215,22 @@ class BpeTokenizer(Tokenizer):
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
+    def id_of(self, token: str) -> int:
+        id = self.eos_id if token == END_OF_TEXT else self._tokenizer.token_to_id(token)
+        if id is None:
+            raise UserError(f"the tokenizer has no special token {token}")
+        return id
+
+    def with_special_tokens(self, tokens: Sequence[str]) -> "BpeTokenizer":
+        from tokenizers import AddedToken
+        from tokenizers import Tokenizer as FastTokenizer
+
+        extended = FastTokenizer.from_str(self._json)
+        extended.add_special_tokens([AddedToken(token, normalized=False) for token in tokens])
+        # files of slow tokenizers would lack them
+        metadata = {name: content for name, content in self.metadata.items() if name not in VOCABULARY}
+        return BpeTokenizer(extended.to_str(), metadata=metadata)
+
     def is_text_token(self, id: int) -> bool:
         is_special = id in self.end_ids or id in self._tokenizer.get_added_tokens_decoder()
         return id < self.vocab_size and not is_special
@@ -275,6 +310,18 @@ class SentencePieceTokenizer(Tokenizer):
                 if left in ids and right in ids:
                     merges.append((-piece.score, ids[left], ids[right], (left, right)))
         return [pair for *_, pair in sorted(merges)]
+
+    def id_of(self, token: str) -> int:
+        id = self.eos_id if token == END_OF_TEXT else self._processor.piece_to_id(token)
+        require(id != self._processor.unk_id(), f"the tokenizer has no special token {token}")
+        return id
+
+    def with_special_tokens(self, tokens: Sequence[str]) -> "SentencePieceTokenizer":
+        proto = type(self.proto).FromString(self._model)
+        for token in tokens:
+            if token not in self.pieces:
+                proto.pieces.add(piece=token, score=0.0, type=proto.SentencePiece.CONTROL)
+        return SentencePieceTokenizer(proto.SerializeToString(), self.metadata)
 
     def is_text_token(self, id: int) -> bool:
         return id < self.vocab_size and not self._processor.is_control(id)

@@ -13,7 +13,7 @@ TEMPLATES = ("chat_template.jinja", "chat_template.json")
 NAMED_TEMPLATES = "additional_chat_templates/*.jinja"
 CONFIG = "tokenizer_config.json"
 SPECIAL_TOKEN_FILES = ("special_tokens_map.json", CONFIG)  # the latter is the newer format and takes precedence
-NAMES = (*SPECIAL_TOKEN_FILES, *TEMPLATES, *VOCABULARY)
+NAMES = (*SPECIAL_TOKEN_FILES, *TEMPLATES, *VOCABULARY, "infill.json")
 ROLES = ("eos_token", "pad_token", "bos_token", "unk_token", "sep_token", "cls_token", "mask_token")
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 

@@ -1,7 +1,8 @@
 """Token files in datatrove's format, with one manifest: open, validate, split into windows.
 
 A folder contains `*.ds` files (flat uint16, or uint32 for vocabularies of more than 65,536 ids; documents end with
-eos), `*.ds.index` files (document ends as uint64), the tokenizer under `tokenizer/`, `report.json` and `manifest.json`.
+eos), `*.ds.index` files (document ends as uint64), for examples `*.ds.loss` files (whether each token is trained, one
+byte each; see packing.py), the tokenizer under `tokenizer/`, `report.json` and `manifest.json`.
 The manifest is written last; a folder without it is unfinished.
 """
 
@@ -16,11 +17,13 @@ import fsspec
 import numpy as np
 from etils import epath
 
+from codegen_jax.data.rows import make_row
 from codegen_jax.data.tokenizer import Tokenizer, load_tokenizer
 from codegen_jax.errors import UserError
 from codegen_jax.storage import file_size, is_remote, open_path
 
 MANIFEST = "manifest.json"
+LOSS = ".loss"  # suffix of the file with the mask of a token file
 
 
 @dataclass(frozen=True)
@@ -32,15 +35,17 @@ class Manifest:
         vocab_size: number of ids in the tokenizer.
         eos_id: the id at the end of each document.
         token_bytes: 2 for uint16, 4 for uint32.
-        documents: number of documents in all files.
+        documents: number of documents, or examples, in all files.
         tokens: number of tokens in all files, including eos.
-        text_bytes: UTF-8 bytes of the documents, for bits per byte.
+        text_bytes: UTF-8 bytes of the text that is trained on, for bits per byte.
         files: number of tokens by file name, in reading order.
         checksums: checksum by file name; see `checksum`.
         sources: the shards that were read.
         seed: seed of the document shuffle.
-        windows: how tokens are split into windows: "folder" (windows may cross file boundaries) or "file" (each file
-            separately, as in folders written before this field existed).
+        windows: how tokens are divided into rows: "folder" (windows, which may cross file boundaries), "file" (windows
+            of each file separately, as in folders written before this field existed), "example" (one example per row)
+            or "packed" (several examples per row).
+        trained_tokens: number of tokens that are trained; null for all.
     """
 
     tokenizer: str
@@ -54,11 +59,18 @@ class Manifest:
     checksums: dict[str, str]
     sources: list[str]
     seed: int
-    windows: Literal["folder", "file"] = "file"
+    windows: Literal["folder", "file", "example", "packed"] = "file"
+    trained_tokens: int | None = None
 
     def bits_per_byte(self, loss: float) -> float:
         """Convert a loss on these tokens from nats per token to bits per byte, comparable across tokenizers."""
-        return loss / math.log(2) * self.tokens / self.text_bytes
+        tokens = self.tokens if self.trained_tokens is None else self.trained_tokens
+        return loss / math.log(2) * tokens / self.text_bytes
+
+    @property
+    def has_examples(self) -> bool:
+        """Whether the files have masks, and rows hold whole examples."""
+        return self.windows in ("example", "packed")
 
     def save(self, folder: epath.PathLike) -> None:
         (epath.Path(folder) / MANIFEST).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
@@ -101,6 +113,10 @@ def checksum(file: epath.PathLike) -> str:
 class TokenFiles:
     """The token files of a folder: memory-mapped, or read by byte ranges if they are remote.
 
+    Attributes:
+        arrays: the tokens of each file.
+        masks: whether each of these tokens is trained; empty unless the files hold examples.
+
     Raises:
         UserError: if the folder is missing, empty or unfinished, or a file does not match the manifest.
     """
@@ -109,7 +125,10 @@ class TokenFiles:
         self.folder = open_path(folder)
         self.manifest = Manifest.load(self.folder)
         dtype = np.dtype({2: "<u2", 4: "<u4"}[self.manifest.token_bytes])
-        self.arrays = [self._open(name, tokens, dtype) for name, tokens in self.manifest.files.items()]
+        files = self.manifest.files.items()
+        self.arrays = [self._open(name, tokens, dtype) for name, tokens in files]
+        masked = files if self.manifest.has_examples else ()
+        self.masks = [self._open(name + LOSS, tokens, np.dtype(bool)) for name, tokens in masked]
 
     def _open(self, name: str, tokens: int, dtype: np.dtype) -> "np.ndarray | RemoteArray":
         path = self.folder / name
@@ -149,10 +168,13 @@ class TokenFiles:
 
     def documents(self, file: int, start: int, stop: int) -> range:
         """Indices of the documents that contain tokens start .. stop - 1 of a file."""
-        path = self.folder / f"{self.name(file)}.index"
-        ends = np.frombuffer(path.read_bytes(), "<u8") if is_remote(path) else np.memmap(path, "<u8", mode="r")
-        first, last = np.searchsorted(ends, [start, stop - 1], side="right")
+        first, last = np.searchsorted(self.ends(file), [start, stop - 1], side="right")
         return range(int(first), int(last) + 1)
+
+    def ends(self, file: int) -> np.ndarray:
+        """The position after each document of a file, uint64."""
+        path = self.folder / f"{self.name(file)}.index"
+        return np.frombuffer(path.read_bytes(), "<u8") if is_remote(path) else np.memmap(path, "<u8", mode="r")
 
 
 class RemoteArray:
@@ -183,7 +205,7 @@ class Windows:
 
     Adjacent windows overlap by one token, so every token except the first is a target exactly once, apart from the
     last `leftover` tokens, which do not fill a window. Under the manifest's old rule, "file", this applies to each file
-    separately.
+    separately. With `document_mask`, windows mark where documents start, as in rows.py.
 
     Attributes:
         leftover: number of tokens at the end (of each file) that are in no window.
@@ -192,8 +214,8 @@ class Windows:
         UserError: if there are too few tokens for one window.
     """
 
-    def __init__(self, files: TokenFiles, sequence_length: int):
-        self.sequence_length = sequence_length
+    def __init__(self, files: TokenFiles, sequence_length: int, document_mask: bool = False):
+        self.sequence_length, self.document_mask = sequence_length, document_mask
         self.files, self.arrays = files, files.arrays
         self.offsets = np.cumsum([0, *map(len, self.arrays)])  # global position of each file's first token
         borders = self.offsets if files.manifest.windows == "file" else self.offsets[[0, -1]]
@@ -210,9 +232,13 @@ class Windows:
         return int(self.ends[-1])
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Window `index`, int32 [sequence_length + 1]."""
+        """Window `index`, int32 [sequence_length + 1], as in rows.py."""
         parts = [self.arrays[file][start:stop] for file, start, stop in self.parts(index)]
-        return np.concatenate(parts).astype(np.int32)
+        ids = np.concatenate(parts).astype(np.int32)
+        if not self.document_mask:
+            return ids
+        starts = np.concatenate([[True], ids[:-1] == self.files.manifest.eos_id])
+        return make_row(ids, np.ones_like(starts), starts)
 
     def parts(self, index: int) -> list[Part]:
         """The location of a window's tokens, in one file or in several consecutive files."""

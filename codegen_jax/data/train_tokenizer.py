@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceTrainer
 
+from codegen_jax.data.formats import Text
 from codegen_jax.data.inputs import Inputs, list_shards
 from codegen_jax.data.shards import Skipped, read_documents
 from codegen_jax.data.tokenizer import END_OF_TEXT, SentencePieceTokenizer
@@ -73,7 +74,7 @@ def _texts(inputs: Inputs, text_field: str) -> Iterator[tuple[str, float]]:
         fraction = min(1, found)
 
     for shard, size in zip(inputs.shards, inputs.sizes, strict=True):
-        for document in read_documents(shard, Skipped(), text_field, note):
+        for document in read_documents(shard, Skipped(), Text(text_field), note):
             yield document.text, (finished + size * fraction) / max(1, inputs.nbytes)
         finished, fraction = finished + size, 0.0
 

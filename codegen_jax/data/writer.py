@@ -16,9 +16,10 @@ from datatrove.pipeline.tokens.tokenizer import DocumentTokenizer, TokenizedFile
 
 from codegen_jax.data.cut import Cutter
 from codegen_jax.data.inputs import Inputs
+from codegen_jax.data.parts import Part, encode_parts
 from codegen_jax.data.prepare_report import REPORT, make_report, total
 from codegen_jax.data.tokenizer import Tokenizer, load_tokenizer
-from codegen_jax.data.tokens import Manifest, checksum
+from codegen_jax.data.tokens import LOSS, Manifest, checksum
 from codegen_jax.errors import UserError
 
 BATCH = 1_000_000  # characters encoded per call to the tokenizer
@@ -55,7 +56,7 @@ class TokenWriter(DocumentTokenizer):
         file = TokenizedFile(self.output_folder, filename, token_size=self.token_size)
         tokens: Counter[str] = Counter()
         for batch in _batches(data, Cutter(self.tokenizer)):
-            encoded = self.tokenizer.encode_batch([chunk for _, chunk, _ in batch], self.special_tokens)
+            encoded = encode_parts(self.tokenizer, [part for _, part, _ in batch], self.special_tokens)
             for (source, _, is_last), ids in zip(batch, encoded, strict=True):
                 if is_last:
                     ids = [*ids, self.tokenizer.eos_id]
@@ -68,18 +69,21 @@ class TokenWriter(DocumentTokenizer):
         return file
 
 
-def _batches(documents: Iterator[Document], cutter: Cutter) -> Iterator[list[tuple[str, str, bool]]]:
-    """Batches of (source, chunk of text, whether it is the last of its document), about `BATCH` characters each."""
+def _batches(documents: Iterator[Document], cutter: Cutter) -> Iterator[list[tuple[str, Part, bool]]]:
+    """Batches of (source, part or chunk of one, whether it is the document's last), about `BATCH` characters each."""
     batch, size = [], 0
     for document in documents:
-        rest = len(document.text)
-        for chunk in cutter.chunks(document.text):
-            rest -= len(chunk)
-            batch.append((document.metadata["source"], chunk, rest == 0))
-            size += len(chunk)
-            if size >= BATCH:
-                yield batch
-                batch, size = [], 0
+        parts = document.metadata["parts"]
+        for number, part in enumerate(parts, 1):
+            rest = len(part.text)
+            for chunk in [part.text] if part.special else cutter.chunks(part.text):
+                rest -= len(chunk)
+                is_last = rest == 0 and number == len(parts)
+                batch.append((document.metadata["source"], part._replace(text=chunk), is_last))
+                size += len(chunk)
+                if size >= BATCH:
+                    yield batch
+                    batch, size = [], 0
     if batch:
         yield batch
 
@@ -108,14 +112,16 @@ class ManifestWriter(PipelineStep):
 
     type, name = "WRITER", "manifest"
 
-    def __init__(self, output: Path, work: Path, statistics: Path, inputs: Inputs, seed: int):
+    def __init__(self, output: Path, work: Path, statistics: Path, inputs: Inputs, seed: int, windows: Any):
         super().__init__()
         self.output, self.work, self.statistics, self.inputs, self.seed = output, work, statistics, inputs, seed
+        self.windows = windows
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         tokenizer = load_tokenizer(self.output / "tokenizer")
         size = token_bytes(tokenizer)
         files = [file for file in sorted(self.output.glob("*.ds")) if file.stat().st_size]
+        masks = [mask for file in files if (mask := file.with_name(file.name + LOSS)).exists()]
         report = make_report(self.statistics, self.work, self.inputs)
         if not files:
             raise NoDocuments(_explain_no_documents(self.inputs.shards, report))
@@ -129,9 +135,10 @@ class ManifestWriter(PipelineStep):
             tokens=sum(file.stat().st_size for file in files) // size,
             text_bytes=total(report["stages"][-1], "bytes"),
             files={file.name: file.stat().st_size // size for file in files},
-            checksums={file.name: checksum(file) for file in files},
+            checksums={file.name: checksum(file) for file in [*files, *masks]},
             sources=self.inputs.shards,
             seed=self.seed,
-            windows="folder",
+            windows=self.windows,
+            trained_tokens=sum(int(np.memmap(mask, bool, mode="r").sum()) for mask in masks) if masks else None,
         ).save(self.output)
         shutil.rmtree(self.work, ignore_errors=True)

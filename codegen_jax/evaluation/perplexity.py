@@ -4,13 +4,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from codegen_jax.data.packing import Examples
+from codegen_jax.data.rows import ids_of, targets_of
 from codegen_jax.data.tokens import TokenFiles, Windows
 from codegen_jax.errors import require
 from codegen_jax.inference.generator import Generator
 from codegen_jax.progress import track
 from codegen_jax.training.loss import perplexity
 
-ROWS = 8  # windows per batch
+ROWS = 8  # per batch
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ class Perplexity:
 def measure_perplexity(
     model: Generator, tokens: str, sequence_length: int | None = None, max_windows: int | None = None
 ) -> Perplexity:
-    """The loss over independent windows of sequence_length + 1 tokens, as in validation during training.
+    """The loss over independent rows of sequence_length + 1 tokens, as in validation during training.
+
+    If the token files hold examples, each has a row of its own, and only the tokens that are trained count.
 
     Raises:
         UserError: if the token files are missing, damaged or from another tokenizer, or a value is out of range.
@@ -56,11 +60,13 @@ def measure_perplexity(
         f"{tokens}: made with tokenizer {files.manifest.tokenizer}, but the model's is {model.tokenizer.fingerprint}; "
         "prepare the text with the model's tokenizer",
     )
-    windows = Windows(files, length)
+    windows = Examples(files, length, packed=False) if files.manifest.has_examples else Windows(files, length)
     count = min(len(windows), max_windows or len(windows))
-    total = 0.0
+    total, predicted = 0.0, 0
     for first in track(range(0, count, ROWS), "perplexity", "batch"):
         rows = np.stack([windows[number] for number in range(first, min(first + ROWS, count))])
-        total -= model.logprobs(rows)[0].sum(dtype=np.float64)
-    loss = total / (count * length)
-    return Perplexity(count * length, loss, perplexity(loss), files.manifest.bits_per_byte(loss))
+        is_target = targets_of(rows)[:, 1:] >= 0
+        total -= model.logprobs(ids_of(rows))[0].sum(dtype=np.float64, where=is_target)
+        predicted += int(is_target.sum())
+    loss = total / predicted
+    return Perplexity(predicted, loss, perplexity(loss), files.manifest.bits_per_byte(loss))

@@ -13,7 +13,7 @@ from codegen_jax.compilation import use_compilation_cache
 from codegen_jax.config import RunConfig
 from codegen_jax.config_file import in_yaml
 from codegen_jax.data.batches import Batches, prefetch
-from codegen_jax.data.sources import make_order, open_sources
+from codegen_jax.data.sources import make_order, open_sources, rows_per_epoch
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.data.tokens import TokenFiles
 from codegen_jax.distributed import is_first, joined, log_once
@@ -27,7 +27,7 @@ from codegen_jax.training.metrics import MetricsLog, check_wandb
 from codegen_jax.training.preemption import Preemption, watch_preemption
 from codegen_jax.training.records import Records, forgiven
 from codegen_jax.training.reporter import Reporter, announce
-from codegen_jax.training.resolve import ResolvedRun, resolve
+from codegen_jax.training.resolve import ResolvedRun, resolve, with_steps
 from codegen_jax.training.step import (
     TrainState,
     abstract_batch,
@@ -72,6 +72,7 @@ def _train(config: RunConfig, clock: Clock) -> None:
             f"model.vocab_size: must be at least {tokenizer.vocab_size}, the vocabulary size of the tokenizer of "
             f"{sources[0].files.folder}, got {config.model.vocab_size}",
         )
+        config = with_steps(config, rows_per_epoch(sources))
         order = make_order(config, sources)
     with clock.on("devices"):
         use_compilation_cache()
@@ -100,7 +101,7 @@ def _train(config: RunConfig, clock: Clock) -> None:
         records = Records(config.output) if is_first() else None
         log = MetricsLog(records.folder, first, config) if records else None
         with clock.on("compile"):
-            train_step = make_train_step(run, tokenizer.eos_id)
+            train_step = make_train_step(run)
             lowered = train_step.lower(abstract_state(run), abstract_batch(run))  # pyright: ignore
             compiled = lowered.compile()
         epochs = lambda step: {f"epoch{s.suffix}": n for s, n in zip(sources, order.epochs(step))}
@@ -108,7 +109,7 @@ def _train(config: RunConfig, clock: Clock) -> None:
             config=config,
             train_step=compiled,
             batches=Batches([source.windows for source in sources], order, batch_sharding(mesh)),
-            validate=make_validation(run, sources, tokenizer.eos_id),
+            validate=make_validation(run, sources),
             sample=make_sampling(run, tokenizer),
             checkpoints=checkpoints,
             reporter=Reporter(config, log, clock, first, epochs),

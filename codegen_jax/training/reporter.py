@@ -28,10 +28,14 @@ def announce(run: ResolvedRun, sources: list[Source], first: int) -> None:
     )
     for source in sources:
         files, windows = source.files, source.windows
-        log_once(
-            f"{files.folder}: {files.manifest.tokens:,} tokens in {len(files.arrays):,} file(s), {len(windows):,} "
-            f"windows of {run.sequence_length:,}; {windows.leftover:,} tokens left over"
-        )
+        manifest = files.manifest
+        size = f"{files.folder}: {manifest.tokens:,} tokens in {len(files.arrays):,} file(s)"
+        if manifest.has_examples:
+            full = manifest.tokens / (len(windows) * (run.sequence_length + 1))
+            rows = f"{len(windows):,} rows of {run.sequence_length:,}, {full:.1%} full"
+            log_once(f"{size}, {manifest.trained_tokens:,} trained; {manifest.documents:,} examples in {rows}")
+            continue
+        log_once(f"{size}, {len(windows):,} windows of {run.sequence_length:,}; {windows.leftover:,} tokens left over")
     tokens_per_step = training.batch_size * run.sequence_length
     if first >= training.steps:
         log_once(f"all {training.steps:,} steps are done")

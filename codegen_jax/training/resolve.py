@@ -1,6 +1,7 @@
 """A resolved run: everything needed to compile its step, with no choices left to make during tracing."""
 
 import logging
+import math
 from dataclasses import dataclass, replace
 
 from jax.sharding import Mesh
@@ -45,7 +46,7 @@ def resolve(config: RunConfig, mesh: Mesh) -> ResolvedRun:
     Raises:
         UserError: if the mesh axes do not divide the dimensions they shard.
     """
-    data = config.data
+    data, config = config.data, with_steps(config)
     return resolve_step(
         mesh,
         config.model,
@@ -92,6 +93,20 @@ def resolve_step(
         document_mask=document_mask,
         seed=seed,
         rows_per_shard=rows,
+    )
+
+
+def with_steps(config: RunConfig, rows_per_epoch: float = 0) -> RunConfig:
+    """The config with `training.steps` instead of `training.epochs`, and with the `decay_steps` that 0 stands for."""
+    training, optimizer = config.training, config.optimizer
+    steps = training.steps
+    if training.epochs is not None:
+        steps = max(1, math.ceil(training.epochs * rows_per_epoch / training.batch_size))
+    decay_steps = optimizer.decay_steps or max(1, steps - optimizer.warmup_steps)
+    return replace(
+        config,
+        training=replace(training, steps=steps, epochs=None),
+        optimizer=replace(optimizer, decay_steps=decay_steps),
     )
 
 

@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from codegen_jax.data.rows import ids_of, starts_of, targets_of
 from codegen_jax.model.codegen import Params, abstract_params, gathered, init_params, module, param_axes
 from codegen_jax.model.precision import products_of
 from codegen_jax.sharding import ROWS, shard_map, spec, sum_over_rows, tree_shardings
@@ -86,10 +87,10 @@ def init_state(run: ResolvedRun, params: Params = None) -> TrainState:
         return jax.jit(init, out_shardings=shardings_of(abstract_state(run)))(params)
 
 
-def documents_of(inputs_BT: jax.Array, eos_id: int) -> tuple[jax.Array, jax.Array]:
-    """Segment ids and positions, int32 [B, T]: a document ends with its eos, and positions restart at 0 after it."""
-    T = inputs_BT.shape[1]
-    starts_BT = jnp.pad(inputs_BT[:, :-1] == eos_id, ((0, 0), (1, 0)))
+def documents_of(rows_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Segment ids and positions, int32 [B, T]: both restart where a document starts, positions at 0."""
+    T = rows_BT.shape[1]
+    starts_BT = starts_of(rows_BT)
     first_BT = jax.lax.cummax(jnp.where(starts_BT, jnp.arange(T), 0), axis=1)
     return jnp.cumsum(starts_BT, axis=1, dtype=jnp.int32), jnp.arange(T) - first_BT
 
@@ -97,25 +98,22 @@ def documents_of(inputs_BT: jax.Array, eos_id: int) -> tuple[jax.Array, jax.Arra
 def batch_loss(
     run: ResolvedRun,
     params: Params,
-    tokens_BT: jax.Array,
-    eos_id: int = -1,
+    rows_BT: jax.Array,
     *,
     scale: jax.Array | float,
     z_loss: float,
 ) -> Loss:
-    """Loss of rows of sequence_length + 1 tokens; the first is input only, the last is target only."""
+    """Loss of rows as in data/rows.py; the first of sequence_length + 1 tokens is input only, the last target only."""
     model = module(run.model, params)
-    inputs_BT, targets_BT = jnp.maximum(tokens_BT[:, :-1], 0), tokens_BT[:, 1:]
-    segment_ids_BT, positions_BT = documents_of(inputs_BT, eos_id) if run.document_mask else (None, None)
+    inputs_BT, targets_BT = ids_of(rows_BT[:, :-1]), targets_of(rows_BT[:, 1:])
+    segment_ids_BT, positions_BT = documents_of(rows_BT[:, :-1]) if run.document_mask else (None, None)
     x_BTD = model.hidden(inputs_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT, remat=run.training.remat)
     head_DV = gathered(model.head, x_BTD.dtype)
     return next_token_loss(x_BTD, head_DV, model.head_bias[...], targets_BT, scale=scale, z_loss=z_loss)
 
 
-def accumulated_gradients(
-    run: ResolvedRun, params: Params, tokens_BT: jax.Array, eos_id: int = -1
-) -> tuple[Loss, Params]:
-    """Mean loss over the batch's tokens and its gradient, accumulated over micro-batches in float32.
+def accumulated_gradients(run: ResolvedRun, params: Params, rows_BT: jax.Array) -> tuple[Loss, Params]:
+    """Mean loss over the batch's trained tokens and its gradient, accumulated over micro-batches in float32.
 
     Each device computes on its own rows. Weight gathers and gradient sums are explicit (see `sharding`), not chosen by
     XLA; the tensor axis is left to XLA.
@@ -123,38 +121,34 @@ def accumulated_gradients(
     axes = param_axes(run.model)
     micro_batches = run.training.gradient_accumulation_steps
 
-    def on_local_rows(params: Params, tokens_BT: jax.Array) -> tuple[Loss, Params]:
-        scale = 1.0 / sum_over_rows(count_targets(tokens_BT[:, 1:]))
+    def on_local_rows(params: Params, rows_BT: jax.Array) -> tuple[Loss, Params]:
+        scale = 1.0 / sum_over_rows(count_targets(rows_BT[:, 1:]))
 
-        def loss(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, Loss]:
-            share = batch_loss(run, params, tokens_BT, eos_id, scale=scale, z_loss=run.training.z_loss)
+        def loss(params: Params, rows_BT: jax.Array) -> tuple[jax.Array, Loss]:
+            share = batch_loss(run, params, rows_BT, scale=scale, z_loss=run.training.z_loss)
             return share.total, share
 
-        def add_micro_batch(sums: tuple[Loss, Params], tokens_BT: jax.Array) -> tuple[tuple[Loss, Params], None]:
-            gradients, share = jax.grad(loss, has_aux=True)(params, tokens_BT)
+        def add_micro_batch(sums: tuple[Loss, Params], rows_BT: jax.Array) -> tuple[tuple[Loss, Params], None]:
+            gradients, share = jax.grad(loss, has_aux=True)(params, rows_BT)
             # without this barrier, libtpu 0.0.52 fails to move reductions out of a loop that adds their results
             gradients = jax.lax.optimization_barrier(gradients)
             return jax.tree.map(jnp.add, sums, (share, gradients)), None
 
         if micro_batches == 1:
-            gradients, share = jax.grad(loss, has_aux=True)(params, tokens_BT)
+            gradients, share = jax.grad(loss, has_aux=True)(params, rows_BT)
         else:
             zeros = (Loss(*jnp.zeros(2)), jax.tree.map(jnp.zeros_like, params))
-            rows = tokens_BT.reshape(micro_batches, -1, tokens_BT.shape[1])
-            share, gradients = jax.lax.scan(add_micro_batch, zeros, rows)[0]
+            parts = rows_BT.reshape(micro_batches, -1, rows_BT.shape[1])
+            share, gradients = jax.lax.scan(add_micro_batch, zeros, parts)[0]
         return sum_over_rows(share), jax.tree.map(sum_over_rows, gradients, axes)
 
     # the kernels' backward rules are traced here, outside the network's own precision context
     with products_of(run.model.dtype):
-        return shard_map(on_local_rows, (axes, ("batch", None)), ((), axes), over=ROWS)(params, tokens_BT)
+        return shard_map(on_local_rows, (axes, ("batch", None)), ((), axes), over=ROWS)(params, rows_BT)
 
 
-def make_train_step(
-    run: ResolvedRun, eos_id: int = -1
-) -> Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """Return the jitted update: (state, int32 tokens [batch_size, sequence_length + 1]) to (new state, metrics).
-
-    With `data.document_mask`, documents end with eos_id, the tokenizer's eos; with -1, each row is one document.
+def make_train_step(run: ResolvedRun) -> Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """Return the jitted update: (state, int32 rows [batch_size, sequence_length + 1]) to (new state, metrics).
 
     The given state is donated. Metrics are scalars: loss (z-loss included), cross_entropy (nats per token), grad_norm
     (before clipping), learning_rate (as applied), bad_steps (consecutive skips) and skipped (whole run). Call it
@@ -162,8 +156,8 @@ def make_train_step(
     """
     optimizer, schedule = make_optimizer(run.optimizer), learning_rate_schedule(run.optimizer)
 
-    def train_step(state: TrainState, tokens_BT: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        loss, gradients = accumulated_gradients(run, state.params, tokens_BT, eos_id)
+    def train_step(state: TrainState, rows_BT: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        loss, gradients = accumulated_gradients(run, state.params, rows_BT)
         grad_norm = optax.tree.norm(gradients)
         good, guard = judge(state.guard, loss.total, grad_norm, run.training.spike_sigmas)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params, good=good)
@@ -188,16 +182,16 @@ def make_train_step(
     )
 
 
-def make_eval_step(run: ResolvedRun, eos_id: int = -1) -> Callable[[Params, jax.Array], tuple[jax.Array, jax.Array]]:
-    """Return the jitted validation: (params, tokens) to the summed cross-entropy and the number of tokens."""
+def make_eval_step(run: ResolvedRun) -> Callable[[Params, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Return the jitted validation: (params, rows) to the summed cross-entropy and the number of trained tokens."""
 
-    def on_local_rows(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-        loss = batch_loss(run, params, tokens_BT, eos_id, scale=1.0, z_loss=0.0)
-        return sum_over_rows((loss.cross_entropy, count_targets(tokens_BT[:, 1:])))
+    def on_local_rows(params: Params, rows_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        loss = batch_loss(run, params, rows_BT, scale=1.0, z_loss=0.0)
+        return sum_over_rows((loss.cross_entropy, count_targets(rows_BT[:, 1:])))
 
-    def eval_step(params: Params, tokens_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def eval_step(params: Params, rows_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
         in_axes = (param_axes(run.model), ("batch", None))
-        return shard_map(on_local_rows, in_axes, ((), ()), over=ROWS)(params, tokens_BT)
+        return shard_map(on_local_rows, in_axes, ((), ()), over=ROWS)(params, rows_BT)
 
     shardings = shardings_of(abstract_state(run).params)
     replicated = NamedSharding(run.mesh, P())

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 from codegen_jax.data.batches import validation_batches
-from codegen_jax.data.sources import Source
+from codegen_jax.data.sources import Source, open_rows
 from codegen_jax.data.tokenizer import Tokenizer
-from codegen_jax.data.tokens import TokenFiles, Windows
+from codegen_jax.data.tokens import TokenFiles
 from codegen_jax.inference.generator import Generator
 from codegen_jax.model.codegen import Params
 from codegen_jax.training.loss import perplexity
@@ -13,9 +13,7 @@ from codegen_jax.training.resolve import ResolvedRun
 from codegen_jax.training.step import batch_sharding, make_eval_step
 
 
-def make_validation(
-    run: ResolvedRun, sources: list[Source], eos_id: int
-) -> Callable[[Params], dict[str, float]] | None:
+def make_validation(run: ResolvedRun, sources: list[Source]) -> Callable[[Params], dict[str, float]] | None:
     """Return a function from parameters to validation_loss (nats per token), validation_perplexity and bits_per_byte.
 
     For a mixture, each source has its own values (validation_loss/NAME etc.), and validation_loss is their weighted
@@ -24,13 +22,13 @@ def make_validation(
     validated = [(s, s.validation) for s in sources if s.validation is not None]
     if not validated:
         return None
-    eval_step = make_eval_step(run, eos_id)
+    eval_step = make_eval_step(run)
     training = run.training
 
     def loss_of(params: Params, files: TokenFiles) -> float:
-        windows = Windows(files, run.sequence_length)
-        rows = validation_batches(windows, training.batch_size, batch_sharding(run.mesh), training.eval_batches)
-        sums, tokens = zip(*(eval_step(params, batch) for batch in rows))
+        rows = open_rows(files, run.sequence_length, run.document_mask)
+        batches = validation_batches(rows, training.batch_size, batch_sharding(run.mesh), training.eval_batches)
+        sums, tokens = zip(*(eval_step(params, batch) for batch in batches))
         return sum(map(float, sums)) / sum(map(float, tokens))
 
     def validate(params: Params) -> dict[str, float]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from codegen_jax.data.infill import TOKENS as INFILL_TOKENS
 from codegen_jax.data.probe import CODE, RARE
 from codegen_jax.data.tokenizer import BpeTokenizer, SentencePieceTokenizer, Tokenizer
 from codegen_jax.data.tokenizer_metadata import CONFIG, VOCABULARY, parse
@@ -154,8 +155,9 @@ def _from_sentencepiece(tokenizer: SentencePieceTokenizer) -> bytes:
     fast.normalizer, fast.decoder = normalizers.Sequence(before), decoders.Sequence(after)
     symbols = [piece for piece, entry in zip(pieces, proto.pieces) if entry.type == kinds.USER_DEFINED]
     fast.add_tokens([AddedToken(symbol, normalized=False) for symbol in symbols if space not in symbol])
-    if tokenizer.eos_id >= 0:
-        fast.add_special_tokens([AddedToken(pieces[tokenizer.eos_id], normalized=False)])
+    special = [pieces[tokenizer.eos_id]] if tokenizer.eos_id >= 0 else []
+    special += [token for token in INFILL_TOKENS if token in vocab]
+    fast.add_special_tokens([AddedToken(token, normalized=False) for token in special])
     return fast.to_str().encode()
 
 

@@ -65,6 +65,14 @@ def project(tmp_path_factory, texts):
     return root
 
 
+def test_prepare_shows_its_chat_template():
+    printed = command("prepare", "--show-template", cwd=ROOT)
+    assert printed.returncode == 0 and "{%- generation -%}" in printed.stdout and not printed.stderr
+
+
+PAIRS = ["prepare", "shards", "--output", "new", "--tokenizer", "tokenizer", "--format", "pairs"]
+
+
 def test_prepare_reports_dropped_documents(project):
     lines = [{"text": t, "meta": {"path": p}} for t, p in (("x = 1\n", "a.py"), ("x = 1\n", "b.py"), ("?", "c.txt"))]
     (project / "raw.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\nnot json")
@@ -210,6 +218,12 @@ def test_a_runs_output_folder_serves_as_its_config_even_if_moved(project, tmp_pa
         (["train", "run.yaml", "--output", "new", "--init_from", "shards"], ["shards", "no complete checkpoint"]),
         (["train", "run.yaml", "--output", "new", "--init_from", "absent"], ["absent", "not found on this machine"]),
         (["generate", "run", "--prompt", "x", "--temperature", "-1"], ["--temperature"]),
+        (["generate", "run", "--prompt", "x", "--suffix", "y"], ["--suffix: this model was not trained", "--fim-rate"]),
+        ([*PAIRS, "--fields", "prompt"], ["--fields: must be NAME=FIELD,..., got 'prompt'"]),
+        ([*PAIRS, "--sequence-length", "0"], ["--sequence-length: must be positive, got 0"]),
+        ([*PAIRS, "--fim-rate", "1"], ["--fim-rate: requires --format text, got pairs"]),
+        ([*PAIRS[:-1], "messages", "--template", "none.jinja"], ["none.jinja"]),
+        ([*PAIRS[:-1], "messages", "--template", "run.yaml"], ["--template: does not mark the assistant's turns"]),
         (["generate", "$NO_SUCH/run", "--prompt", "x"], ["MODEL: $NO_SUCH/run: environment variable NO_SUCH"]),
         (["convert", "run", "~no_such/new"], ["DESTINATION: ~no_such/new: no such home"]),
     ],
@@ -218,6 +232,12 @@ def test_a_mistake_gives_a_one_line_error_and_changes_nothing(project, args, mes
     before = {path: path.stat().st_mtime_ns for path in project.rglob("*") if path.is_file()}
     assert_fails(command(*args, cwd=project), *message)
     assert {path: path.stat().st_mtime_ns for path in project.rglob("*") if path.is_file()} == before
+
+
+def test_too_little_memory_for_a_request_names_the_flag(project):
+    result = command("generate", "run", "--prompt", "x", "--max-kv-bytes", "1", cwd=project)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("codegen-jax: error: --max-kv-bytes: 0.00 GiB are too little for ")
 
 
 def test_home_and_variables_are_expanded_in_paths_but_not_in_text(monkeypatch):
@@ -240,6 +260,7 @@ def test_home_and_variables_are_expanded_in_paths_but_not_in_text(monkeypatch):
         "REGEX",
         "ID=BIAS",
         "NAME=VALUE",
+        "NAME=FIELD,...",
         ".EXT",
         "SLICE",
         "SECONDS",

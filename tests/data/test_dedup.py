@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from codegen_jax.data.formats import Text
 from codegen_jax.data.prepare import prepare
 from codegen_jax.data.prepare_report import load_report
 from codegen_jax.data.tokens import TokenFiles
@@ -62,11 +63,11 @@ def test_full_digests_are_compared(tmp_path, tokenizer, monkeypatch):
     from codegen_jax.data.prepare import ShardReader
 
     for rank in range(2):
-        WriteDigests(tmp_path).run(ShardReader(shards, tmp_path, "text").run(rank=rank), rank, 2)
+        WriteDigests(tmp_path).run(ShardReader(shards, tmp_path, Text()).run(rank=rank), rank, 2)
     for rank in range(2):
         FindDuplicates(tmp_path).run(None, rank, 2)
     kept = [
-        [d.text for d in DropDuplicates(tmp_path, shards).run(ShardReader(shards, tmp_path, "text").run(rank=r), r, 2)]
+        [d.text for d in DropDuplicates(tmp_path, shards).run(ShardReader(shards, tmp_path, Text()).run(rank=r), r, 2)]
         for r in (0, 1)
     ]
     assert kept == [["a", "bb", "ccc"], []]

@@ -10,6 +10,7 @@ import pytest
 from backports import zstd
 from pyarrow import parquet
 
+from codegen_jax.data.formats import Text
 from codegen_jax.data.inputs import list_shards
 from codegen_jax.data.shards import Skipped, read_documents
 from codegen_jax.errors import UserError
@@ -23,7 +24,7 @@ def read(*inputs, text_field="text"):
     skipped = Skipped()
     shards = list_shards([str(source) for source in inputs]).shards
     return [
-        document.text for shard in shards for document in read_documents(shard, skipped, text_field)
+        document.text for shard in shards for document in read_documents(shard, skipped, Text(text_field))
     ], skipped.counts
 
 
@@ -139,7 +140,7 @@ def test_the_text_field_can_be_set(tmp_path):
     )
     (tmp_path / "b.jsonl").write_bytes(as_json(content="x", path="b.py") + b"\n" + as_json(text="y"))
     assert read(tmp_path, text_field="content") == ([*TEXTS, "x"], {"no field content": 1})
-    assert next(read_documents(str(tmp_path / "b.jsonl"), Skipped(), "content")).path == "b.py"
+    assert next(read_documents(str(tmp_path / "b.jsonl"), Skipped(), Text("content"))).path == "b.py"
     for name, others in (("a.parquet", "content, path, size"), ("b.jsonl", "content, path")):
         (tmp_path / "b.jsonl").write_bytes(as_json(content="x", path="b.py"))
         with pytest.raises(UserError, match=f"^text_field: .*{name} has no field text; choose one of {others}"):
@@ -155,14 +156,15 @@ def test_a_document_has_its_source_and_path(tmp_path, as_string):
         {"text": "z", "meta": "cut {"},
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    found = list(read_documents(str(tmp_path / "a.jsonl"), Skipped()))
+    found = [document[:3] for document in read_documents(str(tmp_path / "a.jsonl"), Skipped())]
     assert found == [("x", "Github", "a/b.py"), ("y", "unknown", ""), ("z", "unknown", "")]
 
 
 def test_parquet_documents_have_source_and_path(tmp_path):
     rows = {"text": ["x"], "meta": [{"pile_set_name": "Github", "path": "a.py"}], "other": [1]}
     parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
-    assert list(read_documents(str(tmp_path / "a.parquet"), Skipped())) == [("x", "Github", "a.py")]
+    [document] = read_documents(str(tmp_path / "a.parquet"), Skipped())
+    assert document[:3] == ("x", "Github", "a.py")
 
 
 LINES = (as_json(text="x") + b"\n") * 1000

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from codegen_jax.config import MeshConfig
+from codegen_jax.data.rows import make_row
 from codegen_jax.model.codegen import REMAT_POLICIES, init_params, module
 from codegen_jax.sharding import make_mesh
 from codegen_jax.training.resolve import resolve
@@ -220,20 +221,29 @@ def test_validation_ignores_padded_rows():
 
 
 EOS = 7
+
+
+def marked(ids):
+    """A row in which documents end with `EOS`."""
+    starts = np.concatenate([[True], ids[:-1] == EOS])
+    return make_row(ids, np.ones_like(starts), starts)
+
+
 PACKED = [11, 12, EOS, 13, EOS, EOS, 14, 15, 16, 17, EOS, 18]  # the third document is empty, the last one continues
+PACKED_ROW = marked(np.array(PACKED)).tolist()
 DOCUMENTS = [[11, 12, EOS], [13, EOS], [EOS], [14, 15, 16, 17, EOS], [18]]
 
 
 def test_documents_end_with_eos_and_positions_restart():
-    segment_ids, positions = documents_of(jnp.array([PACKED]), EOS)
-    assert segment_ids.tolist() == [[0, 0, 0, 1, 1, 2, 3, 3, 3, 3, 3, 4]]
+    segment_ids, positions = documents_of(jnp.array([PACKED_ROW]))
+    assert segment_ids.tolist() == [[1, 1, 1, 2, 2, 3, 4, 4, 4, 4, 4, 5]]
     assert positions.tolist() == [[0, 1, 2, 0, 1, 0, 0, 1, 2, 3, 4, 0]]
 
 
 def test_packed_documents_have_the_same_logits_as_separate_ones():
     config = tiny_run().model
     model = module(config, init_params(config, 0))
-    segment_ids, positions = documents_of(jnp.array([PACKED]), EOS)
+    segment_ids, positions = documents_of(jnp.array([PACKED_ROW]))
     packed = model(jnp.array([PACKED]), segment_ids_BT=segment_ids, positions_BT=positions)
     separate = np.concatenate([model(jnp.array([document])) for document in DOCUMENTS], axis=1)
     np.testing.assert_allclose(packed, separate, atol=1e-5)
@@ -246,7 +256,8 @@ def test_document_mask_gives_the_loss_of_separate_documents(document_mask):
     config = tiny_run(data={"document_mask": document_mask})
     params = init_params(config.model, 0)
     row = np.array([[*PACKED, 19]])
-    loss = batch_loss(resolve(config, ONE), params, jnp.array(row), EOS, scale=1.0, z_loss=0.0).cross_entropy
+    marked = jnp.array([[*PACKED_ROW, 19]])
+    loss = batch_loss(resolve(config, ONE), params, marked, scale=1.0, z_loss=0.0).cross_entropy
     ends = np.cumsum([0, *map(len, DOCUMENTS)])
     documents = [row[:, start : end + 1] for start, end in pairwise(ends)]  # the last token is only a target
     plain = resolve(tiny_run(), ONE)
@@ -260,10 +271,10 @@ def test_gradients_with_document_mask_do_not_depend_on_the_mesh(mesh):
         config = tiny_run(mesh=MeshConfig(*axes), data={"document_mask": True})
         device_mesh = make_mesh(config.mesh, jax.devices()[: np.prod(axes)])
         with jax.set_mesh(device_mesh):
-            batch = jax.device_put(tokens() % 50, batch_sharding(device_mesh))
+            batch = jax.device_put(np.stack([marked(row) for row in tokens() % 50]), batch_sharding(device_mesh))
             resolved = resolve(config, device_mesh)
             params = init_state(resolved).params
-            return jax.device_get(jax.jit(accumulated_gradients, static_argnums=(0, 3))(resolved, params, batch, EOS))
+            return jax.device_get(jax.jit(accumulated_gradients, static_argnums=0)(resolved, params, batch))
 
     loss, expected = gradients((1, 1, 1))
     assert_equal(gradients(mesh), (loss.total, expected))
