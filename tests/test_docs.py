@@ -369,3 +369,6 @@ def test_the_demo_ends_with_completions_of_its_prompts(folder):
         (folder / ".venv/bin" / name).chmod(0o755)
     code, printed = Reader(folder, {}, xla_flags="").shell("scripts/demo")
     assert code == 0 and "def __init__(self, name" in printed.partition("== completions")[2], printed
+    code, printed = Reader(folder, {}, xla_flags="").shell("scripts/demo_finetune")
+    change = re.search(r"^loss on bodies of held-out modules: .* after \((.*)%\)$", printed, re.MULTILINE)
+    assert code == 0 and float(change[1]) < -10, printed

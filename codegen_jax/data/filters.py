@@ -56,13 +56,14 @@ class ChunkFilter(BaseFilter):
 
     Args:
         tokenizer: the tokenizer's folder.
+        whole: whether documents are encoded as a whole rather than in chunks.
     """
 
     name = "encodable"
 
-    def __init__(self, tokenizer: Path):
+    def __init__(self, tokenizer: Path, whole: bool = False):
         super().__init__()
-        self.folder = tokenizer
+        self.folder, self.whole = tokenizer, whole
 
     @cached_property
     def cutter(self) -> Cutter:
@@ -70,6 +71,8 @@ class ChunkFilter(BaseFilter):
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         length = len(doc.text)
+        if self.whole:
+            return length <= MAX_CHUNK_LENGTH or (False, f"more than {MAX_CHUNK_LENGTH:,} characters")
         longest = length if length <= MAX_CHUNK_LENGTH else max(map(len, self.cutter.chunks(doc.text)))
         if longest <= MAX_CHUNK_LENGTH:
             return True

@@ -179,6 +179,12 @@ def prepare(
     require(not fim_rate or format == "text", f"fim_rate: requires --format text, got {format}")
     for name, value, default in (("loss", loss, LOSS[0]), ("too_long", too_long, TOO_LONG[0])):
         require(value == default or format != "text", f"{name}: requires a format with completions, got text")
+    has_examples = format != "text" or pack
+    require(
+        has_examples or sequence_length == 2048,
+        "sequence_length: requires --pack or a format with completions, got text",
+    )
+    require(fim_rate > 0 or fim == "mixed", "fim: requires --fim-rate")
     require(template is None or format == "messages", f"template: requires --format messages, got {format}")
     chat = None
     if format == "messages":
@@ -187,7 +193,6 @@ def prepare(
     form = make_format(format, fields or {}, chat, text_field)
     if fim_rate:
         tokenizer = with_infill(tokenizer, fim)
-    has_examples = format != "text" or pack
     found, folder = list_shards(inputs), Path(output).absolute()
     logs, work = folder / "logs", folder / "work"
     rules = {
@@ -207,7 +212,7 @@ def prepare(
     known = {"": 0, **dict(zip(found.shards, found.sizes))}
     sizes = [known[shard] for shard in shards] if all(found.sizes) else None  # hub datasets have none
     reader = ShardReader(shards, work, form)
-    documents: list[PipelineStep] = [reader, ChunkFilter(folder / "tokenizer"), Tally("read")]
+    documents: list[PipelineStep] = [reader, ChunkFilter(folder / "tokenizer", whole=has_examples), Tally("read")]
     passes = []
     if filters == "code":
         documents += [CodeFilter(tuple(extensions)), Tally("code rules")]
@@ -225,11 +230,13 @@ def prepare(
     threads = executor == "local" and (workers or 1) == 1
     if fim_rate:
         documents.append(Infill(fim_rate, fim, seed))
+    writer = TokenWriter(str(folder), seed, special_tokens, threads)
     if has_examples:
-        settings = (form, sequence_length, loss, too_long, special_tokens, threads)
-        documents += [EncodeExamples(folder / "tokenizer", work, *settings), Tally("examples")]
-    write = ExampleWriter if has_examples else TokenWriter
-    writer = write(str(folder), seed, special_tokens, threads)
+        encode = EncodeExamples(
+            folder / "tokenizer", work, form, sequence_length, loss, too_long, special_tokens, threads
+        )
+        documents += [encode, Tally("examples")]
+        writer = ExampleWriter(str(folder), seed, special_tokens, threads)
     statistics = logs / f"{len(passes)}_tokens" / "stats"
     passes.append(Pass("tokens", "tokenizing", [*documents, writer], len(shards), sizes))
     windows = "folder" if not has_examples else "packed" if pack else "example"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from codegen_jax.data.packing import Examples
-from codegen_jax.data.rows import ids_of, targets_of
+from codegen_jax.data.rows import PADDING, ids_of, targets_of
 from codegen_jax.data.tokens import TokenFiles, Windows
 from codegen_jax.errors import require
 from codegen_jax.inference.generator import Generator
@@ -43,15 +43,17 @@ def measure_perplexity(
 ) -> Perplexity:
     """The loss over independent rows of sequence_length + 1 tokens, as in validation during training.
 
-    If the token files hold examples, each has a row of its own, and only the tokens that are trained count.
+    If the token files hold examples, each has a row of its own, of any length, and only tokens that are trained count.
 
     Raises:
         UserError: if the token files are missing, damaged or from another tokenizer, or a value is out of range.
     """
-    length = model.config.n_positions - 1 if sequence_length is None else sequence_length
+    if sequence_length is None:
+        sequence_length = model.config.n_positions - 1
     require(
-        0 < length < model.config.n_positions,
-        f"sequence_length: must be positive and below the model's context of {model.config.n_positions}, got {length}",
+        0 < sequence_length < model.config.n_positions,
+        f"sequence_length: must be positive and below the model's context of {model.config.n_positions}, got "
+        f"{sequence_length}",
     )
     require(max_windows is None or max_windows > 0, f"max_windows: must be positive, got {max_windows}")
     files = TokenFiles(tokens)
@@ -60,11 +62,15 @@ def measure_perplexity(
         f"{tokens}: made with tokenizer {files.manifest.tokenizer}, but the model's is {model.tokenizer.fingerprint}; "
         "prepare the text with the model's tokenizer",
     )
-    windows = Examples(files, length, packed=False) if files.manifest.has_examples else Windows(files, length)
+    if files.manifest.has_examples:
+        windows = Examples(files, model.config.n_positions, packed=False)  # an example's last token is only a target
+    else:
+        windows = Windows(files, sequence_length)
     count = min(len(windows), max_windows or len(windows))
     total, predicted = 0.0, 0
     for first in track(range(0, count, ROWS), "perplexity", "batch"):
         rows = np.stack([windows[number] for number in range(first, min(first + ROWS, count))])
+        rows = rows[:, (rows != PADDING).any(axis=0)]
         is_target = targets_of(rows)[:, 1:] >= 0
         total -= model.logprobs(ids_of(rows))[0].sum(dtype=np.float64, where=is_target)
         predicted += int(is_target.sum())

@@ -346,7 +346,7 @@ class Generator:
         return [self._completion(*pair) for pair in zip(requests, tickets)], after
 
     @accepts_options
-    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+    def stream(self, prompt: str | Sequence[int], **options: Any) -> Iterator[str]:
         """The completion of one prompt in chunks, yielded as soon as their text is final.
 
         Joined, the chunks equal the result of `generate`. Closing the iterator early cancels the request.
@@ -357,7 +357,7 @@ class Generator:
         x):
             return 2 * x
         """
-        check_type("prompt", prompt, str)
+        check_type("prompt", prompt, str | Sequence[int])
         (request,) = _one(Options.of(options).requests([prompt]))
         return self._stream(*self._submission(request, watched=True))
 

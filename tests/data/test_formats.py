@@ -113,6 +113,8 @@ def test_fields_are_renamed(tmp_path, tokenizer):
         ({"fim_rate": 1.5}, "fim_rate: must be from 0 to 1, got 1.5"),
         ({"format": "pairs", "sequence_length": 0}, "sequence_length: must be positive, got 0"),
         ({"loss": "all"}, "loss: requires a format with completions, got text"),
+        ({"sequence_length": 99}, "sequence_length: requires --pack or a format with completions, got text"),
+        ({"fim": "psm"}, "fim: requires --fim-rate"),
         ({"too_long": "drop"}, "too_long: requires a format with completions, got text"),
     ],
 )

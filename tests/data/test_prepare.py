@@ -232,6 +232,8 @@ def test_a_document_that_cannot_be_cut_is_dropped_and_counted(tmp_path, texts, t
         "more than 1,000 characters without whitespace": 1,
         "more than 1,000 characters that this tokenizer can't encode in chunks": 2,
     }
+    assert prepare([shard], str(tmp_path / "packed"), tokenizer, pack=True).documents == 1
+    assert load_report(tmp_path / "packed")["stages"][0]["dropped"] == {"more than 1,000 characters": 3}
 
 
 def test_special_tokens_in_documents_are_text_unless_requested(tmp_path):

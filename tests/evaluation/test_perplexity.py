@@ -1,8 +1,12 @@
 """Perplexity equals the validation loss in training; int8 weights change it little."""
 
+import json
+
+import numpy as np
 import pytest
 
 import codegen_jax
+from codegen_jax.data.prepare import prepare
 from codegen_jax.errors import UserError
 from codegen_jax.evaluation.perplexity import measure_perplexity
 from codegen_jax.training.loop import train
@@ -50,3 +54,19 @@ def test_files_of_another_tokenizer_and_invalid_lengths_are_refused(trained, tok
         measure_perplexity(other, str(token_folder))
     with pytest.raises(UserError, match="sequence_length: must be positive and below the model's context"):
         measure_perplexity(codegen_jax.load(trained), str(token_folder), 2048)
+
+
+def test_only_trained_tokens_of_examples_count(trained, tmp_path, texts, tokenizer):
+    records = [{"prompt": text[:30], "completion": text[30 : 40 + n]} for n, text in enumerate(texts[:20])]
+    (tmp_path / "0.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    model = codegen_jax.load(trained)
+    prepare([f"{tmp_path}/0.jsonl"], f"{tmp_path}/tokens", tokenizer, format="pairs", pack=True)
+    total, tokens = 0.0, 0
+    for record in records:
+        prompt, completion = (tokenizer.encode(record[name]) for name in ("prompt", "completion"))
+        ids = [*prompt, *completion, tokenizer.eos_id]
+        logprobs = model.logprobs(np.array([ids]))[0][0, len(prompt) - 1 :]
+        total, tokens = total - logprobs.sum(), tokens + len(logprobs)
+    found = measure_perplexity(model, f"{tmp_path}/tokens")
+    assert found.tokens == tokens
+    np.testing.assert_allclose(found.loss, total / tokens, rtol=1e-5)

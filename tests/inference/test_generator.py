@@ -248,6 +248,7 @@ def test_the_chunks_of_a_stream_join_to_the_completion(generator):
         options = dict(max_new_tokens=40, temperature=2.0, seed=1)
         chunks = list(generator.stream(prompt, **options))
         assert "".join(chunks) == generator.generate(prompt, **options)
+        assert list(generator.stream(generator.tokenizer.encode(prompt), **options)) == chunks
         assert len(chunks) > 5
 
 

@@ -6,6 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from codegen_jax.conversion.convert import convert
+from codegen_jax.data.infill import TOKENS, infill_prompt, with_infill
 from codegen_jax.data.tokenizer import BpeTokenizer, load_tokenizer
 from codegen_jax.errors import UserError
 from codegen_jax.weights.open import open_model
@@ -148,6 +149,24 @@ def test_a_byte_order_mark_is_ignored(tmp_path, bpe):
     ):
         (tmp_path / "hf" / file).write_text("\ufeff" + content, encoding="utf-8")
     assert open_model(str(tmp_path / "hf")).generation_config["generation_config.json"] == {"eos_token_id": 0}
+
+
+@pytest.mark.parametrize("kind", ["bpe", "bpe with its own config", "sentencepiece"])
+def test_special_tokens_for_infilling_are_named_in_exports(tmp_path, bpe, tokenizer, kind):
+    plain = tokenizer if kind == "sentencepiece" else bpe
+    if kind == "bpe with its own config":
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
+        plain = plain.with_file("tokenizer_config.json", json.dumps(config).encode())
+    extended = with_infill(plain, "mixed")
+    (tmp_path / "out").mkdir()
+    theirs = AutoTokenizer.from_pretrained(written(extended, tmp_path / "out"))
+    ids = [extended.id_of(token) for token in TOKENS]
+    assert theirs.convert_tokens_to_ids(list(TOKENS)) == ids
+    prefix, suffix, middle = TOKENS
+    prompt = infill_prompt(extended, "def f(x):", "return x")
+    assert theirs(f"{prefix}def f(x):{suffix}return x{middle}")["input_ids"] == prompt
+    back = load_tokenizer(tmp_path / "out")
+    assert infill_prompt(back, "def f(x):", "return x") == prompt and back.fingerprint == extended.fingerprint
 
 
 def test_a_sentencepiece_model_without_eos_exports_no_eos_id(tmp_path, texts):
