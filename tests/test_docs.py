@@ -340,7 +340,7 @@ def peer_loss(model, folder: Path) -> float:
     data = dataclasses.replace(config.data, train=str(folder / "data/finetune/train"), validation="")
     sources, _ = open_sources(data)
     order = make_order(dataclasses.replace(config, data=data), sources)
-    batch = np.asarray(Batches([sources[0].windows], order, batch_sharding(make_mesh(config.mesh)))(0))
+    batch = np.asarray(Batches([sources[0].rows], order, batch_sharding(make_mesh(config.mesh)))(0))
     scores = torch.tensor(logits(model, batch[:, :-1]))
     return torch.nn.functional.cross_entropy(scores.flatten(0, 1), torch.tensor(batch[:, 1:]).flatten().long()).item()
 

@@ -130,7 +130,7 @@ def add_format(parser: Parser) -> None:
         type=whole_number,
         default=2048,
         metavar="N",
-        help="length of the longest example in tokens (default: %(default)s)",
+        help="tokens trained on per row; data.sequence_length of the run must not be less (default: %(default)s)",
     )
     parser.add_argument(
         "--too-long",
@@ -241,11 +241,11 @@ def prepare(arguments: argparse.Namespace) -> None:
         return
     print(table(load_report(arguments.output)))
     print(
-        f"{arguments.output}: {manifest.tokens:,} tokens in {manifest.documents:,} "
+        f"{arguments.output}: {manifest.tokens:,} tokens"
         + (
-            f"examples, {manifest.trained_tokens:,} of them trained"
+            f", {manifest.trained_tokens:,} of them trained, in {manifest.documents:,} examples"
             if manifest.has_examples
-            else f"documents, {manifest.text_bytes / manifest.tokens:.2f} bytes per token"
+            else f" in {manifest.documents:,} documents, {manifest.text_bytes / manifest.tokens:.2f} bytes per token"
         )
     )
 

@@ -165,6 +165,9 @@ def generate(arguments: argparse.Namespace) -> None:
         from codegen_jax.data.infill import infill_prompt
 
         given = [infill_prompt(model.tokenizer, prefix, suffix) for prefix in prompts]
+        most = model.config.n_positions - arguments.max_new_tokens
+        longest = max(map(len, given))
+        require(longest <= most, f"suffix: it and the prompt have {longest} tokens, but only {most} fit the context")
     if arguments.stream:
         chunks = model.stream(given[0], **options)
         first = next(chunks, "")  # compiles most programs, whose log messages then precede the text

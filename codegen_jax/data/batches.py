@@ -18,14 +18,14 @@ class Batches:
     """The training batches.
 
     Args:
-        windows: the rows of each source.
+        rows: the rows of each source.
         order: maps each row of each step to a window.
         sharding: how the rows of a batch are sharded.
     """
 
-    def __init__(self, windows: Sequence[Rows], order: Order, sharding: NamedSharding):
-        self.windows, self.order = windows, order
-        self.shape = (order.batch_size, windows[0].sequence_length + 1)
+    def __init__(self, rows: Sequence[Rows], order: Order, sharding: NamedSharding):
+        self.rows, self.order = rows, order
+        self.shape = (order.batch_size, rows[0].sequence_length + 1)
         self.sharding = sharding
 
     def __call__(self, step: int) -> jax.Array:
@@ -34,24 +34,22 @@ class Batches:
 
         def read_row(row: int) -> np.ndarray:
             source, _, window = self.order.row(first + row)
-            return self.windows[source][window]
+            return self.rows[source][window]
 
         return _global_array(self.shape, self.sharding, read_row)
 
 
-def validation_batches(
-    windows: Rows, batch_size: int, sharding: NamedSharding, max_batches: int
-) -> Iterator[jax.Array]:
+def validation_batches(rows: Rows, batch_size: int, sharding: NamedSharding, max_batches: int) -> Iterator[jax.Array]:
     """Up to `max_batches` batches from the start of a validation set, always in the same order.
 
     Rows past the end of the set are padding, which the loss ignores.
     """
-    shape = (batch_size, windows.sequence_length + 1)
+    shape = (batch_size, rows.sequence_length + 1)
     padding = np.full(shape[1], PADDING, np.int32)
-    for first in range(0, min(len(windows), max_batches * batch_size), batch_size):
+    for first in range(0, min(len(rows), max_batches * batch_size), batch_size):
 
         def read_row(row: int, first: int = first) -> np.ndarray:
-            return windows[first + row] if first + row < len(windows) else padding
+            return rows[first + row] if first + row < len(rows) else padding
 
         yield _global_array(shape, sharding, read_row)
 

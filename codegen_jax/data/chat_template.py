@@ -14,12 +14,12 @@ from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from codegen_jax.data.parts import END, Part
+from codegen_jax.data.parts import Part
 from codegen_jax.data.tokenizer import END_OF_TEXT, Tokenizer
-from codegen_jax.data.tokenizer_metadata import CONFIG, parse
+from codegen_jax.data.tokenizer_metadata import CONFIG, TEMPLATE_FILE, parse, special_tokens
 from codegen_jax.errors import UserError, require
+from codegen_jax.mistaken_paths import decode
 
-TEMPLATE_FILE = "chat_template.jinja"
 DEFAULT = """\
 {%- for message in messages -%}
     {%- if message.role == 'assistant' -%}
@@ -34,9 +34,10 @@ DEFAULT = """\
 {%- endif -%}
 """
 
-# noncharacters of Unicode, which mark places in the rendered text: a turn's begin and end, and eos
-BEGIN, STOP, EOS = "\ufdd0", "\ufdd1", "\ufdd2"
-RESERVED = re.compile(f"[{BEGIN}{STOP}{EOS}]")
+# Noncharacters of Unicode mark places in the rendered text: the beginning and end of a turn, and special tokens. Those
+# in a template's own text are special; the same text in a message is text.
+BEGIN, STOP, *MARKS = map(chr, range(0xFDD0, 0xFDF0))
+RESERVED = re.compile(f"[{BEGIN}-{MARKS[-1]}]")
 
 
 class ChatTemplate:
@@ -47,34 +48,56 @@ class ChatTemplate:
     [Part(text='4', trained=True, special=False), Part(text='<|endoftext|>', trained=True, special=True)]
 
     Args:
-        source: a Jinja template. Its eos_token, and <|endoftext|> in its own text, are the tokenizer's eos.
+        source: a Jinja template.
         name: where it comes from, for error messages.
+        eos_token: the special token that the template's eos_token stands for.
+        bos_token: the same for bos_token.
+        special_tokens: further special tokens, if they occur in the template's own text.
 
     Raises:
-        UserError: if it can't be parsed, marks no turn of the assistant, or marks turns without eos: a model trained on
-            these would never stop.
+        UserError: if it can't be parsed, marks no turn of the assistant, or marks turns that do not end with a special
+            token: a model trained on these would never stop.
     """
 
-    def __init__(self, source: str, name: str = "template"):
+    def __init__(
+        self,
+        source: str,
+        name: str = "template",
+        eos_token: str = END_OF_TEXT,
+        bos_token: str = END_OF_TEXT,
+        special_tokens: Sequence[str] = (),
+    ):
         self.source, self.name = source, name
+        self.eos_token, self.bos_token = eos_token, bos_token
+        self.special_tokens = [token for token in special_tokens if token in source]
         messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
-        parts = self.parts(messages)
+        trained = [part for part in self.parts(messages) if part.trained and part.text.strip()]
         remedy = "put {% generation %} and {% endgeneration %} around the assistant's content and eos_token"
-        require(any(part.trained for part in parts), f"{name}: does not mark the assistant's turns; {remedy}")
-        has_end = any(part.special for part in parts if part.trained)
+        require(bool(trained), f"{name}: does not mark the assistant's turns; {remedy}")
+        has_end = trained[-1].special
         require(has_end, f"{name}: the assistant's turns do not end with eos_token, so models never stop; {remedy}")
 
     def __reduce__(self) -> Any:  # Jinja's compiled templates can't be pickled
-        return ChatTemplate, (self.source, self.name)
+        return ChatTemplate, (self.source, self.name, self.eos_token, self.bos_token, self.special_tokens)
+
+    @cached_property
+    def _marks(self) -> dict[str, str]:
+        """The mark of each special token."""
+        tokens = dict.fromkeys([self.eos_token, self.bos_token, END_OF_TEXT, *self.special_tokens])
+        require(len(tokens) <= len(MARKS), f"{self.name}: has more than {len(MARKS)} special tokens")
+        return dict(zip(tokens, MARKS))
 
     @cached_property
     def _compiled(self) -> Template:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
         )
-        environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+        environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise
-        return environment.from_string(self.source.replace(END_OF_TEXT, EOS))
+        source = self.source
+        for token in sorted(self._marks, key=len, reverse=True):
+            source = source.replace(token, self._marks[token])
+        return environment.from_string(source)
 
     def parts(self, messages: Sequence[Mapping[str, str]]) -> list[Part]:
         """The conversation as parts.
@@ -82,33 +105,41 @@ class ChatTemplate:
         Raises:
             UserError: if the template rejects the messages.
         """
+        marks = self._marks
+        variables = {"eos_token": marks[self.eos_token], "bos_token": marks[self.bos_token]}
+        absent = {"add_generation_prompt": False, "tools": None, "documents": None}  # as transformers passes them
         try:
-            text = self._compiled.render(messages=messages, eos_token=EOS, bos_token="", add_generation_prompt=False)
-        except (TemplateError, TypeError) as error:
-            raise UserError(f"{self.name}: {error}") from error
+            text = self._compiled.render(messages=messages, **variables, **absent)
+        except Exception as error:  # a template may divide by zero or recurse for ever
+            raise UserError(f"{self.name}: {error or type(error).__name__}") from error
+        tokens = {mark: token for token, mark in marks.items()}
         parts, trained = [], False
         for piece in re.split(f"({RESERVED.pattern})", text):
             if piece in (BEGIN, STOP):
                 trained = piece == BEGIN
-            elif piece == EOS:
-                parts.append(END._replace(trained=trained))
+            elif piece in tokens:
+                parts.append(Part(tokens[piece], trained, special=True))
             elif piece:
                 parts.append(Part(piece, trained))
         return parts
 
 
-def chat_template_of(tokenizer: Tokenizer) -> ChatTemplate:
-    """The template that accompanies a tokenizer, else the default one.
+def chat_template_of(tokenizer: Tokenizer, source: str | None = None) -> ChatTemplate:
+    """A template for a tokenizer: `source`, else the one that accompanies the tokenizer, else the default one.
 
     Raises:
         UserError: see `ChatTemplate`.
     """
-    config = parse(tokenizer.metadata, CONFIG).get("chat_template")
-    source = tokenizer.metadata[TEMPLATE_FILE].decode() if TEMPLATE_FILE in tokenizer.metadata else config
+    name = "template"
     if source is None:
-        return ChatTemplate(DEFAULT)
-    require(isinstance(source, str), "template: the tokenizer has several chat templates; choose one with --template")
-    return ChatTemplate(source, "the tokenizer's chat template (replace it with --template)")
+        source = parse(tokenizer.metadata, CONFIG).get("chat_template")
+        if TEMPLATE_FILE in tokenizer.metadata:
+            source = decode(f"the tokenizer's {TEMPLATE_FILE}", tokenizer.metadata[TEMPLATE_FILE])
+        require(isinstance(source, str | None), "template: the tokenizer has several; choose one with --template")
+        name = "template" if source is None else "the tokenizer's chat template (replace it with --template)"
+    named = special_tokens(tokenizer.metadata)
+    ends = {role: named.get(role, END_OF_TEXT) for role in ("eos_token", "bos_token")}
+    return ChatTemplate(DEFAULT if source is None else source, name, **ends, special_tokens=tokenizer.special_tokens)
 
 
 class _Generation(Extension):
@@ -125,3 +156,8 @@ class _Generation(Extension):
 
 def _raise(message: str) -> None:
     raise TemplateError(message)
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    """JSON without the HTML escapes of Jinja's own filter, as in transformers."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)

@@ -1,7 +1,6 @@
 """Documents that are trained in rows of their own or packed with others: encoded, cut to the context, with a mask."""
 
 import json
-import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +15,8 @@ from codegen_jax.data.formats import Format, Text
 from codegen_jax.data.parts import END, Part, encode_parts
 from codegen_jax.data.prepare_report import CUT, DROPPED, WHOLE
 from codegen_jax.data.tokenizer import Tokenizer, load_tokenizer
-from codegen_jax.data.writer import TokenWriter
+from codegen_jax.data.writer import BATCH, TokenWriter
 
-BATCH = 1_000_000  # characters encoded per call to the tokenizer
 MAX_LISTED = 1000  # examples listed in report.json, per shard
 
 
@@ -36,7 +34,6 @@ class EncodeExamples(PipelineStep):
         loss: "completions", or "all" for prompts, too.
         too_long: "cut" or "drop".
         special_tokens: whether to encode special tokens in text as such.
-        threads: whether the tokenizer may use all cores.
     """
 
     type, name = "FORMAT", "examples"
@@ -50,18 +47,16 @@ class EncodeExamples(PipelineStep):
         loss: str,
         too_long: str,
         special_tokens: bool,
-        threads: bool,
     ):
         super().__init__()
         self.folder, self.work, self.form, self.sequence_length = tokenizer, work, form, sequence_length
-        self.loss, self.too_long, self.special_tokens, self.threads = loss, too_long, special_tokens, threads
+        self.loss, self.too_long, self.special_tokens = loss, too_long, special_tokens
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         return load_tokenizer(self.folder)
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        os.environ["TOKENIZERS_PARALLELISM"] = str(self.threads).lower()
         listed: list[dict[str, Any]] = []
         for batch in _batches(data):
             parts = [_with_end(document.metadata["parts"]) for document in batch]
@@ -77,7 +72,7 @@ class EncodeExamples(PipelineStep):
                 elif (fitting := self._fit(document, ids, trained, listed)) is not None:
                     yield self._example(document, *fitting)
         (self.work / "long").mkdir(parents=True, exist_ok=True)
-        (self.work / f"long/{rank:05d}.json").write_text(json.dumps(listed[:MAX_LISTED]))
+        (self.work / f"long/{rank:05d}.json").write_text(json.dumps(listed))
 
     def _pieces(self, document: Document, ids: np.ndarray, parts: list[Part]) -> Iterator[Document]:
         """A long text as consecutive examples; rearranged ones are taken as they were before."""
@@ -96,7 +91,8 @@ class EncodeExamples(PipelineStep):
         length = self.sequence_length + 1
         fitting = fit(ids, trained, length) if self.too_long == "cut" else None
         where = {"shard": document.metadata["shard"], "line": document.metadata["line"]}
-        listed.append({**where, "tokens": len(ids), "cut": fitting is not None})
+        if len(listed) < MAX_LISTED:
+            listed.append({**where, "tokens": len(ids), "cut": fitting is not None})
         what = "completion" if self.too_long == "cut" else "example"
         self.stat_update(CUT if fitting is not None else f"{DROPPED}{what} longer than the context", value=1)
         return fitting
@@ -105,7 +101,7 @@ class EncodeExamples(PipelineStep):
         trained = trained | (self.loss == "all")
         trained[0] = False  # nothing comes before it
         text = self.tokenizer.decode(ids[trained & (ids != self.tokenizer.eos_id)].tolist())
-        metadata = {**document.metadata, "ids": ids, "trained": trained, "bytes": len(text.encode(errors="replace"))}
+        metadata = {**document.metadata, "ids": ids, "trained": trained, "bytes": len(text.encode())}
         return Document(text=document.text, id=document.id, metadata=metadata)
 
 

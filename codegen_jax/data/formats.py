@@ -1,5 +1,6 @@
 """The formats of raw data: what a JSON object or row of a shard contributes to a document."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -39,13 +40,14 @@ class Text:
 
     optional = ()  # fields that it may have
 
-    def parts(self, record: Mapping[str, Any]) -> list[Part]:
-        """The parts of the record's document.
+    def read(self, record: Mapping[str, Any]) -> tuple[str, list[Part]]:
+        """The record's own text, which filters and deduplication look at, and the parts of its document.
 
         Raises:
-            Unusable: if it contains none.
+            Unusable: if it contains no document.
         """
-        return [Part(_nonempty(record, self.text, "text"))]
+        text = _nonempty(record, self.text, "text")
+        return text, [Part(text)]
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,9 @@ class Pairs:
 
     optional = ()
 
-    def parts(self, record: Mapping[str, Any]) -> list[Part]:
-        prompt = _string(record, self.prompt)
-        return [Part(prompt, trained=False), Part(_nonempty(record, self.completion, "completion"))]
+    def read(self, record: Mapping[str, Any]) -> tuple[str, list[Part]]:
+        prompt, completion = _string(record, self.prompt), _nonempty(record, self.completion, "completion")
+        return prompt + completion, [Part(prompt, trained=False), Part(completion)]
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,13 @@ class Alpaca:
     def optional(self) -> tuple[str, ...]:
         return (self.input,)
 
-    def parts(self, record: Mapping[str, Any]) -> list[Part]:
+    def read(self, record: Mapping[str, Any]) -> tuple[str, list[Part]]:
         given = "" if record.get(self.input) is None else _string(record, self.input)
         middle = f"### Input:\n{given}\n\n" if given else ""
         instruction = _nonempty(record, self.instruction, "instruction")
+        output = _nonempty(record, self.output, "output")
         prompt = ALPACA.format(ALPACA_INPUT if given else "", instruction, middle)
-        return [Part(prompt, trained=False), Part(_nonempty(record, self.output, "output"))]
+        return "\n".join([instruction, given, output]), [Part(prompt, trained=False), Part(output)]
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ class Messages:
     def optional(self) -> tuple[str, ...]:
         return ("tools",)
 
-    def parts(self, record: Mapping[str, Any]) -> list[Part]:
+    def read(self, record: Mapping[str, Any]) -> tuple[str, list[Part]]:
         if self.messages not in record:
             raise Unusable(f"no field {self.messages}")
         if record.get("tools"):
@@ -135,25 +138,30 @@ class Messages:
         messages = record[self.messages]
         if not isinstance(messages, list) or not messages:
             raise Unusable(f"field {self.messages} is {json_type(messages) if messages != [] else 'an empty list'}")
+        everything = json.dumps(messages, ensure_ascii=False, default=str)  # a template may use other fields, too
+        _check_text(everything)
+        if RESERVED.search(everything):
+            raise Unusable("a character from U+FDD0 to U+FDEF, which are reserved")
+        contents = []
         for number, message in enumerate(messages, 1):
             if not isinstance(message, dict):
                 raise Unusable(f"message {number} is {json_type(message)}, not an object")
-            for field in ("role", "content"):
-                try:
-                    text = _string(message, field)
-                except Unusable as error:
-                    raise Unusable(f"{error} in message {number}") from error
-                if RESERVED.search(text):
-                    raise Unusable("a character from U+FDD0 to U+FDD2, which are reserved")
+            try:
+                role, content = (_string(message, field) for field in ("role", "content"))
+            except Unusable as error:
+                raise Unusable(f"{error} in message {number}") from error
+            if role == "assistant" and not content:
+                raise Unusable(f"empty content in message {number}, the assistant's")
+            contents.append(content)
         try:
             parts = self.template.parts(messages)
         except UserError as error:
             raise Unusable(str(error)) from error
-        while parts and not (parts[-1].trained and parts[-1].special):  # nothing is learned after the last eos
+        while parts and not (parts[-1].trained and parts[-1].special):  # nothing is learned after the last turn's end
             parts.pop()
         if not parts:
             raise Unusable("no message of role assistant")
-        return parts
+        return "\n".join(contents), parts
 
 
 Format = Text | Pairs | Alpaca | Messages
@@ -205,11 +213,15 @@ def _string(record: Mapping[str, Any], field: str) -> str:
         raise Unusable(f"no field {field}")
     if not isinstance(text := record[field], str):
         raise Unusable(f"field {field} is {json_type(text)}")
+    _check_text(text)
+    return text
+
+
+def _check_text(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise Unusable("lone surrogate in the text") from error
-    return text
 
 
 def _nonempty(record: Mapping[str, Any], field: str, what: str) -> str:

@@ -15,12 +15,12 @@ import numpy as np
 
 from codegen_jax.data.parts import Part
 from codegen_jax.data.tokenizer import Tokenizer
-from codegen_jax.errors import UserError
+from codegen_jax.data.tokenizer_metadata import LAYOUT_FILE
+from codegen_jax.errors import UserError, require
 
 PREFIX, SUFFIX, MIDDLE = "<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"
 TOKENS = (PREFIX, SUFFIX, MIDDLE)
 MODES = ("psm", "spm", "mixed")
-LAYOUT_FILE = "infill.json"  # among a tokenizer's files
 # what precedes a middle; "prefix" and "suffix" stand for the texts
 LAYOUTS = {"psm": [PREFIX, "prefix", SUFFIX, "suffix", MIDDLE], "spm": [PREFIX, SUFFIX, "suffix", MIDDLE, "prefix"]}
 
@@ -39,7 +39,7 @@ def infill_prompt(tokenizer: Tokenizer, prefix: str, suffix: str) -> list[int]:
     Another family of models needs another such file.
 
     Raises:
-        UserError: if the tokenizer has no such file.
+        UserError: if the tokenizer has no such file, or it has other content.
     """
     if LAYOUT_FILE not in tokenizer.metadata:
         raise UserError(
@@ -47,8 +47,14 @@ def infill_prompt(tokenizer: Tokenizer, prefix: str, suffix: str) -> list[int]:
             f"{LAYOUT_FILE}); fine-tune one on data made with codegen-jax prepare --fim-rate"
         )
     texts = {"prefix": prefix, "suffix": suffix}
+    try:
+        layout = json.loads(tokenizer.metadata[LAYOUT_FILE])
+    except ValueError as error:
+        raise UserError(f"suffix: the tokenizer's {LAYOUT_FILE} is not JSON ({error})") from error
+    is_layout = isinstance(layout, list) and all(isinstance(item, str) for item in layout)
+    require(is_layout, f"suffix: the tokenizer's {LAYOUT_FILE} must be a list of strings, got {layout}")
     ids = []
-    for item in json.loads(tokenizer.metadata[LAYOUT_FILE]):
+    for item in layout:
         ids += tokenizer.encode(texts[item]) if item in texts else [tokenizer.id_of(item)]
     return ids
 

@@ -5,14 +5,15 @@ from bisect import bisect_left, insort
 import numpy as np
 
 from codegen_jax.data.rows import PADDING, make_row
-from codegen_jax.data.tokens import Part, TokenFiles
+from codegen_jax.data.tokens import Span, TokenFiles
 from codegen_jax.errors import UserError
 
 
 class Examples:
     """Random access to rows of sequence_length + 1 tokens that hold whole examples, padded on the right.
 
-    Which examples share a row depends on their lengths alone. The same interface as `Windows`.
+    Which examples share a row depends on their lengths alone; packed rows are in random order, since packing takes the
+    longest examples first and validation may take only the first rows. The same interface as `Windows`.
 
     Args:
         files: token files with masks.
@@ -23,13 +24,11 @@ class Examples:
         UserError: if an example is longer than a row.
     """
 
-    leftover = 0
-
     def __init__(self, files: TokenFiles, sequence_length: int, packed: bool):
         self.files, self.sequence_length = files, sequence_length
-        ends = [files.ends(file) for file in range(len(files.arrays))]
-        self.stops = np.concatenate(ends).astype(np.int64)
-        self.starts = np.concatenate([np.concatenate([[0], each[:-1]]) for each in ends]).astype(np.int64)
+        ends = [np.asarray(files.ends(file), np.int64) for file in range(len(files.arrays))]
+        self.stops = np.concatenate(ends)
+        self.starts = np.concatenate([np.concatenate([[0], each[:-1]]) for each in ends])
         self.file_of = np.repeat(np.arange(len(ends)), [len(each) for each in ends])
         lengths = self.stops - self.starts
         if lengths.max() > sequence_length + 1:
@@ -38,7 +37,10 @@ class Examples:
                 f"data.sequence_length + 1 = {sequence_length + 1}; run codegen-jax prepare again with "
                 f"--sequence-length {sequence_length}, or raise data.sequence_length"
             )
-        row_of = best_fit(lengths, sequence_length + 1) if packed else np.arange(len(lengths))
+        row_of = np.arange(len(lengths))
+        if packed:
+            row_of = best_fit(lengths, sequence_length + 1)
+            row_of = np.random.default_rng(0).permutation(row_of.max() + 1)[row_of]
         self.examples = np.argsort(row_of, kind="stable")
         self.first = np.searchsorted(row_of[self.examples], np.arange(row_of.max() + 2))
 
@@ -49,17 +51,17 @@ class Examples:
         """Row `index`, int32 [sequence_length + 1], as in rows.py."""
         row = np.full(self.sequence_length + 1, PADDING, np.int32)
         filled = 0
-        for file, start, stop in self.parts(index):
+        for file, start, stop in self.spans(index):
             ids, trained = self.files.arrays[file][start:stop], self.files.masks[file][start:stop]
             starts = np.arange(stop - start) == 0
             row[filled : filled + stop - start] = make_row(np.asarray(ids), np.asarray(trained), starts)
             filled += stop - start
         return row
 
-    def parts(self, index: int) -> list[Part]:
+    def spans(self, index: int) -> list[Span]:
         """The location of each example of a row."""
         examples = self.examples[self.first[index] : self.first[index + 1]]
-        return [Part(int(self.file_of[e]), int(self.starts[e]), int(self.stops[e])) for e in examples]
+        return [Span(int(self.file_of[e]), int(self.starts[e]), int(self.stops[e])) for e in examples]
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:

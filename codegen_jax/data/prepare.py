@@ -16,7 +16,7 @@ import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
-from codegen_jax.data.chat_template import TEMPLATE_FILE, ChatTemplate, chat_template_of
+from codegen_jax.data.chat_template import chat_template_of
 from codegen_jax.data.dedup import DropDuplicates, FindDuplicates, WriteDigests
 from codegen_jax.data.examples import EncodeExamples, ExampleWriter
 from codegen_jax.data.executors import EXECUTORS, Pass, note_progress, run_passes
@@ -25,10 +25,12 @@ from codegen_jax.data.formats import Format, make_format
 from codegen_jax.data.infill import MODES, rearranged, with_infill
 from codegen_jax.data.inputs import list_shards
 from codegen_jax.data.ngrams import decontamination, near_dedup
+from codegen_jax.data.parts import check_joints
 from codegen_jax.data.prepare_report import DROPPED, REARRANGED, Tally, record_read
 from codegen_jax.data.probe import check_tokenizer
 from codegen_jax.data.shards import Skipped, read_documents
 from codegen_jax.data.tokenizer import Tokenizer
+from codegen_jax.data.tokenizer_metadata import TEMPLATE_FILE
 from codegen_jax.data.tokens import MANIFEST, Manifest
 from codegen_jax.data.writer import ManifestWriter, NoDocuments, TokenWriter
 from codegen_jax.errors import UserError, require, require_seed
@@ -188,9 +190,11 @@ def prepare(
     require(template is None or format == "messages", f"template: requires --format messages, got {format}")
     chat = None
     if format == "messages":
-        chat = chat_template_of(tokenizer) if template is None else ChatTemplate(template)
+        chat = chat_template_of(tokenizer, template)
         tokenizer = tokenizer.with_file(TEMPLATE_FILE, chat.source.encode())
     form = make_format(format, fields or {}, chat, text_field)
+    if format != "text" or fim_rate:
+        check_joints(tokenizer)
     if fim_rate:
         tokenizer = with_infill(tokenizer, fim)
     found, folder = list_shards(inputs), Path(output).absolute()
@@ -232,9 +236,7 @@ def prepare(
         documents.append(Infill(fim_rate, fim, seed))
     writer = TokenWriter(str(folder), seed, special_tokens, threads)
     if has_examples:
-        encode = EncodeExamples(
-            folder / "tokenizer", work, form, sequence_length, loss, too_long, special_tokens, threads
-        )
+        encode = EncodeExamples(folder / "tokenizer", work, form, sequence_length, loss, too_long, special_tokens)
         documents += [encode, Tally("examples")]
         writer = ExampleWriter(str(folder), seed, special_tokens, threads)
     statistics = logs / f"{len(passes)}_tokens" / "stats"

@@ -13,7 +13,7 @@ from fsspec.utils import infer_compression
 
 from codegen_jax.data.formats import Format, Text, Unusable, json_type
 from codegen_jax.data.inputs import HUB
-from codegen_jax.data.parts import Part, text_of
+from codegen_jax.data.parts import Part
 from codegen_jax.errors import UserError
 from codegen_jax.mistaken_paths import describe_placeholder
 from codegen_jax.storage import is_remote
@@ -38,11 +38,11 @@ class RawDocument(NamedTuple):
     """One document of a shard.
 
     Attributes:
-        text: non-empty text that can be encoded as UTF-8.
+        text: the record's own text, which can be encoded as UTF-8.
         source: meta.pile_set_name, or "unknown".
         path: the file that the document came from: meta.path, else the field "path", else "".
         line: line or row number in the shard, starting at 1.
-        parts: the text as parts that are trained or not.
+        parts: what is encoded: the text, with what the format adds to it, as parts that are trained or not.
     """
 
     text: str
@@ -111,13 +111,13 @@ def read_documents(
         objects += 1
         fields = fields or list(record)
         try:
-            parts = form.parts(record)
+            text, parts = form.read(record)
         except Unusable as reason:
             skipped.add(str(reason), line, content)
             continue
         meta = _meta(record)
         path = meta.get("path") or record.get("path") or ""
-        yield RawDocument(text_of(parts), str(meta.get("pile_set_name") or "unknown"), str(path), line, parts)
+        yield RawDocument(text, str(meta.get("pile_set_name") or "unknown"), str(path), line, parts)
     if lines and not objects:
         what = describe_file(shard)
         raise UserError(

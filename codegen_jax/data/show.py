@@ -27,21 +27,21 @@ def show(config: RunConfig, step: int, row: int | None = None) -> Iterator[str]:
         UserError: if the step or row does not exist, or the data can't be read.
     """
     require(step >= 1, f"step: must be at least 1, got {step}; steps are numbered as in the log")
-    rows = range(config.training.batch_size)
-    require(row is None or row in rows, f"row: must be between 0 and training.batch_size - 1 = {rows[-1]}, got {row}")
+    last = config.training.batch_size - 1
+    require(row is None or 0 <= row <= last, f"row: must be between 0 and training.batch_size - 1 = {last}, got {row}")
     sources, tokenizer = open_sources(replace(config.data, document_mask=True))  # rows then mark where documents start
     order = make_order(config, sources)
-    for number in rows if row is None else [row]:
+    for number in range(last + 1) if row is None else [row]:
         source, epoch, window = order.row(order.first_row(step - 1) + number)
-        windows = sources[source].windows
-        tokens, parts = windows[window], windows.parts(window)
-        padding = len(tokens) - sum(stop - start for _, start, stop in parts)
+        rows = sources[source].rows
+        tokens, spans = rows[window], rows.spans(window)
+        padding = len(tokens) - sum(stop - start for _, start, stop in spans)
         name = f"source {sources[source].name}, " if sources[source].name else ""
-        ranges = [f"tokens {a} to {b - 1} of {windows.files.folder / windows.files.name(file)}" for file, a, b in parts]
+        ranges = [f"tokens {a} to {b - 1} of {rows.files.folder / rows.files.name(file)}" for file, a, b in spans]
         yield (
-            f"== step {step}, row {number}: {name}epoch {epoch}, window {window} of {len(windows)}, {', '.join(ranges)}"
+            f"== step {step}, row {number}: {name}epoch {epoch}, window {window} of {len(rows)}, {', '.join(ranges)}"
         )
-        documents = [document for part in parts for document in windows.files.documents(*part)]
+        documents = [document for span in spans for document in rows.files.documents(*span)]
         text = render(tokens[: len(tokens) - padding], tokenizer, documents)
         yield text + (f"\n-- padding: {padding} tokens" if padding else "")
 
@@ -60,7 +60,7 @@ def render(row: np.ndarray, tokenizer: Tokenizer, documents: Sequence[int]) -> s
     starts, trained = starts_of(row), targets_of(row) >= 0
     for position, token in enumerate(ids_of(row).tolist()):
         if position == 0 or starts[position]:
-            text += f"{NEW_LINE if text else ''}-- document {next(numbers)}\n"
+            text += f"{NEW_LINE if text else ''}-- document {next(numbers, '')}\n"
         if trained[position] != was_trained:
             was_trained = trained[position]
             text += f"{'' if text.endswith(NEW_LINE) else NEW_LINE}-- {'trained' if was_trained else 'not trained'}\n"

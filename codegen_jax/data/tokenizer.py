@@ -111,6 +111,11 @@ class Tokenizer(ABC):
             UserError: if the vocabulary lacks it.
         """
 
+    @property
+    @abstractmethod
+    def special_tokens(self) -> list[str]:
+        """The special tokens of the vocabulary, by name."""
+
     @abstractmethod
     def with_special_tokens(self, tokens: Sequence[str]) -> "Tokenizer":
         """This tokenizer with these special tokens; those that it lacks take the ids after the vocabulary."""
@@ -221,6 +226,10 @@ class BpeTokenizer(Tokenizer):
             raise UserError(f"the tokenizer has no special token {token}")
         return id
 
+    @property
+    def special_tokens(self) -> list[str]:
+        return [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
+
     def with_special_tokens(self, tokens: Sequence[str]) -> "BpeTokenizer":
         from tokenizers import AddedToken
         from tokenizers import Tokenizer as FastTokenizer
@@ -315,6 +324,10 @@ class SentencePieceTokenizer(Tokenizer):
         id = self.eos_id if token == END_OF_TEXT else self._processor.piece_to_id(token)
         require(id != self._processor.unk_id(), f"the tokenizer has no special token {token}")
         return id
+
+    @property
+    def special_tokens(self) -> list[str]:
+        return [piece.piece for piece in self.proto.pieces if piece.type == piece.CONTROL]
 
     def with_special_tokens(self, tokens: Sequence[str]) -> "SentencePieceTokenizer":
         proto = type(self.proto).FromString(self._model)

@@ -9,11 +9,13 @@ from codegen_jax.mistaken_paths import decode, reject_placeholder
 from codegen_jax.strict_json import loads
 
 VOCABULARY = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")  # files of slow tokenizers
-TEMPLATES = ("chat_template.jinja", "chat_template.json")
+TEMPLATE_FILE = "chat_template.jinja"
+TEMPLATES = (TEMPLATE_FILE, "chat_template.json")
+LAYOUT_FILE = "infill.json"  # see infill.py
 NAMED_TEMPLATES = "additional_chat_templates/*.jinja"
 CONFIG = "tokenizer_config.json"
 SPECIAL_TOKEN_FILES = ("special_tokens_map.json", CONFIG)  # the latter is the newer format and takes precedence
-NAMES = (*SPECIAL_TOKEN_FILES, *TEMPLATES, *VOCABULARY, "infill.json")
+NAMES = (*SPECIAL_TOKEN_FILES, *TEMPLATES, *VOCABULARY, LAYOUT_FILE)
 ROLES = ("eos_token", "pad_token", "bos_token", "unk_token", "sep_token", "cls_token", "mask_token")
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 

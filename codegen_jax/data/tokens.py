@@ -23,7 +23,7 @@ from codegen_jax.errors import UserError
 from codegen_jax.storage import file_size, is_remote, open_path
 
 MANIFEST = "manifest.json"
-LOSS = ".loss"  # suffix of the file with the mask of a token file
+LOSS, INDEX = ".loss", ".index"  # suffixes of the files with a token file's mask and documents
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,8 @@ class TokenFiles:
         self.arrays = [self._open(name, tokens, dtype) for name, tokens in files]
         masked = files if self.manifest.has_examples else ()
         self.masks = [self._open(name + LOSS, tokens, np.dtype(bool)) for name, tokens in masked]
+        for name, _ in masked:
+            self._check(name + INDEX)
 
     def _open(self, name: str, tokens: int, dtype: np.dtype) -> "np.ndarray | RemoteArray":
         path = self.folder / name
@@ -138,9 +140,17 @@ class TokenFiles:
             raise UserError(
                 f"{path}: {size}, but {expected} bytes according to {MANIFEST}; run codegen-jax prepare again"
             )
-        if checksum(path) != self.manifest.checksums[name]:
-            raise UserError(f"{path}: does not match its checksum in {MANIFEST}; run codegen-jax prepare again")
+        self._check(name)
+        if is_remote(path) and self.manifest.has_examples:  # a row consists of many small pieces
+            return np.frombuffer(path.read_bytes(), dtype)
         return RemoteArray(path, dtype, tokens) if is_remote(path) else np.memmap(path, dtype, mode="r")
+
+    def _check(self, name: str) -> None:
+        """Raise `UserError` if a file is missing or does not match its checksum."""
+        path = self.folder / name
+        if not path.exists() or checksum(path) != self.manifest.checksums[name]:
+            what = "does not match its checksum in" if path.exists() else "missing, but listed in"
+            raise UserError(f"{path}: {what} {MANIFEST}; run codegen-jax prepare again")
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that produced the files.
@@ -173,7 +183,7 @@ class TokenFiles:
 
     def ends(self, file: int) -> np.ndarray:
         """The position after each document of a file, uint64."""
-        path = self.folder / f"{self.name(file)}.index"
+        path = self.folder / f"{self.name(file)}{INDEX}"
         return np.frombuffer(path.read_bytes(), "<u8") if is_remote(path) else np.memmap(path, "<u8", mode="r")
 
 
@@ -192,7 +202,7 @@ class RemoteArray:
         return np.frombuffer(self.files.cat_file(self.path, start=start, end=stop), self.dtype)
 
 
-class Part(NamedTuple):
+class Span(NamedTuple):
     """Tokens start .. stop - 1 of a file."""
 
     file: int
@@ -233,22 +243,22 @@ class Windows:
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Window `index`, int32 [sequence_length + 1], as in rows.py."""
-        parts = [self.arrays[file][start:stop] for file, start, stop in self.parts(index)]
-        ids = np.concatenate(parts).astype(np.int32)
+        pieces = [self.arrays[file][start:stop] for file, start, stop in self.spans(index)]
+        ids = np.concatenate(pieces).astype(np.int32)
         if not self.document_mask:
             return ids
         starts = np.concatenate([[True], ids[:-1] == self.files.manifest.eos_id])
         return make_row(ids, np.ones_like(starts), starts)
 
-    def parts(self, index: int) -> list[Part]:
+    def spans(self, index: int) -> list[Span]:
         """The location of a window's tokens, in one file or in several consecutive files."""
         span = int(np.searchsorted(self.ends, index, side="right"))
         before = int(self.ends[span - 1]) if span else 0
         start = int(self.starts[span]) + (index - before) * self.sequence_length
         stop = start + self.sequence_length + 1
         first, last = np.searchsorted(self.offsets, [start, stop - 1], side="right") - 1
-        parts = []
+        spans = []
         for file in range(first, last + 1):
             offset, end = int(self.offsets[file]), int(self.offsets[file + 1])
-            parts.append(Part(file, max(start, offset) - offset, min(stop, end) - offset))
-        return parts
+            spans.append(Span(file, max(start, offset) - offset, min(stop, end) - offset))
+        return spans

@@ -19,7 +19,7 @@ from codegen_jax.data.inputs import Inputs
 from codegen_jax.data.parts import Part, encode_parts
 from codegen_jax.data.prepare_report import REPORT, make_report, total
 from codegen_jax.data.tokenizer import Tokenizer, load_tokenizer
-from codegen_jax.data.tokens import LOSS, Manifest, checksum
+from codegen_jax.data.tokens import INDEX, LOSS, Manifest, checksum
 from codegen_jax.errors import UserError
 
 BATCH = 1_000_000  # characters encoded per call to the tokenizer
@@ -121,7 +121,8 @@ class ManifestWriter(PipelineStep):
         tokenizer = load_tokenizer(self.output / "tokenizer")
         size = token_bytes(tokenizer)
         files = [file for file in sorted(self.output.glob("*.ds")) if file.stat().st_size]
-        masks = [mask for file in files if (mask := file.with_name(file.name + LOSS)).exists()]
+        others = [f"{file}{suffix}" for file in files for suffix in (LOSS, INDEX)] if self.windows != "folder" else []
+        masks = [name for name in others if name.endswith(LOSS)]
         report = make_report(self.statistics, self.work, self.inputs)
         if not files:
             raise NoDocuments(_explain_no_documents(self.inputs.shards, report))
@@ -135,7 +136,7 @@ class ManifestWriter(PipelineStep):
             tokens=sum(file.stat().st_size for file in files) // size,
             text_bytes=total(report["stages"][-1], "bytes"),
             files={file.name: file.stat().st_size // size for file in files},
-            checksums={file.name: checksum(file) for file in [*files, *masks]},
+            checksums={file.name: checksum(file) for file in [*files, *map(Path, others)]},
             sources=self.inputs.shards,
             seed=self.seed,
             windows=self.windows,

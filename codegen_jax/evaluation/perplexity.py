@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from codegen_jax.data.packing import Examples
-from codegen_jax.data.rows import PADDING, ids_of, targets_of
+from codegen_jax.data.rows import ids_of, targets_of
 from codegen_jax.data.tokens import TokenFiles, Windows
 from codegen_jax.errors import require
 from codegen_jax.inference.generator import Generator
@@ -48,12 +48,10 @@ def measure_perplexity(
     Raises:
         UserError: if the token files are missing, damaged or from another tokenizer, or a value is out of range.
     """
-    if sequence_length is None:
-        sequence_length = model.config.n_positions - 1
+    length = sequence_length
     require(
-        0 < sequence_length < model.config.n_positions,
-        f"sequence_length: must be positive and below the model's context of {model.config.n_positions}, got "
-        f"{sequence_length}",
+        length is None or 0 < length < model.config.n_positions,
+        f"sequence_length: must be positive and below the model's context of {model.config.n_positions}, got {length}",
     )
     require(max_windows is None or max_windows > 0, f"max_windows: must be positive, got {max_windows}")
     files = TokenFiles(tokens)
@@ -63,16 +61,18 @@ def measure_perplexity(
         "prepare the text with the model's tokenizer",
     )
     if files.manifest.has_examples:
-        windows = Examples(files, model.config.n_positions, packed=False)  # an example's last token is only a target
+        require(length is None, f"sequence_length: not for {tokens}, whose examples have rows of their own")
+        rows = Examples(files, model.config.n_positions, packed=False)  # an example's last token is only a target
     else:
-        windows = Windows(files, sequence_length)
-    count = min(len(windows), max_windows or len(windows))
+        rows = Windows(files, length or model.config.n_positions - 1)
+    count = min(len(rows), max_windows or len(rows))
     total, predicted = 0.0, 0
     for first in track(range(0, count, ROWS), "perplexity", "batch"):
-        rows = np.stack([windows[number] for number in range(first, min(first + ROWS, count))])
-        rows = rows[:, (rows != PADDING).any(axis=0)]
-        is_target = targets_of(rows)[:, 1:] >= 0
-        total -= model.logprobs(ids_of(rows))[0].sum(dtype=np.float64, where=is_target)
+        numbers = range(first, min(first + ROWS, count))
+        width = max(sum(stop - start for _, start, stop in rows.spans(number)) for number in numbers)
+        batch = np.stack([rows[number][:width] for number in numbers])
+        is_target = targets_of(batch)[:, 1:] >= 0
+        total -= model.logprobs(ids_of(batch))[0].sum(dtype=np.float64, where=is_target)
         predicted += int(is_target.sum())
     loss = total / predicted
     return Perplexity(predicted, loss, perplexity(loss), files.manifest.bits_per_byte(loss))

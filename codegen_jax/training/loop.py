@@ -108,7 +108,7 @@ def _train(config: RunConfig, clock: Clock) -> None:
         loop = Loop(
             config=config,
             train_step=compiled,
-            batches=Batches([source.windows for source in sources], order, batch_sharding(mesh)),
+            batches=Batches([source.rows for source in sources], order, batch_sharding(mesh)),
             validate=make_validation(run, sources),
             sample=make_sampling(run, tokenizer),
             checkpoints=checkpoints,

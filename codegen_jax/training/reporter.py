@@ -10,6 +10,7 @@ import jax
 from codegen_jax.chips import GIB, chip_of
 from codegen_jax.config import RunConfig
 from codegen_jax.data.sources import Source
+from codegen_jax.data.tokens import Windows
 from codegen_jax.distributed import is_first, log_once
 from codegen_jax.progress import Progress
 from codegen_jax.training.clock import Clock
@@ -27,15 +28,14 @@ def announce(run: ResolvedRun, sources: list[Source], first: int) -> None:
         f"process(es); mesh {axes}"
     )
     for source in sources:
-        files, windows = source.files, source.windows
-        manifest = files.manifest
+        files, rows, manifest = source.files, source.rows, source.files.manifest
         size = f"{files.folder}: {manifest.tokens:,} tokens in {len(files.arrays):,} file(s)"
-        if manifest.has_examples:
-            full = manifest.tokens / (len(windows) * (run.sequence_length + 1))
-            rows = f"{len(windows):,} rows of {run.sequence_length:,}, {full:.1%} full"
-            log_once(f"{size}, {manifest.trained_tokens:,} trained; {manifest.documents:,} examples in {rows}")
-            continue
-        log_once(f"{size}, {len(windows):,} windows of {run.sequence_length:,}; {windows.leftover:,} tokens left over")
+        if isinstance(rows, Windows):
+            log_once(f"{size}, {len(rows):,} windows of {run.sequence_length:,}; {rows.leftover:,} tokens left over")
+        else:
+            full = manifest.tokens / (len(rows) * (run.sequence_length + 1))
+            filled = f"{len(rows):,} rows of {run.sequence_length:,}, {full:.1%} full"
+            log_once(f"{size}, {manifest.trained_tokens:,} trained; {manifest.documents:,} examples in {filled}")
     tokens_per_step = training.batch_size * run.sequence_length
     if first >= training.steps:
         log_once(f"all {training.steps:,} steps are done")

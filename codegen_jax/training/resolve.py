@@ -3,6 +3,7 @@
 import logging
 import math
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from jax.sharding import Mesh
 
@@ -22,7 +23,7 @@ class ResolvedRun:
     Attributes:
         mesh: the run's device mesh.
         model: model config with `attention` resolved to a backend.
-        optimizer: as in the config.
+        optimizer: as in the config, with `decay_steps` resolved.
         training: training config with `remat` resolved to a policy.
         sequence_length: tokens trained on per row.
         document_mask: as in the config's data section.
@@ -46,7 +47,7 @@ def resolve(config: RunConfig, mesh: Mesh) -> ResolvedRun:
     Raises:
         UserError: if the mesh axes do not divide the dimensions they shard.
     """
-    data, config = config.data, with_steps(config)
+    data = config.data
     return resolve_step(
         mesh,
         config.model,
@@ -87,7 +88,7 @@ def resolve_step(
     return ResolvedRun(
         mesh=mesh,
         model=replace(model, attention=attention),
-        optimizer=optimizer,
+        optimizer=with_decay(optimizer, training.steps),
         training=replace(training, remat=remat),
         sequence_length=sequence_length,
         document_mask=document_mask,
@@ -96,18 +97,18 @@ def resolve_step(
     )
 
 
-def with_steps(config: RunConfig, rows_per_epoch: float = 0) -> RunConfig:
+def with_steps(config: RunConfig, rows_per_epoch: Fraction) -> RunConfig:
     """The config with `training.steps` instead of `training.epochs`, and with the `decay_steps` that 0 stands for."""
-    training, optimizer = config.training, config.optimizer
-    steps = training.steps
+    training = config.training
     if training.epochs is not None:
-        steps = max(1, math.ceil(training.epochs * rows_per_epoch / training.batch_size))
-    decay_steps = optimizer.decay_steps or max(1, steps - optimizer.warmup_steps)
-    return replace(
-        config,
-        training=replace(training, steps=steps, epochs=None),
-        optimizer=replace(optimizer, decay_steps=decay_steps),
-    )
+        steps = math.ceil(Fraction(str(training.epochs)) * rows_per_epoch / training.batch_size)
+        training = replace(training, steps=steps, epochs=None)
+    return replace(config, training=training, optimizer=with_decay(config.optimizer, training.steps))
+
+
+def with_decay(optimizer: OptimizerConfig, steps: int) -> OptimizerConfig:
+    """The settings for a run of this many steps: `decay_steps` 0 means until its end."""
+    return replace(optimizer, decay_steps=optimizer.decay_steps or max(1, steps - optimizer.warmup_steps))
 
 
 def resolved_config(config: RunConfig) -> RunConfig:
@@ -117,4 +118,5 @@ def resolved_config(config: RunConfig) -> RunConfig:
     except UserError as error:
         log.warning(f"{error}; showing mesh, training.remat and model.attention unresolved")
         return config
-    return replace(config, model=run.model, training=run.training, mesh=MeshConfig(**dict(run.mesh.shape)))
+    training = replace(config.training, remat=run.training.remat)  # the steps of epochs depend on the data
+    return replace(config, model=run.model, training=training, mesh=MeshConfig(**dict(run.mesh.shape)))

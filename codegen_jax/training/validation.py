@@ -3,9 +3,8 @@
 from collections.abc import Callable
 
 from codegen_jax.data.batches import validation_batches
-from codegen_jax.data.sources import Source, open_rows
+from codegen_jax.data.sources import Rows, Source
 from codegen_jax.data.tokenizer import Tokenizer
-from codegen_jax.data.tokens import TokenFiles
 from codegen_jax.inference.generator import Generator
 from codegen_jax.model.codegen import Params
 from codegen_jax.training.loss import perplexity
@@ -25,8 +24,7 @@ def make_validation(run: ResolvedRun, sources: list[Source]) -> Callable[[Params
     eval_step = make_eval_step(run)
     training = run.training
 
-    def loss_of(params: Params, files: TokenFiles) -> float:
-        rows = open_rows(files, run.sequence_length, run.document_mask)
+    def loss_of(params: Params, rows: Rows) -> float:
         batches = validation_batches(rows, training.batch_size, batch_sharding(run.mesh), training.eval_batches)
         sums, tokens = zip(*(eval_step(params, batch) for batch in batches))
         return sum(map(float, sums)) / sum(map(float, tokens))
@@ -34,13 +32,13 @@ def make_validation(run: ResolvedRun, sources: list[Source]) -> Callable[[Params
     def validate(params: Params) -> dict[str, float]:
         values: dict[str, float] = {}
         mean = 0.0
-        for source, files in validated:
-            loss = loss_of(params, files)
+        for source, rows in validated:
+            loss = loss_of(params, rows)
             mean += loss * source.weight / sum(s.weight for s, _ in validated)
             values |= {
                 f"validation_loss{source.suffix}": loss,
                 f"validation_perplexity{source.suffix}": perplexity(loss),
-                f"bits_per_byte{source.suffix}": files.manifest.bits_per_byte(loss),
+                f"bits_per_byte{source.suffix}": rows.files.manifest.bits_per_byte(loss),
             }
         return {"validation_loss": mean} | values
 

@@ -71,7 +71,7 @@ def test_data_show_numbers_documents_per_file_in_a_window_across_files(small_fil
     config = tiny_run(tokens=small_files, training={"batch_size": 1})
     sources, _ = open_sources(config.data)
     order = make_order(config, sources)
-    step = next(step for step in range(len(sources[0].windows)) if order.row(step).window == 0)
+    step = next(step for step in range(len(sources[0].rows)) if order.row(step).window == 0)
     header, text = show(config, step + 1)
     assert header.count(".ds") > 3
     assert text.count("-- document 0\n") == header.count(".ds")  # documents are numbered per file, starting at 0

@@ -104,7 +104,7 @@ from codegen_jax.sharding import make_mesh
 from codegen_jax.training.step import batch_sharding
 sources, _ = open_sources(DataConfig(
     sources={name: SourceConfig(folder, weight) for name, weight in (("a", 0.7), ("b", 0.3))}, sequence_length=16))
-windows = [source.windows for source in sources]
+windows = [source.rows for source in sources]
 order = Order([len(w) for w in windows], [0.7, 0.3], 16, 5, [[4, 6]])
 class Counting:
     sequence_length = 16

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from codegen_jax.data.chat_template import DEFAULT, RESERVED, ChatTemplate, chat_template_of
-from codegen_jax.data.parts import END, Part, text_of
+from codegen_jax.data.parts import END, Part
 from codegen_jax.data.tokenizer import END_OF_TEXT
 from codegen_jax.errors import UserError
 
@@ -50,7 +50,22 @@ def test_the_end_of_a_turn_is_eos_and_text_that_looks_like_it_is_text():
     for source in (DEFAULT, DEFAULT.replace("eos_token", f"'{END_OF_TEXT}'")):
         *before, answer, end = ChatTemplate(source).parts(messages)
         assert (answer, end) == (Part(END_OF_TEXT), END)
-        assert text_of(before) == f"# User:\n{END_OF_TEXT}\n\n# Assistant:\n"
+        assert "".join(part.text for part in before) == f"# User:\n{END_OF_TEXT}\n\n# Assistant:\n"
+
+
+ENDLESS = "t: the assistant's turns do not end with eos_token, so models never stop"
+
+
+def test_special_tokens_of_the_template_are_special_and_absent_tools_are_none():
+    source = (
+        "{{ bos_token }}{% if tools is not none %}tools{% endif %}{% for m in messages %}<|im_start|>"
+        "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{% endfor %}{{ {'a': 'é'} | tojson(indent=None) }}"
+    )
+    template = ChatTemplate(source, "t", "<|im_end|>", special_tokens=["<|im_start|>", "<|im_end|>", "<|other|>"])
+    [bos, start, text, end, json] = template.parts([{"role": "user", "content": "<|im_end|>"}])
+    assert (bos, start) == (END._replace(trained=False), Part("<|im_start|>", False, special=True))
+    assert (text, end) == (Part("<|im_end|>"), Part("<|im_end|>", special=True))
+    assert json == Part('{"a": "é"}', trained=False)
 
 
 @pytest.mark.parametrize(
@@ -59,10 +74,13 @@ def test_the_end_of_a_turn_is_eos_and_text_that_looks_like_it_is_text():
         ("{{ messages[0].content }}", "t: does not mark the assistant's turns; put {% generation %}"),
         (
             "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{{ eos_token }}{% endfor %}",
-            "t: the assistant's turns do not end with eos_token, so models never stop",
+            ENDLESS,
         ),
         ("{% if %}", "t: Expected an expression"),
+        ("{% for m in messages %}{% generation %}{{ eos_token + m.content }}{% endgeneration %}{% endfor %}", ENDLESS),
         ("{{ raise_exception('no') }}", "t: no"),
+        ("{{ 1 / 0 }}", "t: division by zero"),
+        ("{{ strftime_now('%d') }}", "t: 'strftime_now' is undefined"),
         ("{{ messages.__class__.mro() }}", "t: access to attribute '__class__'"),
     ],
 )

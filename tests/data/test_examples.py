@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from codegen_jax.config import DataConfig, MeshConfig, SourceConfig
 from codegen_jax.data.batches import Batches
+from codegen_jax.data.chat_template import DEFAULT
 from codegen_jax.data.examples import fit
 from codegen_jax.data.packing import Examples
 from codegen_jax.data.prepare import prepare
@@ -22,6 +23,7 @@ from codegen_jax.data.tokens import TokenFiles
 from codegen_jax.errors import UserError
 from codegen_jax.sharding import make_mesh
 from codegen_jax.training.step import batch_sharding
+from tests.data.foreign import FOREIGN
 from tests.runs import tiny_run
 
 
@@ -146,6 +148,45 @@ def test_a_damaged_mask_is_named(tmp_path, tokenizer):
         TokenFiles(tmp_path / "out")
 
 
+def test_a_missing_index_is_named(tmp_path, tokenizer):
+    shard = write(tmp_path / "0.jsonl", [{"prompt": "a", "completion": "b"}])
+    prepare([shard], str(tmp_path / "out"), tokenizer, format="pairs")
+    [index] = (tmp_path / "out").glob("*.index")
+    index.unlink()
+    with pytest.raises(
+        UserError, match=rf"{index}: missing, but listed in manifest.json; run codegen-jax prepare again"
+    ):
+        TokenFiles(tmp_path / "out")
+
+
+def test_filters_and_deduplication_see_the_records_own_text(tmp_path, tokenizer):
+    """Alpaca's prompt alone is 150 characters on a line, and would make short examples near-duplicates."""
+    records = [{"instruction": f"{n} is what number", "output": f"it is {n}"} for n in ("one", "two", "three")]
+    shard = write(tmp_path / "0.jsonl", [*records, records[0]])
+    settings = dict(format="alpaca", filters="code", dedup="minhash")
+    assert prepare([shard], str(tmp_path / "out"), tokenizer, **settings).documents == 3
+
+
+def test_a_tokenizer_that_changes_the_beginning_of_texts_is_refused(tmp_path, texts):
+    shard = write(tmp_path / "0.jsonl", [{"prompt": "a", "completion": "b"}])
+    with pytest.raises(UserError, match=r"^tokenizer: it changes spaces at the beginning of a text"):
+        prepare([shard], str(tmp_path / "out"), FOREIGN["space prefix"](texts[:9]), format="pairs")
+
+
+def test_the_chat_template_of_any_source_is_kept_and_two_different_ones_are_refused(tmp_path, tokenizer, token_folder):
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b " * 40}]
+    shard = write(tmp_path / "0.jsonl", [{"messages": turns}])
+    for name, template in (("chat", None), ("other", DEFAULT.replace("# ", "## "))):
+        prepare([shard], str(tmp_path / name), tokenizer, format="messages", template=template)
+    paths = {"alpha": str(token_folder), "chat": f"{tmp_path}/chat", "other": f"{tmp_path}/other"}
+    sources = {name: SourceConfig(path, 1.0) for name, path in paths.items()}
+    both = {name: sources[name] for name in ("alpha", "chat")}
+    _, kept = open_sources(DataConfig(sources=both, sequence_length=300))
+    assert kept.metadata["chat_template.jinja"].decode() == DEFAULT
+    with pytest.raises(UserError, match=r"chat_template.jinja and .*chat_template.jinja differ; prepare all data"):
+        open_sources(DataConfig(sources=sources, sequence_length=300))
+
+
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory, texts, tokenizer, token_folder):
     """Packed pairs and plain text."""
@@ -164,7 +205,7 @@ def test_batches_of_a_mixture_do_not_depend_on_the_mesh(mixture, axes):
 
     def batches(axes):
         mesh = make_mesh(MeshConfig(*axes), jax.devices()[: np.prod(axes)])
-        windows = [source.windows for source in sources]
+        windows = [source.rows for source in sources]
         return Batches(windows, make_order(config, sources), batch_sharding(mesh))
 
     one, many = batches((1, 1, 1)), batches(axes)

@@ -55,7 +55,7 @@ def reference(texts, tokenizer, seed, rate, mode):
 def test_prepared_files_hold_what_a_plain_implementation_gives(tmp_path, texts, tokenizer, rate, mode, pack):
     texts = [text[:300] for text in texts] + ["", "é🙂"]
     shard = write_shard(tmp_path / "0.jsonl", texts)
-    settings = dict(fim_rate=rate, fim=mode, seed=3, pack=pack, sequence_length=400)
+    settings = dict(fim_rate=rate, fim=mode, seed=3) | (dict(pack=True, sequence_length=400) if pack else {})
     manifest = prepare([shard], str(tmp_path / "out"), tokenizer, **settings)
     extended, files = load_tokenizer(tmp_path / "out/tokenizer"), TokenFiles(tmp_path / "out")
     assert extended.vocab_size == tokenizer.vocab_size + 3 and extended.extends(tokenizer)

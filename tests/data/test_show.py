@@ -8,6 +8,7 @@ import pytest
 
 from codegen_jax.config import MeshConfig, SourceConfig
 from codegen_jax.data.batches import Batches
+from codegen_jax.data.prepare import prepare
 from codegen_jax.data.rows import ids_of, make_row
 from codegen_jax.data.show import SEPARATOR, render, show
 from codegen_jax.data.sources import make_order, open_sources
@@ -15,13 +16,15 @@ from codegen_jax.data.tokenizer import END_OF_TEXT
 from codegen_jax.errors import UserError
 from codegen_jax.sharding import make_mesh
 from codegen_jax.training.step import batch_sharding
+from tests.conftest import write_shard
+from tests.peers import tiny_bpe
 from tests.runs import tiny_run
 
 
 def test_the_tokens_shown_are_those_the_step_trains_on(token_folder, tokenizer):
     config = tiny_run(tokens=token_folder, data={"skip_steps": [[2, 4]]})
     sources, _ = open_sources(config.data)
-    batches = Batches([sources[0].windows], make_order(config, sources), batch_sharding(make_mesh(MeshConfig())))
+    batches = Batches([sources[0].rows], make_order(config, sources), batch_sharding(make_mesh(MeshConfig())))
     shown = list(show(config, step=3))
     assert len(shown) == 2 * config.training.batch_size
     for row, tokens in enumerate(ids_of(np.asarray(batches(2)))):
@@ -55,3 +58,11 @@ def test_rows_of_a_mixture_name_their_source(token_folder):
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, train=None, sources=sources))
     headers = list(show(config, step=1))[::2]
     assert [header.split(": source ")[1][0] for header in headers].count("a") == 8
+
+
+def test_an_eos_within_a_document_is_shown_as_a_boundary(tmp_path):
+    tokenizer = tiny_bpe()
+    shard = write_shard(tmp_path / "0.jsonl", ["a<|endoftext|>b" * 20])
+    prepare([shard], str(tmp_path / "tokens"), tokenizer, special_tokens=True)
+    shown = list(show(tiny_run(tokens=tmp_path / "tokens"), step=1, row=0))
+    assert shown[1].startswith("-- document 0\n") and shown[1].count("-- document ") > 2

@@ -38,9 +38,9 @@ def test_windows_cross_file_boundaries_and_overlap_by_one_token(tmp_path, dtype)
     for index in range(11):
         window = windows[index]
         assert window.tolist() == tokens[4 * index : 4 * index + 5].tolist() and window.dtype == np.int32
-        parts = [files.arrays[file][start:stop] for file, start, stop in windows.parts(index)]
+        parts = [files.arrays[file][start:stop] for file, start, stop in windows.spans(index)]
         assert np.concatenate(parts).tolist() == window.tolist() and all(map(len, parts))
-    assert windows.parts(3) == [(0, 12, 13), (1, 0, 1), (2, 0, 2), (3, 0, 1)]
+    assert windows.spans(3) == [(0, 12, 13), (1, 0, 1), (2, 0, 2), (3, 0, 1)]
 
 
 def test_under_the_old_rule_each_file_is_split_separately(tmp_path):

@@ -68,5 +68,19 @@ def test_only_trained_tokens_of_examples_count(trained, tmp_path, texts, tokeniz
         logprobs = model.logprobs(np.array([ids]))[0][0, len(prompt) - 1 :]
         total, tokens = total - logprobs.sum(), tokens + len(logprobs)
     found = measure_perplexity(model, f"{tmp_path}/tokens")
+    with pytest.raises(UserError, match=r"^sequence_length: not for .*, whose examples have rows of their own"):
+        measure_perplexity(model, f"{tmp_path}/tokens", sequence_length=64)
     assert found.tokens == tokens
     np.testing.assert_allclose(found.loss, total / tokens, rtol=1e-5)
+
+
+def test_a_prompts_token_0_is_not_padding(tmp_path):
+    tokenizer = tiny_bpe()
+    model = codegen_jax.load(str(save(peer(), tmp_path / "hf", tokenizer=tokenizer)))
+    (tmp_path / "0.jsonl").write_text(json.dumps({"prompt": "a<|endoftext|>b", "completion": "c"}))
+    settings = dict(format="pairs", special_tokens=True, sequence_length=32)
+    prepare([f"{tmp_path}/0.jsonl"], f"{tmp_path}/tokens", tokenizer, **settings)
+    ids = tokenizer.encode("a<|endoftext|>bc<|endoftext|>")
+    assert ids.index(0) == 1
+    expected = -model.logprobs(np.array([ids]))[0][0, -2:].mean()
+    np.testing.assert_allclose(measure_perplexity(model, f"{tmp_path}/tokens").loss, expected, rtol=1e-5)

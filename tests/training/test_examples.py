@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -107,7 +108,7 @@ def test_epochs_and_decay_are_resolved_to_steps(folders, tmp_path):
         optimizer={"decay_steps": 0},
     )
     steps = -(-rows * 5 // 16)
-    resolved = with_steps(config, rows)
+    resolved = with_steps(config, Fraction(rows))
     assert (resolved.training.steps, resolved.optimizer.decay_steps) == (steps, steps - 2)
     train(config)
     metrics = [line for line in read_metrics(tmp_path / "run") if "loss" in line]

@@ -21,6 +21,8 @@ def test_auto_settings_are_resolved_for_the_devices():
     resolved = resolved_config(config)
     assert resolved.mesh == MeshConfig(2, 4, 1) and resolved.training.remat == "dots"
     assert resolve(resolved, make_mesh(resolved.mesh)) == on_cpu
+    epochs = resolved_config(tiny_run(training={"epochs": 2.0}))  # how many steps these are depends on the data
+    assert (epochs.training.epochs, epochs.training.steps) == (2.0, 6)
 
 
 def test_explicit_settings_are_unchanged():

@@ -80,7 +80,7 @@ def test_stages_killed_and_resumed_on_other_meshes_match_uninterrupted_ones(tmp_
         np.testing.assert_allclose([actual[step] for step in expected], list(expected.values()), rtol=1e-5)
         sources, _ = open_sources(resumed.data)
         batches = [
-            Batches([sources[0].windows], make_order(resumed, sources), batch_sharding(make_mesh(mesh)))(5)
+            Batches([sources[0].rows], make_order(resumed, sources), batch_sharding(make_mesh(mesh)))(5)
             for mesh in MESHES
         ]
         assert len({np.asarray(jax.device_get(batch)).tobytes() for batch in batches}) == 1
