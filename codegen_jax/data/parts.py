@@ -30,7 +30,7 @@ def encode_parts(tokenizer: Tokenizer, parts: Sequence[Part], special_tokens: bo
     return [[tokenizer.id_of(part.text)] if part.special else next(encoded) for part in parts]
 
 
-def check_joints(tokenizer: Tokenizer) -> None:
+def check_separate_encoding(tokenizer: Tokenizer) -> None:
     """Check that texts encoded one by one decode to the whole text.
 
     Raises:

@@ -25,7 +25,7 @@ from codegen_jax.data.formats import Format, make_format
 from codegen_jax.data.infill import MODES, rearranged, with_infill
 from codegen_jax.data.inputs import list_shards
 from codegen_jax.data.ngrams import decontamination, near_dedup
-from codegen_jax.data.parts import check_joints
+from codegen_jax.data.parts import check_separate_encoding
 from codegen_jax.data.prepare_report import DROPPED, REARRANGED, Tally, record_read
 from codegen_jax.data.probe import check_tokenizer
 from codegen_jax.data.shards import Skipped, read_documents
@@ -194,7 +194,7 @@ def prepare(
         tokenizer = tokenizer.with_file(TEMPLATE_FILE, chat.source.encode())
     form = make_format(format, fields or {}, chat, text_field)
     if format != "text" or fim_rate:
-        check_joints(tokenizer)
+        check_separate_encoding(tokenizer)
     if fim_rate:
         tokenizer = with_infill(tokenizer, fim)
     found, folder = list_shards(inputs), Path(output).absolute()
