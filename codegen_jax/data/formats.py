@@ -138,7 +138,10 @@ class Messages:
         messages = record[self.messages]
         if not isinstance(messages, list) or not messages:
             raise Unusable(f"field {self.messages} is {json_type(messages) if messages != [] else 'an empty list'}")
-        everything = json.dumps(messages, ensure_ascii=False, default=str)  # a template may use other fields, too
+        try:
+            everything = json.dumps(messages, ensure_ascii=False, default=str)  # a template may use other fields, too
+        except RecursionError as error:
+            raise Unusable("messages nested too deeply") from error
         _check_text(everything)
         if RESERVED.search(everything):
             raise Unusable("a character from U+FDD0 to U+FDEF, which are reserved")

@@ -7,6 +7,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from codegen_jax.data.chat_template import DEFAULT, ChatTemplate
+from codegen_jax.data.formats import Messages, Unusable
 from codegen_jax.data.packing import Examples
 from codegen_jax.data.prepare import prepare
 from codegen_jax.data.prepare_report import load_report, table
@@ -125,3 +127,11 @@ def test_settings_that_do_not_go_together_are_named(tmp_path, tokenizer, setting
     with pytest.raises(UserError) as error:
         prepare([str(shard)], str(tmp_path / "out"), tokenizer, **settings)
     assert str(error.value).startswith(message.format(shard=shard))
+
+
+def test_messages_nested_too_deeply_are_a_reason():
+    nested: list = []
+    for _ in range(100_000):
+        nested = [nested]
+    with pytest.raises(Unusable, match="messages nested too deeply"):
+        Messages(ChatTemplate(DEFAULT)).read({"messages": nested})
