@@ -7,6 +7,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 - pip enforces it; a checkout on t
     found = ".".join(map(str, sys.version_info[:3]))
     raise ImportError(f"codegen_jax needs Python 3.11 or later; this is {found}")
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +32,7 @@ def load(
     max_rows: int | None = None,
     max_kv_bytes: int | None = None,
     fixed_table: bool = False,
+    adapters: Sequence[str | Path] = (),
 ) -> "Generator":
     """Load a model for generation.
 
@@ -52,6 +54,8 @@ def load(
         max_rows: maximum number of requests decoded together; None: 64, or 16 on a CPU.
         max_kv_bytes: maximum size of the keys and values per device; None: a share of its memory.
         fixed_table: keep the table of requests at its maximum size, so that no bit of a completion depends on others.
+        adapters: adapters to merge into the weights: PEFT folders, hub ids or runs that trained one, each as FOLDER or
+            FOLDER=WEIGHT.
 
     Returns:
         A `Generator`, with the methods `generate`, `complete`, `run`, `complete_turn`, `stream`, `score`, and
@@ -63,7 +67,9 @@ def load(
     """
     from codegen_jax.inference.generator import Generator  # imports jax, which takes a second; tokenizing needs no jax
 
-    return Generator.load(model, dtype, quantize, mesh, draft, allow_nonfinite, max_rows, max_kv_bytes, fixed_table)
+    return Generator.load(
+        model, dtype, quantize, mesh, draft, allow_nonfinite, max_rows, max_kv_bytes, fixed_table, adapters
+    )
 
 
 def __getattr__(name: str) -> Any:

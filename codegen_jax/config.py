@@ -144,6 +144,77 @@ class DataConfig:
         return self.sources or {"": SourceConfig(str(self.train), 1.0, self.validation)}
 
 
+LINEAR_LAYERS = ("qkv_proj", "out_proj", "fc_in", "fc_out")  # of each block, by their names in transformers
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """LoRA (Hu et al. 2021, arXiv 2106.09685): train low-rank updates of some matrices, and leave the weights alone.
+
+    Targets have the names of transformers and PEFT. The fused qkv_proj has one matrix A for query, key and value.
+
+    >>> AdapterConfig(rank=16, targets=["all-linear", "lm_head"]).modules
+    ('qkv_proj', 'out_proj', 'fc_in', 'fc_out', 'lm_head')
+
+    Attributes:
+        rank: rank of the updates; 0: no adapter, so that all weights are trained.
+        alpha: updates are multiplied by alpha / rank; null: by 1.
+        rslora: multiply them by alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv 2312.03732).
+        dropout: probability with which an input of an update is dropped in training.
+        targets: matrices with updates: qkv_proj, out_proj, fc_in, fc_out, lm_head; all-linear: the first four.
+        layers: blocks with updates, counted from 0; empty: all.
+        trainable_tokens: ids whose rows of the embedding are trained as well; null: those that the tokenizer of
+            init_from lacks, such as the special tokens of fill-in-the-middle.
+        init_from: adapter to go on with, as a PEFT folder or a run's output folder; null: updates start at 0.
+        quantize: hold the matrices of the blocks in 8 bits, or in 4 bits as in QLoRA (arXiv 2305.14314); null: in the
+            compute dtype.
+    """
+
+    rank: int = 0
+    alpha: float | None = None
+    rslora: bool = False
+    dropout: float = 0.0
+    targets: list[str] = field(default_factory=lambda: ["all-linear"], hash=False)
+    layers: list[int] = field(default_factory=list, hash=False)
+    trainable_tokens: list[int] | None = field(default=None, hash=False)
+    init_from: str | None = None
+    quantize: Literal["int8", "nf4"] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, "adapter.")
+        require(self.rank >= 0, f"adapter.rank: must be positive, or 0 for no adapter, got {self.rank}")
+        require(self.alpha is None or self.alpha > 0, f"adapter.alpha: must be positive or null, got {self.alpha}")
+        require(0 <= self.dropout < 1, f"adapter.dropout: must be at least 0 and below 1, got {self.dropout}")
+        known = (*LINEAR_LAYERS, "lm_head", "all-linear")
+        for name in self.targets:
+            require(name in known, f"adapter.targets: CodeGen has no {name!r}; it has {', '.join(known)}")
+        require(bool(self.targets), f"adapter.targets: must not be empty; choose from {', '.join(known)}")
+        for name in ("layers", "trainable_tokens"):
+            values = getattr(self, name) or []
+            require(len(set(values)) == len(values), f"adapter.{name}: must not have duplicates, got {values}")
+            require(all(value >= 0 for value in values), f"adapter.{name}: must not be negative, got {values}")
+        for name in ("alpha", "rslora", "dropout", "layers", "trainable_tokens", "init_from", "quantize"):
+            require(bool(self.rank) or not getattr(self, name), f"adapter.{name}: requires adapter.rank")
+
+    def check_model(self, model: CodeGenConfig) -> None:
+        """Raise `UserError` for a layer or token that the model does not have."""
+        for name, size in (("layers", model.n_layer), ("trainable_tokens", model.vocab_size)):
+            for value in getattr(self, name) or []:
+                require(value < size, f"adapter.{name}: must be below {size}, got {value}")
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The targets, with all-linear replaced by the names for which it stands."""
+        named = {*self.targets, *(LINEAR_LAYERS if "all-linear" in self.targets else ())}
+        return tuple(name for name in (*LINEAR_LAYERS, "lm_head") if name in named)
+
+    @property
+    def scale(self) -> float:
+        """The factor of the updates."""
+        alpha = self.rank if self.alpha is None else self.alpha
+        return alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+
 @dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW with warmup, half-cosine decay and a flat tail (jaxformer's model.py and utils.py).
@@ -355,6 +426,7 @@ class RunConfig:
         output: folder for checkpoints, metrics and plots.
         resume: auto: resume a stopped run in `output`; never: fail if `output` already has checkpoints.
         init_from: model whose weights the run starts from, with a fresh optimizer and schedule; null: random weights.
+        init_adapters: adapters added to the weights of init_from, as FOLDER or FOLDER=WEIGHT.
         seed: seed of the initial weights and the data order.
     """
 
@@ -369,6 +441,8 @@ class RunConfig:
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     resume: Literal["auto", "never"] = "auto"
     init_from: str | None = None
+    init_adapters: list[str] = field(default_factory=list, hash=False)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -379,6 +453,9 @@ class RunConfig:
             f"{self.data.sequence_length}",
         )
         require_seed("seed", self.seed)
+        for name, is_set in (("adapter.rank", self.adapter.rank), ("init_adapters", self.init_adapters)):
+            require(self.init_from is not None or not is_set, f"{name}: requires init_from, the model to adapt")
+        self.adapter.check_model(self.model)
 
     @property
     def name(self) -> str:

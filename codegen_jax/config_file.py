@@ -279,7 +279,15 @@ class Field(NamedTuple):
 
 
 ANY = "data.sources.*"  # stands for any source of the mixture in field names
-PATHS = {"output", "init_from", "data.train", "data.validation", f"{ANY}.path", f"{ANY}.validation"}
+PATHS = {
+    "output",
+    "init_from",
+    "adapter.init_from",
+    "data.train",
+    "data.validation",
+    f"{ANY}.path",
+    f"{ANY}.validation",
+}
 
 
 def _pattern(name: str) -> str:

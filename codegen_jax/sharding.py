@@ -29,7 +29,10 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
     "vocab": "tensor",
     "layers": None,
     "head_dim": None,
-    "norm": None,  # LayerNorms and biases along the width: a few KiB, cheaper to replicate than to gather
+    "rank": None,
+    "projection": None,  # query, key and value
+    "tokens": None,
+    "norm": None,  # LayerNorms, biases and adapters along the width: small, so cheaper to replicate than to gather
     None: None,
 }
 

@@ -19,6 +19,7 @@ MODEL = "a run's output folder, a checkpoint, a Hugging Face folder or a hub id 
 
 # metavars of path arguments
 PATHS = {"CONFIG", "MODEL", "SOURCE", "DESTINATION", "INPUT", "DIR", "FILE", "FILE.png", "T", "TASK", "TOKENS"}
+PATHS |= {"ADAPTER"}
 
 
 def path(text: str) -> str:
@@ -123,6 +124,7 @@ def add_loading(parser: Parser) -> None:
         metavar="N",
         help="devices that share the attention heads (default: %(default)s)",
     )
+    add_adapter(parser)
     add_allow_nonfinite(parser)
 
 
@@ -146,6 +148,19 @@ def add_decoding(parser: Parser) -> None:
     )
 
 
+def add_adapter(parser: Parser) -> None:
+    """Add the argument for the adapters of a model."""
+    parser.add_argument(
+        "--adapter",
+        dest="adapters",
+        action="append",
+        default=[],
+        metavar="ADAPTER",
+        help="merge an adapter into the weights: a PEFT folder, a hub id or a run that trained one; may be repeated, "
+        "and ADAPTER=WEIGHT scales its updates",
+    )
+
+
 def add_allow_nonfinite(parser: Parser) -> None:
     parser.add_argument(
         "--allow-nonfinite", action="store_true", help="accept weights that contain NaN or infinity, with a warning"
@@ -164,6 +179,6 @@ def load(arguments: argparse.Namespace, **changes: Any) -> "Generator":
     use_compilation_cache()
     mesh = None if arguments.data == arguments.tensor == 1 else MeshConfig(arguments.data, 1, arguments.tensor)
     # `evaluate MODEL harness` and `perplexity` lack the last three
-    names = ("model", "dtype", "allow_nonfinite", "draft", "max_rows", "max_kv_bytes")
+    names = ("model", "adapters", "dtype", "allow_nonfinite", "draft", "max_rows", "max_kv_bytes")
     given: dict[str, Any] = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
     return Generator.load(**given, mesh=mesh, **changes)

@@ -253,10 +253,10 @@ def evaluate_model(
 
     workers, share = read_workers(arguments), read_share(arguments.share)
     layer = choose_layer(arguments.sandbox, arguments.unsafe)
-    weights = open_model(arguments.model, allow_nonfinite=arguments.allow_nonfinite)
+    weights = open_model(arguments.model, allow_nonfinite=arguments.allow_nonfinite, adapters=arguments.adapters)
     require_room(tokenizer_of(weights, arguments.model), weights.config.n_positions)
     check_sandbox(layer)
-    identity = model_identity(arguments.model, weights) | {
+    identity = model_identity(arguments.model, weights, arguments.adapters) | {
         "dtype": arguments.dtype or weights.config.dtype,
         "quantize": arguments.quantize,
     }

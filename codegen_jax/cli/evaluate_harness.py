@@ -67,9 +67,9 @@ def harness(arguments: argparse.Namespace) -> None:
     names = [name for word in arguments.tasks for name in word.split(",") if name]
     with redirect_stdout(sys.stderr):  # output of tasks and their libraries is not part of the report
         tasks = load_tasks(names, num_fewshot, seed, arguments.unsafe)
-    weights = open_model(arguments.model, allow_nonfinite=arguments.allow_nonfinite)
+    weights = open_model(arguments.model, allow_nonfinite=arguments.allow_nonfinite, adapters=arguments.adapters)
     tokenizer_of(weights, arguments.model)
-    config = model_identity(arguments.model, weights) | {
+    config = model_identity(arguments.model, weights, arguments.adapters) | {
         "dtype": arguments.dtype or weights.config.dtype,
         "quantize": arguments.quantize,
         "tasks": names,

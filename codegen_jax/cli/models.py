@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 from codegen_jax.cli.arguments import (
     MODEL,
     Parser,
+    add_adapter,
     add_allow_nonfinite,
     add_decoding,
     add_loading,
@@ -32,10 +33,10 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("destination", metavar="DESTINATION", help="a new or empty folder")
     verb.add_argument(
         "--to",
-        choices=("jax", "hf", "gptj"),
+        choices=("jax", "hf", "gptj", "peft"),
         default="jax",
-        help="jax: a codegen_jax checkpoint; hf: transformers' CodeGen; gptj: the same network as a GPT-J (default: "
-        "%(default)s)",
+        help="jax: a codegen_jax checkpoint; hf: transformers' CodeGen; gptj: the same network as a GPT-J; peft: the "
+        "adapter of a run, without its model (default: %(default)s)",
     )
     verb.add_argument(
         "--dtype", choices=("float16", "bfloat16", "float32"), help="dtype of the weights (default: the source's)"
@@ -64,6 +65,7 @@ def add_verbs(verbs: Any) -> None:
         help="compare the logits with those of an independent implementation in NumPy (the default) or of transformers "
         "(torch); DESTINATION is created only if they agree",
     )
+    add_adapter(verb)
     add_allow_nonfinite(verb)
     verb.calls(convert)
 
@@ -140,6 +142,7 @@ def convert(arguments: argparse.Namespace) -> None:
         tokenizer=tokenizer,
         proof=arguments.proof,
         allow_nonfinite=arguments.allow_nonfinite,
+        adapters=arguments.adapters,
     )
     print(
         f"{arguments.destination}: {summary.parameters:,} parameters, {summary.nbytes / 1e9:,.2f} GB of "

@@ -5,7 +5,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -15,23 +15,26 @@ from typing import Literal
 import ml_dtypes
 import numpy as np
 
-from codegen_jax.conversion.verify import Agreement, Proof, check_proof, verify
+from codegen_jax.conversion.verify import Agreement, Proof, check_proof, is_only_ours, verify
 from codegen_jax.data.tokenizer import Tokenizer
-from codegen_jax.errors import require
+from codegen_jax.errors import UserError, require
 from codegen_jax.progress import Progress
 from codegen_jax.storage import require_local
+from codegen_jax.weights.adapter_layout import read_adapter_checkpoint
 from codegen_jax.weights.base import Index, Weights, fold_embedding_bias, shapes
-from codegen_jax.weights.checkpoint_format import CheckpointWeights
+from codegen_jax.weights.checkpoint_format import load_run
 from codegen_jax.weights.checkpoint_writer import write_checkpoint
 from codegen_jax.weights.finite import cast
 from codegen_jax.weights.generation_config import fit_to_tokenizer
 from codegen_jax.weights.huggingface import write_huggingface
 from codegen_jax.weights.huggingface_layout import MP_NUM
 from codegen_jax.weights.open import open_model
+from codegen_jax.weights.peft import write_peft
+from codegen_jax.weights.run_folder import find_checkpoint
 
 log = logging.getLogger(__name__)
 
-Format = Literal["jax", "hf", "gptj"]
+Format = Literal["jax", "hf", "gptj", "peft"]
 
 
 @dataclass(frozen=True)
@@ -82,18 +85,21 @@ def convert(
     tokenizer: Tokenizer | None = None,
     proof: Proof | None = None,
     allow_nonfinite: bool = False,
+    adapters: Sequence[str] = (),
 ) -> Summary:
     """Convert a model. The destination appears only after everything has been written and verified.
 
     Args:
         source: see `open_model`.
         destination: a new or empty folder.
-        to: "jax" for our checkpoint, "hf" for transformers' CodeGen, "gptj" for the same network as a GPT-J.
+        to: "jax" for our checkpoint, "hf" for transformers' CodeGen, "gptj" for the same network as a GPT-J,
+            "peft" for the adapter of a run, without its model.
         dtype: dtype of the weights; None keeps the source's. An embedding bias is folded in before the cast.
         mp_num: groups in qkv_proj of the source, or, if the source is our own checkpoint, of the destination.
         tokenizer: replaces the source's tokenizer.
         proof: verify against an independent implementation in NumPy ("numpy") or against transformers ("torch").
         allow_nonfinite: convert NaN and infinities as they are with a warning, instead of refusing them.
+        adapters: adapters to merge into the weights, as FOLDER or FOLDER=WEIGHT.
 
     Raises:
         UserError: if the model or destination cannot be used, weights are not finite, a value exceeds the dtype's
@@ -110,7 +116,11 @@ def convert(
         not target.exists() or (target.is_dir() and not any(target.iterdir())),
         f"{destination}: already exists and is not an empty folder; choose another destination",
     )
-    opened = open_model(source, mp_num, allow_nonfinite=allow_nonfinite)
+    if to == "peft":
+        is_alone = proof is None and tokenizer is None and not adapters
+        require(is_alone, "to: peft: takes neither a tokenizer, nor adapters, nor a verification; leave them out")
+        return _convert_adapter(source, target, dtype, MP_NUM if mp_num is None else mp_num)
+    opened = open_model(source, mp_num, allow_nonfinite=allow_nonfinite, adapters=adapters)
     if proof is not None:
         check_proof(proof, opened, to)
     weights = fold_embedding_bias(opened)
@@ -143,21 +153,46 @@ def convert(
             if to == "jax":
                 write_checkpoint(weights, folder, progress.update)
             else:
-                groups = mp_num if mp_num is not None and isinstance(opened, CheckpointWeights) else MP_NUM
+                groups = mp_num if mp_num is not None and is_only_ours(opened) else MP_NUM
                 write_huggingface(weights, folder, progress.update, gptj=to == "gptj", mp_num=groups)
         seconds = time.perf_counter() - began
         if proof:
             log.info(f"verifying against {'NumPy' if proof == 'numpy' else 'transformers'}")
         agreement = verify(proof, opened, folder, to) if proof else None
-    unit = 1 if sys.platform == "darwin" else 1024
     return Summary(
         parameters=weights.config.n_params,
         nbytes=sum(sizes.values()),
         dtypes=sorted({weights.dtype(name).name for name in sizes}),
         seconds=seconds,
-        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        peak_bytes=peak_memory(),
         agreement=agreement,
     )
+
+
+def _convert_adapter(source: str, target: Path, dtype: str | None, mp_num: int) -> Summary:
+    """Write the adapter of a run as a PEFT folder."""
+    checkpoint = find_checkpoint(source)
+    if checkpoint is None:
+        raise UserError(f"{source}: not a run or checkpoint; to: peft needs one that trained an adapter")
+    began, run = time.perf_counter(), load_run(checkpoint)
+    adapter = read_adapter_checkpoint(checkpoint, run.model, mp_num)
+    name = dtype or "float32"
+    with _appears_when_done(target) as folder:
+        nbytes = write_peft(adapter.astype(np.dtype(getattr(ml_dtypes, name, name))), folder, run.model.n_positions)
+    return Summary(
+        parameters=adapter.n_params,
+        nbytes=nbytes,
+        dtypes=[name],
+        seconds=time.perf_counter() - began,
+        peak_bytes=peak_memory(),
+        agreement=None,
+    )
+
+
+def peak_memory() -> int:
+    """Peak memory of this process in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _check_space(target: Path, needed: int) -> None:

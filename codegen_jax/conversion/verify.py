@@ -21,6 +21,7 @@ from codegen_jax.conversion import reference
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import UserError, listed, require
 from codegen_jax.model.codegen import CodeGen, Params, abstract_params, module
+from codegen_jax.weights.adapter import AdaptedWeights
 from codegen_jax.weights.base import Index, Weights, load_params
 from codegen_jax.weights.checkpoint_format import CheckpointWeights
 from codegen_jax.weights.huggingface_layout import HuggingFaceWeights
@@ -72,10 +73,13 @@ class Agreement:
 
 def check_proof(proof: Proof, opened: Weights, to: str) -> None:
     """Raise `UserError` if a conversion cannot be verified this way."""
-    ours = isinstance(opened, CheckpointWeights)
     require(
-        not (ours and to == "jax"),
+        not (isinstance(opened, CheckpointWeights) and to == "jax"),
         "proof: source and destination are both in our format, so there is nothing to compare; leave it out",
+    )
+    require(
+        not (isinstance(opened, AdaptedWeights) and to == "jax"),
+        "proof: no other implementation has a merged model in our format; convert it to hf, or leave it out",
     )
     if proof == "torch":
         require(
@@ -88,11 +92,16 @@ def check_proof(proof: Proof, opened: Weights, to: str) -> None:
             raise UserError("proof: torch: requires transformers and PyTorch; install them or use numpy") from error
 
 
+def is_only_ours(opened: Weights) -> bool:
+    """Whether only our code reads the source of a conversion: our checkpoint, or a model with adapters merged in."""
+    return isinstance(opened, CheckpointWeights | AdaptedWeights)
+
+
 def verify(proof: Proof, opened: Weights, written: Path, to: str) -> Agreement:
     """Compare the source and the destination of a conversion.
 
-    The other implementation runs on the source, unless the source is our own checkpoint or the destination is a GPT-J,
-    which our code does not read; then it runs on the destination. Our model runs on the remaining side.
+    The other implementation runs on the source, unless only our code reads it or the destination is a GPT-J, which our
+    code does not read; then it runs on the destination. Our model runs on the remaining side.
 
     Raises:
         UserError: if the difference exceeds the tolerance, or an independent reading of the sizes gives other values.
@@ -103,13 +112,13 @@ def verify(proof: Proof, opened: Weights, written: Path, to: str) -> Agreement:
         original = reference.TransformersOriginal(
             tensors, reference.transformers_architecture(written, tensors), mp_num=1
         )
-    elif isinstance(opened, CheckpointWeights):
+    elif is_only_ours(opened):
         ours, folder = opened, str(written)
         original = original_of(open_model(folder))
     else:
         ours, folder = open_model(str(written)), opened.source
         original = original_of(opened)
-    if not isinstance(opened, CheckpointWeights):
+    if not is_only_ours(opened):
         check_sizes(opened.source, opened.config, original_of(opened).config)
     check_sizes(folder, ours.config, original.config)
     tokens_BT, n_text = sequences(ours.config, ours.tokenizer)

@@ -1,27 +1,29 @@
 """Identify the evaluated model, so it can be distinguished from any other."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from codegen_jax.weights.base import StoredWeights, fold_embedding_bias, shapes
+from codegen_jax.weights.adapter import AdaptedWeights
+from codegen_jax.weights.base import Weights, fold_embedding_bias, shapes
 
 SAMPLED = 64  # elements read per axis of a parameter; of stacked blocks, only the last one is read
 
 
-def model_identity(model: str, weights: StoredWeights) -> dict[str, Any]:
-    """The model's name, revision (a hub commit or a run's step), config, tokenizer and a hash of its parameters.
+def model_identity(model: str, weights: Weights, adapters: Sequence[str] = ()) -> dict[str, Any]:
+    """The model's name with its adapters, revision (a hub commit or a run's step), config, tokenizer and weights' hash.
 
     The hash covers a part of each parameter: training changes every part, so this distinguishes models without
     reading all weights.
     """
-    source = Path(weights.source)
+    source = Path((weights.weights if isinstance(weights, AdaptedWeights) else weights).source)
     revision = source.name if source.parent.name in ("snapshots", "checkpoints") else ""
     return {
-        "model": model,
+        "model": " + ".join([model, *adapters]),
         "revision": revision,
         "config": asdict(weights.config),
         "weights": _hash(weights),
@@ -29,7 +31,7 @@ def model_identity(model: str, weights: StoredWeights) -> dict[str, Any]:
     }
 
 
-def _hash(weights: StoredWeights) -> str:
+def _hash(weights: Weights) -> str:
     digest = hashlib.sha256()
     folded = fold_embedding_bias(weights)
     for name, shape in sorted(shapes(folded.config).items()):

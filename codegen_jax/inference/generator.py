@@ -36,7 +36,7 @@ from codegen_jax.inference.turns import Turn
 from codegen_jax.model.codegen import Params
 from codegen_jax.renamed import accepts_former_names
 from codegen_jax.sharding import make_mesh
-from codegen_jax.weights.base import StoredWeights
+from codegen_jax.weights.base import Weights
 from codegen_jax.weights.generation_config import end_ids
 from codegen_jax.weights.open import open_model
 
@@ -116,6 +116,7 @@ class Generator:
         max_rows: int | None = None,
         max_kv_bytes: int | None = None,
         fixed_table: bool = False,
+        adapters: Sequence[str | Path] = (),
     ) -> "Generator":
         """Load a model; same as `codegen_jax.load`.
 
@@ -131,11 +132,12 @@ class Generator:
             ("max_rows", max_rows, int | None),
             ("max_kv_bytes", max_kv_bytes, int | None),
             ("fixed_table", fixed_table, bool),
+            ("adapters", adapters, list[str | Path]),
         ):
             check_type(name, value, hint)
         for name, value in (("max_rows", max_rows), ("max_kv_bytes", max_kv_bytes)):
             require(value is None or value > 0, f"{name}: must be positive, got {value}")
-        weights = open_model(str(model), allow_nonfinite=allow_nonfinite)
+        weights = open_model(str(model), allow_nonfinite=allow_nonfinite, adapters=[str(name) for name in adapters])
         config = _decoding_config(weights.config, dtype)
         tokenizer = tokenizer_of(weights, model)
         devices = make_mesh(mesh) if mesh else make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
@@ -580,7 +582,7 @@ class Generator:
         return 0.9 * memory - sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(self.weights))
 
 
-def tokenizer_of(weights: StoredWeights, model: str | Path) -> Tokenizer:
+def tokenizer_of(weights: Weights, model: str | Path) -> Tokenizer:
     """The tokenizer in a model's folder; raises a `UserError` that names `model` if it is missing or does not fit."""
     tokenizer, rows = weights.tokenizer, weights.config.vocab_size
     if tokenizer is None:

@@ -32,6 +32,22 @@ class Products(Protocol):
         ...
 
 
+class Updates(Protocol):
+    """What an adapter adds to the network; model/adapter.py has the implementation."""
+
+    def embed(self, tokens_BT: jax.Array, x_BTD: jax.Array, /) -> jax.Array:
+        """The embeddings [B, T, D], with those that the adapter replaces."""
+        ...
+
+    def stacked(self, n_layer: int, /) -> Any:
+        """A tree of arrays with a leading axis of n_layer, for `around`."""
+        ...
+
+    def around(self, products: Products, stacked: Any, /) -> Products:
+        """A layer's products with its updates, from one layer of `stacked`."""
+        ...
+
+
 def parallel_block(
     x_BTD: jax.Array,
     norm: Callable[[jax.Array], jax.Array],

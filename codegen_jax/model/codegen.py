@@ -19,7 +19,7 @@ from jax.nn.initializers import Initializer, normal, ones, truncated_normal, zer
 
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.model.attention import Segments, causal_attention
-from codegen_jax.model.block import layer_norm, parallel_block
+from codegen_jax.model.block import Products, Updates, layer_norm, parallel_block
 from codegen_jax.model.cpu import einsum
 from codegen_jax.model.precision import products_of
 from codegen_jax.model.rotary import rotary_angles
@@ -83,12 +83,16 @@ class Block(nnx.Module):
         self.fc_out = weight(rngs, (L, F, D), ("layers", "mlp", "embed"), residual)
         self.fc_out_bias = weight(rngs, (L, D), ("layers", "norm"), zeros)
 
-    def __call__(self, x_BTD: jax.Array, angles_BTR: jax.Array, segment_ids: Segments) -> jax.Array:
+    def __call__(
+        self, x_BTD: jax.Array, angles_BTR: jax.Array, segment_ids: Segments, products: Products | None = None
+    ) -> jax.Array:
+        """The block's output; `products` replace its own matrix products."""
+
         def attend(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array) -> tuple[jax.Array, None]:
             backend = self.attention_backend
             return causal_attention(q_BTHK, k_BTHK, v_BTHK, segment_ids=segment_ids, backend=backend), None
 
-        return parallel_block(x_BTD, self.ln, self, attend, angles_BTR)[0]
+        return parallel_block(x_BTD, self.ln, products or self, attend, angles_BTR)[0]
 
     def inner(self, h_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """See `Products`; the MLP's inner states are [B, T, F]."""
@@ -134,6 +138,7 @@ class CodeGen(nnx.Module):
         positions_BT: jax.Array | None = None,
         segment_ids_BT: jax.Array | None = None,
         remat: str | None = None,
+        updates: Updates | None = None,
     ) -> jax.Array:
         """The hidden states after the final LayerNorm, which the head reads.
 
@@ -142,12 +147,16 @@ class CodeGen(nnx.Module):
             positions_BT: int32; default 0..T-1.
             segment_ids_BT: int32; tokens attend within their own segment only. Padding has its own segment.
             remat: a name in `REMAT_POLICIES`: what each block saves for the backward pass. None: everything.
+            updates: those of an adapter.
 
         Returns:
             [B, T, D] in the compute dtype.
         """
         segment_ids = None if segment_ids_BT is None else (segment_ids_BT, segment_ids_BT)
-        return self.ln_f(self.run_blocks(self.embed(tokens_BT), positions_BT, segment_ids, remat))
+        x_BTD = self.embed(tokens_BT)
+        if updates is not None:
+            x_BTD = updates.embed(tokens_BT, x_BTD)
+        return self.ln_f(self.run_blocks(x_BTD, positions_BT, segment_ids, remat, updates))
 
     def embed(self, tokens_BT: jax.Array) -> jax.Array:
         """The input of the first block, [B, T, D] in the compute dtype."""
@@ -164,6 +173,7 @@ class CodeGen(nnx.Module):
         positions_BT: jax.Array | None = None,
         segment_ids: Segments = None,
         remat: str | None = None,
+        updates: Updates | None = None,
     ) -> jax.Array:
         """The output of the last block, [B, T, D]; see `hidden` for the arguments."""
         if positions_BT is None:
@@ -171,13 +181,15 @@ class CodeGen(nnx.Module):
         graphdef, stacked = nnx.split(self.blocks)
         angles_BTR = constrain(rotary_angles(positions_BT, self.config.rotary_dim), None, None, None)
 
-        def layer(x_BTD: jax.Array, weights: Any) -> tuple[jax.Array, None]:
-            return nnx.merge(graphdef, weights)(x_BTD, angles_BTR, segment_ids), None
+        def layer(x_BTD: jax.Array, slices: Any) -> tuple[jax.Array, None]:
+            block = nnx.merge(graphdef, slices[0])
+            products = None if updates is None else updates.around(block, slices[1])
+            return block(x_BTD, angles_BTR, segment_ids, products), None
 
         if remat:
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
         with products_of(x_BTD.dtype):
-            return jax.lax.scan(layer, x_BTD, stacked)[0]
+            return jax.lax.scan(layer, x_BTD, (stacked, updates and updates.stacked(self.config.n_layer)))[0]
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Logits of the next token, float32 [B, T, V]."""
@@ -208,11 +220,20 @@ def init_params(config: CodeGenConfig, seed: int) -> Params:
 
 def abstract_params(config: CodeGenConfig) -> Params:
     """Shapes and dtypes of the parameters (`jax.ShapeDtypeStruct`), independent of the current mesh."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(_abstract(config)[1]))
+    return shapes_of(_abstract(config)[1])
 
 
 def param_axes(config: CodeGenConfig) -> Params:
     """Logical axes of the parameters, for `sharding.tree_shardings`."""
+    return axes_of(_abstract(config)[1])
+
+
+def shapes_of(state: nnx.State) -> Params:
+    """Shapes and dtypes of a module's parameters, as a nested dict."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(state))
+
+
+def axes_of(state: nnx.State) -> Params:
+    """Logical axes of a module's parameters, as a nested dict."""
     is_param = lambda node: isinstance(node, nnx.Param)
-    axes = jax.tree.map(lambda p: p.get_metadata("axes"), _abstract(config)[1], is_leaf=is_param)
-    return nnx.to_pure_dict(axes)
+    return nnx.to_pure_dict(jax.tree.map(lambda p: p.get_metadata("axes"), state, is_leaf=is_param))

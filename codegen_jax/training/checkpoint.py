@@ -66,6 +66,7 @@ class Checkpoints:
         tokenizer: the tokenizer of the token files.
         data: identities of the token files, by source name.
         generation_config: generation config of the model that the run starts from; a resumed run keeps its own.
+        adapter: what the checkpoints record about an adapter and the weights below it; see `Run`.
 
     Raises:
         UserError: if the folder contains another run, or something other than a run.
@@ -77,8 +78,10 @@ class Checkpoints:
         tokenizer: Tokenizer,
         data: dict[str, Any],
         generation_config: GenerationConfig | None = None,
+        adapter: dict[str, Any] | None = None,
     ):
         self.folder = open_path(config.output)
+        self.adapter = adapter
         self.record = {"config": config.to_dict(), "data": data}
         self.tokenizer, self.generation_config = tokenizer, generation_config or {}
         check_output(config, data)
@@ -138,7 +141,8 @@ class Checkpoints:
 
     def _start(self, state: TrainState, validation_loss: float | None) -> None:
         config, data = self.record["config"], self.record["data"]
-        record = run_record(config, data, self.tokenizer, self.generation_config, fingerprints(state))
+        trained = state._replace(frozen=None)
+        record = run_record(config, data, self.tokenizer, self.generation_config, fingerprints(trained), self.adapter)
         items = state_items(state.params, _optimizer(state), record)
         is_known = validation_loss is not None and math.isfinite(validation_loss)
         metrics = {"validation_loss": validation_loss} if is_known else None
@@ -170,13 +174,15 @@ class Checkpoints:
                 folder.rmtree()
 
     def restore(self, abstract: TrainState) -> TrainState | None:
-        """The newest state, with the shardings of `abstract`; None if there are no checkpoints.
+        """The newest state, with the shardings of `abstract`, but no frozen weights; None if there are no checkpoints.
 
         A damaged checkpoint is set aside with a warning, and the previous one is used.
 
         Raises:
-            UserError: if the only checkpoint left is damaged, or one can't be read; that one is not moved.
+            UserError: if the only checkpoint left is damaged, or one can't be read; that one is not moved. Also if the
+                weights below an adapter are not those with which it was trained.
         """
+        abstract = abstract._replace(frozen=None)
         steps = [int(path.name) for path in complete_checkpoints(self.folder)]
         for step in reversed(steps):
             path = self.folder / CHECKPOINTS / str(step)
@@ -185,6 +191,11 @@ class Checkpoints:
                 log_once(f"restoring {size / 1e9:.1f} GB{' per process' * (jax.process_count() > 1)} from {path}")
             found = _read_with_retries(path, abstract)
             if not isinstance(found, Damaged):
+                require(
+                    found.adapter == self.adapter,
+                    f"init_from: the model has other weights or another tokenizer than when {self.folder} was trained; "
+                    "give the same model, or choose another output folder",
+                )
                 state, self.generation_config = found.state, found.generation_config
                 self.tokenizer = self.tokenizer.with_metadata_of(found.tokenizer)
                 log_once(f"resuming {self.record['config']['output']} after step {step}")
@@ -214,6 +225,7 @@ class Restored(NamedTuple):
     state: TrainState
     tokenizer: Tokenizer | None
     generation_config: GenerationConfig
+    adapter: dict[str, Any] | None
 
 
 def _optimizer(state: TrainState) -> dict[str, Any]:
@@ -260,7 +272,7 @@ def _read(checkpoint: epath.Path, abstract: TrainState) -> tuple[Restored | None
         failure = error
     if max_over_processes(failure is not None) or state is None or run is None:
         return None, failure
-    found = Restored(state, run.tokenizer, run.generation_config)
+    found = Restored(state, run.tokenizer, run.generation_config, run.adapter)
     if run.fingerprints is None:
         log.warning(f"{checkpoint}: written by an older version without fingerprints; its content is not verified")
         return found, None

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -27,7 +27,7 @@ from codegen_jax.training.metrics import MetricsLog, check_wandb
 from codegen_jax.training.preemption import Preemption, watch_preemption
 from codegen_jax.training.records import Records, forgiven
 from codegen_jax.training.reporter import Reporter, announce
-from codegen_jax.training.resolve import ResolvedRun, resolve, with_steps
+from codegen_jax.training.resolve import ResolvedRun, resolve, with_steps, with_trainable_tokens
 from codegen_jax.training.step import (
     TrainState,
     abstract_batch,
@@ -38,8 +38,11 @@ from codegen_jax.training.step import (
 )
 from codegen_jax.training.summary import write_summary
 from codegen_jax.training.validation import make_sampling, make_validation
+from codegen_jax.weights.adapter_layout import from_peft
 from codegen_jax.weights.base import Weights, load_params, local_bytes
-from codegen_jax.weights.open import open_model
+from codegen_jax.weights.fingerprint import fingerprints
+from codegen_jax.weights.generation_config import GenerationConfig
+from codegen_jax.weights.open import mp_num_of, open_adapter, open_model
 from codegen_jax.weights.run_folder import complete_checkpoints
 
 log = logging.getLogger(__name__)
@@ -82,20 +85,22 @@ def _train(config: RunConfig, clock: Clock) -> None:
         with clock.on("state"):
             data = {source.name: source.files.manifest.identity for source in sources}
             check_output(config, data)  # before reading the weights of init_from
-            initial_params, generation_config = None, {}
+            initial = Initial()
             initial_weights = find_initial_weights(config)
             if initial_weights is not None:
                 if is_same_tokenizer(initial_weights, tokenizer, sources[0].files):
-                    generation_config = initial_weights.generation_config
+                    initial.generation_config = initial_weights.generation_config
                     tokenizer = tokenizer.with_metadata_of(initial_weights.tokenizer)
+                if run.adapter.rank:
+                    run = with_trainable_tokens(run, initial_weights.tokenizer, tokenizer)
                 log_once(f"starting from the weights of {initial_weights.source}")
                 # read them before touching the output folder, since this may find damage or NaN
-                abstract = abstract_state(run).params
-                with Progress("loading the weights", local_bytes(abstract), "B", shown=is_first()) as progress:
-                    initial_params = load_params(initial_weights, abstract, progress.update)
-            checkpoints = opened.enter_context(closing(Checkpoints(config, tokenizer, data, generation_config)))
-            state = start(run, checkpoints, initial_params)
-            del initial_params  # the state has its own copy
+                load_initial(run, initial_weights, initial)
+            checkpoints = opened.enter_context(
+                closing(Checkpoints(config, tokenizer, data, initial.generation_config, initial.adapter))
+            )
+            state = start(run, checkpoints, initial)
+            del initial  # the state has its own copy
         first = int(state.step)
         announce(run, sources, first)
         records = Records(config.output) if is_first() else None
@@ -134,14 +139,16 @@ def _train(config: RunConfig, clock: Clock) -> None:
 
 
 def find_initial_weights(config: RunConfig) -> Weights | None:
-    """The weights that a run starts from; None if it already has checkpoints or starts from scratch.
+    """The weights that a run starts from, or trains an adapter for.
+
+    None if it starts from scratch, or already has checkpoints of all weights.
 
     Raises:
         UserError: if init_from is not a model, or has a different architecture.
     """
-    if config.init_from is None or complete_checkpoints(config.output):
+    if config.init_from is None or (complete_checkpoints(config.output) and not config.adapter.rank):
         return None
-    weights = open_model(config.init_from, config=config.model)
+    weights = open_model(config.init_from, config=config.model, adapters=config.init_adapters)
     # these may differ, since they do not affect the weights' shapes: an embedding bias starts at 0 or is folded in
     free = ("n_positions", "embedding_bias", "init", "dtype", "attention")
     expected = replace(weights.config, **{name: getattr(config.model, name) for name in free})
@@ -150,6 +157,41 @@ def find_initial_weights(config: RunConfig) -> Weights | None:
         f"model: {weights.source} in init_from has a different architecture; use model: {in_yaml(expected)}",
     )
     return weights
+
+
+@dataclass
+class Initial:
+    """What a run starts from if it has no checkpoints.
+
+    Attributes:
+        params: the parameters to train; None: random ones.
+        frozen: the parameters below an adapter; None without one.
+        generation_config: that of the model.
+        adapter: what checkpoints record about an adapter; see `Run`.
+    """
+
+    params: Params = None
+    frozen: Params = None
+    generation_config: GenerationConfig = field(default_factory=dict)
+    adapter: dict[str, Any] | None = None
+
+
+def load_initial(run: ResolvedRun, weights: Weights, initial: Initial) -> None:
+    """Load the weights that a run starts from, and the adapter, if it goes on with one."""
+    abstract = abstract_state(run)
+    model = abstract.frozen if run.adapter.rank else abstract.params
+    with Progress("loading the weights", local_bytes(model), "B", shown=is_first()) as progress:
+        loaded = load_params(weights, model, progress.update)
+    if not run.adapter.rank:
+        initial.params = loaded
+        return
+    initial.frozen = loaded
+    initial.adapter = {"trainable_tokens": run.adapter.trainable_tokens, "base": fingerprints(loaded)}
+    if run.adapter.init_from is not None:
+        adapter = open_adapter(run.adapter.init_from, run.model, mp_num_of(weights))
+        arrays = from_peft(adapter, run.model, run.adapter)
+        put = lambda x, like: jax.make_array_from_callback(x.shape, like.sharding, lambda index: x[index])
+        initial.params = jax.tree.map(put, arrays, abstract.params)
 
 
 def is_same_tokenizer(weights: Weights, tokenizer: Tokenizer, files: TokenFiles) -> bool:
@@ -165,10 +207,10 @@ def is_same_tokenizer(weights: Weights, tokenizer: Tokenizer, files: TokenFiles)
     return False
 
 
-def start(run: ResolvedRun, checkpoints: Checkpoints, initial_params: Params | None) -> TrainState:
-    """The initial state: from the run's newest checkpoint, else from `initial_params`, else random."""
+def start(run: ResolvedRun, checkpoints: Checkpoints, initial: Initial) -> TrainState:
+    """The initial state: from the run's newest checkpoint, else from `initial`."""
     state = checkpoints.restore(abstract_state(run))
-    return init_state(run, initial_params) if state is None else state
+    return init_state(run, initial.params, initial.frozen) if state is None else state._replace(frozen=initial.frozen)
 
 
 @dataclass
@@ -178,8 +220,8 @@ class Loop:
     config: RunConfig
     train_step: Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, Any]]]
     batches: Callable[[int], jax.Array]
-    validate: Callable[[Params], dict[str, float]] | None
-    sample: Callable[[Params], dict[str, str]] | None
+    validate: Callable[[TrainState], dict[str, float]] | None
+    sample: Callable[[TrainState], dict[str, str]] | None
     checkpoints: Checkpoints
     reporter: Reporter
     clock: Clock
@@ -205,7 +247,7 @@ class Loop:
             stopping, last = self.preemption.reached(step), step == training.steps
             saves = stopping or last or step % self.config.checkpoint.save_every == 0
             validates = (saves or step % training.eval_every == 0) and not stopping  # little time after SIGTERM
-            loss = self._validate(step, state.params) if validates else None
+            loss = self._validate(step, state) if validates else None
             if saves:
                 self._report()
                 with self.clock.on("checkpoint"):
@@ -253,16 +295,16 @@ class Loop:
             "weights have diverged, return to an earlier checkpoint or lower optimizer.learning_rate",
         )
 
-    def _validate(self, step: int, params: Params) -> float | None:
+    def _validate(self, step: int, state: TrainState) -> float | None:
         """Validate and sample; return the validation loss, if any."""
         self._report()
         values: dict[str, float] = {}
         with self.clock.on("validation"):
             if self.validate is not None:
-                values = self.validate(params)
+                values = self.validate(state)
                 self.reporter.validation(step, values)
             if self.sample is not None:
-                self.reporter.samples(step, self.sample(params))
+                self.reporter.samples(step, self.sample(state))
         self.reporter.restart_clock()
         return values.get("validation_loss")
 

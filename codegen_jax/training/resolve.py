@@ -7,8 +7,11 @@ from fractions import Fraction
 
 from jax.sharding import Mesh
 
-from codegen_jax.config import CodeGenConfig, MeshConfig, OptimizerConfig, RunConfig, TrainingConfig
-from codegen_jax.errors import UserError
+from codegen_jax.config import AdapterConfig, CodeGenConfig, MeshConfig, OptimizerConfig, RunConfig, TrainingConfig
+from codegen_jax.data.infill import TOKENS
+from codegen_jax.data.tokenizer import Tokenizer
+from codegen_jax.data.tokenizer_metadata import LAYOUT_FILE
+from codegen_jax.errors import UserError, require
 from codegen_jax.model.attention import choose_backend
 from codegen_jax.sharding import check_fit, make_mesh
 from codegen_jax.training.remat import choose_remat
@@ -27,7 +30,8 @@ class ResolvedRun:
         training: training config with `remat` resolved to a policy.
         sequence_length: tokens trained on per row.
         document_mask: as in the config's data section.
-        seed: seed of the random weights.
+        adapter: as in the config, with `trainable_tokens` resolved.
+        seed: seed of the random weights and of dropout.
         rows_per_shard: rows per micro-batch on each shard along data and fsdp.
     """
 
@@ -37,6 +41,7 @@ class ResolvedRun:
     training: TrainingConfig
     sequence_length: int
     document_mask: bool
+    adapter: AdapterConfig
     seed: int
     rows_per_shard: int
 
@@ -55,6 +60,7 @@ def resolve(config: RunConfig, mesh: Mesh) -> ResolvedRun:
         config.training,
         sequence_length=data.sequence_length,
         document_mask=data.document_mask,
+        adapter=config.adapter,
         seed=config.seed,
     )
 
@@ -67,6 +73,7 @@ def resolve_step(
     *,
     sequence_length: int,
     document_mask: bool = False,
+    adapter: AdapterConfig | None = None,
     seed: int = 0,
 ) -> ResolvedRun:
     """Like `resolve`, for a step that is not part of a run, such as in a benchmark.
@@ -92,6 +99,7 @@ def resolve_step(
         training=replace(training, remat=remat),
         sequence_length=sequence_length,
         document_mask=document_mask,
+        adapter=adapter or AdapterConfig(),
         seed=seed,
         rows_per_shard=rows,
     )
@@ -109,6 +117,32 @@ def with_steps(config: RunConfig, rows_per_epoch: Fraction) -> RunConfig:
 def with_decay(optimizer: OptimizerConfig, steps: int) -> OptimizerConfig:
     """The settings for a run of this many steps: `decay_steps` 0 means until its end."""
     return replace(optimizer, decay_steps=optimizer.decay_steps or max(1, steps - optimizer.warmup_steps))
+
+
+def with_trainable_tokens(run: ResolvedRun, base: Tokenizer | None, tokenizer: Tokenizer) -> ResolvedRun:
+    """The run with the ids that `trainable_tokens: null` stands for: those that the base's tokenizer lacks.
+
+    Args:
+        run: a run with an adapter.
+        base: the tokenizer of the model below the adapter, if it has one.
+        tokenizer: the tokenizer of the data.
+
+    Raises:
+        UserError: if the data's special tokens of fill-in-the-middle are new and would not be trained.
+    """
+    sentinels = [tokenizer.id_of(token) for token in TOKENS] if LAYOUT_FILE in tokenizer.metadata else []
+    if base is None:
+        new = sentinels
+    else:
+        new = list(range(base.vocab_size, tokenizer.vocab_size)) if tokenizer.extends(base) else []
+        sentinels = [id for id in sentinels if id >= base.vocab_size]
+    ids = run.adapter.trainable_tokens
+    require(
+        ids is None or set(sentinels) <= set(ids),
+        f"adapter.trainable_tokens: must include {sentinels}, the special tokens of fill-in-the-middle, which "
+        "are new to the model of init_from; null includes them",
+    )
+    return replace(run, adapter=replace(run.adapter, trainable_tokens=new if ids is None else ids))
 
 
 def resolved_config(config: RunConfig) -> RunConfig:

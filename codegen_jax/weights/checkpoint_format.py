@@ -1,7 +1,8 @@
 """The on-disk format of our checkpoints: its layout, how to read it, and what counts as damage.
 
     OUTPUT/run.json                       config and data that identify the run
-    OUTPUT/checkpoints/STEP/params        float32 parameters: one zarr array each, in OCDBT, in chunks of one layer
+    OUTPUT/checkpoints/STEP/params        float32 parameters that are trained, those of the model or of an adapter: one
+                                          zarr array each, in OCDBT, in chunks of one layer
     OUTPUT/checkpoints/STEP/optimizer     step, optax state and the guard's statistics (training/guard.py)
     OUTPUT/checkpoints/STEP/run           config, data, tokenizer files and fingerprints, as JSON
     OUTPUT/checkpoints/STEP/metrics       validation loss
@@ -53,6 +54,8 @@ class Run(NamedTuple):
             empty for a converted model.
         tokenizer: the tokenizer of the data; None if a model was converted without one.
         generation_config: settings of the converted model, or of the model from which training started; may be empty.
+        adapter: if an adapter was trained, its resolved `trainable_tokens`, and as `base` the fingerprints of the
+            weights below it; else None.
         fingerprints: fingerprints of the saved arrays, by path in the training state ("params.head"). A converted model
             has them for its parameters only. None in checkpoints written before fingerprints existed.
     """
@@ -62,6 +65,7 @@ class Run(NamedTuple):
     tokenizer: Tokenizer | None
     generation_config: GenerationConfig
     fingerprints: dict[str, int] | None
+    adapter: dict[str, Any] | None = None
 
     @property
     def model(self) -> CodeGenConfig:
@@ -74,6 +78,7 @@ def run_record(
     tokenizer: Tokenizer | None,
     generation_config: GenerationConfig,
     fingerprints: dict[str, int],
+    adapter: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of the item "run"."""
     files = {} if tokenizer is None else tokenizer.files()
@@ -84,6 +89,7 @@ def run_record(
         "tokenizer": encoded,
         "generation_config": generation_config,
         "fingerprints": fingerprints,
+        "adapter": adapter,
     }
 
 
@@ -104,7 +110,14 @@ def load_run(checkpoint: epath.Path) -> Run:
                     (Path(folder) / name).write_bytes(base64.b64decode(content))
                 tokenizer = load_tokenizer(folder)
         generation_config = record.get("generation_config", {})
-        return Run(record["config"], record["data"], tokenizer, generation_config, record.get("fingerprints"))
+        return Run(
+            record["config"],
+            record["data"],
+            tokenizer,
+            generation_config,
+            record.get("fingerprints"),
+            record.get("adapter"),
+        )
     except (ValueError, KeyError, UserError) as error:  # UserError comes from the tokenizer files
         raise damaged(checkpoint, error) from error
     except OSError as error:

@@ -27,7 +27,7 @@ def fingerprints(tree: Any) -> dict[str, int]:
 @jax.jit
 def _of_leaves(tree: Any) -> Any:
     def of_leaf(x: jax.Array) -> jax.Array:
-        x = x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        x = x.astype(jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else jnp.int32)
         factor = jnp.ones(x.shape, jnp.uint32)
         for axis in range(x.ndim):
             factor = factor * jnp.uint32(FACTOR) + 2 * jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)

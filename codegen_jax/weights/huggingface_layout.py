@@ -76,6 +76,38 @@ def transpose_into(target: np.ndarray, source: np.ndarray) -> None:
         target[:, start : start + 64] = source[start : start + 64].T
 
 
+def read_projection(
+    config: CodeGenConfig, mp_num: int, name: str, tensor: Tensor, index: Index, region_DHK: np.ndarray
+) -> None:
+    """Read a region of query, key or value from qkv_proj's tensor [3 H K, D], of which D may be any size."""
+    D, H, channels_of_head = index
+    order = rotary_order(config, name)
+    for heads, channels in head_groups(config, mp_num, name, H):
+        rows_HKD = tensor[channels, D].reshape(-1, config.head_dim, region_DHK.shape[0])[:, order[channels_of_head]]
+        for head, rows_KD in zip(range(heads.start, heads.stop), rows_HKD, strict=True):
+            transpose_into(region_DHK[:, head - H.start], rows_KD)
+
+
+def projection_rows(config: CodeGenConfig, name: str, region_DHK: np.ndarray) -> np.ndarray:
+    """Query, key or value as rows [H, K, D] of qkv_proj, in transformers' channel order; D may be any size."""
+    rows_HKD = np.empty((*region_DHK.shape[1:], region_DHK.shape[0]), region_DHK.dtype)
+    order = rotary_order(config, name)
+    for head in range(rows_HKD.shape[0]):
+        rows_HKD[head, order] = _transposed(region_DHK[:, head])
+    return rows_HKD
+
+
+def fuse_projections(config: CodeGenConfig, mp_num: int, projections: Mapping[str, np.ndarray]) -> np.ndarray:
+    """qkv_proj's tensor [3 H K, D] from query, key and value [D, H, K], by our names."""
+    D, H, K = projections[PROJECTIONS[0]].shape
+    fused = np.empty((3 * H * K, D), projections[PROJECTIONS[0]].dtype)
+    for name in PROJECTIONS:
+        rows_HKD = projection_rows(config, name, projections[name])
+        for heads, channels in head_groups(config, mp_num, name, slice(0, H)):
+            fused[channels] = rows_HKD[heads].reshape(-1, D)
+    return fused
+
+
 class HuggingFaceWeights(StoredWeights):
     """The state dict of a CodeGenForCausalLM.
 
@@ -126,21 +158,16 @@ class HuggingFaceWeights(StoredWeights):
         return region
 
     def stored_name(self, name: str, layer: int | None) -> str:
-        theirs = TOP[name] if layer is None else _in_layer(layer, name)
+        theirs = TOP[name] if layer is None else tensor_in_layer(layer, name)
         return getattr(self.tensors[theirs], "name", theirs)  # the name in the file may have a wrapper's prefix
 
     def _layer(self, layer: int, name: str) -> Tensor:
-        return self.tensors[_in_layer(layer, name)]
+        return self.tensors[tensor_in_layer(layer, name)]
 
     def _read_layer(self, name: str, tensor: Tensor, index: Index, region: np.ndarray) -> None:
         K = self.config.head_dim
         if name in PROJECTIONS:
-            D, H, channels_of_head = index
-            order = rotary_order(self.config, name)
-            for heads, channels in head_groups(self.config, self.mp_num, name, H):
-                rows_HKD = tensor[channels, D].reshape(-1, K, region.shape[0])[:, order[channels_of_head]]
-                for head, rows_KD in zip(range(heads.start, heads.stop), rows_HKD, strict=True):
-                    transpose_into(region[:, head - H.start], rows_KD)
+            read_projection(self.config, self.mp_num, name, tensor, index, region)
         elif name == "blocks.attention_out":
             H, channels_of_head, D = index
             for offset, head in enumerate(range(H.start, H.stop)):
@@ -152,7 +179,8 @@ class HuggingFaceWeights(StoredWeights):
             region[:] = tensor[index]
 
 
-def _in_layer(layer: int, name: str) -> str:
+def tensor_in_layer(layer: int, name: str) -> str:
+    """The name in transformers of a layer's part of one of our parameters."""
     return f"transformer.h.{layer}.{LAYER[name]}"
 
 
@@ -243,28 +271,12 @@ def _layer_chunks(weights: Weights, name: str, layer: int) -> Iterator[np.ndarra
     yield region if region.ndim == 1 else _transposed(region.reshape(-1, region.shape[-1]))
 
 
-def _projection_rows(weights: Weights, name: str, layer: int) -> np.ndarray:
-    """Query, key or value of a layer as rows [H, K, D], in transformers' channel order."""
-    region_DHK = _layer(weights, name, layer)
-    rows_HKD = np.empty((*region_DHK.shape[1:], region_DHK.shape[0]), region_DHK.dtype)
-    order = rotary_order(weights.config, name)
-    for head in range(rows_HKD.shape[0]):
-        rows_HKD[head, order] = _transposed(region_DHK[:, head])
-    return rows_HKD
-
-
 def _projection_chunks(weights: Weights, name: str, layer: int) -> Iterator[np.ndarray]:
-    yield _projection_rows(weights, name, layer)
+    yield projection_rows(weights.config, name, _layer(weights, name, layer))
 
 
 def _fused_chunks(weights: Weights, layer: int, mp_num: int) -> Iterator[np.ndarray]:
-    config = weights.config
-    fused = np.empty((3 * config.n_head * config.head_dim, config.n_embd), weights.dtype("blocks.query"))
-    for name in PROJECTIONS:
-        rows_HKD = _projection_rows(weights, name, layer)
-        for heads, channels in head_groups(config, mp_num, name, slice(0, config.n_head)):
-            fused[channels] = rows_HKD[heads].reshape(-1, config.n_embd)
-    yield fused
+    yield fuse_projections(weights.config, mp_num, {name: _layer(weights, name, layer) for name in PROJECTIONS})
 
 
 def _transposed(source: np.ndarray) -> np.ndarray:

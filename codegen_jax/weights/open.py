@@ -1,21 +1,34 @@
 """Open a model: a hub id, a Hugging Face folder, a jaxformer checkpoint, or one of our runs or checkpoints."""
 
+import logging
+from collections.abc import Sequence
+
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.data.tokenizer_metadata import NAMED_TEMPLATES, NAMES
-from codegen_jax.errors import UserError
+from codegen_jax.errors import UserError, require
 from codegen_jax.hub import hub_files
 from codegen_jax.storage import local_copy
-from codegen_jax.weights.base import StoredWeights
-from codegen_jax.weights.checkpoint_format import CheckpointWeights
+from codegen_jax.weights.adapter import AdaptedWeights, Adapter
+from codegen_jax.weights.adapter_layout import read_adapter_checkpoint
+from codegen_jax.weights.base import StoredWeights, Weights
+from codegen_jax.weights.checkpoint_format import CheckpointWeights, load_run
 from codegen_jax.weights.huggingface import open_huggingface
+from codegen_jax.weights.huggingface_layout import MP_NUM, HuggingFaceWeights
 from codegen_jax.weights.jaxformer import JaxformerWeights, is_jaxformer
 from codegen_jax.weights.not_a_model import describe
+from codegen_jax.weights.peft import CONFIG_FILE, TENSORS_FILE, is_peft, read_peft
 from codegen_jax.weights.run_folder import find_checkpoint
+
+log = logging.getLogger(__name__)
 
 
 def open_model(
-    model: str, mp_num: int | None = None, config: CodeGenConfig | None = None, allow_nonfinite: bool = False
-) -> StoredWeights:
+    model: str,
+    mp_num: int | None = None,
+    config: CodeGenConfig | None = None,
+    allow_nonfinite: bool = False,
+    adapters: Sequence[str] = (),
+) -> Weights:
     """Find and open a model. Only headers are read at this point.
 
     Args:
@@ -26,13 +39,66 @@ def open_model(
             for Hugging Face weights, and 4 otherwise.
         config: the model config, for jaxformer weights, which do not specify their number of heads.
         allow_nonfinite: read NaN and infinities with a warning, instead of refusing them.
+        adapters: adapters to merge, as FOLDER or FOLDER=WEIGHT; see `open_adapter`.
 
     Raises:
-        UserError: if the model does not exist or its files are damaged.
+        UserError: if the model or an adapter does not exist, its files are damaged, or they do not fit together.
     """
+    checkpoint = find_checkpoint(model)
+    run = None if checkpoint is None else load_run(checkpoint)
+    if run is not None and run.adapter is not None:  # a run that has trained an adapter stands for the adapted model
+        base, own = run.config["init_from"], [*run.config["init_adapters"], model]
+        log.info(f"{model}: an adapter for {base}")
+        return open_model(base, mp_num, run.model, allow_nonfinite, [*own, *adapters])
     weights = _open(model, mp_num, config)
     weights.allow_nonfinite = allow_nonfinite
-    return weights
+    if not adapters:
+        return weights
+    opened = []
+    for adapter in adapters:
+        folder, factor = split_factor(adapter)
+        opened.append((open_adapter(folder, weights.config, mp_num_of(weights)), factor))
+    return AdaptedWeights(weights, opened)
+
+
+def split_factor(adapter: str) -> tuple[str, float]:
+    """Split FOLDER=WEIGHT; the weight is 1 if it is left out."""
+    folder, equals, text = adapter.rpartition("=")
+    try:
+        return (folder, float(text)) if equals else (adapter, 1.0)
+    except ValueError:
+        return adapter, 1.0
+
+
+def mp_num_of(weights: Weights) -> int:
+    """The groups in qkv_proj of a model, and so of its adapters: 4 where the format does not have them."""
+    of = weights.weights if isinstance(weights, AdaptedWeights) else weights
+    return of.mp_num if isinstance(of, HuggingFaceWeights) else MP_NUM
+
+
+def open_adapter(adapter: str, model: CodeGenConfig, mp_num: int = MP_NUM) -> Adapter:
+    """Find and read an adapter.
+
+    Args:
+        adapter: a PEFT folder (local, gs:// or s3://), a hub id, or a checkpoint or the output folder of a run that
+            trained an adapter.
+        model: config of the model that it is for.
+        mp_num: groups in qkv_proj of that model.
+
+    Raises:
+        UserError: if it is not an adapter, is for another model, or is damaged.
+    """
+    checkpoint = find_checkpoint(adapter)
+    if checkpoint is not None:
+        return read_adapter_checkpoint(checkpoint, model, mp_num)
+    folder = local_copy(adapter)
+    if not folder.exists():
+        either = [TENSORS_FILE, "adapter_model.bin"]
+        folder = hub_files(
+            adapter, [CONFIG_FILE, *NAMES, NAMED_TEMPLATES], either=either, needs=[[CONFIG_FILE], either]
+        )
+    require(is_peft(folder), f"{adapter}: not an adapter; it has no {CONFIG_FILE} and no checkpoint of an adapter")
+    return read_peft(folder, model, mp_num)
 
 
 def _open(model: str, mp_num: int | None, config: CodeGenConfig | None) -> StoredWeights:

@@ -86,18 +86,23 @@ def open_tensors(folder: Path) -> dict[str, Tensor]:
         UserError: if there are no tensors, a file is missing, truncated, corrupt or only a Git LFS pointer, or a pickle
             refers to code.
     """
-    for name, open_file in (("model.safetensors", _open_safetensors), ("pytorch_model.bin", _open_torch)):
+    for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).exists():
-            reject_placeholder(folder / name)
             return open_file(folder / name)
         index = folder / f"{name}.index.json"
         if index.exists():
-            return _open_shards(index, open_file)
+            return _open_shards(index)
     not_found = "no model.safetensors or pytorch_model.bin found, either as a single file or as shards with an index"
     raise UserError(f"{folder}: {other_program(folder) or not_found}")
 
 
-def _open_shards(index: Path, open_file: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
+def open_file(path: Path) -> dict[str, Tensor]:
+    """Open the tensors of a .safetensors or .bin file; see `open_tensors`."""
+    reject_placeholder(path)
+    return _open_safetensors(path) if path.suffix == ".safetensors" else _open_torch(path)
+
+
+def _open_shards(index: Path) -> dict[str, Tensor]:
     """Open each tensor of an index in its listed file; shards may also contain other tensors or stale copies."""
     reject_placeholder(index)
     try:
@@ -111,7 +116,6 @@ def _open_shards(index: Path, open_file: Callable[[Path], dict[str, Tensor]]) ->
             (index.parent / name).is_file(),
             f"{index.parent / name}: this shard of {index.name} is missing; download it",
         )
-        reject_placeholder(index.parent / name)
     opened = {name: open_file(index.parent / name) for name in shards}
     missing = [f"{file} has no {name}" for name, file in weight_map.items() if name not in opened[file]]
     require(not missing, f"{index}: does not match its shards: {listed(missing)}; download the index and shards again")

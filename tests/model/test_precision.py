@@ -22,7 +22,7 @@ def training_programs(dtype):
     run = resolve(config, make_mesh(config.mesh, jax.devices()[:1]))
     state, batch = abstract_state(run), abstract_batch(run)
     with jax.set_mesh(run.mesh):
-        return make_train_step(run).lower(state, batch), make_eval_step(run).lower(state.params, batch)
+        return make_train_step(run).lower(state, batch), make_eval_step(run).lower(state.params, batch, None)
 
 
 def decoding_programs(dtype):

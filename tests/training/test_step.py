@@ -212,7 +212,7 @@ def test_validation_ignores_padded_rows():
     padded[4:] = -1
     with jax.set_mesh(mesh):
         params = init_state(resolve(config, mesh)).params
-        cross_entropy, count = make_eval_step(resolve(config, mesh))(params, padded)
+        cross_entropy, count = make_eval_step(resolve(config, mesh))(params, padded, None)
     model = module(config.model, params)
     log_p = jax.nn.log_softmax(model(padded[:4, :-1]))
     expected = -jnp.take_along_axis(log_p, padded[:4, 1:, None], axis=-1).sum()

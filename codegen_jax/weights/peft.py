@@ -1,0 +1,229 @@
+"""PEFT's adapter folders: adapter_config.json and adapter_model.safetensors, read and written.
+
+Fields that change what an adapter computes are honoured or refused by name; fields that are not known are refused if
+they are set.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from codegen_jax.config import LINEAR_LAYERS, CodeGenConfig
+from codegen_jax.data.tokenizer import has_tokenizer, load_tokenizer
+from codegen_jax.errors import UserError, require
+from codegen_jax.mistaken_paths import read_text
+from codegen_jax.weights.adapter import Adapter, LowRank, Rows
+from codegen_jax.weights.huggingface_layout import MP_NUM, tensor_shapes
+from codegen_jax.weights.tensors import DTYPES, open_file
+from codegen_jax.weights.tokenizer_files import tokenizer_files
+
+CONFIG_FILE, TENSORS_FILE = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+HONOURED = {
+    *("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "target_modules"),
+    *("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save", "trainable_token_indices"),
+}
+# these say where an adapter comes from, concern only training, or have no effect on CodeGen's layers
+WITHOUT_EFFECT = {
+    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "lora_dropout", "fan_in_fan_out", "megatron_core", "qalora_group_size", "runtime_config"),
+    *("ensure_weight_tying", "eva_config"),
+}
+NEUTRAL = {"bias": "none"}  # fields whose neutral value is not null, false or empty
+PLAIN_INITS = (True, False, "gaussian", "eva", "orthogonal")  # the others replace weights of the model
+
+
+def is_peft(folder: Path) -> bool:
+    return (folder / CONFIG_FILE).exists()
+
+
+def read_peft(folder: Path, model: CodeGenConfig, mp_num: int = MP_NUM) -> Adapter:
+    """Read an adapter folder for a model of these sizes.
+
+    Args:
+        folder: a folder written by PEFT's `save_pretrained`, or by `write_peft`.
+        model: the config of the model that it is for.
+        mp_num: groups of that model's qkv_proj.
+
+    Raises:
+        UserError: if the adapter is for other sizes or another family of models, has settings that are not supported,
+            or is damaged.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        config = json.loads(read_text(path))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); download it again") from error
+    require(isinstance(config, dict), f"{path}: must contain a JSON object, not a {type(config).__name__}")
+    _check_config(path, config)
+    file = next((f for f in (folder / TENSORS_FILE, folder / "adapter_model.bin") if f.exists()), folder / TENSORS_FILE)
+    require(file.exists(), f"{file}: missing; download it")
+    known = tensor_shapes(model)
+    matrices = {name.removesuffix(".weight") for name, shape in known.items() if len(shape) == 2}
+    low_rank: dict[str, dict[str, np.ndarray]] = {}
+    replaced: dict[str, np.ndarray] = {}
+    rows: dict[str, Rows] = {}
+    for name, tensor in open_file(file).items():
+        require(tensor.dtype in DTYPES.values(), f"{file}: {name} has dtype {tensor.dtype.name}, expected a float")
+        value = np.array(tensor[tuple(slice(0, size) for size in tensor.shape)])
+        module, part = _split(file, name)
+        if f"{module}.{part}" in known:
+            _check_shape(file, name, value, known[f"{module}.{part}"])
+            replaced[f"{module}.{part}"] = value
+            continue
+        _check_module(file, module, matrices)
+        if part == "tokens":
+            ids = _token_ids(path, config["trainable_token_indices"], module)
+            _check_shape(file, name, value, (len(ids), model.n_embd))
+            vocabulary = f"{path}: trainable_token_indices: must be below {model.vocab_size}, got {max(ids, default=0)}"
+            require(max(ids, default=0) < model.vocab_size, vocabulary)
+            rows[f"{module}.weight"] = Rows(ids, value)
+        else:
+            low_rank.setdefault(module, {})[part] = value
+    updates = {
+        f"{module}.weight": _update(path, file, config, module, parts, known) for module, parts in low_rank.items()
+    }
+    _check_targets(path, config, low_rank)
+    tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
+    return Adapter(str(folder), config, mp_num, updates, replaced, rows, tokenizer)
+
+
+def write_peft(adapter: Adapter, folder: Path, n_positions: int) -> int:
+    """Write a folder that PEFT loads; return the bytes of its tensors."""
+    tensors: dict[str, np.ndarray] = {}
+    for name, update in adapter.updates.items():
+        module = PREFIX + name.removesuffix(".weight")
+        tensors |= {f"{module}.lora_A.weight": update.a, f"{module}.lora_B.weight": update.b}
+        if update.magnitude is not None:
+            tensors[f"{module}.lora_magnitude_vector"] = update.magnitude
+    for name, value in adapter.replaced.items():
+        module, _, part = name.rpartition(".")
+        base_layer = ".base_layer" if f"{module}.weight" in adapter.updates else ""
+        tensors[f"{PREFIX}{module}{base_layer}.{part}"] = value
+    for name, rows in adapter.rows.items():
+        tensors[f"{PREFIX}{name.removesuffix('.weight')}.token_adapter.trainable_tokens_delta"] = rows.values
+    folder.mkdir()
+    tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    save_file(tensors, folder / TENSORS_FILE, {"format": "pt"})
+    (folder / CONFIG_FILE).write_text(json.dumps(adapter.config, indent=2, sort_keys=True) + "\n")
+    if adapter.tokenizer is not None:
+        for name, content in tokenizer_files(adapter.tokenizer, n_positions).items():
+            (folder / name).parent.mkdir(exist_ok=True)  # additional_chat_templates/
+            (folder / name).write_bytes(content)
+    return sum(value.nbytes for value in tensors.values())
+
+
+def _check_config(path: Path, config: dict[str, Any]) -> None:
+    kind = config.get("peft_type")
+    require(kind == "LORA", f"{path}: peft_type: must be LORA, got {kind}; merge it with PEFT (merge_and_unload)")
+    init = config.get("init_lora_weights", True)
+    require(
+        init in PLAIN_INITS,
+        f"{path}: init_lora_weights: {init} changes the model's own weights; save the adapter as a plain LoRA "
+        "(PEFT's path_initial_model_for_weight_conversion)",
+    )
+    for name in sorted(config.keys() - HONOURED - WITHOUT_EFFECT - {"init_lora_weights"}):
+        value = config[name]
+        is_neutral = value == NEUTRAL[name] if name in NEUTRAL else not value
+        require(is_neutral, f"{path}: {name}: {value} is not supported; merge the adapter with PEFT (merge_and_unload)")
+    for name in ("rank_pattern", "alpha_pattern"):
+        for pattern in config.get(name) or {}:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(f"{path}: {name}: {pattern!r} is not a regular expression ({error})") from error
+
+
+def _split(file: Path, name: str) -> tuple[str, str]:
+    """A tensor's module, and its part: a, b, magnitude, tokens, or weight or bias of a whole module."""
+    inner = name.removeprefix(PREFIX)
+    suffixes = {
+        ".lora_A.weight": "a",
+        ".lora_B.weight": "b",
+        ".lora_magnitude_vector": "magnitude",
+        ".lora_magnitude_vector.weight": "magnitude",  # in folders of PEFT before 0.12
+        ".token_adapter.trainable_tokens_delta": "tokens",
+        ".base_layer.weight": "weight",
+        ".base_layer.bias": "bias",
+        ".weight": "weight",
+        ".bias": "bias",
+    }
+    suffix = next((suffix for suffix in suffixes if inner.endswith(suffix)), None)
+    require(name.startswith(PREFIX) and suffix is not None, f"{file}: {name}: not a tensor of a LoRA adapter")
+    assert suffix is not None
+    return inner.removesuffix(suffix), suffixes[suffix]
+
+
+def _check_module(file: Path, module: str, matrices: Iterable[str]) -> None:
+    found = module in matrices
+    names = ", ".join((*LINEAR_LAYERS, "lm_head"))
+    require(
+        found,
+        f"{file}: adapts {module}, which this CodeGen does not have; an adapter can have {names} (is it for another "
+        "model?)",
+    )
+
+
+def _check_shape(file: Path, name: str, value: np.ndarray, expected: tuple[int, ...]) -> None:
+    require(
+        value.shape == expected,
+        f"{file}: {name} has shape {list(value.shape)}, expected {list(expected)}; the adapter is for a model of other "
+        "sizes",
+    )
+
+
+def _update(
+    path: Path,
+    file: Path,
+    config: dict[str, Any],
+    module: str,
+    parts: dict[str, np.ndarray],
+    known: dict[str, tuple[int, ...]],
+) -> LowRank:
+    rank = _of_pattern(config, "rank_pattern", module, config.get("r", 8))
+    alpha = _of_pattern(config, "alpha_pattern", module, config.get("lora_alpha", 8))
+    outputs, inputs = known[f"{module}.weight"]
+    names = {"a": "lora_A.weight", "b": "lora_B.weight"}
+    if config.get("use_dora"):
+        names["magnitude"] = "lora_magnitude_vector"
+    for part, name in names.items():
+        require(part in parts, f"{file}: {module} has no {name}")
+    found = parts["a"].shape[0]
+    require(found == rank, f"{file}: {module} has rank {found}, but {path.name} says {rank}")
+    expected = {"a": (rank, inputs), "b": (outputs, rank), "magnitude": (outputs,)}
+    for part, name in names.items():
+        _check_shape(file, f"{PREFIX}{module}.{name}", parts[part], expected[part])
+    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    return LowRank(parts["a"], parts["b"], scale, parts.get("magnitude"))
+
+
+def _of_pattern(config: dict[str, Any], field: str, module: str, default: Any) -> Any:
+    """A module's rank or alpha: of the first pattern that matches the end of its name, as in PEFT."""
+    for pattern, value in (config.get(field) or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def _token_ids(path: Path, indices: Any, module: str) -> list[int]:
+    """The trained ids of a module: of the embedding if there is only a list."""
+    if isinstance(indices, list) and module == "transformer.wte":
+        return indices
+    named = indices.items() if isinstance(indices, dict) else ()
+    for name, ids in named:
+        if module == name or module.endswith(f".{name}"):
+            return ids
+    raise UserError(f"{path}: trainable_token_indices: has no ids for {module}")
+
+
+def _check_targets(path: Path, config: dict[str, Any], adapted: Iterable[str]) -> None:
+    """Check that each target has tensors; a missing one would be silently left out."""
+    targets = config.get("target_modules")
+    for target in targets if isinstance(targets, list) else ():
+        found = any(module == target or module.endswith(f".{target}") for module in adapted)
+        require(found, f"{path}: target_modules: {target} has no tensors in the folder; the adapter is not complete")
