@@ -73,9 +73,14 @@ class CodeGenConfig:
         outside = 2 * self.vocab_size * d + 2 * d + self.vocab_size + self.embedding_bias * d
         return self.n_layer * (attention * d + 8 * d * d + 7 * d) + outside
 
-    def flops_per_token(self, sequence_length: int) -> int:
-        """Model FLOPs to train on one token, forward and backward; causal attention counts as half."""
-        return 6 * self.n_params + 12 * self.n_layer * self.n_head * self.head_dim * sequence_length // 2
+    def flops_per_token(self, sequence_length: int, is_frozen: bool = False) -> int:
+        """Model FLOPs to train on one token, forward and backward; causal attention counts as half.
+
+        Frozen weights take 4 per parameter instead of 6, since their gradients are not computed. The updates of an
+        adapter are not counted.
+        """
+        attention = 12 * self.n_layer * self.n_head * self.head_dim * sequence_length // 2
+        return (4 if is_frozen else 6) * self.n_params + attention
 
 
 @dataclass(frozen=True)
@@ -455,7 +460,16 @@ class RunConfig:
         require_seed("seed", self.seed)
         for name, is_set in (("adapter.rank", self.adapter.rank), ("init_adapters", self.init_adapters)):
             require(self.init_from is not None or not is_set, f"{name}: requires init_from, the model to adapt")
+        require(
+            not (self.adapter.rank and self.model.embedding_bias),
+            "model.embedding_bias: must be false with adapter.rank, since adapters are for models with folded biases",
+        )
         self.adapter.check_model(self.model)
+
+    @property
+    def flops_per_token(self) -> int:
+        """Model FLOPs to train on one token; see `CodeGenConfig.flops_per_token`."""
+        return self.model.flops_per_token(self.data.sequence_length, is_frozen=bool(self.adapter.rank))
 
     @property
     def name(self) -> str:

@@ -22,6 +22,7 @@ from codegen_jax.model.block import Products
 from codegen_jax.model.codegen import Params, axes_of, shapes_of, weight
 from codegen_jax.model.cpu import einsum
 from codegen_jax.model.precision import products_of
+from codegen_jax.model.quantized import dense
 
 Sizes = dict[str, int]  # sizes by logical axis, in order
 
@@ -149,9 +150,11 @@ class Adapted(NamedTuple):
         return einsum(f"BT{inputs},{inputs}R->BTR", x, a.astype(x.dtype)) * self.config.scale
 
 
-def merged(config: AdapterConfig, params: Params, frozen: Params) -> Params:
-    """The model's parameters with the updates added; in float32, then in the dtypes of `frozen`."""
-    model = {**frozen, "blocks": dict(frozen["blocks"])}
+def merged(config: AdapterConfig, dtype: str, params: Params, frozen: Params) -> Params:
+    """The model's parameters with the updates added in float32; matrices, which may be quantized, in `dtype`."""
+    is_array = lambda x: not isinstance(x, dict)
+    in_dtype = lambda x: x if isinstance(x, jax.Array) else dense(x, dtype)
+    model = jax.tree.map(in_dtype, frozen, is_leaf=is_array)
     layers = jnp.array(config.layers) if config.layers else slice(None)
 
     def add(name: str, update: jax.Array) -> None:

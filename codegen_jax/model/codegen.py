@@ -22,6 +22,7 @@ from codegen_jax.model.attention import Segments, causal_attention
 from codegen_jax.model.block import Products, Updates, layer_norm, parallel_block
 from codegen_jax.model.cpu import einsum
 from codegen_jax.model.precision import products_of
+from codegen_jax.model.quantized import dense
 from codegen_jax.model.rotary import rotary_angles
 from codegen_jax.sharding import constrain, gather
 
@@ -43,8 +44,8 @@ def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], init: 
 
 
 def gathered(param: nnx.Param, dtype: Any) -> jax.Array:
-    """A weight in the compute dtype, gathered along fsdp; the backward pass gathers it again."""
-    return checkpoint_name(gather(param[...].astype(dtype), param.get_metadata("axes")), "weight")
+    """A weight in the compute dtype, dequantized and gathered along fsdp; the backward pass does both again."""
+    return checkpoint_name(gather(dense(param[...], dtype), param.get_metadata("axes")), "weight")
 
 
 def matrix_init(config: CodeGenConfig, std: float) -> Initializer:

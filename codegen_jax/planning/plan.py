@@ -19,6 +19,7 @@ from codegen_jax.planning.slices import Slice, slice_devices
 from codegen_jax.sharding import make_mesh
 from codegen_jax.training.resolve import ResolvedRun, resolve
 from codegen_jax.training.step import abstract_batch, abstract_state, make_train_step
+from codegen_jax.weights.base import dotted
 
 COMPUTE = ("matmul", "other", "pallas")
 
@@ -28,7 +29,7 @@ class Memory:
     """HBM per chip, in bytes.
 
     Attributes:
-        parameters: one chip's shards of the float32 parameters.
+        parameters: one chip's shards of the parameters: in float32, or as they are held below an adapter.
         moments: one chip's shards of the optimizer state.
         activations: activations kept between forward and backward pass; None if the program does not fit.
         temporary: everything else that the step allocates; None if the program does not fit.
@@ -60,12 +61,13 @@ class Plan:
         gradient_accumulation_steps: number of micro-batches.
         rows_per_shard: rows of a micro-batch per chip; chips along the tensor axis share the same rows.
         tokens: tokens per step and chip.
-        model_flops: model FLOPs per step and chip (6 x parameters + 6 x layers x width x sequence per token).
+        model_flops: model FLOPs per step and chip (6 x parameters + 6 x layers x width x sequence per token; 4 x
+            parameters below an adapter).
         peak_flops: peak FLOP/s per chip.
         compile_seconds: compile time on this machine.
         memory: memory per chip.
         operations: the operations of one step; empty if the program does not fit.
-        parameters: name, shape, partition and shape per chip of each parameter.
+        parameters: name, shape, partition and shape per chip of each parameter; below an adapter, of the model's, too.
     """
 
     topology: str
@@ -175,7 +177,8 @@ def make_plan(config: RunConfig, tpu: Slice, slices: int = 1, dump_hlo: str | Pa
             needed = memory_of_error(error)
     seconds = time.perf_counter() - start
 
-    parameters, moments = (sum(map(shard_bytes, jax.tree.leaves(tree))) for tree in (state.params, state.opt_state))
+    held = {"adapter": state.params, "model": state.frozen} if run.adapter.rank else state.params
+    parameters, moments = (sum(map(shard_bytes, jax.tree.leaves(tree))) for tree in (held, state.opt_state))
     if compiled is None:
         memory = Memory(parameters, moments, None, None, *needed)
         step_operations = []
@@ -204,14 +207,14 @@ def make_plan(config: RunConfig, tpu: Slice, slices: int = 1, dump_hlo: str | Pa
         gradient_accumulation_steps=run.training.gradient_accumulation_steps,
         rows_per_shard=run.rows_per_shard,
         tokens=tokens_per_chip,
-        model_flops=tokens_per_chip * run.model.flops_per_token(run.sequence_length),
+        model_flops=tokens_per_chip * config.flops_per_token,
         peak_flops=tpu.chip.peak_flops,
         compile_seconds=seconds,
         memory=memory,
         operations=step_operations,
         parameters=[
-            (_name(path), leaf.shape, str(leaf.sharding.spec), leaf.sharding.shard_shape(leaf.shape))
-            for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)
+            (dotted(path), leaf.shape, str(leaf.sharding.spec), leaf.sharding.shard_shape(leaf.shape))
+            for path, leaf in jax.tree_util.tree_leaves_with_path(held)
         ],
     )
 
@@ -233,10 +236,6 @@ def text_of(compiled: Any) -> str:
 
 def links_of(mesh: Mesh, tpu: Slice) -> Links:
     return Links(tpu, [(*d.coords, getattr(d, "slice_index", 0)) for d in mesh.devices.flat])
-
-
-def _name(path: jax.tree_util.KeyPath) -> str:
-    return ".".join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
 
 
 def shard_bytes(leaf: Any) -> int:

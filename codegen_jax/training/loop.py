@@ -23,6 +23,7 @@ from codegen_jax.progress import Progress
 from codegen_jax.sharding import make_mesh
 from codegen_jax.training.checkpoint import Checkpoints, check_output
 from codegen_jax.training.clock import Clock
+from codegen_jax.training.frozen import dense_bytes, load_frozen
 from codegen_jax.training.metrics import MetricsLog, check_wandb
 from codegen_jax.training.preemption import Preemption, watch_preemption
 from codegen_jax.training.records import Records, forgiven
@@ -179,14 +180,13 @@ class Initial:
 def load_initial(run: ResolvedRun, weights: Weights, initial: Initial) -> None:
     """Load the weights that a run starts from, and the adapter, if it goes on with one."""
     abstract = abstract_state(run)
-    model = abstract.frozen if run.adapter.rank else abstract.params
-    with Progress("loading the weights", local_bytes(model), "B", shown=is_first()) as progress:
-        loaded = load_params(weights, model, progress.update)
-    if not run.adapter.rank:
-        initial.params = loaded
-        return
-    initial.frozen = loaded
-    initial.adapter = {"trainable_tokens": run.adapter.trainable_tokens, "base": fingerprints(loaded)}
+    total = dense_bytes(run) if run.adapter.rank else local_bytes(abstract.params)
+    with Progress("loading the weights", total, "B", shown=is_first()) as progress:
+        if not run.adapter.rank:
+            initial.params = load_params(weights, abstract.params, progress.update)
+            return
+        initial.frozen = load_frozen(run, weights, progress.update)
+    initial.adapter = {"trainable_tokens": run.adapter.trainable_tokens, "base": fingerprints(initial.frozen)}
     if run.adapter.init_from is not None:
         adapter = open_adapter(run.adapter.init_from, run.model, mp_num_of(weights))
         arrays = from_peft(adapter, run.model, run.adapter)

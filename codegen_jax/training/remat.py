@@ -1,11 +1,14 @@
 """`training.remat: auto`: choose the policy with the least recomputation that fits the device."""
 
 from codegen_jax.chips import LANES, chip_of
-from codegen_jax.config import CodeGenConfig
+from codegen_jax.config import AdapterConfig, CodeGenConfig
+from codegen_jax.model.quantized import TILE
 from codegen_jax.training.loss import CHUNK_TOKENS
 
 
-def choose_remat(model: CodeGenConfig, tokens: int, fsdp: int, tensor: int, device_kind: str) -> str:
+def choose_remat(
+    model: CodeGenConfig, adapter: AdapterConfig, tokens: int, fsdp: int, tensor: int, device_kind: str
+) -> str:
     """Return the policy for `tokens` tokens per micro-batch and device; dots if the device's memory is unknown.
 
     The memory estimate is conservative: 26 GiB for 16B on v4-512, where the compiler needs 21.
@@ -22,8 +25,9 @@ def choose_remat(model: CodeGenConfig, tokens: int, fsdp: int, tensor: int, devi
         "attention": width + heads,
         "full": width,
     }
-    # parameters, two moments and gradients in float32
-    state = 4 * 4 * model.n_params // (fsdp * tensor)
+    # parameters, two moments and gradients in float32; or frozen parameters, and a little for their adapter
+    bytes_per_parameter = {None: itemsize, "int8": 1 + itemsize / TILE, "nf4": 0.5 + itemsize / TILE}
+    state = (bytes_per_parameter[adapter.quantize] if adapter.rank else 4 * 4) * model.n_params // (fsdp * tensor)
     # a layer has four width x width and two width x 4 width matrices; at most three layers' worth is unsharded at once:
     # its weights, their gradients before the reduce-scatter, and the prefetched weights of the next layer
     weights = 3 * 12 * width * width // tensor * itemsize

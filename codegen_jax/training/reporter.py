@@ -17,14 +17,17 @@ from codegen_jax.training.clock import Clock
 from codegen_jax.training.loss import perplexity
 from codegen_jax.training.metrics import MetricsLog
 from codegen_jax.training.resolve import ResolvedRun
+from codegen_jax.training.step import abstract_state
 
 
 def announce(run: ResolvedRun, sources: list[Source], first: int) -> None:
     """Log the model, devices, data and steps of a run that starts after step `first`."""
     devices, training = run.mesh.devices.flat, run.training
     axes = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
+    trained = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_state(run).params))
+    adapter = f", {trained:,} trained ({', '.join(run.adapter.modules)})" if run.adapter.rank else ""
     log_once(
-        f"{run.model.n_params:,} parameters on {devices[0].device_kind} x {len(devices)}, {jax.process_count()} "
+        f"{run.model.n_params:,} parameters{adapter} on {devices[0].device_kind} x {len(devices)}, {jax.process_count()} "
         f"process(es); mesh {axes}"
     )
     for source in sources:
@@ -113,7 +116,7 @@ class Reporter:
         values["tokens_per_second"] = rate = self.steps * self.tokens_per_step / (time.perf_counter() - self.began)
         line += f"  {rate:,.0f} tokens/s"
         if self.peak:
-            values["mfu"] = rate * self.config.model.flops_per_token(self.config.data.sequence_length) / self.peak
+            values["mfu"] = rate * self.config.flops_per_token / self.peak
             line += f"  MFU {values['mfu']:.1%}"
         self.restart_clock()
         self.progress.note(

@@ -85,11 +85,12 @@ def resolve_step(
         UserError: if the mesh axes do not divide the dimensions they shard.
     """
     check_fit(mesh, model, training)
+    adapter = adapter or AdapterConfig()
     axes, kind = dict(mesh.shape), mesh.devices.flat[0].device_kind
     rows = training.batch_size // (training.gradient_accumulation_steps * axes["data"] * axes["fsdp"])
     remat, attention = training.remat, model.attention
     if remat == "auto":
-        remat = choose_remat(model, rows * sequence_length, axes["fsdp"], axes["tensor"], kind)
+        remat = choose_remat(model, adapter, rows * sequence_length, axes["fsdp"], axes["tensor"], kind)
     if attention == "auto":
         attention = choose_backend(kind, sequence_length, model.head_dim, model.dtype)
     return ResolvedRun(
@@ -99,7 +100,7 @@ def resolve_step(
         training=replace(training, remat=remat),
         sequence_length=sequence_length,
         document_mask=document_mask,
-        adapter=adapter or AdapterConfig(),
+        adapter=adapter,
         seed=seed,
         rows_per_shard=rows,
     )

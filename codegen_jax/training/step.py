@@ -14,6 +14,7 @@ from codegen_jax.model.adapter import Adapted, abstract_adapter, adapter_axes, i
 from codegen_jax.model.codegen import Params, abstract_params, gathered, init_params, module, param_axes
 from codegen_jax.model.precision import products_of
 from codegen_jax.sharding import ROWS, shard_map, spec, sum_over_rows, tree_shardings
+from codegen_jax.training.frozen import abstract_frozen, frozen_axes, with_sharding
 from codegen_jax.training.guard import Guard, judge, update_if
 from codegen_jax.training.loss import Loss, count_targets, next_token_loss
 from codegen_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -51,11 +52,6 @@ def trained_axes(run: ResolvedRun) -> Params:
     return adapter_axes(run.model, run.adapter) if run.adapter.rank else param_axes(run.model)
 
 
-def frozen_axes(run: ResolvedRun) -> Params:
-    """Logical axes of the parameters below an adapter; None without one."""
-    return param_axes(run.model) if run.adapter.rank else None
-
-
 def abstract_state(run: ResolvedRun) -> TrainState:
     """Shapes, dtypes and shardings of the state: for initialization, restore and ahead-of-time compilation."""
     params = abstract_adapter(run.model, run.adapter) if run.adapter.rank else abstract_params(run.model)
@@ -65,35 +61,15 @@ def abstract_state(run: ResolvedRun) -> TrainState:
 
     opt_state = optax.tree.map_params(
         optimizer,
-        _with_sharding,
+        with_sharding,
         jax.eval_shape(optimizer.init, params),
         shardings,  # each moment is sharded like its parameter
-        transform_non_params=lambda x: _with_sharding(x, replicated),
+        transform_non_params=lambda x: with_sharding(x, replicated),
     )
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated)
-    params = jax.tree.map(_with_sharding, params, shardings)
-    guard = jax.tree.map(lambda x: _with_sharding(x, replicated), jax.eval_shape(Guard.new))
+    params = jax.tree.map(with_sharding, params, shardings)
+    guard = jax.tree.map(lambda x: with_sharding(x, replicated), jax.eval_shape(Guard.new))
     return TrainState(step, params, opt_state, guard, abstract_frozen(run))  # pyright: ignore[reportArgumentType]
-
-
-def abstract_frozen(run: ResolvedRun) -> Params:
-    """Like `abstract_state`, for the parameters below an adapter; None without one.
-
-    Matrices have the compute dtype, in which every product reads them anyway.
-    """
-    if not run.adapter.rank:
-        return None
-
-    def held(leaf: jax.ShapeDtypeStruct, axes: tuple[str, ...], sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-        is_matrix = "embed" in axes
-        return jax.ShapeDtypeStruct(leaf.shape, run.model.dtype if is_matrix else leaf.dtype, sharding=sharding)
-
-    axes = param_axes(run.model)
-    return jax.tree.map(held, abstract_params(run.model), axes, tree_shardings(run.mesh, axes))
-
-
-def _with_sharding(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
 def abstract_batch(run: ResolvedRun) -> jax.ShapeDtypeStruct:

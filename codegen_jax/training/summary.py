@@ -38,7 +38,7 @@ def write_summary(config: RunConfig, folder: Path, clock: Clock, steps: int, out
             "tokens/s": f"{rate:,.0f}",
         }
         if peak:
-            facts["MFU"] = f"{rate * config.model.flops_per_token(config.data.sequence_length) / peak:.1%}"
+            facts["MFU"] = f"{rate * config.flops_per_token / peak:.1%}"
         facts |= {"peak memory per device": f"{last['peak_memory_gib']:.2f} GiB"} if "peak_memory_gib" in last else {}
     if losses:
         facts["loss"] = f"{losses[-1]:.4f}"

@@ -12,7 +12,7 @@ from codegen_jax.inference.generator import Generator
 from codegen_jax.model.adapter import merged
 from codegen_jax.training.loss import perplexity
 from codegen_jax.training.resolve import ResolvedRun
-from codegen_jax.training.step import TrainState, abstract_frozen, batch_sharding, make_eval_step, shardings_of
+from codegen_jax.training.step import TrainState, batch_sharding, make_eval_step
 
 
 def make_validation(run: ResolvedRun, sources: list[Source]) -> Callable[[TrainState], dict[str, float]] | None:
@@ -57,8 +57,7 @@ def make_sampling(run: ResolvedRun, tokenizer: Tokenizer) -> Callable[[TrainStat
     def samples(state: TrainState) -> dict[str, str]:
         params = state.params
         if run.adapter.rank:
-            merge = jax.jit(partial(merged, run.adapter), out_shardings=shardings_of(abstract_frozen(run)))
-            params = merge(params, state.frozen)
+            params = jax.jit(partial(merged, run.adapter, run.model.dtype))(params, state.frozen)
         generator = Generator.of_params(run.model, params, tokenizer, run.mesh)
         completions = generator.complete(prompts, max_new_tokens=run.training.sample_tokens, temperature=0)
         return {completion.prompt: completion.completion for completion in completions}

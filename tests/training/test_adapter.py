@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from codegen_jax.config import MeshConfig
+from codegen_jax.errors import UserError
 from codegen_jax.model.codegen import init_params, module
+from codegen_jax.model.quantized import dense as dense_matrix
 from codegen_jax.sharding import make_mesh
+from codegen_jax.training.frozen import load_frozen
 from codegen_jax.training.resolve import resolve
 from codegen_jax.training.step import (
     abstract_state,
@@ -17,6 +20,7 @@ from codegen_jax.training.step import (
     make_eval_step,
     make_train_step,
 )
+from codegen_jax.weights.base import Weights
 from tests.runs import tiny_run
 
 ADAPTER = {"rank": 4, "alpha": 6.0, "targets": ["all-linear", "lm_head"], "trainable_tokens": [3, 500]}
@@ -137,3 +141,49 @@ def test_steps_change_the_adapter_only():
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.frozen), before)
     sizes = sum(x.size for x in jax.tree.leaves((state.params, state.opt_state)))
     assert sizes < 3.1 * sum(x.size for x in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_quantized_model_gives_the_loss_and_gradients_of_its_dequantized_weights_on_every_mesh(kind):
+    def with_frozen(run, dequantize):
+        with jax.set_mesh(run.mesh):
+            params, dense = trained(run_of(tuple(run.mesh.shape.values())))
+            frozen = load_frozen(run, InMemory(run.model, jax.device_get(dense)))
+            if dequantize:
+                is_array = lambda x: not isinstance(x, dict)
+                frozen = jax.tree.map(lambda x: dense_matrix(x, "float32"), frozen, is_leaf=is_array)
+            batch = jax.device_put(tokens(), batch_sharding(run.mesh))
+            program = jax.jit(accumulated_gradients, static_argnums=0)
+            return jax.device_get(program(run, params, batch, frozen, 0)), jax.device_get(frozen)
+
+    expected, _ = with_frozen(run_of(quantize=kind), True)
+    for mesh in ((1, 1, 1), (2, 1, 2)):
+        found, frozen = with_frozen(run_of(mesh, quantize=kind), False)
+        assert_equal(found, expected)
+        assert frozen["blocks"]["fc_in"].qvalue.dtype == ("uint4" if kind == "nf4" else "int8")
+    assert abs(found[0].total - loss_and_gradients(run_of())[0].total) > 1e-6
+
+
+def test_shards_of_a_quantized_model_must_be_whole_tiles():
+    with pytest.raises(UserError, match=r"^mesh.fsdp: 8 does not divide the 1 tiles of adapter.quantize"):
+        abstract_state(run_of((1, 8, 1), quantize="nf4"))
+
+
+class InMemory(Weights):
+    """Weights of a parameter tree."""
+
+    def __init__(self, config, params):
+        super().__init__("memory", config, None)
+        self.params = params
+
+    def _array(self, name):
+        value = self.params
+        for key in name.split("."):
+            value = value[key]
+        return value
+
+    def dtype(self, name):
+        return self._array(name).dtype
+
+    def read(self, name, index):
+        return self._array(name)[index]

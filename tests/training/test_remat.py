@@ -2,12 +2,13 @@
 
 import pytest
 
+from codegen_jax.config import AdapterConfig
 from codegen_jax.config_file import load_config
 from codegen_jax.training.remat import choose_remat
 
 
 def choice(size, rows, fsdp, kind="TPU v4"):
-    return choose_remat(load_config(f"configs/{size}_nl.yaml").model, rows * 2048, fsdp, 1, kind)
+    return choose_remat(load_config(f"configs/{size}_nl.yaml").model, AdapterConfig(), rows * 2048, fsdp, 1, kind)
 
 
 @pytest.mark.parametrize(
