@@ -24,12 +24,11 @@ def announce(run: ResolvedRun, sources: list[Source], first: int) -> None:
     """Log the model, devices, data and steps of a run that starts after step `first`."""
     devices, training = run.mesh.devices.flat, run.training
     axes = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
-    trained = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_state(run).params))
-    adapter = f", {trained:,} trained ({', '.join(run.adapter.modules)})" if run.adapter.rank else ""
-    log_once(
-        f"{run.model.n_params:,} parameters{adapter} on {devices[0].device_kind} x {len(devices)}, {jax.process_count()} "
-        f"process(es); mesh {axes}"
-    )
+    size = f"{run.model.n_params:,} parameters"
+    if run.adapter.rank:
+        trained = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_state(run).params))
+        size = f"{size} and {trained:,} of an adapter of {', '.join(run.adapter.modules)}"
+    log_once(f"{size} on {devices[0].device_kind} x {len(devices)}, {jax.process_count()} process(es); mesh {axes}")
     for source in sources:
         files, rows, manifest = source.files, source.rows, source.files.manifest
         size = f"{files.folder}: {manifest.tokens:,} tokens in {len(files.arrays):,} file(s)"

@@ -78,7 +78,7 @@ def read_peft(folder: Path, model: CodeGenConfig, mp_num: int = MP_NUM) -> Adapt
             continue
         _check_module(file, module, matrices)
         if part == "tokens":
-            ids = _token_ids(path, config["trainable_token_indices"], module)
+            ids = _token_ids(path, config.get("trainable_token_indices"), module)
             _check_shape(file, name, value, (len(ids), model.n_embd))
             vocabulary = f"{path}: trainable_token_indices: must be below {model.vocab_size}, got {max(ids, default=0)}"
             require(max(ids, default=0) < model.vocab_size, vocabulary)
@@ -131,6 +131,15 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
         value = config[name]
         is_neutral = value == NEUTRAL[name] if name in NEUTRAL else not value
         require(is_neutral, f"{path}: {name}: {value} is not supported; merge the adapter with PEFT (merge_and_unload)")
+    for name, kind, is_valid in (
+        ("r", "a positive whole number", lambda value: isinstance(value, int) and value > 0),
+        ("lora_alpha", "a number", lambda value: isinstance(value, int | float)),
+    ):
+        pattern = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}[name]
+        patterns = config.get(pattern) or {}
+        require(isinstance(patterns, dict), f"{path}: {pattern}: must be an object, got {patterns!r}")
+        for field, value in ((name, config.get(name, 8)), *((pattern, value) for value in patterns.values())):
+            require(is_valid(value), f"{path}: {field}: must be {kind}, got {value!r}")
     for name in ("rank_pattern", "alpha_pattern"):
         for pattern in config.get(name) or {}:
             try:
@@ -212,11 +221,10 @@ def _of_pattern(config: dict[str, Any], field: str, module: str, default: Any) -
 
 def _token_ids(path: Path, indices: Any, module: str) -> list[int]:
     """The trained ids of a module: of the embedding if there is only a list."""
-    if isinstance(indices, list) and module == "transformer.wte":
-        return indices
-    named = indices.items() if isinstance(indices, dict) else ()
-    for name, ids in named:
-        if module == name or module.endswith(f".{name}"):
+    named = indices if isinstance(indices, dict) else {"wte": indices}
+    for name, ids in named.items():
+        is_list = isinstance(ids, list) and all(isinstance(id, int) for id in ids)
+        if is_list and (module == name or module.endswith(f".{name}")):
             return ids
     raise UserError(f"{path}: trainable_token_indices: has no ids for {module}")
 
