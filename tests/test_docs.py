@@ -100,6 +100,8 @@ DOCUMENTS = {
         replaced={
             "~/src/my_project": "my_project",
             "train configs/finetune_350m.yaml": f"train configs/finetune_350m.yaml {SMALL} --model.vocab_size 300",
+            "train configs/finetune_350m_lora.yaml": "train configs/finetune_350m_lora.yaml --training.epochs null "
+            f"{SMALL} --model.vocab_size 300",
             "--format pairs": "--sequence-length 64 --format pairs",
             "--format messages": "--sequence-length 64 --format messages",
         },

@@ -148,7 +148,7 @@ class TokenFiles:
     def _check(self, name: str) -> None:
         """Raise `UserError` if a file is missing or does not match its checksum."""
         path = self.folder / name
-        if not path.exists() or checksum(path) != self.manifest.checksums[name]:
+        if not path.exists() or checksum(path) != self.manifest.checksums.get(name):
             what = "does not match its checksum in" if path.exists() else "missing, but listed in"
             raise UserError(f"{path}: {what} {MANIFEST}; run codegen-jax prepare again")
 

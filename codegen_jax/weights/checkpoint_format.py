@@ -204,8 +204,8 @@ class CheckpointWeights(StoredWeights):
         UserError: if the checkpoint can't be read.
     """
 
-    def __init__(self, checkpoint: epath.Path):
-        run = load_run(checkpoint)
+    def __init__(self, checkpoint: epath.Path, run: Run | None = None):
+        run = run or load_run(checkpoint)
         super().__init__(str(checkpoint), run.model, run.tokenizer)
         self.folder, self.generation_config = checkpoint / PARAMS, run.generation_config
         self.arrays = {name: self._open(name, shape) for name, shape in shapes(run.model).items()}

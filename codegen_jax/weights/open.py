@@ -1,6 +1,5 @@
 """Open a model: a hub id, a Hugging Face folder, a jaxformer checkpoint, or one of our runs or checkpoints."""
 
-import logging
 from collections.abc import Sequence
 
 from codegen_jax.config import CodeGenConfig
@@ -18,8 +17,6 @@ from codegen_jax.weights.jaxformer import JaxformerWeights, is_jaxformer
 from codegen_jax.weights.not_a_model import describe
 from codegen_jax.weights.peft import CONFIG_FILE, TENSORS_FILE, is_peft, read_peft
 from codegen_jax.weights.run_folder import find_checkpoint
-
-log = logging.getLogger(__name__)
 
 
 def open_model(
@@ -48,9 +45,11 @@ def open_model(
     run = None if checkpoint is None else load_run(checkpoint)
     if run is not None and run.adapter is not None:  # a run that has trained an adapter stands for the adapted model
         base, own = run.config["init_from"], [*run.config["init_adapters"], model]
-        log.info(f"{model}: an adapter for {base}")
-        return open_model(base, mp_num, run.model, allow_nonfinite, [*own, *adapters])
-    weights = _open(model, mp_num, config)
+        try:
+            return open_model(base, mp_num, run.model, allow_nonfinite, [*own, *adapters])
+        except UserError as error:
+            raise UserError(f"{model}: an adapter for {base} ({error})") from error
+    weights = _open(model, mp_num, config) if checkpoint is None else CheckpointWeights(checkpoint, run)
     weights.allow_nonfinite = allow_nonfinite
     if not adapters:
         return weights
@@ -102,9 +101,7 @@ def open_adapter(adapter: str, model: CodeGenConfig, mp_num: int = MP_NUM) -> Ad
 
 
 def _open(model: str, mp_num: int | None, config: CodeGenConfig | None) -> StoredWeights:
-    checkpoint = find_checkpoint(model)
-    if checkpoint is not None:
-        return CheckpointWeights(checkpoint)
+    """Open a model that is not one of our checkpoints."""
     folder = local_copy(model)
     if not folder.exists():
         # prefer safetensors: a repository may also have the same weights as .bin files, or only .bin files

@@ -6,8 +6,8 @@ from pathlib import Path
 
 QUANTIZED = "quantized weights, which are not supported; use the original, unquantized model"
 FILES = {
-    "adapter_config.json adapter_model.*": "a PEFT adapter, which is only a part of a model; merge it into its base "
-    "model (PEFT's merge_and_unload, then save_pretrained) and use that folder",
+    "adapter_config.json adapter_model.*": "a PEFT adapter, which is only a part of a model; give its base model "
+    "instead, and this folder with --adapter",
     "*.gguf": "weights for llama.cpp (GGUF), which are not supported; use the Hugging Face folder that they were "
     "converted from",
     "quantize_config.json quant_config.json gptq_model*": QUANTIZED,
