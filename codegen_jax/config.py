@@ -163,7 +163,7 @@ class AdapterConfig:
 
     Attributes:
         rank: rank of the updates; 0: no adapter, so that all weights are trained.
-        alpha: updates are multiplied by alpha / rank; null: by 1.
+        alpha: updates are multiplied by alpha / rank; null: alpha is the rank.
         rslora: multiply them by alpha / sqrt(rank) instead (Kalajdzievski 2023, arXiv 2312.03732).
         dropout: probability with which an input of an update is dropped in training.
         targets: matrices with updates: qkv_proj, out_proj, fc_in, fc_out, lm_head; all-linear: the first four.
@@ -198,6 +198,7 @@ class AdapterConfig:
             values = getattr(self, name) or []
             require(len(set(values)) == len(values), f"adapter.{name}: must not have duplicates, got {values}")
             require(all(value >= 0 for value in values), f"adapter.{name}: must not be negative, got {values}")
+        require(bool(self.rank) or self.targets == ["all-linear"], "adapter.targets: requires adapter.rank")
         for name in ("alpha", "rslora", "dropout", "layers", "trainable_tokens", "init_from", "quantize"):
             require(bool(self.rank) or not getattr(self, name), f"adapter.{name}: requires adapter.rank")
 
@@ -432,7 +433,7 @@ class RunConfig:
         resume: auto: resume a stopped run in `output`; never: fail if `output` already has checkpoints.
         init_from: model whose weights the run starts from, with a fresh optimizer and schedule; null: random weights.
         init_adapters: adapters added to the weights of init_from, as FOLDER or FOLDER=WEIGHT.
-        seed: seed of the initial weights and the data order.
+        seed: seed of the initial weights, the data order and dropout.
     """
 
     output: str

@@ -196,7 +196,8 @@ def _fields_of_flags(arguments: list[str]) -> Iterator[Given]:
         if not equals:
             value = next(remaining, "--")
             require(not value.startswith("--"), f"{flag}: must be followed by a value")
-        yield Given(flag, flag[2:].removesuffix("+"), value, True)  # --field+=X appends to a list
+        name = {"--adapter": "--init_adapters+"}.get(flag, flag)  # as for the other verbs
+        yield Given(name, name[2:].removesuffix("+"), value, True)  # --field+=X appends to a list
 
 
 def _check_name(field: Given) -> None:
@@ -219,9 +220,11 @@ def _normalize(field: Given) -> Given:
     """
     pattern = _pattern(field.name)
     kind = in_words(FIELDS[pattern].hint)
-    if pattern in PATHS and isinstance(field.value, str):
+    if pattern in PATHS:
+        to_path = lambda value: expand(value) if isinstance(value, str) else value
         try:
-            return field._replace(value=expand(field.value))
+            is_list = isinstance(field.value, list)
+            return field._replace(value=list(map(to_path, field.value)) if is_list else to_path(field.value))
         except UserError as error:
             raise UserError(f"{field.place}: {error}") from error
     if "number" in kind:
@@ -283,6 +286,7 @@ PATHS = {
     "output",
     "init_from",
     "adapter.init_from",
+    "init_adapters",
     "data.train",
     "data.validation",
     f"{ANY}.path",

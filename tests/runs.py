@@ -15,6 +15,7 @@ from codegen_jax.config import (
     RunConfig,
     TrainingConfig,
 )
+from codegen_jax.weights.base import Weights
 
 
 def tiny_run(output="unused", tokens="unused", **sections) -> RunConfig:
@@ -40,3 +41,23 @@ def devices(count: int) -> list[Any]:
     if len(jax.devices()) < count:
         pytest.skip(f"requires {count} devices, found {len(jax.devices())}")
     return jax.devices()[:count]
+
+
+class InMemory(Weights):
+    """Weights of a parameter tree."""
+
+    def __init__(self, config, params):
+        super().__init__("memory", config, None)
+        self.params = params
+
+    def _array(self, name):
+        value = self.params
+        for key in name.split("."):
+            value = value[key]
+        return value
+
+    def dtype(self, name):
+        return self._array(name).dtype
+
+    def read(self, name, index):
+        return self._array(name)[index]

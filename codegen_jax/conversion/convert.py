@@ -5,7 +5,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -15,14 +15,15 @@ from typing import Literal
 import ml_dtypes
 import numpy as np
 
-from codegen_jax.conversion.verify import Agreement, Proof, check_proof, is_only_ours, verify
+from codegen_jax.conversion.verify import Agreement, Proof, check_proof, verify
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import UserError, require
 from codegen_jax.progress import Progress
 from codegen_jax.storage import require_local
+from codegen_jax.weights.adapter import AdaptedWeights, source_of
 from codegen_jax.weights.adapter_layout import read_adapter_checkpoint
 from codegen_jax.weights.base import Index, Weights, fold_embedding_bias, shapes
-from codegen_jax.weights.checkpoint_format import load_run
+from codegen_jax.weights.checkpoint_format import CheckpointWeights, load_run
 from codegen_jax.weights.checkpoint_writer import write_checkpoint
 from codegen_jax.weights.finite import cast
 from codegen_jax.weights.generation_config import fit_to_tokenizer
@@ -59,20 +60,21 @@ class Summary:
 
 
 class CastWeights(Weights):
-    """Weights cast to another dtype; a value that would overflow to infinity is an error."""
+    """Weights cast to other dtypes, by parameter; a value that would overflow to infinity is an error."""
 
-    def __init__(self, weights: Weights, dtype: np.dtype):
+    def __init__(self, weights: Weights, dtype: Callable[[str], np.dtype]):
         super().__init__(weights.source, weights.config, weights.tokenizer)
         self.weights, self.target, self.generation_config = weights, dtype, weights.generation_config
 
     def dtype(self, name: str) -> np.dtype:
-        return self.target
+        return self.target(name)
 
     def read(self, name: str, index: Index) -> np.ndarray:
         layer = f" of layer {index[0].start}" if name.startswith("blocks.") else ""
-        wider = "bfloat16" if self.target == np.float16 else "float32"
-        described = f"dtype: {self.target.name}: {name}{layer} in {self.source}"
-        return cast(self.weights.read(name, index), self.target, described, f"use {wider}")
+        target = self.target(name)
+        wider = "bfloat16" if target == np.float16 else "float32"
+        described = f"dtype: {target.name}: {name}{layer} in {self.source}"
+        return cast(self.weights.read(name, index), target, described, f"use {wider}")
 
 
 def convert(
@@ -119,13 +121,16 @@ def convert(
     if to == "peft":
         is_alone = proof is None and tokenizer is None and not adapters
         require(is_alone, "to: peft: takes neither a tokenizer, nor adapters, nor a verification; leave them out")
-        return _convert_adapter(source, target, dtype, MP_NUM if mp_num is None else mp_num)
+        return _convert_adapter(source, target, dtype, mp_num)
     opened = open_model(source, mp_num, allow_nonfinite=allow_nonfinite, adapters=adapters)
     if proof is not None:
         check_proof(proof, opened, to)
     weights = fold_embedding_bias(opened)
     if dtype is not None:
-        weights = CastWeights(weights, np.dtype(getattr(ml_dtypes, dtype, dtype)))
+        target_dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
+        weights = CastWeights(weights, lambda name: target_dtype)
+    elif isinstance(opened, AdaptedWeights):
+        weights = CastWeights(weights, opened.weights.dtype)  # the merge is float32
     if tokenizer is not None:
         if weights.tokenizer is not None and not tokenizer.extends(weights.tokenizer):
             log.warning(
@@ -153,7 +158,8 @@ def convert(
             if to == "jax":
                 write_checkpoint(weights, folder, progress.update)
             else:
-                groups = mp_num if mp_num is not None and is_only_ours(opened) else MP_NUM
+                is_checkpoint = isinstance(source_of(opened), CheckpointWeights)
+                groups = mp_num if mp_num is not None and is_checkpoint else MP_NUM
                 write_huggingface(weights, folder, progress.update, gptj=to == "gptj", mp_num=groups)
         seconds = time.perf_counter() - began
         if proof:
@@ -169,18 +175,25 @@ def convert(
     )
 
 
-def _convert_adapter(source: str, target: Path, dtype: str | None, mp_num: int) -> Summary:
+def _convert_adapter(source: str, target: Path, dtype: str | None, mp_num: int | None) -> Summary:
     """Write the adapter of a run as a PEFT folder."""
     checkpoint = find_checkpoint(source)
     if checkpoint is None:
         raise UserError(f"{source}: not a run or checkpoint; to: peft needs one that trained an adapter")
     began, run = time.perf_counter(), load_run(checkpoint)
-    adapter = read_adapter_checkpoint(checkpoint, run.model, mp_num)
+    groups = mp_num or (run.adapter or {}).get("mp_num", MP_NUM)
+    adapter = read_adapter_checkpoint(checkpoint, run, run.model, groups)
+    below = find_checkpoint(run.config["init_from"])
+    require(
+        not run.config["init_adapters"] and (below is None or load_run(below).adapter is None),
+        f"{source}: was trained on top of other adapters, which PEFT would not load; convert {source} --to hf, or "
+        "convert what is below it first and train on that",
+    )
     name = dtype or "float32"
     with _appears_when_done(target) as folder:
         nbytes = write_peft(adapter.astype(np.dtype(getattr(ml_dtypes, name, name))), folder, run.model.n_positions)
     return Summary(
-        parameters=adapter.n_params,
+        parameters=sum(array.size for array in adapter.arrays.values()),
         nbytes=nbytes,
         dtypes=[name],
         seconds=time.perf_counter() - began,

@@ -27,7 +27,7 @@ from codegen_jax.model.quantized import dense
 Sizes = dict[str, int]  # sizes by logical axis, in order
 
 
-class LowRank(nnx.Module):
+class TrainedLowRank(nnx.Module):
     """A and B of one target; `stack` is the axis of the layers, if any.
 
     A has PEFT's initialization, uniform with standard deviation 1 / sqrt(3 inputs), and B is 0.
@@ -50,7 +50,7 @@ def kaiming_uniform(inputs: Sizes) -> Initializer:
     return lambda key, shape, dtype=jnp.float32, out_sharding=None: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-class Adapter(nnx.Module):
+class TrainedAdapter(nnx.Module):
     """All trained arrays of an adapter."""
 
     def __init__(self, model: CodeGenConfig, adapter: AdapterConfig, rngs: nnx.Rngs):
@@ -65,7 +65,7 @@ class Adapter(nnx.Module):
             "fc_out": (mlp, width, stack),
             "lm_head": (width, vocabulary, {}),
         }
-        made = {name: LowRank(rngs, adapter.rank, *sides[name]) for name in adapter.modules}
+        made = {name: TrainedLowRank(rngs, adapter.rank, *sides[name]) for name in adapter.modules}
         if "lm_head" in made:
             self.lm_head = made.pop("lm_head")
         self.blocks = nnx.Dict(made)
@@ -75,12 +75,12 @@ class Adapter(nnx.Module):
 
 @cache
 def _abstract(model: CodeGenConfig, adapter: AdapterConfig) -> Any:
-    return nnx.split(nnx.eval_shape(lambda: Adapter(model, adapter, nnx.Rngs(0))))[1]
+    return nnx.split(nnx.eval_shape(lambda: TrainedAdapter(model, adapter, nnx.Rngs(0))))[1]
 
 
 def init_adapter(model: CodeGenConfig, adapter: AdapterConfig, seed: int, embedding_VD: jax.Array) -> Params:
     """Random float32 parameters of an adapter; the same on every mesh. Trainable tokens start at their rows."""
-    params = nnx.to_pure_dict(nnx.split(Adapter(model, adapter, nnx.Rngs(seed)))[1])
+    params = nnx.to_pure_dict(nnx.split(TrainedAdapter(model, adapter, nnx.Rngs(seed)))[1])
     if adapter.trainable_tokens:
         params["tokens"] = embedding_VD[jnp.array(adapter.trainable_tokens)].astype(jnp.float32)
     return params
@@ -121,16 +121,19 @@ class Adapted(NamedTuple):
 
     def stacked(self, n_layer: int) -> Any:
         """What `around` needs, stacked over all layers; layers without updates have zeros."""
-        layers = jnp.array(self.config.layers or range(n_layer))
-        full = lambda x: x if len(layers) == n_layer else jnp.zeros((n_layer, *x.shape[1:]), x.dtype).at[layers].set(x)
-        return jax.tree.map(full, self.params["blocks"]), jnp.arange(n_layer)
+        layers = self.config.layers
+        full = lambda x: jnp.zeros((n_layer, *x.shape[1:]), x.dtype).at[jnp.array(layers)].set(x) if layers else x
+        return jax.tree.map(full, self.params.get("blocks", {})), jnp.arange(n_layer)
 
     def around(self, products: Products, stacked: Any) -> Products:
         """One layer's products with its updates, from one layer of `stacked`."""
         return _AdaptedProducts(self, products, *stacked)
 
     def head(self, x_BTD: jax.Array, head_DV: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Hidden states and head whose product includes the update of lm_head: [x, scale x A] [W; B]."""
+        """Hidden states and head whose product includes the update of lm_head: [x, scale x A] [W; B].
+
+        The loss then computes the gradient of all of [W; B], of which only that of B is used.
+        """
         if "lm_head" not in self.params:
             return x_BTD, head_DV
         low_rank = self.params["lm_head"]
@@ -164,7 +167,7 @@ def merged(config: AdapterConfig, dtype: str, params: Params, frozen: Params) ->
         )
 
     with products_of(jnp.float32):
-        for target, low_rank in params["blocks"].items():
+        for target, low_rank in params.get("blocks", {}).items():
             inputs, outputs = ("HK" if target == "out_proj" else "D"), ("PHK" if target == "qkv_proj" else "F")
             update = jnp.einsum(f"L{inputs}R,LR{outputs}->L{inputs}{outputs}", low_rank["a"], low_rank["b"])
             if target == "qkv_proj":

@@ -19,19 +19,20 @@ def tile_of(axes: tuple[str, ...], shape: tuple[int, ...]) -> int:
 
 
 def quantize(w: jax.Array, axes: tuple[str, ...], kind: str) -> Any:
-    """A matrix in fewer bits.
+    """The matrices of all layers in fewer bits, one layer after the other.
 
     Args:
-        w: the matrix, in the dtype to which it will be dequantized.
+        w: the matrices, stacked on the first axis, in the dtype to which they will be dequantized.
         axes: its logical axes.
         kind: "int8" or "nf4".
 
     Returns:
         A `qwix.QArray`; all of its arrays have the rank of w and can be sharded like it.
     """
-    embed = axes.index("embed")
-    others = [axis for axis in range(w.ndim) if axis != embed]
-    return qwix.quantize(w, kind, channelwise_axes=others, tiled_axes={embed: tile_of(axes, w.shape)})
+    embed = axes.index("embed") - 1  # without the layers
+    others = [axis for axis in range(w.ndim - 1) if axis != embed]
+    tiles = {embed: tile_of(axes, w.shape)}
+    return jax.lax.map(lambda layer: qwix.quantize(layer, kind, channelwise_axes=others, tiled_axes=tiles), w)
 
 
 def dense(w: Any, dtype: Any) -> jax.Array:

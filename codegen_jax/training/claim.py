@@ -172,9 +172,12 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
 
 def _defaults(section: Any) -> dict[str, Any]:
     """The default values of a config's fields; in nested dicts, like the config."""
-    hints = get_type_hints(section)
-    return {
-        field.name: _defaults(hints[field.name]) if dataclasses.is_dataclass(hints[field.name]) else field.default
-        for field in dataclasses.fields(section)
-        if dataclasses.is_dataclass(hints[field.name]) or field.default is not dataclasses.MISSING
-    }
+    hints, missing, values = get_type_hints(section), dataclasses.MISSING, dict[str, Any]()
+    for field in dataclasses.fields(section):
+        if dataclasses.is_dataclass(hints[field.name]):
+            values[field.name] = _defaults(hints[field.name])
+        elif field.default_factory is not missing:
+            values[field.name] = field.default_factory()
+        elif field.default is not missing:
+            values[field.name] = field.default
+    return values

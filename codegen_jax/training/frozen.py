@@ -13,9 +13,10 @@ import jax
 from codegen_jax.errors import require
 from codegen_jax.model.codegen import Params, abstract_params, param_axes
 from codegen_jax.model.quantized import quantize, tile_of
-from codegen_jax.sharding import tree_shardings
+from codegen_jax.sharding import shard_map, tree_shardings
 from codegen_jax.training.resolve import ResolvedRun
 from codegen_jax.weights.base import Weights, axes_by_name, dotted, load_params, local_bytes
+from codegen_jax.weights.fingerprint import fingerprints
 
 
 def with_sharding(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
@@ -53,26 +54,35 @@ def abstract_frozen(run: ResolvedRun) -> Params:
     return jax.tree_util.tree_map_with_path(held, _dense(run))
 
 
-def load_frozen(run: ResolvedRun, weights: Weights, progress: Callable[[int], object] = lambda nbytes: None) -> Params:
+def load_frozen(
+    run: ResolvedRun, weights: Weights, progress: Callable[[int], object] = lambda nbytes: None
+) -> tuple[Params, dict[str, int]]:
     """Load the parameters below an adapter, one at a time, so that only one is on the devices before quantization.
 
     Args:
         run: a run with an adapter.
         weights: the model.
         progress: called with the size of each region that was read; the total is `dense_bytes`.
+
+    Returns:
+        The parameters, and their fingerprints before quantization.
     """
+    found: dict[str, int] = {}
 
     def load(path: jax.tree_util.KeyPath, leaf: jax.ShapeDtypeStruct) -> Any:
         tree: Any = leaf
         for key in reversed(path):
             tree = {key.key: tree}  # pyright: ignore[reportAttributeAccessIssue] - a nested dict has only DictKeys
-        (loaded,) = jax.tree.leaves(load_params(weights, tree, progress))
+        part = load_params(weights, tree, progress)
+        found.update(fingerprints(part))
+        (loaded,) = jax.tree.leaves(part)
         kind, axes = _kind(run, dotted(path)), axes_by_name(run.model)[dotted(path)]
         if kind is None:
             return loaded
-        return jax.jit(partial(quantize, axes=axes, kind=kind), out_shardings=leaf.sharding)(loaded)
+        with jax.set_mesh(run.mesh):  # by shards, which consist of whole tiles
+            return jax.jit(shard_map(partial(quantize, axes=axes, kind=kind), (axes,), axes))(loaded)
 
-    return jax.tree_util.tree_map_with_path(load, _dense(run))
+    return jax.tree_util.tree_map_with_path(load, _dense(run)), found
 
 
 def dense_bytes(run: ResolvedRun) -> int:

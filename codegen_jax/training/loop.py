@@ -41,10 +41,10 @@ from codegen_jax.training.summary import write_summary
 from codegen_jax.training.validation import make_sampling, make_validation
 from codegen_jax.weights.adapter_layout import from_peft
 from codegen_jax.weights.base import Weights, load_params, local_bytes
-from codegen_jax.weights.fingerprint import fingerprints
 from codegen_jax.weights.generation_config import GenerationConfig
 from codegen_jax.weights.open import mp_num_of, open_adapter, open_model
 from codegen_jax.weights.run_folder import complete_checkpoints
+from codegen_jax.weights.sampled_hash import sampled_hash
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def _train(config: RunConfig, clock: Clock) -> None:
                     run = with_trainable_tokens(run, initial_weights.tokenizer, tokenizer)
                 log_once(f"starting from the weights of {initial_weights.source}")
                 # read them before touching the output folder, since this may find damage or NaN
-                load_initial(run, initial_weights, initial)
+                load_initial(run, initial_weights, initial, is_resumed=bool(complete_checkpoints(config.output)))
             checkpoints = opened.enter_context(
                 closing(Checkpoints(config, tokenizer, data, initial.generation_config, initial.adapter))
             )
@@ -177,7 +177,7 @@ class Initial:
     adapter: dict[str, Any] | None = None
 
 
-def load_initial(run: ResolvedRun, weights: Weights, initial: Initial) -> None:
+def load_initial(run: ResolvedRun, weights: Weights, initial: Initial, is_resumed: bool) -> None:
     """Load the weights that a run starts from, and the adapter, if it goes on with one."""
     abstract = abstract_state(run)
     total = dense_bytes(run) if run.adapter.rank else local_bytes(abstract.params)
@@ -185,10 +185,15 @@ def load_initial(run: ResolvedRun, weights: Weights, initial: Initial) -> None:
         if not run.adapter.rank:
             initial.params = load_params(weights, abstract.params, progress.update)
             return
-        initial.frozen = load_frozen(run, weights, progress.update)
-    initial.adapter = {"trainable_tokens": run.adapter.trainable_tokens, "base": fingerprints(initial.frozen)}
-    if run.adapter.init_from is not None:
-        adapter = open_adapter(run.adapter.init_from, run.model, mp_num_of(weights))
+        initial.frozen, found = load_frozen(run, weights, progress.update)
+    initial.adapter = {
+        "trainable_tokens": run.adapter.trainable_tokens,
+        "mp_num": mp_num_of(weights),
+        "hash": sampled_hash(weights),
+        "base": found,
+    }
+    if run.adapter.init_from is not None and not is_resumed:
+        adapter = open_adapter(run.adapter.init_from, run.model, mp_num_of(weights)).for_model(weights)
         arrays = from_peft(adapter, run.model, run.adapter)
         put = lambda x, like: jax.make_array_from_callback(x.shape, like.sharding, lambda index: x[index])
         initial.params = jax.tree.map(put, arrays, abstract.params)

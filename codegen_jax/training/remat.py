@@ -26,8 +26,10 @@ def choose_remat(
         "full": width,
     }
     # parameters, two moments and gradients in float32; or frozen parameters, and a little for their adapter
-    bytes_per_parameter = {None: itemsize, "int8": 1 + itemsize / TILE, "nf4": 0.5 + itemsize / TILE}
-    state = (bytes_per_parameter[adapter.quantize] if adapter.rank else 4 * 4) * model.n_params // (fsdp * tensor)
+    in_tables = 2 * model.vocab_size * width  # embedding and head, which are not quantized
+    per_weight = {None: itemsize, "int8": 1 + itemsize / TILE, "nf4": 0.5 + itemsize / TILE}[adapter.quantize]
+    held = itemsize * in_tables + per_weight * (model.n_params - in_tables)
+    state = (held if adapter.rank else 4 * 4 * model.n_params) // (fsdp * tensor)
     # a layer has four width x width and two width x 4 width matrices; at most three layers' worth is unsharded at once:
     # its weights, their gradients before the reduce-scatter, and the prefetched weights of the next layer
     weights = 3 * 12 * width * width // tensor * itemsize

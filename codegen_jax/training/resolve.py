@@ -132,18 +132,17 @@ def with_trainable_tokens(run: ResolvedRun, base: Tokenizer | None, tokenizer: T
         UserError: if the data's special tokens of fill-in-the-middle are new and would not be trained.
     """
     sentinels = [tokenizer.id_of(token) for token in TOKENS] if LAYOUT_FILE in tokenizer.metadata else []
-    if base is None:
-        new = sentinels
-    else:
-        new = list(range(base.vocab_size, tokenizer.vocab_size)) if tokenizer.extends(base) else []
-        sentinels = [id for id in sentinels if id >= base.vocab_size]
-    ids = run.adapter.trainable_tokens
+    new = sentinels
+    if base is not None and tokenizer.extends(base):
+        new = list(range(base.vocab_size, tokenizer.vocab_size))
+        sentinels = [id for id in sentinels if id in new]
+    ids = new if run.adapter.trainable_tokens is None else run.adapter.trainable_tokens
     require(
-        ids is None or set(sentinels) <= set(ids),
+        set(sentinels) <= set(ids),
         f"adapter.trainable_tokens: must include {sentinels}, the special tokens of fill-in-the-middle, which "
         "are new to the model of init_from; null includes them",
     )
-    return replace(run, adapter=replace(run.adapter, trainable_tokens=new if ids is None else ids))
+    return replace(run, adapter=replace(run.adapter, trainable_tokens=ids))
 
 
 def resolved_config(config: RunConfig) -> RunConfig:

@@ -54,10 +54,10 @@ def make_sampling(run: ResolvedRun, tokenizer: Tokenizer) -> Callable[[TrainStat
     if not prompts:
         return None
 
+    merge = jax.jit(partial(merged, run.adapter, run.model.dtype)) if run.adapter.rank else None
+
     def samples(state: TrainState) -> dict[str, str]:
-        params = state.params
-        if run.adapter.rank:
-            params = jax.jit(partial(merged, run.adapter, run.model.dtype))(params, state.frozen)
+        params = state.params if merge is None else merge(state.params, state.frozen)
         generator = Generator.of_params(run.model, params, tokenizer, run.mesh)
         completions = generator.complete(prompts, max_new_tokens=run.training.sample_tokens, temperature=0)
         return {completion.prompt: completion.completion for completion in completions}

@@ -13,8 +13,8 @@ import numpy as np
 
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import require
-from codegen_jax.weights.base import Index, Weights, shapes
-from codegen_jax.weights.finite import cast
+from codegen_jax.weights.base import FoldedWeights, Index, Weights, shapes
+from codegen_jax.weights.finite import cast, is_finite, nonfinite_kinds
 from codegen_jax.weights.huggingface_layout import (
     PROJECTIONS,
     TOP,
@@ -27,7 +27,7 @@ from codegen_jax.weights.tensors import Tensor
 
 
 @dataclass(frozen=True)
-class LowRank:
+class Update:
     """The update of a matrix, scale * B A: a tensor [out, in] of which each region is computed when it is read.
 
     Attributes:
@@ -77,18 +77,44 @@ class Adapter:
     source: str
     config: dict[str, Any]
     mp_num: int
-    updates: dict[str, LowRank]
+    updates: dict[str, Update]
     replaced: dict[str, np.ndarray] = field(default_factory=dict)
     rows: dict[str, Rows] = field(default_factory=dict)
     tokenizer: Tokenizer | None = None
 
     @property
-    def n_params(self) -> int:
-        """Number of values that the adapter has of its own."""
-        arrays = [*self.replaced.values(), *(rows.values for rows in self.rows.values())]
-        for update in self.updates.values():
-            arrays += [update.a, update.b, *([] if update.magnitude is None else [update.magnitude])]
-        return sum(array.size for array in arrays)
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All values that the adapter has of its own, by name."""
+        found = dict(self.replaced)
+        for name, rows in self.rows.items():
+            found[f"{name} of tokens"] = rows.values
+        for name, update in self.updates.items():
+            found |= {f"lora_A of {name}": update.a, f"lora_B of {name}": update.b}
+            if update.magnitude is not None:
+                found[f"lora_magnitude_vector of {name}"] = update.magnitude
+        return found
+
+    def require_finite(self) -> None:
+        """Raise `UserError` for NaN or infinity."""
+        for name, array in self.arrays.items():
+            require(
+                is_finite(array),
+                f"{self.source}: {name} contains {nonfinite_kinds(array)}: the run diverged, or the file is damaged; "
+                "use an earlier checkpoint or download it again",
+            )
+
+    def for_model(self, weights: Weights) -> "Adapter":
+        """The adapter without copies of the model's own tensors, which PEFT saves along with an adapted lm_head."""
+        copies = {TOP[name]: name for name in ("head", "head_bias") if TOP["head"] in self.updates}
+        own = {tensor: self.replaced[tensor] for tensor in copies.keys() & self.replaced.keys()}
+        for tensor, name in copies.items():
+            if tensor in own:
+                whole = tuple(slice(0, size) for size in shapes(weights.config)[name])
+                theirs = np.asarray(weights.read(name, whole), np.float32)
+                if np.array_equal(own[tensor].astype(np.float32), theirs.T):
+                    del own[tensor]
+        kept = {tensor: value for tensor, value in self.replaced.items() if tensor not in copies}
+        return replace(self, replaced=kept | own)
 
     def astype(self, dtype: np.dtype) -> "Adapter":
         """The adapter with all values in another dtype.
@@ -100,7 +126,7 @@ class Adapter:
         def to(name: str, value: np.ndarray) -> np.ndarray:
             return cast(value, dtype, f"dtype: {dtype.name}: {name} in {self.source}", "use bfloat16 or float32")
 
-        def update_to(name: str, update: LowRank) -> LowRank:
+        def update_to(name: str, update: Update) -> Update:
             magnitude = None if update.magnitude is None else to(name, update.magnitude)
             return replace(update, a=to(name, update.a), b=to(name, update.b), magnitude=magnitude)
 
@@ -186,17 +212,19 @@ def _norm(x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
 
 
 class AdaptedWeights(Weights):
-    """A model's weights with adapters merged in, in order; merged in float32, and cast to the model's dtype once.
+    """A model's weights with adapters merged in, in order. Changed parameters are float32, so they are cast only once.
 
     Args:
         weights: the model.
         adapters: adapters for a model of these sizes, each with a factor of its updates.
+        tokenizer: replaces that of the model and the adapters, such as the one with which a run was trained.
 
     Raises:
         UserError: if an adapter that replaces weights has a factor other than 1.
     """
 
-    def __init__(self, weights: Weights, adapters: Sequence[tuple[Adapter, float]]):
+    def __init__(self, weights: Weights, adapters: Sequence[tuple[Adapter, float]], tokenizer: Tokenizer | None = None):
+        adapters = [(adapter.for_model(weights), factor) for adapter, factor in adapters]
         names = [adapter.source + ("" if factor == 1 else f" x {factor:g}") for adapter, factor in adapters]
         super().__init__(" + ".join([weights.source, *names]), weights.config, weights.tokenizer)
         self.weights, self.generation_config = weights, weights.generation_config
@@ -207,13 +235,16 @@ class AdaptedWeights(Weights):
             for changed in (adapter.updates, adapter.replaced, adapter.rows)
             for name in changed
         }
-        tokenizers = [adapter.tokenizer for adapter, _ in adapters if adapter.tokenizer is not None]
-        for tokenizer in tokenizers:
-            if self.tokenizer is None or tokenizer.extends(self.tokenizer):
-                self.tokenizer = tokenizer
+        self.adapters = [adapter for adapter, _ in adapters]
+        for adapter in self.adapters:
+            if adapter.tokenizer is not None and (self.tokenizer is None or adapter.tokenizer.extends(self.tokenizer)):
+                self.tokenizer = adapter.tokenizer
+        self.tokenizer = tokenizer or self.tokenizer
 
     def dtype(self, name: str) -> np.dtype:
-        return self.weights.dtype(name)
+        layers = range(self.config.n_layer)
+        tensors = {TOP[name]} if name in TOP else {tensor_in_layer(layer, name) for layer in layers}
+        return np.dtype(np.float32) if tensors & self.changed else self.weights.dtype(name)
 
     def read(self, name: str, index: Index) -> np.ndarray:
         if name in TOP:
@@ -222,13 +253,12 @@ class AdaptedWeights(Weights):
         for layer in range(index[0].start, index[0].stop):
             of_layer = (slice(layer, layer + 1), *index[1:])
             parts.append(self._read_part(name, tensor_in_layer(layer, name), of_layer))
-        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+        return np.concatenate([part.astype(self.dtype(name), copy=False) for part in parts])
 
     def _read_part(self, name: str, tensor: str, index: Index) -> np.ndarray:
         if tensor not in self.changed:
             return self.weights.read(name, index)
-        region = self._merged(name, tensor, index, len(self.changes))
-        return cast(region, self.dtype(name), f"{self.source}: {tensor}", "convert the model to a wider dtype")
+        return self._merged(name, tensor, index, len(self.changes))
 
     def _merged(self, name: str, tensor: str, index: Index, count: int) -> np.ndarray:
         """A region with the first `count` adapters, as float32."""
@@ -236,3 +266,10 @@ class AdaptedWeights(Weights):
             return self.weights.read(name, index).astype(np.float32)
         before = lambda index: self._merged(name, tensor, index, count - 1)
         return self.changes[count - 1].apply(name, tensor, index, before)
+
+
+def source_of(weights: Weights) -> Weights:
+    """The weights as they are stored: without adapters, and without folding."""
+    while isinstance(weights, AdaptedWeights | FoldedWeights):
+        weights = weights.weights
+    return weights

@@ -15,9 +15,10 @@ from jax.sharding import SingleDeviceSharding
 from codegen_jax.config import AdapterConfig, CodeGenConfig
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import UserError, require
+from codegen_jax.hub import hub_id
 from codegen_jax.model.adapter import abstract_adapter
-from codegen_jax.weights.adapter import Adapter, LowRank, Rows
-from codegen_jax.weights.checkpoint_format import PARAMS, damaged, load_run, read_item
+from codegen_jax.weights.adapter import Adapter, Rows, Update
+from codegen_jax.weights.checkpoint_format import PARAMS, Run, damaged, read_item
 from codegen_jax.weights.fingerprint import fingerprints
 from codegen_jax.weights.huggingface_layout import TOP, fuse_projections, read_projection, tensor_in_layer
 
@@ -52,11 +53,11 @@ def to_peft(
         tokenizer: the tokenizer of the training data.
     """
     layers = adapter.layers or list(range(model.n_layer))
-    updates: dict[str, LowRank] = {}
+    updates: dict[str, Update] = {}
     for target in adapter.modules:
         if target == "lm_head":
             low_rank = params["lm_head"]
-            updates[TOP["head"]] = LowRank(low_rank["a"].T, low_rank["b"].T, adapter.scale)
+            updates[TOP["head"]] = Update(low_rank["a"].T, low_rank["b"].T, adapter.scale)
             continue
         for place, layer in enumerate(layers):
             a, b = (params["blocks"][target][key][place] for key in ("a", "b"))
@@ -64,7 +65,7 @@ def to_peft(
                 rows = fuse_projections(model, mp_num, {name: b[:, p] for p, name in enumerate(QKV)})
             else:
                 rows = b.T
-            updates[tensor_in_layer(layer, TENSORS[target])] = LowRank(
+            updates[tensor_in_layer(layer, TENSORS[target])] = Update(
                 a.reshape(-1, adapter.rank).T, rows, adapter.scale
             )
     ids = adapter.trainable_tokens
@@ -82,7 +83,8 @@ def peft_config(model: CodeGenConfig, adapter: AdapterConfig, base: str | None) 
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": base and hub_id(base)[0],
+        "revision": base and hub_id(base)[1],
         "inference_mode": True,
         "r": adapter.rank,
         "lora_alpha": adapter.rank if adapter.alpha is None else adapter.alpha,
@@ -124,14 +126,15 @@ def from_peft(found: Adapter, model: CodeGenConfig, adapter: AdapterConfig) -> A
             f"adapter.alpha: gives updates a factor of {adapter.scale:g}, but {found.source} has {update.scale:g}; set "
             "adapter.alpha and adapter.rslora as in its adapter_config.json",
         )
-    ids = {name: list(rows.ids) for name, rows in found.rows.items()}
-    wanted = {TOP["embedding"]: adapter.trainable_tokens} if adapter.trainable_tokens else {}
+    rows = found.rows.get(TOP["embedding"])
+    ids, wanted = list(rows.ids) if rows else [], adapter.trainable_tokens or []
+    require(found.rows.keys() <= {TOP["embedding"]}, f"adapter.init_from: {found.source} trains rows of lm_head")
     require(
         ids == wanted,
-        f"adapter.trainable_tokens: are {adapter.trainable_tokens or []}, but {found.source} has {ids or []}",
+        f"adapter.trainable_tokens: are {wanted}, but {found.source} has {ids}; give the same ids in the same order",
     )
 
-    def arrays(target: str, update: LowRank) -> dict[str, np.ndarray]:
+    def arrays(target: str, update: Update) -> dict[str, np.ndarray]:
         a, b = update.a.T.astype(np.float32), update.b.astype(np.float32)
         H, K, R = model.n_head, model.head_dim, adapter.rank
         if target == "out_proj":
@@ -143,26 +146,25 @@ def from_peft(found: Adapter, model: CodeGenConfig, adapter: AdapterConfig) -> A
             read_projection(model, found.mp_num, name, b, (slice(0, R), slice(0, H), slice(0, K)), b_RPHK[:, p])
         return {"a": a, "b": b_RPHK}
 
-    made: dict[str, Any] = {"blocks": {}}
+    made: dict[str, Any] = {"blocks": {}} if blocks else {}
     for target in blocks:
         updates = [found.updates[tensor_in_layer(layer, TENSORS[target])] for layer in layers]
         of_layers = [arrays(target, update) for update in updates]
         made["blocks"][target] = jax.tree.map(lambda *values: np.stack(values), *of_layers)
     if "lm_head" in adapter.modules:
         made["lm_head"] = arrays("lm_head", found.updates[TOP["head"]])
-    if ids:
-        made["tokens"] = found.rows[TOP["embedding"]].values.astype(np.float32)
+    if rows:
+        made["tokens"] = rows.values.astype(np.float32)
     return made
 
 
-def read_adapter_checkpoint(checkpoint: epath.Path, model: CodeGenConfig, mp_num: int) -> Adapter:
-    """Read the adapter in a checkpoint of a run that trains one.
+def read_adapter_checkpoint(checkpoint: epath.Path, run: Run, model: CodeGenConfig, mp_num: int) -> Adapter:
+    """Read the adapter in a checkpoint of a run that trains one; `run` is the checkpoint's metadata.
 
     Raises:
         Damaged: if there is evidence of damage.
         UserError: if it has no adapter, or one for a model of other sizes.
     """
-    run = load_run(checkpoint)
     if run.adapter is None:
         raise UserError(f"{checkpoint}: a checkpoint of all weights, not of an adapter; use it as the model itself")
     for name in ("n_layer", "n_embd", "n_head", "head_dim", "rotary_dim", "vocab_size"):
@@ -178,4 +180,6 @@ def read_adapter_checkpoint(checkpoint: epath.Path, model: CodeGenConfig, mp_num
         if run.fingerprints is None or run.fingerprints.get(name) != value:
             raise damaged(checkpoint, f"{name} differs from what was written")
     base, source = run.config["init_from"], str(checkpoint)
-    return to_peft(params, run.model, config, mp_num, source=source, base=base, tokenizer=run.tokenizer)
+    adapter = to_peft(params, run.model, config, mp_num, source=source, base=base, tokenizer=run.tokenizer)
+    adapter.require_finite()
+    return adapter

@@ -8,6 +8,7 @@ from codegen_jax.weights.other_programs import other_program
 from codegen_jax.weights.run_folder import RUN_FILE, find_checkpoint
 
 PARTS = {  # by file pattern: what a folder with such a file contains, and what it lacks
+    "adapter_config.json": "a PEFT adapter without its tensors; download them",
     "*.safetensors": "weights without their config.json; copy it from the original model",
     "*.bin": "weights without their config.json; copy it from the original model",
     "manifest.json": "token files, not a model; use the output folder of codegen-jax train",

@@ -1,22 +1,26 @@
 """Open a model: a hub id, a Hugging Face folder, a jaxformer checkpoint, or one of our runs or checkpoints."""
 
+import math
 from collections.abc import Sequence
+
+from etils import epath
 
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.data.tokenizer_metadata import NAMED_TEMPLATES, NAMES
 from codegen_jax.errors import UserError, require
 from codegen_jax.hub import hub_files
-from codegen_jax.storage import local_copy
-from codegen_jax.weights.adapter import AdaptedWeights, Adapter
+from codegen_jax.storage import local_copy, open_path
+from codegen_jax.weights.adapter import AdaptedWeights, Adapter, source_of
 from codegen_jax.weights.adapter_layout import read_adapter_checkpoint
-from codegen_jax.weights.base import StoredWeights, Weights
-from codegen_jax.weights.checkpoint_format import CheckpointWeights, load_run
+from codegen_jax.weights.base import StoredWeights, Weights, fold_embedding_bias
+from codegen_jax.weights.checkpoint_format import CheckpointWeights, Run, load_run
 from codegen_jax.weights.huggingface import open_huggingface
 from codegen_jax.weights.huggingface_layout import MP_NUM, HuggingFaceWeights
 from codegen_jax.weights.jaxformer import JaxformerWeights, is_jaxformer
 from codegen_jax.weights.not_a_model import describe
 from codegen_jax.weights.peft import CONFIG_FILE, TENSORS_FILE, is_peft, read_peft
 from codegen_jax.weights.run_folder import find_checkpoint
+from codegen_jax.weights.sampled_hash import sampled_hash
 
 
 def open_model(
@@ -44,11 +48,8 @@ def open_model(
     checkpoint = find_checkpoint(model)
     run = None if checkpoint is None else load_run(checkpoint)
     if run is not None and run.adapter is not None:  # a run that has trained an adapter stands for the adapted model
-        base, own = run.config["init_from"], [*run.config["init_adapters"], model]
-        try:
-            return open_model(base, mp_num, run.model, allow_nonfinite, [*own, *adapters])
-        except UserError as error:
-            raise UserError(f"{model}: an adapter for {base} ({error})") from error
+        assert checkpoint is not None
+        return _open_adapted(checkpoint, run, mp_num, allow_nonfinite, adapters)
     weights = _open(model, mp_num, config) if checkpoint is None else CheckpointWeights(checkpoint, run)
     weights.allow_nonfinite = allow_nonfinite
     if not adapters:
@@ -56,22 +57,49 @@ def open_model(
     opened = []
     for adapter in adapters:
         folder, factor = split_factor(adapter)
-        opened.append((open_adapter(folder, weights.config, mp_num_of(weights)), factor))
-    return AdaptedWeights(weights, opened)
+        opened.append((open_adapter(folder, weights.config, mp_num or mp_num_of(weights)), factor))
+    return AdaptedWeights(fold_embedding_bias(weights), opened)
+
+
+def _open_adapted(
+    checkpoint: epath.Path, run: Run, mp_num: int | None, allow_nonfinite: bool, adapters: Sequence[str]
+) -> Weights:
+    """The model on which a run trained its adapter, with that adapter and others."""
+    assert run.adapter is not None
+    base = run.config["init_from"]
+    remedy = f"give the model as it was, with --adapter {checkpoint}"
+    try:
+        below = open_model(base, mp_num, run.model, allow_nonfinite, run.config["init_adapters"])
+        own = read_adapter_checkpoint(checkpoint, run, below.config, mp_num or run.adapter["mp_num"])
+    except UserError as error:
+        raise UserError(f"{checkpoint}: an adapter for {base}: {error}") from error
+    require(
+        sampled_hash(below) == run.adapter["hash"],
+        f"{checkpoint}: {base} has other weights than when this adapter was trained; {remedy}",
+    )
+    opened = [(own, 1.0)]
+    for adapter in adapters:
+        folder, factor = split_factor(adapter)
+        opened.append((open_adapter(folder, below.config, mp_num or run.adapter["mp_num"]), factor))
+    return AdaptedWeights(fold_embedding_bias(below), opened, tokenizer=run.tokenizer)
 
 
 def split_factor(adapter: str) -> tuple[str, float]:
-    """Split FOLDER=WEIGHT; the weight is 1 if it is left out."""
+    """Split FOLDER=WEIGHT; the weight is 1 if it is left out, and no part of the name of an existing folder."""
     folder, equals, text = adapter.rpartition("=")
     try:
-        return (folder, float(text)) if equals else (adapter, 1.0)
+        factor = float(text) if equals and not open_path(adapter).exists() else None
     except ValueError:
+        factor = None
+    if factor is None:
         return adapter, 1.0
+    require(math.isfinite(factor), f"adapter: {adapter}: the weight must be a finite number")
+    return folder, factor
 
 
 def mp_num_of(weights: Weights) -> int:
     """The groups in qkv_proj of a model, and so of its adapters: 4 where the format does not have them."""
-    of = weights.weights if isinstance(weights, AdaptedWeights) else weights
+    of = source_of(weights)
     return of.mp_num if isinstance(of, HuggingFaceWeights) else MP_NUM
 
 
@@ -89,7 +117,13 @@ def open_adapter(adapter: str, model: CodeGenConfig, mp_num: int = MP_NUM) -> Ad
     """
     checkpoint = find_checkpoint(adapter)
     if checkpoint is not None:
-        return read_adapter_checkpoint(checkpoint, model, mp_num)
+        run = load_run(checkpoint)
+        require(
+            not run.config.get("init_adapters"),
+            f"{adapter}: was trained on top of other adapters (init_adapters), so it can't be used without them; give "
+            "this run itself as the model",
+        )
+        return read_adapter_checkpoint(checkpoint, run, model, mp_num)
     folder = local_copy(adapter)
     if not folder.exists():
         either = [TENSORS_FILE, "adapter_model.bin"]

@@ -17,8 +17,8 @@ from codegen_jax.config import LINEAR_LAYERS, CodeGenConfig
 from codegen_jax.data.tokenizer import has_tokenizer, load_tokenizer
 from codegen_jax.errors import UserError, require
 from codegen_jax.mistaken_paths import read_text
-from codegen_jax.weights.adapter import Adapter, LowRank, Rows
-from codegen_jax.weights.huggingface_layout import MP_NUM, tensor_shapes
+from codegen_jax.weights.adapter import Adapter, Rows, Update
+from codegen_jax.weights.huggingface_layout import MP_NUM, TOP, tensor_shapes
 from codegen_jax.weights.tensors import DTYPES, open_file
 from codegen_jax.weights.tokenizer_files import tokenizer_files
 
@@ -64,7 +64,7 @@ def read_peft(folder: Path, model: CodeGenConfig, mp_num: int = MP_NUM) -> Adapt
     file = next((f for f in (folder / TENSORS_FILE, folder / "adapter_model.bin") if f.exists()), folder / TENSORS_FILE)
     require(file.exists(), f"{file}: missing; download it")
     known = tensor_shapes(model)
-    matrices = {name.removesuffix(".weight") for name, shape in known.items() if len(shape) == 2}
+    matrices = _matrices(model)
     low_rank: dict[str, dict[str, np.ndarray]] = {}
     replaced: dict[str, np.ndarray] = {}
     rows: dict[str, Rows] = {}
@@ -76,21 +76,28 @@ def read_peft(folder: Path, model: CodeGenConfig, mp_num: int = MP_NUM) -> Adapt
             _check_shape(file, name, value, known[f"{module}.{part}"])
             replaced[f"{module}.{part}"] = value
             continue
-        _check_module(file, module, matrices)
         if part == "tokens":
+            require(
+                f"{module}.weight" in (TOP["embedding"], TOP["head"]),
+                f"{file}: {name}: only the embedding and lm_head can have trained rows; merge the adapter with PEFT",
+            )
             ids = _token_ids(path, config.get("trainable_token_indices"), module)
             _check_shape(file, name, value, (len(ids), model.n_embd))
-            vocabulary = f"{path}: trainable_token_indices: must be below {model.vocab_size}, got {max(ids, default=0)}"
-            require(max(ids, default=0) < model.vocab_size, vocabulary)
+            for id in ids:
+                is_id = 0 <= id < model.vocab_size
+                require(is_id, f"{path}: trainable_token_indices: must be in [0, {model.vocab_size}), got {id}")
             rows[f"{module}.weight"] = Rows(ids, value)
         else:
+            _check_module(file, module, matrices)
             low_rank.setdefault(module, {})[part] = value
     updates = {
         f"{module}.weight": _update(path, file, config, module, parts, known) for module, parts in low_rank.items()
     }
-    _check_targets(path, config, low_rank)
     tokenizer = load_tokenizer(folder) if has_tokenizer(folder) else None
-    return Adapter(str(folder), config, mp_num, updates, replaced, rows, tokenizer)
+    adapter = Adapter(str(folder), config, mp_num, updates, replaced, rows, tokenizer)
+    _check_complete(path, config, model, adapter)
+    adapter.require_finite()
+    return adapter
 
 
 def write_peft(adapter: Adapter, folder: Path, n_positions: int) -> int:
@@ -162,6 +169,8 @@ def _split(file: Path, name: str) -> tuple[str, str]:
         ".weight": "weight",
         ".bias": "bias",
     }
+    is_embedding = "lora_embedding_" not in inner
+    require(is_embedding, f"{file}: {name}: LoRA of the embedding is not supported; merge the adapter with PEFT")
     suffix = next((suffix for suffix in suffixes if inner.endswith(suffix)), None)
     require(name.startswith(PREFIX) and suffix is not None, f"{file}: {name}: not a tensor of a LoRA adapter")
     assert suffix is not None
@@ -193,7 +202,7 @@ def _update(
     module: str,
     parts: dict[str, np.ndarray],
     known: dict[str, tuple[int, ...]],
-) -> LowRank:
+) -> Update:
     rank = _of_pattern(config, "rank_pattern", module, config.get("r", 8))
     alpha = _of_pattern(config, "alpha_pattern", module, config.get("lora_alpha", 8))
     outputs, inputs = known[f"{module}.weight"]
@@ -208,7 +217,7 @@ def _update(
     for part, name in names.items():
         _check_shape(file, f"{PREFIX}{module}.{name}", parts[part], expected[part])
     scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
-    return LowRank(parts["a"], parts["b"], scale, parts.get("magnitude"))
+    return Update(parts["a"], parts["b"], scale, parts["magnitude"] if config.get("use_dora") else None)
 
 
 def _of_pattern(config: dict[str, Any], field: str, module: str, default: Any) -> Any:
@@ -229,9 +238,64 @@ def _token_ids(path: Path, indices: Any, module: str) -> list[int]:
     raise UserError(f"{path}: trainable_token_indices: has no ids for {module}")
 
 
-def _check_targets(path: Path, config: dict[str, Any], adapted: Iterable[str]) -> None:
-    """Check that each target has tensors; a missing one would be silently left out."""
-    targets = config.get("target_modules")
-    for target in targets if isinstance(targets, list) else ():
-        found = any(module == target or module.endswith(f".{target}") for module in adapted)
-        require(found, f"{path}: target_modules: {target} has no tensors in the folder; the adapter is not complete")
+def _check_complete(path: Path, config: dict[str, Any], model: CodeGenConfig, found: Adapter) -> None:
+    """Check that the folder has the tensors that its config says, no more and no fewer.
+
+    PEFT ignores tensors of other modules and layers, and leaves modules without tensors as they are.
+    """
+    saved = config.get("modules_to_save") or []
+    is_within = lambda module, name: re.match(rf"(^|.*\.){name}($|\..*)", module) is not None
+    expected = {
+        module
+        for module in _matrices(model)
+        if _is_adapted(config, module) and not any(is_within(module, name) for name in saved)
+    }
+    adapted = {name.removesuffix(".weight") for name in found.updates}
+    for module in sorted(expected ^ adapted):
+        problem = "has tensors of a module that is not a target" if module in adapted else "has no tensors of a target"
+        raise UserError(f"{path}: target_modules: the folder {problem}, {module}; download it again")
+    for name in saved:
+        require(
+            any(is_within(tensor, name) for tensor in found.replaced),
+            f"{path}: modules_to_save: the folder has no tensors of {name}; download it again",
+        )
+    require(
+        not config.get("trainable_token_indices") or bool(found.rows),
+        f"{path}: trainable_token_indices: the folder has no rows of these tokens; download it again",
+    )
+
+
+def _matrices(model: CodeGenConfig) -> set[str]:
+    """The modules of a model that can have an update, which all but the embedding can."""
+    names = {name for name, shape in tensor_shapes(model).items() if len(shape) == 2}
+    return {name.removesuffix(".weight") for name in names - {TOP["embedding"]}}
+
+
+def _ends_with(module: str, names: Iterable[str]) -> bool:
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def _is_adapted(config: dict[str, Any], module: str) -> bool:
+    """Whether PEFT adapts a module; `check_target_module_exists` in its tuners_utils.py."""
+    targets, excluded = config.get("target_modules"), config.get("exclude_modules") or []
+    if isinstance(excluded, str):
+        if re.fullmatch(excluded, module):
+            return False
+    elif _ends_with(module, excluded):
+        return False
+    if targets == "all-linear":
+        return _ends_with(module, LINEAR_LAYERS)
+    if isinstance(targets, str):
+        return re.fullmatch(targets, module) is not None
+    if module in (targets or []):
+        return True
+    if not _ends_with(module, targets or []):
+        return False
+    layers, patterns = config.get("layers_to_transform"), config.get("layers_pattern") or r"[^.]*"
+    if layers is None or layers == []:
+        return True
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        match = re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module)
+        if match:
+            return int(match[1]) in ([layers] if isinstance(layers, int) else layers)
+    return False

@@ -20,8 +20,7 @@ from codegen_jax.training.step import (
     make_eval_step,
     make_train_step,
 )
-from codegen_jax.weights.base import Weights
-from tests.runs import tiny_run
+from tests.runs import InMemory, tiny_run
 
 ADAPTER = {"rank": 4, "alpha": 6.0, "targets": ["all-linear", "lm_head"], "trainable_tokens": [3, 500]}
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2)]
@@ -148,7 +147,7 @@ def test_a_quantized_model_gives_the_loss_and_gradients_of_its_dequantized_weigh
     def with_frozen(run, dequantize):
         with jax.set_mesh(run.mesh):
             params, dense = trained(run_of(tuple(run.mesh.shape.values())))
-            frozen = load_frozen(run, InMemory(run.model, jax.device_get(dense)))
+            frozen, _ = load_frozen(run, InMemory(run.model, jax.device_get(dense)))
             if dequantize:
                 is_array = lambda x: not isinstance(x, dict)
                 frozen = jax.tree.map(lambda x: dense_matrix(x, "float32"), frozen, is_leaf=is_array)
@@ -167,23 +166,3 @@ def test_a_quantized_model_gives_the_loss_and_gradients_of_its_dequantized_weigh
 def test_shards_of_a_quantized_model_must_be_whole_tiles():
     with pytest.raises(UserError, match=r"^mesh.fsdp: 8 does not divide the 1 tiles of adapter.quantize"):
         abstract_state(run_of((1, 8, 1), quantize="nf4"))
-
-
-class InMemory(Weights):
-    """Weights of a parameter tree."""
-
-    def __init__(self, config, params):
-        super().__init__("memory", config, None)
-        self.params = params
-
-    def _array(self, name):
-        value = self.params
-        for key in name.split("."):
-            value = value[key]
-        return value
-
-    def dtype(self, name):
-        return self._array(name).dtype
-
-    def read(self, name, index):
-        return self._array(name)[index]

@@ -56,7 +56,7 @@ def test_twenty_steps_have_the_losses_of_peft_and_adamw(adapter, settings, tmp_p
         sequence_length=32,
         adapter=adapter,
     )
-    frozen = load_frozen(run, HuggingFaceWeights(state(peer(0, **SIZES)), model))
+    frozen, _ = load_frozen(run, HuggingFaceWeights(state(peer(0, **SIZES)), model))
     start = from_peft(read_peft(tmp_path, model), model, adapter)
     assert jax.tree.map(np.shape, start) == jax.tree.map(np.shape, abstract_adapter(model, adapter))
     losses = []

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -185,6 +186,34 @@ def test_special_tokens_of_infilling_are_trained(base, texts, tmp_path, tokenize
     refused = run_of(tmp_path / "no", tmp_path / "tokens", tmp_path / "plain", 3, {"trainable_tokens": []}, model=wide)
     with pytest.raises(UserError, match=r"^adapter.trainable_tokens: must include \[512, 513, 514\]"):
         train(refused)
+
+
+def test_an_adapter_is_not_merged_into_other_weights_than_it_was_trained_on(base, token_folder, tmp_path):
+    train(tiny_run(tmp_path / "other", token_folder, seed=1))
+    (tmp_path / "model").symlink_to(base)
+    train(run_of(tmp_path / "run", token_folder, tmp_path / "model", 1))
+    (tmp_path / "model").unlink()
+    (tmp_path / "model").symlink_to(tmp_path / "other")
+    with pytest.raises(UserError, match=r"has other weights than when this adapter was trained; give .* --adapter"):
+        open_model(str(tmp_path / "run"))
+
+
+def test_adapters_on_top_of_adapters_are_used_together_only(run, base, token_folder, tmp_path):
+    config = run_of(tmp_path / "second", token_folder, base, 1, init_adapters=[str(run)])
+    train(config)
+    open_model(str(tmp_path / "second"))
+    with pytest.raises(UserError, match=r"was trained on top of other adapters \(init_adapters\)"):
+        open_adapter(str(tmp_path / "second"), config.model)
+    with pytest.raises(UserError, match=r"on top of other adapters, which PEFT would not load"):
+        convert(str(tmp_path / "second"), str(tmp_path / "peft"), to="peft")
+
+
+def test_a_resumed_run_does_not_need_the_adapter_with_which_it_began(run, base, token_folder, tmp_path):
+    shutil.copytree(run, tmp_path / "start")
+    adapter = {"init_from": str(tmp_path / "start")}
+    train(run_of(tmp_path / "next", token_folder, base, 1, adapter))
+    shutil.rmtree(tmp_path / "start")
+    train(run_of(tmp_path / "next", token_folder, base, 2, adapter))
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,16 @@ from safetensors.numpy import load_file
 from codegen_jax.config import AdapterConfig, CodeGenConfig
 from codegen_jax.errors import UserError
 from codegen_jax.model.adapter import Adapted, abstract_adapter
-from codegen_jax.model.codegen import abstract_params, module
+from codegen_jax.model.codegen import abstract_params, init_params, module
 from codegen_jax.weights.adapter import AdaptedWeights
 from codegen_jax.weights.adapter_layout import from_peft, to_peft
 from codegen_jax.weights.base import load_params, shapes
+from codegen_jax.weights.checkpoint_writer import write_checkpoint
 from codegen_jax.weights.huggingface_layout import HuggingFaceWeights
+from codegen_jax.weights.open import open_model, split_factor
 from codegen_jax.weights.peft import read_peft, write_peft
 from tests.peers import logits, peer, state
+from tests.runs import InMemory
 
 SIZES = dict(n_layer=3, n_embd=64, n_head=8, rotary_dim=4, vocab_size=97, n_positions=64)
 CONFIG = CodeGenConfig(**SIZES, dtype="float32")
@@ -130,7 +133,7 @@ def test_a_weight_for_an_adapter_that_replaces_weights_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_in_16_bits_the_merge_is_that_of_float32_cast_once(dtype, tmp_path):
+def test_in_16_bits_the_merge_is_that_of_float32_and_cast_once(dtype, tmp_path):
     numpy_dtype = np.float16 if dtype == torch.float16 else ml_dtypes.bfloat16
     adapted(**KINDS["all-linear"]).save_pretrained(tmp_path / "adapter")
     tensors = state(peer(0, **SIZES))
@@ -138,9 +141,50 @@ def test_in_16_bits_the_merge_is_that_of_float32_cast_once(dtype, tmp_path):
     long = {name: value.astype(np.float32) for name, value in short.items()}
     found, exact = (merged(tmp_path / "adapter", weights=HuggingFaceWeights(t, CONFIG)) for t in (short, long))
     for name, shape in shapes(CONFIG).items():
-        assert found.dtype(name) == numpy_dtype
-        expected = exact.read(name, whole(shape)).astype(numpy_dtype)
-        np.testing.assert_array_equal(found.read(name, whole(shape)), expected)
+        np.testing.assert_array_equal(found.read(name, whole(shape)), exact.read(name, whole(shape)))
+
+
+def test_an_embedding_bias_is_folded_before_adapters_are_merged(tmp_path):
+    params = jax.device_get(init_params(CodeGenConfig(**SIZES, dtype="float32", embedding_bias=True), 0))
+    params["embedding_bias"] = np.full(64, 0.5, np.float32)
+    biased = InMemory(CodeGenConfig(**SIZES, dtype="float32", embedding_bias=True), params)
+    write_checkpoint(biased, tmp_path / "model", lambda nbytes: None)
+    adapted(**KINDS["tokens"]).save_pretrained(tmp_path / "adapter")
+    found = open_model(str(tmp_path / "model"), adapters=[str(tmp_path / "adapter")])
+    embedding = found.read("embedding", (slice(0, 97), slice(0, 64)))
+    np.testing.assert_array_equal(embedding[4:96], params["embedding"][4:96] + 0.5)
+    rows = read_peft(tmp_path / "adapter", CONFIG).rows["transformer.wte.weight"].values
+    np.testing.assert_array_equal(embedding[[3, 96]], rows)
+    assert "embedding_bias" not in load_params(found, abstract_params(found.config))
+
+
+def test_copies_of_the_models_own_head_do_not_count_as_changes(tmp_path):
+    adapted(**KINDS["lm_head"]).save_pretrained(tmp_path / "adapter")
+    base = HuggingFaceWeights(state(peer(0, **SIZES)), CONFIG)
+    adapter = read_peft(tmp_path / "adapter", CONFIG)
+    assert adapter.replaced.keys() == {"lm_head.weight", "lm_head.bias"}
+    assert adapter.for_model(base).replaced == {}
+    other = HuggingFaceWeights(state(peer(1, **SIZES)), CONFIG)
+    assert adapter.for_model(other).replaced.keys() == {"lm_head.weight", "lm_head.bias"}
+    merged(tmp_path / "adapter", 0.5)
+
+
+def test_a_name_may_contain_an_equals_sign(tmp_path):
+    (tmp_path / "lr=0.1").mkdir()
+    assert split_factor(str(tmp_path / "lr=0.1")) == (str(tmp_path / "lr=0.1"), 1.0)
+    assert split_factor(f"{tmp_path}/lr=0.1=2") == (f"{tmp_path}/lr=0.1", 2.0)
+    assert split_factor("a/b=c") == ("a/b=c", 1.0)
+    with pytest.raises(UserError, match="the weight must be a finite number"):
+        split_factor("a=nan")
+
+
+def test_not_a_number_in_an_adapter_is_refused(tmp_path):
+    model = adapted(**KINDS["tokens"])
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if "trainable_tokens" in n)[0, 0] = float("nan")
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"transformer.wte.weight of tokens contains nan"):
+        read_peft(tmp_path / "adapter", CONFIG)
 
 
 def random_params(adapter):
@@ -152,6 +196,8 @@ def random_params(adapter):
 OURS = {
     "all": AdapterConfig(rank=4, alpha=6.0),
     "head": AdapterConfig(rank=4, targets=["all-linear", "lm_head"], rslora=True),
+    "head only": AdapterConfig(rank=4, targets=["lm_head"]),
+    "all layers in another order": AdapterConfig(rank=2, layers=[2, 0, 1]),
     "layers": AdapterConfig(rank=3, targets=["qkv_proj", "fc_out"], layers=[2, 0]),
     "layers and head": AdapterConfig(rank=3, targets=["qkv_proj", "lm_head"], layers=[1]),
     "tokens": AdapterConfig(rank=2, targets=["out_proj"], trainable_tokens=[5, 96]),
