@@ -113,7 +113,8 @@ def _train(config: RunConfig, clock: Clock) -> None:
         epochs = lambda step: {f"epoch{s.suffix}": n for s, n in zip(sources, order.epochs(step))}
         loop = Loop(
             config=config,
-            train_step=compiled,
+            # jax 0.10 rejects the layout of 4-bit arrays in a call of `compiled`, which this call uses anyway
+            train_step=train_step if run.adapter.quantize else compiled,
             batches=Batches([source.rows for source in sources], order, batch_sharding(mesh)),
             validate=make_validation(run, sources),
             sample=make_sampling(run, tokenizer),

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from transformers import CodeGenForCausalLM
 
 import codegen_jax
+from codegen_jax.config import MeshConfig
 from codegen_jax.conversion.convert import convert
 from codegen_jax.data.infill import with_infill
 from codegen_jax.data.prepare import prepare
@@ -126,6 +127,22 @@ def test_the_exported_config_names_the_base_and_the_settings(run, base, tmp_path
     assert config["base_model_name_or_path"] == str(base)
     assert (config["r"], config["lora_alpha"]) == (4, 8.0)
     assert all(value.dtype == "bfloat16" for value in load_file(tmp_path / "peft/adapter_model.safetensors").values())
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_run_below_which_weights_are_quantized_resumes_and_merges_into_the_original_weights(
+    kind, base, token_folder, tmp_path
+):
+    settings = {"adapter": {"quantize": kind}, "mesh": MeshConfig(8, 1, 1)}
+    train(run_of(tmp_path / "run", token_folder, base, 2, **settings))
+    train(run_of(tmp_path / "run", token_folder, base, 4, **settings))
+    train(run_of(tmp_path / "whole", token_folder, base, 4, **settings))
+    assert_same(tmp_path / "run", tmp_path / "whole")
+    whole = (slice(0, 2), slice(0, 32), slice(0, 128))
+    original = open_model(str(base)).read("blocks.fc_in", whole)
+    update = open_model(str(tmp_path / "run")).read("blocks.fc_in", whole) - original
+    ranks = np.linalg.matrix_rank(update, tol=1e-5)
+    assert (ranks > 0).all() and (ranks <= 4).all()
 
 
 @pytest.mark.parametrize("source", ["run", "peft"])

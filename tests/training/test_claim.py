@@ -108,7 +108,7 @@ def test_folder_in_use_is_refused_before_initial_weights_are_opened(tmp_path, to
 
 def test_a_run_of_an_earlier_version_has_the_defaults_of_newer_fields(tmp_path):
     old, new = tiny_run().to_dict(), tiny_run()
-    del old["optimizer"]["eps"], old["init_from"]
+    del old["optimizer"]["eps"], old["init_from"], old["init_adapters"], old["adapter"]
     (tmp_path / "run.json").write_text(json.dumps({"config": old, "data": {}}))
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     other = tiny_run(optimizer={"eps": 1e-6})
