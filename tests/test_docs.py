@@ -374,3 +374,6 @@ def test_the_demo_ends_with_completions_of_its_prompts(folder):
     code, printed = Reader(folder, {}, xla_flags="").shell("scripts/demo_finetune")
     change = re.search(r"^loss on bodies of held-out modules: .* after \((.*)%\)$", printed, re.MULTILINE)
     assert code == 0 and float(change[1]) < -10, printed
+    code, printed = Reader(folder, {}, xla_flags="").shell("scripts/demo_finetune --adapter")
+    share = re.search(r"^(\d+)% of the gain of runs/finetune_tiny_cpu$", printed, re.MULTILINE)
+    assert code == 0 and int(share[1]) >= 80, printed

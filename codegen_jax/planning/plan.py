@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from codegen_jax.chips import GIB
@@ -240,7 +241,8 @@ def links_of(mesh: Mesh, tpu: Slice) -> Links:
 
 def shard_bytes(leaf: Any) -> int:
     """The size in bytes of one device's shard of an array."""
-    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    bits = 4 if leaf.dtype == jnp.uint4 else 8 * leaf.dtype.itemsize
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * bits // 8
 
 
 def activations(module: Module, run: ResolvedRun) -> int:

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("libtpu", reason="the TPU compiler; pip install libtpu")
 
 from codegen_jax.cli import main
-from codegen_jax.config import MeshConfig
+from codegen_jax.config import AdapterConfig, MeshConfig
 from codegen_jax.planning.fit import fit
 from codegen_jax.planning.hlo import Module
 from codegen_jax.planning.plan import make_plan, memory_of_error
@@ -103,6 +103,18 @@ def test_tensor_parallel_layers_reduce_attention_and_mlp_together(hlo):
             ]
             activations = [dims for dtype, dims in reduced if dims[-1:] == (512,) and len(dims) > 2]
             assert len(activations) == 1
+
+
+def test_an_adapter_has_the_only_moments_and_gradients(plan):
+    adapted = replace(run(), init_from="base", adapter=AdapterConfig(rank=8, quantize="nf4"))
+    found = make_plan(adapted, V4_32)
+    layer = 12 * 512**2 // 4  # weights of a layer per chip
+    tables, rest = 2 * 512 * 512 * 2 // 4, 100_000
+    trained = 4 * 4 * 8 * (4 * 512 + 512 + 2 * 512 + 2 * (5 * 512))  # bytes of A and B in four layers, at most
+    in_4_bits = 4 * layer * (0.5 + 2 / 64)
+    assert found.memory.parameters == pytest.approx(in_4_bits + tables + trained, abs=rest)
+    assert found.memory.moments < 2 * trained + rest < 0.2 * plan.memory.moments
+    assert "reduce-scatter" in plan.collectives and "reduce-scatter" not in found.collectives
 
 
 def test_with_two_slices_parameter_traffic_stays_within_each_slice(plan):

@@ -55,7 +55,7 @@ def edit_tensors(folder, change):
         ({"alpha_pattern": {"(": 2}}, r"alpha_pattern: '\(' is not a regular expression"),
         ({"use_dora": True}, "qkv_proj has no lora_magnitude_vector"),
         (
-            {"target_modules": ["qkv_proj", "fc_out"]},
+            {"target_modules": ["qkv_proj", "fc_in", "fc_out"]},
             "target_modules: the folder has no tensors of a target, transformer.h.0.mlp.fc_out",
         ),
         ({"target_modules": ["qkv_proj"]}, "a module that is not a target, transformer.h.0.mlp.fc_in"),
