@@ -183,7 +183,7 @@ class _Changes:
             sizes = shapes(self.config)[name]
             whole = tuple(slice(0, size) if axis in inputs else s for axis, (s, size) in enumerate(zip(index, sizes)))
             full = read(whole) + self.updates.read(name, whole)
-            norms = np.linalg.norm(full, axis=inputs, keepdims=True) if len(inputs) == 1 else _norm(full, inputs)
+            norms = np.sqrt(np.square(full).sum(inputs, keepdims=True))
             part = tuple(s if axis in inputs else slice(None) for axis, s in enumerate(index))
             region = full[part] * (self._magnitude(name, update.magnitude, index) / norms)
         rows = self.adapter.rows.get(tensor)
@@ -205,10 +205,6 @@ class _Changes:
         column = magnitude.astype(np.float32)[:, None]
         read_projection(self.config, self.adapter.mp_num, name, column, (slice(0, 1), *index[2:]), region_DHK)
         return region_DHK[None]
-
-
-def _norm(x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    return np.sqrt(np.square(x).sum(axes, keepdims=True))
 
 
 class AdaptedWeights(Weights):

@@ -116,6 +116,16 @@ def test_every_reader_gives_the_same_model(run, base, tmp_path):
         np.testing.assert_allclose(model.logprobs(np.array([ids]))[0][0], log_p, atol=2e-5 * scale, err_msg=name)
 
 
+def test_a_merged_model_keeps_the_dtype_of_its_base(run, base, tmp_path):
+    convert(str(base), str(tmp_path / "half"), to="hf", dtype="float16")
+    convert(str(tmp_path / "half"), str(tmp_path / "merged"), to="hf", adapters=[str(run)])
+    whole = (slice(0, 2), slice(0, 32), slice(0, 128))
+    exact = open_model(str(tmp_path / "half"), adapters=[str(run)]).read("blocks.fc_in", whole)
+    found = open_model(str(tmp_path / "merged")).read("blocks.fc_in", whole)
+    assert (exact.dtype, found.dtype) == (np.float32, np.float16)
+    np.testing.assert_array_equal(found, exact.astype(np.float16))
+
+
 def test_samples_during_training_are_those_of_the_merged_model(run):
     sample = json.loads((run / "samples.jsonl").read_text().splitlines()[-1])
     assert sample["completion"] == codegen_jax.load(run).generate("def", max_new_tokens=4, temperature=0)
