@@ -11,6 +11,7 @@ import yaml
 from codegen_jax.config import RunConfig
 from codegen_jax.config_file import FIELDS, dump_config, fields_help, load_config, shipped_config
 from codegen_jax.errors import UserError
+from tests.runs import tiny_run
 
 TINY = (Path(__file__).parents[1] / "configs/tiny_cpu.yaml").read_text()
 
@@ -264,3 +265,10 @@ def test_shipped_config_is_found_by_name():
     assert shipped_config("unlike_any") is None and shipped_config("configs/tiny_cpu.yaml") is None
     with pytest.raises(UserError, match="did you mean tiny_cpu"):
         shipped_config("tiny_cp")
+
+
+def test_adapter_is_a_flag_of_train_as_of_the_other_verbs(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLACE", "/data")
+    (tmp_path / "run.yaml").write_text(dump_config(tiny_run(init_from="base", init_adapters=["$PLACE/a"])))
+    config = load_config(tmp_path / "run.yaml", ["--adapter", "$PLACE/b=0.5", "--adapter", "c"])
+    assert config.init_adapters == ["/data/a", "/data/b=0.5", "c"]

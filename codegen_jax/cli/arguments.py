@@ -163,7 +163,9 @@ def add_adapter(parser: Parser) -> None:
 
 def add_allow_nonfinite(parser: Parser) -> None:
     parser.add_argument(
-        "--allow-nonfinite", action="store_true", help="accept weights that contain NaN or infinity, with a warning"
+        "--allow-nonfinite",
+        action="store_true",
+        help="accept weights that contain NaN or infinity, with a warning; adapters must be finite",
     )
 
 

@@ -45,8 +45,8 @@ def add_verbs(verbs: Any) -> None:
         "--mp-num",
         type=whole_number,
         metavar="N",
-        help="groups in qkv_proj of SOURCE, or of DESTINATION if SOURCE is a codegen_jax checkpoint (default: mp_num "
-        "in SOURCE's config.json, else 4; give 8 for models trained on TPU v3)",
+        help="groups in qkv_proj of SOURCE, or of DESTINATION and PEFT adapters if SOURCE is a codegen_jax checkpoint "
+        "(default: mp_num in SOURCE's config.json, else 4; give 8 for models trained on TPU v3)",
     )
     verb.add_argument(
         "--tokenizer", metavar="T", help="folder, file or hub id of a tokenizer that replaces the source's"

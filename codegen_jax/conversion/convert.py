@@ -23,7 +23,7 @@ from codegen_jax.storage import require_local
 from codegen_jax.weights.adapter import AdaptedWeights, source_of
 from codegen_jax.weights.adapter_layout import read_adapter_checkpoint
 from codegen_jax.weights.base import Index, Weights, fold_embedding_bias, shapes
-from codegen_jax.weights.checkpoint_format import CheckpointWeights, load_run
+from codegen_jax.weights.checkpoint_format import load_run
 from codegen_jax.weights.checkpoint_writer import write_checkpoint
 from codegen_jax.weights.finite import cast
 from codegen_jax.weights.generation_config import fit_to_tokenizer
@@ -130,7 +130,7 @@ def convert(
         target_dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
         weights = CastWeights(weights, lambda name: target_dtype)
     elif isinstance(opened, AdaptedWeights):
-        weights = CastWeights(weights, opened.weights.dtype)  # the merge is float32
+        weights = CastWeights(weights, source_of(opened).dtype)  # the merge is float32
     if tokenizer is not None:
         if weights.tokenizer is not None and not tokenizer.extends(weights.tokenizer):
             log.warning(
@@ -158,7 +158,7 @@ def convert(
             if to == "jax":
                 write_checkpoint(weights, folder, progress.update)
             else:
-                is_checkpoint = isinstance(source_of(opened), CheckpointWeights)
+                is_checkpoint = find_checkpoint(source) is not None
                 groups = mp_num if mp_num is not None and is_checkpoint else MP_NUM
                 write_huggingface(weights, folder, progress.update, gptj=to == "gptj", mp_num=groups)
         seconds = time.perf_counter() - began
@@ -183,9 +183,8 @@ def _convert_adapter(source: str, target: Path, dtype: str | None, mp_num: int |
     began, run = time.perf_counter(), load_run(checkpoint)
     groups = mp_num or (run.adapter or {}).get("mp_num", MP_NUM)
     adapter = read_adapter_checkpoint(checkpoint, run, run.model, groups)
-    below = find_checkpoint(run.config["init_from"])
     require(
-        not run.config["init_adapters"] and (below is None or load_run(below).adapter is None),
+        not (run.adapter or {}).get("on_adapters"),
         f"{source}: was trained on top of other adapters, which PEFT would not load; convert {source} --to hf, or "
         "convert what is below it first and train on that",
     )

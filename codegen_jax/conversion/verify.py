@@ -22,7 +22,7 @@ from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import UserError, listed, require
 from codegen_jax.model.codegen import CodeGen, Params, abstract_params, module
 from codegen_jax.weights.adapter import AdaptedWeights
-from codegen_jax.weights.base import Index, Weights, load_params
+from codegen_jax.weights.base import Index, Weights, load_params, shapes
 from codegen_jax.weights.checkpoint_format import CheckpointWeights
 from codegen_jax.weights.huggingface_layout import HuggingFaceWeights
 from codegen_jax.weights.jaxformer import JaxformerWeights
@@ -130,7 +130,7 @@ def verify(proof: Proof, opened: Weights, written: Path, to: str) -> Agreement:
         theirs_BTV = reference.logits(original, tokens_BT)
     agreement = compare(our_logits(ours, tokens_BT), theirs_BTV, tokens_BT[0, :n_text])
     is_folded = opened.config.embedding_bias and original.dtype != np.float32
-    is_rounded = is_folded or ours.dtype("embedding") != original.dtype
+    is_rounded = is_folded or any(ours.dtype(name) != original.dtype for name in shapes(ours.config))
     tolerance = ROUNDED if is_rounded else EXACT
     require(
         agreement.difference <= tolerance and agreement.kl <= KL,  # also false for NaN

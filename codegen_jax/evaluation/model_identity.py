@@ -7,6 +7,7 @@ from typing import Any
 
 from codegen_jax.weights.adapter import source_of
 from codegen_jax.weights.base import Weights
+from codegen_jax.weights.run_folder import find_checkpoint
 from codegen_jax.weights.sampled_hash import sampled_hash
 
 
@@ -15,7 +16,8 @@ def model_identity(model: str, weights: Weights, adapters: Sequence[str] = ()) -
 
     The hash is `sampled_hash`.
     """
-    source = Path(source_of(weights).source)
+    checkpoint = find_checkpoint(model)
+    source = Path(source_of(weights).source if checkpoint is None else str(checkpoint))
     revision = source.name if source.parent.name in ("snapshots", "checkpoints") else ""
     return {
         "model": " + ".join([model, *adapters]),

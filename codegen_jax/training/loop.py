@@ -39,6 +39,7 @@ from codegen_jax.training.step import (
 )
 from codegen_jax.training.summary import write_summary
 from codegen_jax.training.validation import make_sampling, make_validation
+from codegen_jax.weights.adapter import AdaptedWeights
 from codegen_jax.weights.adapter_layout import from_peft
 from codegen_jax.weights.base import Weights, load_params, local_bytes
 from codegen_jax.weights.generation_config import GenerationConfig
@@ -96,7 +97,8 @@ def _train(config: RunConfig, clock: Clock) -> None:
                     run = with_trainable_tokens(run, initial_weights.tokenizer, tokenizer)
                 log_once(f"starting from the weights of {initial_weights.source}")
                 # read them before touching the output folder, since this may find damage or NaN
-                load_initial(run, initial_weights, initial, is_resumed=bool(complete_checkpoints(config.output)))
+                is_resumed = bool(complete_checkpoints(config.output))
+                load_initial(run, initial_weights, initial, config.init_adapters, is_resumed)
             checkpoints = opened.enter_context(
                 closing(Checkpoints(config, tokenizer, data, initial.generation_config, initial.adapter))
             )
@@ -178,7 +180,9 @@ class Initial:
     adapter: dict[str, Any] | None = None
 
 
-def load_initial(run: ResolvedRun, weights: Weights, initial: Initial, is_resumed: bool) -> None:
+def load_initial(
+    run: ResolvedRun, weights: Weights, initial: Initial, init_adapters: list[str], is_resumed: bool
+) -> None:
     """Load the weights that a run starts from, and the adapter, if it goes on with one."""
     abstract = abstract_state(run)
     total = dense_bytes(run) if run.adapter.rank else local_bytes(abstract.params)
@@ -186,16 +190,18 @@ def load_initial(run: ResolvedRun, weights: Weights, initial: Initial, is_resume
         if not run.adapter.rank:
             initial.params = load_params(weights, abstract.params, progress.update)
             return
-        initial.frozen, found = load_frozen(run, weights, progress.update)
+        initial.frozen, prints = load_frozen(run, weights, progress.update)
     initial.adapter = {
         "trainable_tokens": run.adapter.trainable_tokens,
         "mp_num": mp_num_of(weights),
         "hash": sampled_hash(weights),
-        "base": found,
+        "on_adapters": isinstance(weights, AdaptedWeights),
+        # merged weights depend on how a machine rounds products
+        "base": {} if isinstance(weights, AdaptedWeights) else prints,
     }
     if run.adapter.init_from is not None and not is_resumed:
-        adapter = open_adapter(run.adapter.init_from, run.model, mp_num_of(weights)).for_model(weights)
-        arrays = from_peft(adapter, run.model, run.adapter)
+        found = open_adapter(run.adapter.init_from, run.model, mp_num_of(weights), init_adapters)
+        arrays = from_peft(found.for_model(weights), run.model, run.adapter)
         put = lambda x, like: jax.make_array_from_callback(x.shape, like.sharding, lambda index: x[index])
         initial.params = jax.tree.map(put, arrays, abstract.params)
 

@@ -4,6 +4,7 @@ Names and layouts here are those of transformers, so everything that PEFT can ex
 turns the updates into our layout, as it does with a model's tensors.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,6 +25,8 @@ from codegen_jax.weights.huggingface_layout import (
     tensor_shapes,
 )
 from codegen_jax.weights.tensors import Tensor
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,8 @@ class Adapter:
         for tensor, name in copies.items():
             if tensor in own:
                 whole = tuple(slice(0, size) for size in shapes(weights.config)[name])
-                theirs = np.asarray(weights.read(name, whole), np.float32)
-                if np.array_equal(own[tensor].astype(np.float32), theirs.T):
+                stored = source_of(weights).read(name, whole).astype(np.float32).T
+                if np.array_equal(own[tensor], stored.astype(own[tensor].dtype)):  # PEFT may have cast the model
                     del own[tensor]
         kept = {tensor: value for tensor, value in self.replaced.items() if tensor not in copies}
         return replace(self, replaced=kept | own)
@@ -213,7 +216,7 @@ class AdaptedWeights(Weights):
     Args:
         weights: the model.
         adapters: adapters for a model of these sizes, each with a factor of its updates.
-        tokenizer: replaces that of the model and the adapters, such as the one with which a run was trained.
+        tokenizer: replaces that of the model, such as the one with which a run was trained.
 
     Raises:
         UserError: if an adapter that replaces weights has a factor other than 1.
@@ -222,7 +225,7 @@ class AdaptedWeights(Weights):
     def __init__(self, weights: Weights, adapters: Sequence[tuple[Adapter, float]], tokenizer: Tokenizer | None = None):
         adapters = [(adapter.for_model(weights), factor) for adapter, factor in adapters]
         names = [adapter.source + ("" if factor == 1 else f" x {factor:g}") for adapter, factor in adapters]
-        super().__init__(" + ".join([weights.source, *names]), weights.config, weights.tokenizer)
+        super().__init__(" + ".join([weights.source, *names]), weights.config, tokenizer or weights.tokenizer)
         self.weights, self.generation_config = weights, weights.generation_config
         self.changes = [_Changes(adapter, weights, factor) for adapter, factor in adapters]
         self.changed = {
@@ -232,10 +235,14 @@ class AdaptedWeights(Weights):
             for name in changed
         }
         self.adapters = [adapter for adapter, _ in adapters]
+        self.factors = [factor for _, factor in adapters]
         for adapter in self.adapters:
-            if adapter.tokenizer is not None and (self.tokenizer is None or adapter.tokenizer.extends(self.tokenizer)):
+            if adapter.tokenizer is None:
+                continue
+            if self.tokenizer is None or adapter.tokenizer.extends(self.tokenizer):
                 self.tokenizer = adapter.tokenizer
-        self.tokenizer = tokenizer or self.tokenizer
+            elif not self.tokenizer.extends(adapter.tokenizer):
+                log.warning(f"{adapter.source}: its tokenizer is not that of {weights.source}, which is used")
 
     def dtype(self, name: str) -> np.dtype:
         layers = range(self.config.n_layer)

@@ -15,8 +15,9 @@ from jax.sharding import SingleDeviceSharding
 from codegen_jax.config import AdapterConfig, CodeGenConfig
 from codegen_jax.data.tokenizer import Tokenizer
 from codegen_jax.errors import UserError, require
-from codegen_jax.hub import hub_id
+from codegen_jax.hub import ID, hub_id
 from codegen_jax.model.adapter import abstract_adapter
+from codegen_jax.storage import open_path
 from codegen_jax.weights.adapter import Adapter, Rows, Update
 from codegen_jax.weights.checkpoint_format import PARAMS, Run, damaged, read_item
 from codegen_jax.weights.fingerprint import fingerprints
@@ -80,11 +81,13 @@ def peft_config(model: CodeGenConfig, adapter: AdapterConfig, base: str | None) 
     if layers and "lm_head" in targets:  # which layers_to_transform would leave out, as it is in no layer
         blocks = [tensor_in_layer(layer, TENSORS[t]) for layer in layers for t in targets if t != "lm_head"]
         targets, layers = [*(name.removesuffix(".weight") for name in blocks), "lm_head"], None
+    is_local = base is None or open_path(base).exists() or not ID.fullmatch(base)
+    name, revision = (base, None) if is_local else hub_id(str(base))
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base and hub_id(base)[0],
-        "revision": base and hub_id(base)[1],
+        "base_model_name_or_path": name,
+        "revision": revision,
         "inference_mode": True,
         "r": adapter.rank,
         "lora_alpha": adapter.rank if adapter.alpha is None else adapter.alpha,

@@ -204,10 +204,9 @@ def load_params(weights: Weights, abstract: Params, progress: Callable[[int], ob
 
     params = jax.tree_util.tree_map_with_path(load, abstract)
     if weights.fingerprints and jax.process_count() > 1:  # no single process has read all regions
-        narrowed = {
-            dotted(path) for path, leaf in jax.tree_util.tree_leaves_with_path(abstract) if leaf.dtype.itemsize < 4
-        }
-        weights.check({name: value for name, value in fingerprints(params).items() if name not in narrowed})
+        sizes = {dotted(path): leaf.dtype.itemsize for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)}
+        whole = {name for name in sizes.keys() & weights.fingerprints if sizes[name] >= weights.dtype(name).itemsize}
+        weights.check({name: value for name, value in fingerprints(params).items() if name in whole})
     return params
 
 

@@ -54,9 +54,9 @@ class Run(NamedTuple):
             empty for a converted model.
         tokenizer: the tokenizer of the data; None if a model was converted without one.
         generation_config: settings of the converted model, or of the model from which training started; may be empty.
-        adapter: if an adapter was trained, its resolved `trainable_tokens`; and of the model below it, `mp_num`, as
-            `base` the fingerprints of its parameters in the dtypes in which they were loaded, and as `hash` its
-            `sampled_hash`; else None.
+        adapter: if an adapter was trained, its resolved `trainable_tokens`; and of the model below it, `mp_num`, its
+            `sampled_hash` as `hash`, whether it has adapters itself (`on_adapters`), and if not, as `base` the
+            fingerprints of its parameters in the dtypes in which they were loaded; else None.
         fingerprints: fingerprints of the saved arrays, by path in the training state ("params.head"). A converted model
             has them for its parameters only. None in checkpoints written before fingerprints existed.
     """

@@ -78,10 +78,8 @@ class Regions:
         box = tuple((start, start + size) for start, size in zip(first, region.shape, strict=True))
         if box in self.seen:
             return None
-        if any(
-            _overlap(box, other) for other in self.seen
-        ):  # read in another grid: start over to avoid double counting
-            self.seen.clear()
+        # parts read in another grid are counted once
+        self.seen = {other: value for other, value in self.seen.items() if not _overlap(box, other)}
         self.seen[box] = region_fingerprint(region, first)
         covered = sum(prod(stop - start for start, stop in box) for box in self.seen)
         return sum(self.seen.values()) % 2**32 if covered == self.size else None

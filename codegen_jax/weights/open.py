@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from codegen_jax.config import CodeGenConfig
+from codegen_jax.data.tokenizer import FILES
 from codegen_jax.data.tokenizer_metadata import NAMED_TEMPLATES, NAMES
 from codegen_jax.errors import UserError, require
 from codegen_jax.hub import hub_files
@@ -49,7 +50,7 @@ def open_model(
     run = None if checkpoint is None else load_run(checkpoint)
     if run is not None and run.adapter is not None:  # a run that has trained an adapter stands for the adapted model
         assert checkpoint is not None
-        return _open_adapted(checkpoint, run, mp_num, allow_nonfinite, adapters)
+        return _open_adapted(checkpoint, run, allow_nonfinite, adapters)
     weights = _open(model, mp_num, config) if checkpoint is None else CheckpointWeights(checkpoint, run)
     weights.allow_nonfinite = allow_nonfinite
     if not adapters:
@@ -61,27 +62,28 @@ def open_model(
     return AdaptedWeights(fold_embedding_bias(weights), opened)
 
 
-def _open_adapted(
-    checkpoint: epath.Path, run: Run, mp_num: int | None, allow_nonfinite: bool, adapters: Sequence[str]
-) -> Weights:
+def _open_adapted(checkpoint: epath.Path, run: Run, allow_nonfinite: bool, adapters: Sequence[str]) -> Weights:
     """The model on which a run trained its adapter, with that adapter and others."""
     assert run.adapter is not None
-    base = run.config["init_from"]
-    remedy = f"give the model as it was, with --adapter {checkpoint}"
+    base, merged, groups = run.config["init_from"], run.config["init_adapters"], run.adapter["mp_num"]
+    named = " and ".join([base, *merged])
+    remedy = "restore it" if merged else f"give the model as it was, with --adapter {checkpoint}"
     try:
-        below = open_model(base, mp_num, run.model, allow_nonfinite, run.config["init_adapters"])
-        own = read_adapter_checkpoint(checkpoint, run, below.config, mp_num or run.adapter["mp_num"])
+        below = open_model(base, config=run.model, allow_nonfinite=allow_nonfinite, adapters=merged)
+        own = read_adapter_checkpoint(checkpoint, run, below.config, groups)
     except UserError as error:
         raise UserError(f"{checkpoint}: an adapter for {base}: {error}") from error
     require(
         sampled_hash(below) == run.adapter["hash"],
-        f"{checkpoint}: {base} has other weights than when this adapter was trained; {remedy}",
+        f"{checkpoint}: {named} has other weights than when this adapter was trained; {remedy}",
     )
     opened = [(own, 1.0)]
     for adapter in adapters:
         folder, factor = split_factor(adapter)
-        opened.append((open_adapter(folder, below.config, mp_num or run.adapter["mp_num"]), factor))
-    return AdaptedWeights(fold_embedding_bias(below), opened, tokenizer=run.tokenizer)
+        opened.append((open_adapter(folder, below.config, groups), factor))
+    adapted = AdaptedWeights(fold_embedding_bias(below), opened, tokenizer=run.tokenizer)
+    adapted.config, adapted.generation_config = run.model, run.generation_config
+    return adapted
 
 
 def split_factor(adapter: str) -> tuple[str, float]:
@@ -103,7 +105,7 @@ def mp_num_of(weights: Weights) -> int:
     return of.mp_num if isinstance(of, HuggingFaceWeights) else MP_NUM
 
 
-def open_adapter(adapter: str, model: CodeGenConfig, mp_num: int = MP_NUM) -> Adapter:
+def open_adapter(adapter: str, model: CodeGenConfig, mp_num: int = MP_NUM, below: Sequence[str] = ()) -> Adapter:
     """Find and read an adapter.
 
     Args:
@@ -111,6 +113,7 @@ def open_adapter(adapter: str, model: CodeGenConfig, mp_num: int = MP_NUM) -> Ad
             trained an adapter.
         model: config of the model that it is for.
         mp_num: groups in qkv_proj of that model.
+        below: adapters that are merged into the model before this one.
 
     Raises:
         UserError: if it is not an adapter, is for another model, or is damaged.
@@ -118,17 +121,18 @@ def open_adapter(adapter: str, model: CodeGenConfig, mp_num: int = MP_NUM) -> Ad
     checkpoint = find_checkpoint(adapter)
     if checkpoint is not None:
         run = load_run(checkpoint)
+        merged = run.config.get("init_adapters") or []
         require(
-            not run.config.get("init_adapters"),
-            f"{adapter}: was trained on top of other adapters (init_adapters), so it can't be used without them; give "
-            "this run itself as the model",
+            merged == list(below),
+            f"{adapter}: was trained on top of other adapters (init_adapters: {merged}), so it can't be used without "
+            "them; give this run itself as the model",
         )
         return read_adapter_checkpoint(checkpoint, run, model, mp_num)
     folder = local_copy(adapter)
     if not folder.exists():
         either = [TENSORS_FILE, "adapter_model.bin"]
         folder = hub_files(
-            adapter, [CONFIG_FILE, *NAMES, NAMED_TEMPLATES], either=either, needs=[[CONFIG_FILE], either]
+            adapter, [CONFIG_FILE, *FILES, *NAMES, NAMED_TEMPLATES], either=either, needs=[[CONFIG_FILE], either]
         )
     require(is_peft(folder), f"{adapter}: not an adapter; it has no {CONFIG_FILE} and no checkpoint of an adapter")
     return read_peft(folder, model, mp_num)

@@ -147,8 +147,15 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
         require(isinstance(patterns, dict), f"{path}: {pattern}: must be an object, got {patterns!r}")
         for field, value in ((name, config.get(name, 8)), *((pattern, value) for value in patterns.values())):
             require(is_valid(value), f"{path}: {field}: must be {kind}, got {value!r}")
-    for name in ("rank_pattern", "alpha_pattern"):
-        for pattern in config.get(name) or {}:
+    lists = "a list of names or a regular expression"
+    for name in ("target_modules", "exclude_modules"):
+        value = config.get(name) or []
+        require(isinstance(value, str) or _is_list(value, str), f"{path}: {name}: must be {lists}, got {value!r}")
+    saved = config.get("modules_to_save") or []
+    require(_is_list(saved, str), f"{path}: modules_to_save: must be a list of names, got {saved!r}")
+    for name in ("rank_pattern", "alpha_pattern", "target_modules", "exclude_modules", "layers_pattern"):
+        patterns = config.get(name) or []
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
             try:
                 re.compile(pattern)
             except re.error as error:
@@ -232,8 +239,7 @@ def _token_ids(path: Path, indices: Any, module: str) -> list[int]:
     """The trained ids of a module: of the embedding if there is only a list."""
     named = indices if isinstance(indices, dict) else {"wte": indices}
     for name, ids in named.items():
-        is_list = isinstance(ids, list) and all(isinstance(id, int) for id in ids)
-        if is_list and (module == name or module.endswith(f".{name}")):
+        if _is_list(ids, int) and (module == name or module.endswith(f".{name}")):
             return ids
     raise UserError(f"{path}: trainable_token_indices: has no ids for {module}")
 
@@ -259,16 +265,22 @@ def _check_complete(path: Path, config: dict[str, Any], model: CodeGenConfig, fo
             any(is_within(tensor, name) for tensor in found.replaced),
             f"{path}: modules_to_save: the folder has no tensors of {name}; download it again",
         )
-    require(
-        not config.get("trainable_token_indices") or bool(found.rows),
-        f"{path}: trainable_token_indices: the folder has no rows of these tokens; download it again",
-    )
+    indices = config.get("trainable_token_indices") or {}
+    for name in indices if isinstance(indices, dict) else ["wte"]:
+        require(
+            any(_ends_with(tensor.removesuffix(".weight"), [name]) for tensor in found.rows),
+            f"{path}: trainable_token_indices: the folder has no rows of {name}; download it again",
+        )
 
 
 def _matrices(model: CodeGenConfig) -> set[str]:
     """The modules of a model that can have an update, which all but the embedding can."""
     names = {name for name, shape in tensor_shapes(model).items() if len(shape) == 2}
     return {name.removesuffix(".weight") for name in names - {TOP["embedding"]}}
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
 
 
 def _ends_with(module: str, names: Iterable[str]) -> bool:

@@ -32,9 +32,10 @@ def tokens():
     return rows
 
 
-def run_of(mesh=(1, 1, 1), training=(), **adapter):
+def run_of(mesh=(1, 1, 1), training=(), width=32, **adapter):
     training = {"batch_size": 32, **dict(training)}
-    config = tiny_run(mesh=MeshConfig(*mesh), init_from="unused", adapter=ADAPTER | adapter, training=training)
+    sections = {"model": {"n_embd": width, "head_dim": width // 4}, "training": training}
+    config = tiny_run(mesh=MeshConfig(*mesh), init_from="unused", adapter=ADAPTER | adapter, **sections)
     devices = make_mesh(config.mesh, jax.devices()[: np.prod(mesh)])
     return resolve(config, devices)
 
@@ -146,7 +147,7 @@ def test_steps_change_the_adapter_only():
 def test_a_quantized_model_gives_the_loss_and_gradients_of_its_dequantized_weights_on_every_mesh(kind):
     def with_frozen(run, dequantize):
         with jax.set_mesh(run.mesh):
-            params, dense = trained(run_of(tuple(run.mesh.shape.values())))
+            params, dense = trained(run_of(tuple(run.mesh.shape.values()), width=128))
             frozen, _ = load_frozen(run, InMemory(run.model, jax.device_get(dense)))
             if dequantize:
                 is_array = lambda x: not isinstance(x, dict)
@@ -155,12 +156,12 @@ def test_a_quantized_model_gives_the_loss_and_gradients_of_its_dequantized_weigh
             program = jax.jit(accumulated_gradients, static_argnums=0)
             return jax.device_get(program(run, params, batch, frozen, 0)), jax.device_get(frozen)
 
-    expected, _ = with_frozen(run_of(quantize=kind), True)
-    for mesh in ((1, 1, 1), (2, 1, 2)):
-        found, frozen = with_frozen(run_of(mesh, quantize=kind), False)
+    expected, _ = with_frozen(run_of(width=128, quantize=kind), True)
+    for mesh in ((1, 1, 1), (2, 1, 2), (1, 2, 2)):
+        found, frozen = with_frozen(run_of(mesh, width=128, quantize=kind), False)
         assert_equal(found, expected)
         assert frozen["blocks"]["fc_in"].qvalue.dtype == ("uint4" if kind == "nf4" else "int8")
-    assert abs(found[0].total - loss_and_gradients(run_of())[0].total) > 1e-6
+    assert abs(found[0].total - loss_and_gradients(run_of(width=128))[0].total) > 1e-6
 
 
 def test_shards_of_a_quantized_model_must_be_whole_tiles():

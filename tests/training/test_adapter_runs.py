@@ -126,6 +126,19 @@ def test_a_merged_model_keeps_the_dtype_of_its_base(run, base, tmp_path):
     np.testing.assert_array_equal(found, exact.astype(np.float16))
 
 
+def test_a_merge_into_16_bits_can_be_verified(run, base, tmp_path):
+    convert(str(base), str(tmp_path / "half"), to="hf", dtype="bfloat16")
+    found = convert(str(tmp_path / "half"), str(tmp_path / "merged"), to="hf", adapters=[str(run)], proof="numpy")
+    assert found.agreement is not None and found.dtypes == ["bfloat16"]
+
+
+def test_a_run_keeps_its_own_context_and_dtype(base, token_folder, tmp_path):
+    model = {"n_positions": 4096, "dtype": "bfloat16"}
+    train(run_of(tmp_path / "run", token_folder, base, 1, model=model, training={"steps": 1}))
+    found = codegen_jax.load(tmp_path / "run").config
+    assert (found.n_positions, found.dtype) == (4096, "bfloat16")
+
+
 def test_samples_during_training_are_those_of_the_merged_model(run):
     sample = json.loads((run / "samples.jsonl").read_text().splitlines()[-1])
     assert sample["completion"] == codegen_jax.load(run).generate("def", max_new_tokens=4, temperature=0)
@@ -229,10 +242,16 @@ def test_adapters_on_top_of_adapters_are_used_together_only(run, base, token_fol
     config = run_of(tmp_path / "second", token_folder, base, 1, init_adapters=[str(run)])
     train(config)
     open_model(str(tmp_path / "second"))
-    with pytest.raises(UserError, match=r"was trained on top of other adapters \(init_adapters\)"):
+    with pytest.raises(UserError, match=r"was trained on top of other adapters \(init_adapters: "):
         open_adapter(str(tmp_path / "second"), config.model)
     with pytest.raises(UserError, match=r"on top of other adapters, which PEFT would not load"):
         convert(str(tmp_path / "second"), str(tmp_path / "peft"), to="peft")
+    adapter = {"init_from": str(tmp_path / "second")}
+    train(run_of(tmp_path / "third", token_folder, base, 1, adapter, init_adapters=[str(run)]))
+    convert(str(base), str(tmp_path / "half"), to="hf", dtype="float16")
+    half = run_of(tmp_path / "fourth", token_folder, tmp_path / "half", 1, init_adapters=[str(run)])
+    train(half)
+    assert convert(str(tmp_path / "fourth"), str(tmp_path / "merged"), to="hf").dtypes == ["float16"]
 
 
 def test_a_resumed_run_does_not_need_the_adapter_with_which_it_began(run, base, token_folder, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from codegen_jax.weights import fingerprint
 from codegen_jax.weights.base import chunk_indices
-from codegen_jax.weights.fingerprint import fingerprints, region_fingerprint
+from codegen_jax.weights.fingerprint import Regions, fingerprints, region_fingerprint
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", ml_dtypes.bfloat16])
@@ -46,3 +46,11 @@ def test_fingerprints_do_not_depend_on_the_sharding():
     mesh = jax.make_mesh((2, 4), ("a", "b"))
     for spec in (jax.P("a", "b"), jax.P("b"), jax.P(None, ("a", "b"))):
         assert fingerprints([jax.device_put(x, jax.NamedSharding(mesh, spec))]) == fingerprints([x])
+
+
+def test_a_sample_read_before_does_not_keep_an_array_from_being_checked():
+    array = np.random.default_rng(0).standard_normal((4, 8, 6)).astype(np.float32)
+    regions = Regions(array.shape)
+    assert regions.add(array[3:, :2, :2], (3, 0, 0)) is None
+    found = [regions.add(array[layer : layer + 1], (layer, 0, 0)) for layer in range(4)]
+    assert found == [None, None, None, region_fingerprint(array, (0, 0, 0))]
