@@ -153,7 +153,13 @@ def _check_config(path: Path, config: dict[str, Any]) -> None:
         require(isinstance(value, str) or _is_list(value, str), f"{path}: {name}: must be {lists}, got {value!r}")
     saved = config.get("modules_to_save") or []
     require(_is_list(saved, str), f"{path}: modules_to_save: must be a list of names, got {saved!r}")
-    for name in ("rank_pattern", "alpha_pattern", "target_modules", "exclude_modules", "layers_pattern"):
+    layers, pattern = config.get("layers_to_transform") or [], config.get("layers_pattern") or []
+    is_layers = isinstance(layers, int) or _is_list(layers, int)
+    require(is_layers, f"{path}: layers_to_transform: must be a whole number or a list of them, got {layers!r}")
+    is_names = isinstance(pattern, str) or _is_list(pattern, str)
+    require(is_names, f"{path}: layers_pattern: must be a name or a list of names, got {pattern!r}")
+    expressions = ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern")
+    for name in ("rank_pattern", "alpha_pattern", *expressions):
         patterns = config.get(name) or []
         for pattern in [patterns] if isinstance(patterns, str) else patterns:
             try:
@@ -218,7 +224,7 @@ def _update(
         names["magnitude"] = "lora_magnitude_vector"
     for part, name in names.items():
         require(part in parts, f"{file}: {module} has no {name}")
-    found = parts["a"].shape[0]
+    found = next(iter(parts["a"].shape), 0)
     require(found == rank, f"{file}: {module} has rank {found}, but {path.name} says {rank}")
     expected = {"a": (rank, inputs), "b": (outputs, rank), "magnitude": (outputs,)}
     for part, name in names.items():
