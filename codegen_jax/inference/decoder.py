@@ -40,9 +40,9 @@ class Past(NamedTuple):
     base_B: jax.Array
 
 
-def empty_cache(config: CodeGenConfig, rows: int, slots: int, sharding: Any = None) -> Cache:
+def empty_cache(config: CodeGenConfig, rows: int, slots: int) -> Cache:
     H, K = config.n_head, config.head_dim
-    zeros = lambda *shape: jnp.zeros(shape, config.dtype, device=sharding)
+    zeros = lambda *shape: jnp.zeros(shape, config.dtype)
     return tuple((zeros(rows, H, K, slots), zeros(rows, H, slots, K)) for _ in range(config.n_layer))
 
 

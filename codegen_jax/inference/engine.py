@@ -20,11 +20,11 @@ from jax.sharding import PartitionSpec as P
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.inference import programs
 from codegen_jax.inference.decode_weights import DecodeWeights
-from codegen_jax.inference.decoder import Cache, Past, empty_cache
+from codegen_jax.inference.decoder import Cache, Past
 from codegen_jax.inference.programs import Chunk, Program, Rows, Table, recent_slots, rounded_up
 from codegen_jax.inference.request import SamplingParams
 from codegen_jax.inference.sampling import Settings
-from codegen_jax.sharding import ROWS, spec
+from codegen_jax.sharding import ROWS
 
 Item = TypeVar("Item")
 log = logging.getLogger(__name__)
@@ -279,23 +279,21 @@ class Engine:
         """Write the keys and values of prompts into their rows."""
         rows, pasts = self._table
         places = [(prefilled.prompts.index(ids), row) for ids, targets in rows_of.items() for row in targets]
-        filled = []
-        for new, past in zip(prefilled.caches, pasts):
-            cache = list(past.cache)
-            for number, row in places:
-                for layer, new_layer in enumerate(new):
-                    cache[layer] = programs.insert(cache[layer], new_layer, np.int32(number), np.int32(row))
-            filled.append(past._replace(cache=tuple(cache)))
-        self._table = Table(rows, tuple(filled))
+        prompts_B, rows_B = np.zeros((2, self.rows), np.int32)
+        prompts_B[: len(places)], rows_B[: len(places)] = zip(*places)
+        caches = [
+            programs.insert(past.cache, new, prompts_B, rows_B, np.int32(len(places)))
+            for new, past in zip(prefilled.caches, pasts)
+        ]
+        self._table = Table(rows, tuple(past._replace(cache=cache) for past, cache in zip(pasts, caches)))
 
     def _past(self, config: CodeGenConfig, cache: Cache) -> Past:
-        B, sharding = len(cache[0][0]), NamedSharding(self.mesh, spec("batch", "heads", None, None))
-        recent = empty_cache(config, B, recent_slots(self.num_draft_tokens), sharding)
+        B = len(cache[0][0])
+        recent = programs.empty(config, B, recent_slots(self.num_draft_tokens))
         return Past(cache, recent, self._replicate(np.zeros(B, np.int32)))
 
     def _empty(self, config: CodeGenConfig, B: int, slots: int) -> Past:
-        sharding = NamedSharding(self.mesh, spec("batch", "heads", None, None))
-        return self._past(config, empty_cache(config, B, slots, sharding))
+        return self._past(config, programs.empty(config, B, slots))
 
     def _resized(self, past: Past, index_B: np.ndarray, slots: int) -> Past:
         cache, recent, base_B = list(past.cache), list(past.recent), np.asarray(past.base_B)[index_B]

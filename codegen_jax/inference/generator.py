@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -364,9 +364,10 @@ class Generator:
         return self._stream(*self._submission(request, watched=True))
 
     def _stream(self, driver: Driver, ticket: Ticket) -> Iterator[str]:
-        for _ in driver.stream(ticket):
-            if chunk := ticket.text.new(ticket.is_done):
-                yield chunk
+        with closing(driver.stream(ticket)) as steps:  # Python 3.12.3 leaves it open when this generator is closed
+            for _ in steps:
+                if chunk := ticket.text.new(ticket.is_done):
+                    yield chunk
 
     def score(self, texts: Sequence[str], top: int = 0) -> list[Score]:
         """The log-probabilities that the model assigns to given texts.

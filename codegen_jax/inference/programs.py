@@ -134,25 +134,40 @@ def extend(
     return merge(past._replace(recent=recent), known_B, jnp.ones(len(known_B), bool)).cache
 
 
+@partial(jax.jit, static_argnames=("config", "rows", "slots"))
+def empty(config: CodeGenConfig, rows: int, slots: int) -> Cache:
+    """A KV cache without tokens, sharded as in a table."""
+    cache = empty_cache(config, rows, slots)
+    return jax.tree.map(lambda x: constrain(x, "batch", "heads", None, None), cache)
+
+
 @partial(jax.jit, donate_argnums=0)
-def insert(layer_cache: Any, new: Any, prompt: jax.Array, row: jax.Array) -> Any:
-    """One layer's cache with the keys and values of prompt number `prompt` written into a row, in place."""
+def insert(cache: Cache, new: Cache, prompts_B: jax.Array, rows_B: jax.Array, count: jax.Array) -> Cache:
+    """A KV cache into which prompts are written, in place: number prompts_B[n] of `new` into row rows_B[n], n < count.
 
-    def write(cached: Any, new: Any, prompt: jax.Array, row: jax.Array) -> Any:
+    One call writes all layers and rows, since a call takes 0.1 to 0.3 ms of the host's time.
+    """
+
+    def write(cache: Cache, new: Cache, prompts_B: jax.Array, rows_B: jax.Array, count: jax.Array) -> Cache:
         shard = 0 if jax.sharding.get_abstract_mesh().empty else jax.lax.axis_index(ROWS)
-        local, zero = row - shard * len(cached[0]), jnp.int32(0)
-        is_here = (local >= 0) & (local < len(cached[0]))
-        place = (jnp.clip(local, 0, len(cached[0]) - 1), zero, zero, zero)
+        local_rows, zero = len(cache[0][0]), jnp.int32(0)
 
-        def written(old: jax.Array, new: jax.Array) -> jax.Array:
-            new = jax.lax.dynamic_slice_in_dim(new, prompt, 1)
-            kept = jax.lax.dynamic_slice(old, place, new.shape)
-            return jax.lax.dynamic_update_slice(old, jnp.where(is_here, new, kept), place)
+        def write_prompt(number: jax.Array, cache: Cache) -> Cache:
+            local = rows_B[number] - shard * local_rows
+            is_here = (local >= 0) & (local < local_rows)
+            place = (jnp.clip(local, 0, local_rows - 1), zero, zero, zero)
 
-        return jax.tree.map(written, cached, new)
+            def written(old: jax.Array, new: jax.Array) -> jax.Array:
+                new = jax.lax.dynamic_slice_in_dim(new, prompts_B[number], 1)
+                kept = jax.lax.dynamic_slice(old, place, new.shape)
+                return jax.lax.dynamic_update_slice(old, jnp.where(is_here, new, kept), place)
 
-    axes, new_axes = cache_axes(layer_cache), jax.tree.map(lambda _: (None, "heads", None, None), new)
-    return shard_map(write, (axes, new_axes, (), ()), axes)(layer_cache, new, prompt, row)
+            return jax.tree.map(written, cache, new)
+
+        return jax.lax.fori_loop(0, count, write_prompt, cache)
+
+    axes, new_axes = cache_axes(cache), jax.tree.map(lambda _: (None, "heads", None, None), new)
+    return shard_map(write, (axes, new_axes, (), (), ()), axes)(cache, new, prompts_B, rows_B, count)
 
 
 @partial(jax.jit, static_argnames="slots")

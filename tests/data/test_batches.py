@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 
@@ -15,10 +14,11 @@ from codegen_jax.data.order import Order
 from codegen_jax.data.tokens import TokenFiles, Windows
 from codegen_jax.sharding import make_mesh
 from codegen_jax.training.step import batch_sharding
+from tests.runs import devices
 
 
 def sharding(*axes):
-    return batch_sharding(make_mesh(MeshConfig(*axes), jax.devices()[: np.prod(axes)]))
+    return batch_sharding(make_mesh(MeshConfig(*axes), devices(int(np.prod(axes)))))
 
 
 def make_batches(windows, batch_size, seed, sharding):

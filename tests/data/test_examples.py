@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,7 +23,7 @@ from codegen_jax.errors import UserError
 from codegen_jax.sharding import make_mesh
 from codegen_jax.training.step import batch_sharding
 from tests.data.foreign import FOREIGN
-from tests.runs import tiny_run
+from tests.runs import devices, tiny_run
 
 
 def write(path, records):
@@ -204,7 +203,7 @@ def test_batches_of_a_mixture_do_not_depend_on_the_mesh(mixture, axes):
     sources, _ = open_sources(mixture)
 
     def batches(axes):
-        mesh = make_mesh(MeshConfig(*axes), jax.devices()[: np.prod(axes)])
+        mesh = make_mesh(MeshConfig(*axes), devices(int(np.prod(axes))))
         windows = [source.rows for source in sources]
         return Batches(windows, make_order(config, sources), batch_sharding(mesh))
 

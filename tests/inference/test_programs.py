@@ -431,8 +431,9 @@ def test_insert_and_take_rows_equal_assignment_and_indexing(mesh):
     index_B = np.array([7, 0, 0, 3, 2, 1, 6, 5])
     with jax.set_mesh(mesh):
         layer_cache = take_rows((keys, values), np.arange(8))  # sharded
-        for prompt, row in ((0, 5), (2, 0), (1, 7)):
-            layer_cache = insert(layer_cache, (new_keys, new_values), np.int32(prompt), np.int32(row))
+        prompts, rows = np.array([0, 2, 1, 2, 0]), np.array([5, 0, 7, 3, 1])
+        (layer_cache,) = insert((layer_cache,), ((new_keys, new_values),), prompts, rows, np.int32(4))  # not the last
+        for prompt, row in zip(prompts[:4], rows[:4]):
             keys[row, ..., :5], values[row, :, :5] = new_keys[prompt], new_values[prompt]
         np.testing.assert_array_equal(layer_cache[0], keys)
         np.testing.assert_array_equal(layer_cache[1], values)

@@ -20,7 +20,7 @@ from codegen_jax.training.step import (
     make_eval_step,
     make_train_step,
 )
-from tests.runs import InMemory, tiny_run
+from tests.runs import InMemory, devices, tiny_run
 
 ADAPTER = {"rank": 4, "alpha": 6.0, "targets": ["all-linear", "lm_head"], "trainable_tokens": [3, 500]}
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2)]
@@ -36,8 +36,7 @@ def run_of(mesh=(1, 1, 1), training=(), width=32, **adapter):
     training = {"batch_size": 32, **dict(training)}
     sections = {"model": {"n_embd": width, "head_dim": width // 4}, "training": training}
     config = tiny_run(mesh=MeshConfig(*mesh), init_from="unused", adapter=ADAPTER | adapter, **sections)
-    devices = make_mesh(config.mesh, jax.devices()[: np.prod(mesh)])
-    return resolve(config, devices)
+    return resolve(config, make_mesh(config.mesh, devices(int(np.prod(mesh)))))
 
 
 def trained(run):

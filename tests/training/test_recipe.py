@@ -17,6 +17,7 @@ from codegen_jax.training.resolve import resolve
 from codegen_jax.training.step import abstract_state, batch_sharding, init_state, make_train_step
 from codegen_jax.weights.base import load_params
 from codegen_jax.weights.jaxformer import JaxformerWeights
+from tests.runs import devices
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -28,7 +29,7 @@ def trained(request, tmp_path_factory):
     """
     record = np.load(Path(__file__).parents[1] / "data" / f"recipe_{request.param}.npz")
     config = run_config(ast.literal_eval(str(record["config"])), dtype=request.param)
-    mesh = make_mesh(config.mesh, jax.devices()[:2])
+    mesh = make_mesh(config.mesh, devices(2))
     abstract = abstract_state(resolve(config, mesh)).params
     initial, final = (
         load_params(as_checkpoint(record, name, tmp_path_factory.mktemp(name), config.model), abstract)

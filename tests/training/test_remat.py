@@ -30,5 +30,12 @@ def test_chips_with_more_memory_recompute_less():
     assert chosen[0] != chosen[-1] == "dots"
 
 
+def test_qlora_of_6b_recomputes_blocks_where_a_24_gb_gpu_needs_it():
+    config = load_config("configs/finetune_6b_qlora.yaml")
+    rows = config.training.batch_size // config.training.gradient_accumulation_steps
+    choose = lambda kind: choose_remat(config.model, config.adapter, rows * 2048, 1, 1, kind)
+    assert choose("NVIDIA GeForce RTX 4090") == "attention" and choose("NVIDIA H100") == "dots"
+
+
 def test_unknown_device_recomputes_no_product():
     assert choice("16b", 64, 1, "cpu") == "dots"

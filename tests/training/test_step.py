@@ -26,7 +26,7 @@ from codegen_jax.training.step import (
     make_eval_step,
     make_train_step,
 )
-from tests.runs import tiny_run
+from tests.runs import devices, tiny_run
 
 ONE = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
 MESHES = [(1, 1, 1), (8, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2)]
@@ -37,7 +37,7 @@ def tokens():
 
 
 def loss_and_gradients(config):
-    mesh = make_mesh(config.mesh, jax.devices()[: np.prod(dataclasses.astuple(config.mesh))])
+    mesh = make_mesh(config.mesh, devices(int(np.prod(dataclasses.astuple(config.mesh)))))
     with jax.set_mesh(mesh):
         params = init_state(resolve(config, mesh)).params
         batch = jax.device_put(tokens(), batch_sharding(mesh))
@@ -80,7 +80,7 @@ def test_meshes_differ_only_by_rounding_over_sixty_steps():
     def losses(axes):
         optimizer = {"learning_rate": 1e-2, "end_learning_rate": 1e-3, "warmup_steps": 5, "decay_steps": 55}
         config = tiny_run(mesh=MeshConfig(*axes), optimizer=optimizer, training={"steps": 60, "batch_size": 32})
-        mesh = make_mesh(config.mesh, jax.devices()[: np.prod(axes)])
+        mesh = make_mesh(config.mesh, devices(int(np.prod(axes))))
         run = resolve(config, mesh)
         with jax.set_mesh(mesh):
             state, train_step, found = init_state(run), make_train_step(run), []
@@ -269,7 +269,7 @@ def test_document_mask_gives_the_loss_of_separate_documents(document_mask):
 def test_gradients_with_document_mask_do_not_depend_on_the_mesh(mesh):
     def gradients(axes):
         config = tiny_run(mesh=MeshConfig(*axes), data={"document_mask": True})
-        device_mesh = make_mesh(config.mesh, jax.devices()[: np.prod(axes)])
+        device_mesh = make_mesh(config.mesh, devices(int(np.prod(axes))))
         with jax.set_mesh(device_mesh):
             batch = jax.device_put(np.stack([marked(row) for row in tokens() % 50]), batch_sharding(device_mesh))
             resolved = resolve(config, device_mesh)
