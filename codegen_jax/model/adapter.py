@@ -18,13 +18,15 @@ from flax import nnx
 from jax.nn.initializers import Initializer, zeros
 
 from codegen_jax.config import LINEAR_LAYERS, AdapterConfig, CodeGenConfig
-from codegen_jax.model.block import Products
-from codegen_jax.model.codegen import Params, axes_of, shapes_of, weight
-from codegen_jax.model.cpu import einsum
+from codegen_jax.model.block import Product
+from codegen_jax.model.codegen import Params, axes_of, plain_product, shapes_of, weight
+from codegen_jax.model.cpu import einsum, einsum_with_update
 from codegen_jax.model.precision import products_of
 from codegen_jax.model.quantized import dense
 
 Sizes = dict[str, int]  # sizes by logical axis, in order
+QKV = ("query", "key", "value")  # of the fused qkv_proj
+TARGETS = dict.fromkeys(QKV, "qkv_proj") | {"attention_out": "out_proj"}  # by our names, where PEFT's differ
 
 
 class TrainedLowRank(nnx.Module):
@@ -120,14 +122,28 @@ class Adapted(NamedTuple):
         return jnp.where(is_trained_BTN.any(-1, keepdims=True), rows_BTD, x_BTD)
 
     def stacked(self, n_layer: int) -> Any:
-        """What `around` needs, stacked over all layers; layers without updates have zeros."""
+        """What `product` needs, stacked over all layers; layers without updates have zeros."""
         layers = self.config.layers
         full = lambda x: jnp.zeros((n_layer, *x.shape[1:]), x.dtype).at[jnp.array(layers)].set(x) if layers else x
         return jax.tree.map(full, self.params.get("blocks", {})), jnp.arange(n_layer)
 
-    def around(self, products: Products, stacked: Any) -> Products:
+    def product(self, stacked: Any) -> Product:
         """One layer's products with its updates, from one layer of `stacked`."""
-        return _AdaptedProducts(self, products, *stacked)
+        low_rank, layer = stacked
+        down: dict[str, jax.Array] = {}  # query, key and value share scale * dropout(x) A
+
+        def product(name: str, equation: str, x: jax.Array, w: jax.Array) -> tuple[jax.Array, ...]:
+            target = TARGETS.get(name, name)
+            if target not in low_rank:
+                return plain_product(name, equation, x, w)
+            a, b = low_rank[target]["a"], low_rank[target]["b"]
+            with jax.named_scope("adapter"):
+                if target not in down:
+                    down[target] = self.down(target, x, a, layer)
+                b = b[:, QKV.index(name)] if target == "qkv_proj" else b
+            return einsum_with_update(equation, x, w, down[target], b.astype(x.dtype))
+
+        return product
 
     def head(self, x_BTD: jax.Array, head_DV: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Hidden states and head whose product includes the update of lm_head: [x, scale x A] [W; B].
@@ -171,7 +187,7 @@ def merged(config: AdapterConfig, dtype: str, params: Params, frozen: Params) ->
             inputs, outputs = ("HK" if target == "out_proj" else "D"), ("PHK" if target == "qkv_proj" else "F")
             update = jnp.einsum(f"L{inputs}R,LR{outputs}->L{inputs}{outputs}", low_rank["a"], low_rank["b"])
             if target == "qkv_proj":
-                for p, name in enumerate(("query", "key", "value")):
+                for p, name in enumerate(QKV):
                     add(name, update[:, :, p])
             else:
                 add("attention_out" if target == "out_proj" else target, update)
@@ -183,31 +199,3 @@ def merged(config: AdapterConfig, dtype: str, params: Params, frozen: Params) ->
         rows = params["tokens"].astype(frozen["embedding"].dtype)
         model["embedding"] = frozen["embedding"].at[jnp.array(config.trainable_tokens)].set(rows)
     return model
-
-
-class _AdaptedProducts:
-    """The products of a block, with their updates; see `Products`."""
-
-    def __init__(self, adapter: Adapted, products: Products, low_rank: Params, layer: jax.Array):
-        self.adapter, self.products, self.low_rank, self.layer = adapter, products, low_rank, layer
-
-    def update(self, name: str, x: jax.Array, outputs: str) -> Any:
-        """scale * dropout(x) A B, or 0 for a matrix without update."""
-        if name not in self.low_rank:
-            return 0
-        a, b = self.low_rank[name]["a"], self.low_rank[name]["b"]
-        r_BTR = self.adapter.down(name, x, a, self.layer)
-        return einsum(f"BTR,R{outputs}->BT{outputs}", r_BTR, b.astype(x.dtype))
-
-    def inner(self, h_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        q, k, v, u_BTF = self.products.inner(h_BTD)
-        with jax.named_scope("adapter"):
-            if "qkv_proj" in self.low_rank:
-                update_BTPHK = self.update("qkv_proj", h_BTD, "PHK")
-                q, k, v = (x + update_BTPHK[:, :, p] for p, x in enumerate((q, k, v)))
-            return q, k, v, u_BTF + self.update("fc_in", h_BTD, "F")
-
-    def outer(self, a_BTHK: jax.Array, m_BTF: jax.Array) -> jax.Array:
-        y_BTD = self.products.outer(a_BTHK, m_BTF)
-        with jax.named_scope("adapter"):
-            return y_BTD + self.update("out_proj", a_BTHK, "D") + self.update("fc_out", m_BTF, "D")

@@ -18,7 +18,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import QKVLayout
 
 from codegen_jax.chips import LANES
-from codegen_jax.model.cpu import QUERY_BLOCK, on_cpu
+from codegen_jax.model.attention_cpu import attention_in_blocks
+from codegen_jax.model.cpu import on_cpu
 from codegen_jax.model.precision import products_of
 from codegen_jax.sharding import device_kind, shard_map
 
@@ -55,6 +56,8 @@ def causal_attention(
         if backend == "splash":
             return _splash(q_BTHK, k_BSHK, v_BSHK, segment_ids)
         q, k, v = (checkpoint_name(x, "qkv") for x in (q_BTHK, k_BSHK, v_BSHK))
+        if backend == "xla" and on_cpu():
+            return attention_in_blocks(q, k, v, segment_ids)
         out_BTHK = _cudnn(q, k, v, segment_ids) if backend == "cudnn" else _xla(q, k, v, segment_ids)
         return checkpoint_name(out_BTHK, "attention")
 
@@ -69,23 +72,10 @@ def choose_backend(device_kind: str, length: int, head_dim: int, dtype: str) -> 
 
 
 def _xla(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Segments) -> jax.Array:
-    """In blocks of queries on a CPU, each with the keys up to the block's end."""
     T = q_BTHK.shape[1]
-    size = QUERY_BLOCK if on_cpu() else T
-    blocks = []
-    for start in range(0, T, size):
-        end = min(start + size, T)
-        ids = None if segment_ids is None else (segment_ids[0][:, start:end], segment_ids[1][:, :end])
-        blocks.append(_last_queries(q_BTHK[:, start:end], k_BSHK[:, :end], v_BSHK[:, :end], ids))
-    return jnp.concatenate(blocks, axis=1)
-
-
-def _last_queries(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Segments) -> jax.Array:
-    """Attention of the queries at the last T of S positions."""
-    T, S = q_BTHK.shape[1], k_BSHK.shape[1]
     scores_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BSHK, preferred_element_type=jnp.float32)
     scores_BHTS *= q_BTHK.shape[-1] ** -0.5
-    visible = jnp.arange(S) <= jnp.arange(S - T, S)[:, None]
+    visible = jnp.arange(T) <= jnp.arange(T)[:, None]
     if segment_ids is not None:
         q_ids_BT, k_ids_BS = segment_ids
         visible = visible & (q_ids_BT[:, None, :, None] == k_ids_BS[:, None, None, :])

@@ -32,6 +32,10 @@ class Products(Protocol):
         ...
 
 
+# name of a weight, equation, activations and the weight -> what their product is the sum of; see `Updates.product`
+Product = Callable[[str, str, jax.Array, jax.Array], tuple[jax.Array, ...]]
+
+
 class Updates(Protocol):
     """What an adapter adds to the network; model/adapter.py has the implementation."""
 
@@ -40,11 +44,11 @@ class Updates(Protocol):
         ...
 
     def stacked(self, n_layer: int, /) -> Any:
-        """A tree of arrays with a leading axis of n_layer, for `around`."""
+        """A tree of arrays with a leading axis of n_layer, for `product`."""
         ...
 
-    def around(self, products: Products, stacked: Any, /) -> Products:
-        """A layer's products with its updates, from one layer of `stacked`."""
+    def product(self, stacked: Any, /) -> Product:
+        """A layer's products with its updates, from one layer of `stacked`: the products, then any updates to add."""
         ...
 
 

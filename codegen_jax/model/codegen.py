@@ -9,7 +9,7 @@ arrays; `module` turns them back into the network.
 """
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jax.nn.initializers import Initializer, normal, ones, truncated_normal, zer
 
 from codegen_jax.config import CodeGenConfig
 from codegen_jax.model.attention import Segments, causal_attention
-from codegen_jax.model.block import Products, Updates, layer_norm, parallel_block
+from codegen_jax.model.block import Product, Updates, layer_norm, parallel_block
 from codegen_jax.model.cpu import einsum
 from codegen_jax.model.precision import products_of
 from codegen_jax.model.quantized import dense
@@ -46,6 +46,11 @@ def weight(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], init: 
 def gathered(param: nnx.Param, dtype: Any) -> jax.Array:
     """A weight in the compute dtype, dequantized and gathered along fsdp; the backward pass does both again."""
     return checkpoint_name(gather(dense(param[...], dtype), param.get_metadata("axes")), "weight")
+
+
+def plain_product(name: str, equation: str, x: jax.Array, w: jax.Array) -> tuple[jax.Array, ...]:
+    """A `Product` without updates."""
+    return (einsum(equation, x, w),)
 
 
 def matrix_init(config: CodeGenConfig, std: float) -> Initializer:
@@ -85,37 +90,49 @@ class Block(nnx.Module):
         self.fc_out_bias = weight(rngs, (L, D), ("layers", "norm"), zeros)
 
     def __call__(
-        self, x_BTD: jax.Array, angles_BTR: jax.Array, segment_ids: Segments, products: Products | None = None
+        self, x_BTD: jax.Array, angles_BTR: jax.Array, segment_ids: Segments, product: Product = plain_product
     ) -> jax.Array:
-        """The block's output; `products` replace its own matrix products."""
+        """The block's output; `product` is how it multiplies activations and weights."""
 
         def attend(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array) -> tuple[jax.Array, None]:
             backend = self.attention_backend
             return causal_attention(q_BTHK, k_BTHK, v_BTHK, segment_ids=segment_ids, backend=backend), None
 
-        return parallel_block(x_BTD, self.ln, products or self, attend, angles_BTR)[0]
+        return parallel_block(x_BTD, self.ln, BlockProducts(self, product), attend, angles_BTR)[0]
+
+
+class BlockProducts(NamedTuple):
+    """The `Products` of a block; the MLP's inner states are [B, T, F]."""
+
+    block: Block
+    product: Product
+
+    def terms(self, equation: str, x: jax.Array, name: str) -> tuple[jax.Array, ...]:
+        """The product with the weight of this name, and any updates of it to be added."""
+        return self.product(name, equation, x, gathered(getattr(self.block, name), x.dtype))
+
+    def sum(self, equation: str, x: jax.Array, name: str) -> jax.Array:
+        product, *updates = self.terms(equation, x, name)
+        return sum(updates, start=product)
 
     def inner(self, h_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """See `Products`; the MLP's inner states are [B, T, F]."""
-        dtype = h_BTD.dtype
         # materialize once: otherwise XLA on TPU fuses it into the products that read it and recomputes it per tile
         h_BTD = jax.lax.optimization_barrier(h_BTD)
         with jax.named_scope("attention"):
-            q, k, v = (einsum("BTD,DHK->BTHK", h_BTD, gathered(w, dtype)) for w in (self.query, self.key, self.value))
+            q, k, v = (self.sum("BTD,DHK->BTHK", h_BTD, name) for name in ("query", "key", "value"))
         with jax.named_scope("mlp"):
-            u_BTF = einsum("BTD,DF->BTF", h_BTD, gathered(self.fc_in, dtype))
-            u_BTF = checkpoint_name(u_BTF + self.fc_in_bias[...].astype(dtype), "mlp")
+            u_BTF = self.sum("BTD,DF->BTF", h_BTD, "fc_in")
+            u_BTF = checkpoint_name(u_BTF + self.block.fc_in_bias[...].astype(h_BTD.dtype), "mlp")
         return q, k, v, u_BTF
 
     def outer(self, a_BTHK: jax.Array, m_BTF: jax.Array) -> jax.Array:
-        """See `Products`."""
-        dtype = a_BTHK.dtype
         with jax.named_scope("attention"):
-            attention_BTD = einsum("BTHK,HKD->BTD", a_BTHK, gathered(self.attention_out, dtype))
+            attention_BTD, *updates = self.terms("BTHK,HKD->BTD", a_BTHK, "attention_out")
         with jax.named_scope("mlp"):
-            mlp_BTD = einsum("BTF,FD->BTD", m_BTF, gathered(self.fc_out, dtype))
+            mlp_BTD, *mlp_updates = self.terms("BTF,FD->BTD", m_BTF, "fc_out")
         # add these first: both are partial sums along tensor, so one all-reduce serves both
-        return (attention_BTD + mlp_BTD) + self.fc_out_bias[...].astype(dtype)
+        y_BTD = (attention_BTD + mlp_BTD) + self.block.fc_out_bias[...].astype(a_BTHK.dtype)
+        return sum([*updates, *mlp_updates], start=y_BTD)
 
 
 class CodeGen(nnx.Module):
@@ -184,8 +201,8 @@ class CodeGen(nnx.Module):
 
         def layer(x_BTD: jax.Array, slices: Any) -> tuple[jax.Array, None]:
             block = nnx.merge(graphdef, slices[0])
-            products = None if updates is None else updates.around(block, slices[1])
-            return block(x_BTD, angles_BTR, segment_ids, products), None
+            product = plain_product if updates is None else updates.product(slices[1])
+            return block(x_BTD, angles_BTR, segment_ids, product), None
 
         if remat:
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
