@@ -36,13 +36,14 @@ CHIPS = {
     "NVIDIA A100": Chip(312e12, 60 * GIB),
     "NVIDIA H100": Chip(989e12, 60 * GIB),
     "NVIDIA H200": Chip(989e12, 105 * GIB),
-    "NVIDIA L40S": Chip(362e12, 36 * GIB),
-    "NVIDIA L40": Chip(181e12, 36 * GIB),
-    "NVIDIA L4": Chip(121e12, 18 * GIB),
-    "NVIDIA A10G": Chip(70e12, 18 * GIB),
-    "NVIDIA A10": Chip(125e12, 18 * GIB),
-    "NVIDIA GeForce RTX 3090": Chip(71e12, 18 * GIB),
-    "NVIDIA GeForce RTX 4090": Chip(165e12, 18 * GIB),
+    "NVIDIA L40S": Chip(362e12, 33 * GIB),
+    "NVIDIA L40": Chip(181e12, 33 * GIB),
+    "NVIDIA L4": Chip(121e12, 16 * GIB),
+    "NVIDIA A10G": Chip(70e12, 16 * GIB),
+    "NVIDIA A10": Chip(125e12, 16 * GIB),
+    "NVIDIA GeForce RTX 3090": Chip(71e12, 17 * GIB),
+    "NVIDIA GeForce RTX 4090 Laptop": Chip(165e12, 11 * GIB),
+    "NVIDIA GeForce RTX 4090": Chip(165e12, 17 * GIB),
 }
 
 

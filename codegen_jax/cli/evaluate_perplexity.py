@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from codegen_jax.cli.allocator import keep_freed_blocks
+from codegen_jax.allocator import keep_freed_blocks
 from codegen_jax.cli.arguments import add_loading, load, whole_number
 from codegen_jax.cli.evaluate_arguments import read_limit
 from codegen_jax.errors import UserError, require

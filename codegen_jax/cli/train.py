@@ -3,7 +3,6 @@
 import argparse
 from typing import Any
 
-from codegen_jax.cli.allocator import keep_freed_blocks
 from codegen_jax.cli.arguments import CONFIG, add_config, read_config
 
 
@@ -41,8 +40,6 @@ def train(arguments: argparse.Namespace) -> None:
         return
     from codegen_jax.training.loop import train  # after the config is checked, since importing jax takes a second
 
-    if config.adapter.rank:  # measured for adapters only
-        keep_freed_blocks(of_any_size=True)
     train(config)
 
 

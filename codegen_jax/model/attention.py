@@ -18,15 +18,12 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import QKVLayout
 
 from codegen_jax.chips import LANES
-from codegen_jax.model.attention_cpu import attention_in_blocks
+from codegen_jax.model.attention_cpu import Segments, attention_in_blocks
 from codegen_jax.model.cpu import on_cpu
 from codegen_jax.model.precision import products_of
 from codegen_jax.sharding import device_kind, shard_map
 
 SPLASH_BLOCK = 512  # rows and columns of a tile; at 2,048 tokens, the causal mask skips 6 of the 4 x 4 tiles
-
-
-Segments = tuple[jax.Array, jax.Array] | None
 
 
 def causal_attention(
@@ -44,7 +41,8 @@ def causal_attention(
         k_BSHK: keys, rotated.
         v_BSHK: values.
         segment_ids: int32 ids of the queries [B, T] and keys [B, S]; a query attends only within its own segment.
-        backend: xla, splash (Pallas; interpreted unless on a TPU) or cudnn; auto chooses by device and shape.
+        backend: xla (on a CPU in blocks), splash (Pallas; interpreted unless on a TPU) or cudnn; auto chooses by device
+            and shape.
 
     Returns:
         [B, T, H, K] in the dtype of v. Scores and softmax are float32, as in the authors' code.

@@ -16,16 +16,22 @@ from jax.ad_checkpoint import checkpoint_name
 
 from codegen_jax.model.precision import products_of
 
-BLOCK = 128  # queries (in the backward pass keys) of a block; it skips the keys after them (the queries before them)
+BLOCK = (
+    128  # queries per block, which skips later keys; in the backward pass keys per block, which skips earlier queries
+)
+
+Segments = tuple[jax.Array, jax.Array] | None
 
 
 @jax.custom_vjp
-def attention_in_blocks(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Any) -> jax.Array:
+def attention_in_blocks(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Segments) -> jax.Array:
     """See `causal_attention`. All products are float32; remat's name for the residuals is "attention"."""
     return _forward(q_BTHK, k_BSHK, v_BSHK, segment_ids)[0]
 
 
-def _forward(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Any) -> tuple[jax.Array, jax.Array]:
+def _forward(
+    q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Segments
+) -> tuple[jax.Array, jax.Array]:
     """The output [B, T, H, K], and for each query the logarithm of the sum of its exponentials [B, H, T]."""
     length, visible = q_BTHK.shape[1], _visible(q_BTHK.shape[1], segment_ids)
     q_BHTK, k_BHSK, v_BHSK = _heads_first(_scaled(q_BTHK), k_BSHK, v_BSHK)
@@ -43,7 +49,7 @@ def _forward(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_id
 
 
 def _with_residuals(
-    q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Any
+    q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Segments
 ) -> tuple[jax.Array, tuple[Any, ...]]:
     found = _forward(q_BTHK, k_BSHK, v_BSHK, segment_ids)
     out_BTHK, logsumexp_BHT = (checkpoint_name(x, "attention") for x in found)
@@ -76,7 +82,7 @@ def _gradients(residuals: tuple[Any, ...], dout_BTHK: jax.Array) -> tuple[jax.Ar
 attention_in_blocks.defvjp(_with_residuals, _gradients)
 
 
-def _visible(length: int, segment_ids: Any) -> jax.Array:
+def _visible(length: int, segment_ids: Segments) -> jax.Array:
     """Whether a query sees a key, [1, 1, T, S], or [B, 1, T, S] with segments."""
     visible = jnp.tri(length, dtype=bool)[None, None]
     if segment_ids is None:

@@ -32,8 +32,12 @@ class Products(Protocol):
         ...
 
 
-# name of a weight, equation, activations and the weight -> what their product is the sum of; see `Updates.product`
-Product = Callable[[str, str, jax.Array, jax.Array], tuple[jax.Array, ...]]
+class Product(Protocol):
+    """How a block multiplies activations and one of its weights."""
+
+    def __call__(self, name: str, equation: str, x: jax.Array, w: jax.Array, /) -> tuple[jax.Array, ...]:
+        """`jnp.einsum(equation, x, w)` for the weight of this name, and any updates to add to it, of the same shape."""
+        ...
 
 
 class Updates(Protocol):
@@ -48,7 +52,7 @@ class Updates(Protocol):
         ...
 
     def product(self, stacked: Any, /) -> Product:
-        """A layer's products with its updates, from one layer of `stacked`: the products, then any updates to add."""
+        """A layer's products with its updates, from one layer of `stacked`."""
         ...
 
 

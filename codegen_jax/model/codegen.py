@@ -111,7 +111,7 @@ class BlockProducts(NamedTuple):
         """The product with the weight of this name, and any updates of it to be added."""
         return self.product(name, equation, x, gathered(getattr(self.block, name), x.dtype))
 
-    def sum(self, equation: str, x: jax.Array, name: str) -> jax.Array:
+    def total(self, equation: str, x: jax.Array, name: str) -> jax.Array:
         product, *updates = self.terms(equation, x, name)
         return sum(updates, start=product)
 
@@ -119,9 +119,9 @@ class BlockProducts(NamedTuple):
         # materialize once: otherwise XLA on TPU fuses it into the products that read it and recomputes it per tile
         h_BTD = jax.lax.optimization_barrier(h_BTD)
         with jax.named_scope("attention"):
-            q, k, v = (self.sum("BTD,DHK->BTHK", h_BTD, name) for name in ("query", "key", "value"))
+            q, k, v = (self.total("BTD,DHK->BTHK", h_BTD, name) for name in ("query", "key", "value"))
         with jax.named_scope("mlp"):
-            u_BTF = self.sum("BTD,DF->BTF", h_BTD, "fc_in")
+            u_BTF = self.total("BTD,DF->BTF", h_BTD, "fc_in")
             u_BTF = checkpoint_name(u_BTF + self.block.fc_in_bias[...].astype(h_BTD.dtype), "mlp")
         return q, k, v, u_BTF
 

@@ -1,7 +1,7 @@
 """What the network and its loss do differently on a CPU, where XLA's fast kernels are not those of a TPU or GPU.
 
-Every choice that is made for CPUs is in this file and in attention_cpu.py; its functions are the plain operations
-elsewhere, so it changes no program for a TPU. docs/performance.md has the measurements.
+Every choice that is made for CPUs is in this file and in attention_cpu.py; the functions here are the plain operations
+elsewhere, so they change no program for a TPU. docs/performance.md has the measurements.
 
 Axes: N rows and positions, X and Y the two sides of a weight.
 """
@@ -63,7 +63,9 @@ def einsum_with_update(
     if on_cpu():
         return (_einsum_with_update(x, w, r_BTR, b),)
     outputs = equation.partition("->")[2][2:]
-    return jnp.einsum(equation, x, w), jnp.einsum(f"BTR,R{outputs}->BT{outputs}", r_BTR, b)
+    with jax.named_scope("adapter"):
+        update = jnp.einsum(f"BTR,R{outputs}->BT{outputs}", r_BTR, b)
+    return jnp.einsum(equation, x, w), update
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -109,7 +111,7 @@ def _einsum_with_update(x: jax.Array, w: jax.Array, r_BTR: jax.Array, b: jax.Arr
 def _gradients_with_update(operands: tuple[jax.Array, ...], dy: jax.Array) -> tuple[jax.Array, ...]:
     x_NX, w_XY, r_NR, b_RY = _matrices(*operands)
     dy_NY = dy.reshape(len(x_NX), -1)
-    with products_of(dy.dtype):
+    with products_of(dy.dtype):  # as in `_gradients`
         wider_dx = _times_transposed(dy_NY, jnp.concatenate([w_XY, b_RY]))
         dx_NX, dr_NR = jnp.split(wider_dx, [x_NX.shape[1]], axis=1)
         gradients = dx_NX, _weight_gradient(x_NX, dy_NY), dr_NR, _weight_gradient(r_NR, dy_NY)

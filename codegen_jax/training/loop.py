@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from codegen_jax.allocator import keep_freed_blocks
 from codegen_jax.compilation import use_compilation_cache
 from codegen_jax.config import RunConfig
 from codegen_jax.config_file import in_yaml
@@ -80,6 +81,8 @@ def _train(config: RunConfig, clock: Clock) -> None:
         config = with_steps(config, rows_per_epoch(sources))
         order = make_order(config, sources)
     with clock.on("devices"):
+        if config.adapter.rank:  # measured for adapters only
+            keep_freed_blocks(of_any_size=True)
         use_compilation_cache()
         mesh = make_mesh(config.mesh)
         run = resolve(config, mesh)

@@ -428,13 +428,18 @@ def test_insert_and_take_rows_equal_assignment_and_indexing(mesh):
     rng = np.random.default_rng(0)
     random = lambda *shape: rng.normal(size=shape).astype(np.float32)
     keys, values, new_keys, new_values = random(8, 4, 2, 6), random(8, 4, 6, 2), random(3, 4, 2, 5), random(3, 4, 5, 2)
+    other, new_other = (-values.mT, -values), (2 * new_values.mT, 2 * new_values)
     index_B = np.array([7, 0, 0, 3, 2, 1, 6, 5])
     with jax.set_mesh(mesh):
         layer_cache = take_rows((keys, values), np.arange(8))  # sharded
         prompts, rows = np.array([0, 2, 1, 2, 0]), np.array([5, 0, 7, 3, 1])
-        (layer_cache,) = insert((layer_cache,), ((new_keys, new_values),), prompts, rows, np.int32(4))  # not the last
+        cache = (layer_cache, take_rows(other, np.arange(8)))
+        cache = insert(cache, ((new_keys, new_values), new_other), prompts, rows, np.int32(4))  # not the last one
+        layer_cache, other_cache = cache
         for prompt, row in zip(prompts[:4], rows[:4]):
             keys[row, ..., :5], values[row, :, :5] = new_keys[prompt], new_values[prompt]
+            other[1][row, :, :5] = new_other[1][prompt]
+        np.testing.assert_array_equal(other_cache[1], other[1])
         np.testing.assert_array_equal(layer_cache[0], keys)
         np.testing.assert_array_equal(layer_cache[1], values)
         wider = take_rows(layer_cache, index_B, slots=9)

@@ -64,6 +64,16 @@ def test_attention_in_blocks_matches_full_attention_forward_and_backward(length,
         np.testing.assert_allclose(block, full, rtol=1e-5, atol=1e-5)
 
 
+def test_attention_in_blocks_rounds_bfloat16_once():
+    keys = jax.random.split(jax.random.key(0), 4)
+    inputs = [jax.random.normal(key, (2, 200, 2, 16), jnp.bfloat16) for key in keys]
+    expected = with_gradients("xla", None, *(x.astype(jnp.float32) for x in inputs))
+    for actual, reference in zip(with_gradients("xla", None, *inputs), expected, strict=True):
+        assert actual.dtype == jnp.bfloat16
+        difference = jnp.linalg.norm(actual.astype(jnp.float32) - reference) / jnp.linalg.norm(reference)
+        assert difference < 0.005  # bfloat16 has an 8-bit mantissa
+
+
 @pytest.mark.parametrize("segments", [False, True])
 @pytest.mark.parametrize("head_dim", [64, 80, 256])  # 350M; 2B; 6B and 16B
 def test_splash_matches_the_reference_forward_and_backward(head_dim, segments, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 
 from codegen_jax.config import MeshConfig
 from codegen_jax.errors import UserError
+from codegen_jax.model import cpu
 from codegen_jax.model.codegen import init_params, module
 from codegen_jax.model.quantized import dense as dense_matrix
 from codegen_jax.sharding import make_mesh
@@ -102,6 +103,12 @@ def expected():
 @pytest.mark.parametrize("mesh", MESHES)
 def test_loss_and_gradients_are_those_of_merged_weights_on_every_mesh(mesh, expected):
     loss, gradients = loss_and_gradients(run_of(mesh))
+    assert_equal((loss.total, gradients), expected)
+
+
+def test_updates_that_are_products_of_their_own_as_on_accelerators_give_the_same(expected, monkeypatch):
+    monkeypatch.setattr(cpu, "on_cpu", lambda: False)
+    loss, gradients = loss_and_gradients(run_of())
     assert_equal((loss.total, gradients), expected)
 
 

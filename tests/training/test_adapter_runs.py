@@ -23,6 +23,7 @@ from codegen_jax.errors import UserError
 from codegen_jax.training.loop import train
 from codegen_jax.weights.open import open_adapter, open_model
 from tests.conftest import write_shard
+from tests.processes import finish, start
 from tests.runs import tiny_run
 
 ADAPTER = {"rank": 4, "alpha": 8.0}
@@ -94,6 +95,14 @@ def test_a_run_is_the_same_on_another_mesh_and_with_an_interruption(run, tmp_pat
     train(run_of(tmp_path / "mesh", token_folder, base, mesh=mesh))
     for name, (a, b) in arrays_of(run).items():
         for mine, other in zip((a, b), arrays_of(tmp_path / "mesh")[name], strict=True):
+            np.testing.assert_allclose(mine, other, rtol=1e-3, atol=2e-5, err_msg=name)
+
+
+def test_two_processes_train_the_adapter_that_one_does(run, tmp_path, token_folder, base):
+    config = run_of(tmp_path / "run", token_folder, base, mesh=MeshConfig(2, 1, 1))
+    assert [code for code, _ in finish(start(config, tmp_path / "a.yaml", count=2, devices=1))] == [0, 0]
+    for name, (a, b) in arrays_of(run).items():
+        for mine, other in zip((a, b), arrays_of(tmp_path / "run")[name], strict=True):
             np.testing.assert_allclose(mine, other, rtol=1e-3, atol=2e-5, err_msg=name)
 
 

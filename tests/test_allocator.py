@@ -8,7 +8,7 @@ import pytest
 
 PROGRAM = """
 import ctypes, resource, sys
-from codegen_jax.cli.allocator import keep_freed_blocks
+from codegen_jax.allocator import keep_freed_blocks
 size = 30 << 20 if sys.argv[1] == "small" else 300 << 20
 if sys.argv[2] == "kept":
     keep_freed_blocks(of_any_size=sys.argv[1] == "large")
