@@ -281,9 +281,10 @@ class Engine:
         places = [(prefilled.prompts.index(ids), row) for ids, targets in rows_of.items() for row in targets]
         prompts_B, rows_B = np.zeros((2, self.rows), np.int32)
         prompts_B[: len(places)], rows_B[: len(places)] = zip(*places)
+        name, count = f"insertion into {self.rows} row(s) x {self.slots} slots", np.int32(len(places))
         caches = [
-            programs.insert(past.cache, new, prompts_B, rows_B, np.int32(len(places)))
-            for new, past in zip(prefilled.caches, pasts)
+            self._call(name, (config, new[0][0].shape), programs.insert, past.cache, new, prompts_B, rows_B, count)
+            for (config, _), new, past in zip(self.networks, prefilled.caches, pasts)
         ]
         self._table = Table(rows, tuple(past._replace(cache=cache) for past, cache in zip(pasts, caches)))
 
