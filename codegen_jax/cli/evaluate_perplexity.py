@@ -5,7 +5,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from codegen_jax.allocator import keep_freed_blocks
 from codegen_jax.cli.arguments import add_loading, load, whole_number
 from codegen_jax.cli.evaluate_arguments import read_limit
 from codegen_jax.errors import UserError, require
@@ -107,6 +106,7 @@ def perplexity(arguments: argparse.Namespace) -> None:
 
 
 def of_tokens(arguments: argparse.Namespace) -> tuple["Measure", tuple[str, ...]]:
+    from codegen_jax.allocator import keep_freed_blocks
     from codegen_jax.evaluation.perplexity import measure_perplexity
 
     tokens, length, max_windows = arguments.tokens, arguments.sequence_length, arguments.max_windows

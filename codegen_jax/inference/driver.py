@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 
 from codegen_jax.inference.scheduler import Scheduler, Ticket
 
@@ -40,7 +40,7 @@ class Driver:
         if error := next((ticket.error for ticket in tickets if ticket.error), None):
             raise error
 
-    def stream(self, ticket: Ticket) -> Iterator[None]:
+    def stream(self, ticket: Ticket) -> Generator[None, None, None]:
         """Run a ticket, yielding after each step. Closing the iterator early cancels the ticket.
 
         Raises:
