@@ -42,7 +42,7 @@ CHIPS = {
     "NVIDIA A10G": Chip(70e12, 16 * GIB),
     "NVIDIA A10": Chip(125e12, 16 * GIB),
     "NVIDIA GeForce RTX 3090": Chip(71e12, 17 * GIB),
-    "NVIDIA GeForce RTX 4090 Laptop": Chip(165e12, 11 * GIB),
+    "NVIDIA GeForce RTX 4090 Laptop": Chip(165e12, 11 * GIB),  # the peak is that of the desktop's card
     "NVIDIA GeForce RTX 4090": Chip(165e12, 17 * GIB),
 }
 
