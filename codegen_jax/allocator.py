@@ -1,13 +1,16 @@
 """The settings of glibc's malloc on CPUs."""
 
 import ctypes
+import logging
 import platform
 
-from codegen_jax.distributed import log_once
+from codegen_jax.distributed import is_first
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # malloc.h
 NEVER = -1
 LARGEST_BLOCK = 32 * 2**20  # older versions of glibc allow no larger threshold
+
+log = logging.getLogger(__name__)
 
 
 def keep_freed_blocks(of_any_size: bool = False) -> None:
@@ -27,5 +30,5 @@ def keep_freed_blocks(of_any_size: bool = False) -> None:
     if jax.default_backend() == "cpu" and platform.libc_ver()[0] == "glibc":
         libc, sizes = ctypes.CDLL(None), "of any size" if of_any_size else "of up to 32 MiB"
         limit = (M_MMAP_MAX, 0) if of_any_size else (M_MMAP_THRESHOLD, LARGEST_BLOCK)
-        if libc.mallopt(*limit) and libc.mallopt(M_TRIM_THRESHOLD, NEVER):
-            log_once(f"malloc keeps freed blocks {sizes}, which saves time on CPUs")
+        if libc.mallopt(*limit) and libc.mallopt(M_TRIM_THRESHOLD, NEVER) and is_first():
+            log.info(f"malloc keeps freed blocks {sizes}, which saves time on CPUs")
