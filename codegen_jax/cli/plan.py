@@ -1,12 +1,13 @@
 """The verb plan: check whether a run fits a TPU slice, without one, and estimate its speed."""
 
 import argparse
+import math
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
-from codegen_jax.cli.arguments import add_config, read_config, whole_number
+from codegen_jax.cli.arguments import add_config, number, read_config, whole_number
 from codegen_jax.errors import report, require
 from codegen_jax.strict_json import dumps
 
@@ -57,6 +58,7 @@ def add_verbs(verbs: Any) -> None:
         help="chips that share the attention heads (decode mode; default: all)",
     )
     verb.add_argument("--quantize", choices=("int8",), help="quantize the weights to int8 (decode mode)")
+    verb.add_argument("--price", type=number, metavar="X", help="price of a chip-hour, for the cost of the run")
     verb.add_argument("--plot", metavar="FILE.png", help="plot the breakdown of step time and memory")
     verb.add_argument("--dump-hlo", metavar="FILE", help="write the optimized HLO to a file")
     verb.add_argument("--json", action="store_true", help="print the plan as one JSON object")
@@ -82,8 +84,10 @@ def make(arguments: argparse.Namespace) -> None:
     from codegen_jax.planning.slices import parse_slice
 
     config, tpu = read_config(arguments), parse_slice(arguments.topology)
+    price = arguments.price
+    require(price is None or 0 < price < math.inf, f"price: must be positive, got {price}")
     if arguments.mode == "decode":
-        for name, default in (("slices", 1), ("fit", False), ("plot", None), ("dump_hlo", None)):
+        for name, default in (("slices", 1), ("fit", False), ("price", None), ("plot", None), ("dump_hlo", None)):
             require(getattr(arguments, name) == default, f"{name}: requires --mode train")
         from codegen_jax.planning.decode_plan import plan_decode
 
@@ -102,6 +106,6 @@ def make(arguments: argparse.Namespace) -> None:
         config, _ = fit(config, tpu, arguments.slices, lambda line: print(line, file=sys.stderr))
         print(settings(config), file=sys.stderr)
     plan = make_plan(config, tpu, arguments.slices, dump_hlo=arguments.dump_hlo)
-    print(dumps(plan.to_dict()) if arguments.json else describe(plan))
+    print(dumps(plan.to_dict()) if arguments.json else describe(plan, price))
     if arguments.plot:
         plot(plan, arguments.plot)

@@ -26,6 +26,7 @@ from codegen_jax.inference.programs import (
 )
 from codegen_jax.inference.sampling import Settings
 from codegen_jax.planning.hlo import Module
+from codegen_jax.planning.kernels import grid_loops
 from codegen_jax.planning.plan import links_of, memory_of_error, shard_bytes, text_of
 from codegen_jax.planning.schedule import operations
 from codegen_jax.planning.slices import Slice, slice_devices
@@ -136,22 +137,26 @@ def plan_decode(
 
     together = prompts_per_prefill(prompt_tokens, rows, groups)
     tokens_PT = jax.ShapeDtypeStruct((together, prompt_tokens), jnp.int32)
+    step = jax.jit(one_token, donate_argnums=(1, 3))
     with jax.set_mesh(mesh):
+        programs = [
+            prefill.lower(weights, tokens_PT, config=config),
+            step.lower(weights, Rows(**values), cache, recent, integers_B),
+        ]
+    seconds, memories = [], []
+    for lowered in programs:
         try:
-            filled = prefill.lower(weights, tokens_PT, config=config).compile()
-            step = jax.jit(one_token, donate_argnums=(1, 3))
-            decoded = step.lower(weights, Rows(**values), cache, recent, integers_B).compile()
+            compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             needed, available = (size / GIB for size in memory_of_error(error))
             raise UserError(
                 f"does not fit: needs at least {needed:.2f} GiB per chip, but only {available:.2f} GiB are available; "
                 "use fewer rows or tokens, int8 weights, or a larger topology"
             ) from error
-    seconds = [
-        sum(o.count * o.exposed for o in operations(Module(text_of(compiled)), links_of(mesh, tpu)))
-        for compiled in (filled, decoded)
-    ]
-    memories = [compiled.memory_analysis() for compiled in (filled, decoded)]
+        module = Module(text_of(compiled))
+        priced = operations(module, links_of(mesh, tpu), grid_loops(module, tpu))
+        seconds.append(sum(o.count * o.exposed for o in priced))
+        memories.append(compiled.memory_analysis())
     weights_bytes = sum(map(shard_bytes, jax.tree.leaves(weights))) - shard_bytes(weights.others["embedding"])
     cache_bytes = sum(map(shard_bytes, jax.tree.leaves(cache)))
     return DecodePlan(

@@ -1,14 +1,18 @@
 """Search for the fastest plan that fits, by compiling candidates."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
 from codegen_jax.config import MeshConfig, RunConfig
 from codegen_jax.errors import UserError, require
 from codegen_jax.planning.plan import Plan, make_plan
-from codegen_jax.planning.slices import Slice
+from codegen_jax.planning.slices import Slice, slice_devices
+from codegen_jax.sharding import make_mesh
+from codegen_jax.training.resolve import resolve
 
 REMAT = ("dots", "qkv_attention", "attention", "full")  # from the least to the most recomputation
+MICRO_BATCHES = (1, 2, 4, 8)
 
 
 def settings(config: RunConfig) -> str:
@@ -24,7 +28,8 @@ def settings(config: RunConfig) -> str:
 def fit(config: RunConfig, tpu: Slice, slices: int, progress: Callable[[str], None]) -> tuple[RunConfig, Plan]:
     """Find a fast config that fits by varying the number of micro-batches, the remat policy and the mesh.
 
-    The search is not exhaustive. For 1, 2 and 4 micro-batches it takes the first remat policy that fits; for the
+    The search is not exhaustive. It starts with the config's mesh, or the nearest one on which the settings that need
+    the least memory fit. There, it takes for each number of micro-batches the first remat policy that fits. For the
     fastest of these plans it then tries other ways to divide the same chips between data and fsdp.
 
     Args:
@@ -34,17 +39,13 @@ def fit(config: RunConfig, tpu: Slice, slices: int, progress: Callable[[str], No
         progress: called with a line about each candidate.
 
     Raises:
-        UserError: if no candidate fits.
+        UserError: if no mesh divides the model and the batch, or no candidate fits.
     """
     best: tuple[RunConfig, Plan] | None = None
 
     def fits(candidate: RunConfig) -> bool:
         nonlocal best
-        try:
-            plan = make_plan(candidate, tpu, slices)
-        except UserError as error:  # the mesh does not divide the model or the batch
-            progress(f"{settings(candidate)}: {error}")
-            return False
+        plan = make_plan(candidate, tpu, slices)
         if not plan.memory.fits:
             progress(f"{settings(candidate)}: does not fit")
             return False
@@ -53,17 +54,50 @@ def fit(config: RunConfig, tpu: Slice, slices: int, progress: Callable[[str], No
             best = candidate, plan
         return True
 
-    for micro_batches in (1, 2, 4):
-        if config.training.batch_size % micro_batches == 0:
-            training = replace(config.training, gradient_accumulation_steps=micro_batches)
-            for remat in REMAT:
-                if fits(replace(config, training=replace(training, remat=remat))):
-                    break
+    for on_mesh in _on_meshes(config, tpu, slices, progress):
+        divisors = [n for n in MICRO_BATCHES if config.training.batch_size % n == 0]
+        micro_batches = [n for n in divisors if _problem(_with(on_mesh, n, "full"), tpu, slices) is None]
+        if fits(_with(on_mesh, micro_batches[-1], "full")):
+            for n in micro_batches:
+                policies = REMAT[:-1] if n == micro_batches[-1] else REMAT
+                next((remat for remat in policies if fits(_with(on_mesh, n, remat))), None)
+            break
     require(best is not None, f"fit: nothing fits on {tpu.name}; use a larger topology or a smaller batch size")
     assert best is not None
     chosen, axes = best[0], best[1].mesh
     rows = axes["data"] * axes["fsdp"]
     for fsdp in (axes["fsdp"] // 4, axes["fsdp"] // 2, axes["fsdp"] * 2, axes["fsdp"] * 4):
         if fsdp and rows % fsdp == 0:
-            fits(replace(chosen, mesh=MeshConfig(rows // fsdp, fsdp, axes["tensor"])))
+            candidate = replace(chosen, mesh=MeshConfig(rows // fsdp, fsdp, axes["tensor"]))
+            if _problem(candidate, tpu, slices) is None:
+                fits(candidate)
     return best
+
+
+def _on_meshes(config: RunConfig, tpu: Slice, slices: int, progress: Callable[[str], None]) -> list[RunConfig]:
+    """The config on each mesh that divides the model and the batch, from the nearest to its own, by shards of fsdp."""
+    chips = math.prod(tpu.shape) * slices
+    tensor = config.mesh.tensor if config.mesh.tensor > 0 and chips % config.mesh.tensor == 0 else 1
+    rows = chips // tensor
+    wanted = config.mesh.fsdp if config.mesh.fsdp > 0 else rows
+    sizes = sorted((n for n in range(rows, 0, -1) if rows % n == 0), key=lambda n: abs(math.log(n / wanted)))
+    problem_of = lambda on_mesh: _problem(_with(on_mesh, 1, "full"), tpu, slices)
+    every = [replace(config, mesh=MeshConfig(rows // n, n, tensor)) for n in sizes]
+    result = [on_mesh for on_mesh in every if problem_of(on_mesh) is None]
+    if problem := problem_of(config):
+        require(bool(result), f"fit: no mesh divides the model and the batch: {problem}")
+        progress(f"{problem}; searching other meshes")
+    return result
+
+
+def _with(config: RunConfig, micro_batches: int, remat: str) -> RunConfig:
+    return replace(config, training=replace(config.training, gradient_accumulation_steps=micro_batches, remat=remat))
+
+
+def _problem(config: RunConfig, tpu: Slice, slices: int) -> UserError | None:
+    """Why the mesh does not divide the devices, the model or the batch, if so."""
+    try:
+        resolve(config, make_mesh(config.mesh, slice_devices(tpu, slices)))
+    except UserError as error:
+        return error
+    return None

@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
+Array = tuple[str, tuple[int, ...]]  # dtype and dimensions
 ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 ARRAY = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
 HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = ")
+CONTINUATION = re.compile(r'\n(?="|\}\})')  # the metadata of Pallas kernels is on lines of its own
+COUNTERS = [[("s32", ())], [("u32", ())]]
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -32,9 +35,13 @@ class Instruction:
     attributes: str = field(repr=False)
 
     @cached_property
-    def arrays(self) -> list[tuple[str, tuple[int, ...]]]:
+    def arrays(self) -> list[Array]:
         """The dtype and dimensions of each array in the result."""
-        return [(dtype, _dims(dims)) for dtype, dims in ARRAY.findall(_without_layouts(self.shape))]
+        return arrays_in(self.shape)
+
+    @property
+    def is_pallas(self) -> bool:
+        return 'custom_call_target="tpu_custom_call"' in self.attributes
 
     @property
     def cycles(self) -> int | None:
@@ -54,7 +61,12 @@ class Instruction:
         return match[1] if match else None
 
 
-def nbytes(array: tuple[str, tuple[int, ...]]) -> int:
+def arrays_in(text: str) -> list[Array]:
+    """The dtype and dimensions of each array in a list of shapes, which may include layouts."""
+    return [(dtype, _dims(dims)) for dtype, dims in ARRAY.findall(re.sub(r"\{[^}]*\}", "", text))]
+
+
+def nbytes(array: Array) -> int:
     """The size of an array in bytes, without layout padding."""
     dtype, dims = array
     return ITEM_BYTES.get(dtype, 4) * math.prod(dims)
@@ -72,7 +84,7 @@ class Module:
         self.computations: dict[str, dict[str, Instruction]] = {}
         self.entry = ""
         current: dict[str, Instruction] = {}
-        for line in text.splitlines():
+        for line in CONTINUATION.sub("", text).splitlines():
             if header := HEADER.match(line):
                 self.computations[header[2]] = current = {}
                 self.entry = header[2] if header[1] else self.entry
@@ -80,12 +92,26 @@ class Module:
                 current[start[1]] = _parse(start[1], line[start.end() :])
 
     def trip_count(self, loop: Instruction) -> int:
-        """The number of iterations of a while loop: the constant in its condition."""
+        """The number of iterations of a while loop that compares a counter, which starts at 0, with a constant.
+
+        Raises:
+            ValueError: if the loop has another form.
+        """
         condition = self.computations[loop.called("condition") or ""]
-        constants = [i for i in condition.values() if i.opcode == "constant" and i.shape.startswith("s32[]")]
-        if len(constants) != 1:
-            raise ValueError(f"{loop.name}: expected one constant in the loop's condition, found {len(constants)}")
-        return int(constants[0].operands[0])
+        of_opcode = lambda name: [i for i in condition.values() if i.opcode == name and i.arrays in COUNTERS]
+        bounds, counters = of_opcode("constant"), of_opcode("get-tuple-element")
+        if len(bounds) != 1 or len(counters) != 1:
+            raise ValueError(f"{loop.name}: expected one counter and one constant in the loop's condition")
+        body = self.computations[loop.called("body") or ""]
+        index = re.search(r"index=(\d+)", counters[0].attributes)
+        update = body[list(body.values())[-1].operands[int(index[1]) if index else 0]]
+        while update.opcode in ("copy", "bitcast"):
+            update = body[update.operands[0]]
+        added = [body[name] for name in update.operands] if update.opcode == "add" else []
+        steps = [int(i.operands[0]) for i in added if i.opcode == "constant"]
+        if len(steps) != 1:
+            raise ValueError(f"{loop.name}: expected the loop to add a constant to its counter")
+        return -(-int(bounds[0].operands[0]) // steps[0])
 
     def executed(self, computation: str | None = None, times: int = 1) -> Iterator[tuple[Instruction, int]]:
         """Yield the instructions that run as separate operations, with the number of times that each one runs."""
@@ -157,10 +183,6 @@ def _closing(text: str, opening: int) -> int:
         if not depth:
             return position
     raise ValueError(f"no closing parenthesis in {text[:80]}")
-
-
-def _without_layouts(shape: str) -> str:
-    return re.sub(r"\{[^}]*\}", "", shape)
 
 
 def _dims(text: str) -> tuple[int, ...]:

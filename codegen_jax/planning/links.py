@@ -3,6 +3,8 @@
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -10,6 +12,7 @@ from codegen_jax.planning.hlo import COLLECTIVES, Instruction, Module, nbytes
 from codegen_jax.planning.slices import Slice
 
 DCN_BANDWIDTH = 6.25e9  # bytes/s per chip between slices (scaling book: 25 GB/s per host of four chips)
+HOP_SECONDS = 1e-6  # least time per link on the way, however few bytes it carries (scaling book, on sharding)
 
 
 class Links:
@@ -27,14 +30,20 @@ class Links:
         """The time in which each member of a group receives `received` bytes.
 
         A group that spans k rings uses 2k links at once, one in each direction of each ring. Along a line, or part of a
-        ring, it uses a single link.
+        ring, it uses a single link. Data reaches the opposite side of a ring in half as many hops as the ring has
+        members, and crosses a whole line.
         """
         spanned = [len({self.coordinates[member][axis] for member in group}) for axis in range(4)]
         if spanned[3] > 1:
             return received / DCN_BANDWIDTH
         sides, wrap = (*self.tpu.shape, 1), (*self.tpu.wrap, False)
-        links = sum(2 if wrap[axis] and spanned[axis] == sides[axis] else 1 for axis in range(3) if spanned[axis] > 1)
-        return received / (links * self.tpu.chip.link_bandwidth) if links else 0.0
+        axes = [axis for axis in range(3) if spanned[axis] > 1]
+        if not axes:
+            return 0.0
+        ring = {axis: wrap[axis] and spanned[axis] == sides[axis] for axis in axes}
+        links = sum(2 if ring[axis] else 1 for axis in axes)
+        hops = sum(spanned[axis] // 2 if ring[axis] else spanned[axis] - 1 for axis in axes)
+        return max(HOP_SECONDS * hops, received / (links * self.tpu.chip.link_bandwidth))
 
     def from_other_slices(self, size: int) -> tuple[int, float]:
         """The bytes that one chip receives, and the time, in an all-reduce of `size` bytes across slices."""
@@ -43,13 +52,53 @@ class Links:
         return received, received / DCN_BANDWIDTH
 
 
-def collective_of(module: Module, i: Instruction) -> Instruction | None:
-    """The instruction itself if it is a collective, else the collective inside a fusion or asynchronous wrapper."""
+@dataclass(frozen=True)
+class Collective:
+    """A collective, or one of the fusions through which it runs.
+
+    On v5e, a collective may be spread over several fusions: one starts it, products carry parts of it, and another
+    waits for it. Each repeats the whole collective, with the same channel.
+
+    Attributes:
+        kind: the opcode, such as all-gather.
+        part: whole (blocks the chip), start, step (of a fusion that computes something else) or done.
+        key: what the parts of one collective have in common.
+        received: bytes that each member receives.
+        group: members of the first group.
+    """
+
+    kind: str
+    part: Literal["whole", "start", "step", "done"]
+    key: str
+    received: int
+    group: list[int]
+
+
+def collective_of(module: Module, i: Instruction) -> Collective | None:
+    """The collective that an instruction is, or that a fusion or asynchronous wrapper contains."""
     if i.opcode.removesuffix("-start") in COLLECTIVES:
-        return i
+        received, group = traffic(i)
+        part = "start" if i.opcode.endswith("-start") else "whole"
+        return Collective(i.opcode.removesuffix("-start"), part, i.name, received, group)
     called = i.called("calls") if i.opcode in ("fusion", "async-start") else None
     inside = module.computations[called].values() if called else ()
-    return next((inner for inner in inside if inner.opcode in COLLECTIVES), None)
+    inner = next((inner for inner in inside if inner.opcode in COLLECTIVES), None)
+    if inner is None:
+        return None
+    kind, (received, group) = inner.opcode, traffic(inner)
+    if i.opcode == "async-start":
+        return Collective(kind, "start", i.name, received, group)
+    if kind == "all-reduce" and "scatter" in f"{i.name} {called}":  # the fusion keeps only the chip's own shard
+        kind, received = "reduce-scatter", received // 2
+    channel = re.search(r"channel_id=\d+", inner.attributes)
+    targets = " ".join(other.attributes for other in inside if other.opcode == "custom-call")
+    if "AsyncCollectiveStart" in targets:
+        part = "start"
+    elif "AsyncCollectiveDone" in targets:
+        part = "done"
+    else:
+        part = "step" if module.matmul_flops(i) else "whole"
+    return Collective(kind, part, channel[0] if channel else i.name, received, group)
 
 
 def traffic(i: Instruction) -> tuple[int, list[int]]:

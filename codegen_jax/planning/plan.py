@@ -15,7 +15,9 @@ from codegen_jax.chips import GIB
 from codegen_jax.config import RunConfig
 from codegen_jax.errors import UserError
 from codegen_jax.planning.hlo import Module, nbytes
-from codegen_jax.planning.schedule import Links, Operation, operations
+from codegen_jax.planning.kernels import grid_loops
+from codegen_jax.planning.links import Links
+from codegen_jax.planning.schedule import Operation, operations
 from codegen_jax.planning.slices import Slice, slice_devices
 from codegen_jax.sharding import make_mesh
 from codegen_jax.training.resolve import ResolvedRun, resolve
@@ -33,7 +35,7 @@ class Memory:
         parameters: one chip's shards of the parameters: in float32, or as they are held below an adapter.
         moments: one chip's shards of the optimizer state.
         activations: activations kept between forward and backward pass; None if the program does not fit.
-        temporary: everything else that the step allocates; None if the program does not fit.
+        temporary: everything else at the peak, such as gradients; None if the program does not fit.
         peak: peak memory; if the program does not fit, a lower bound (the compiler may report only temporaries).
         available: memory available to the program, as reported by the compiler.
     """
@@ -67,6 +69,7 @@ class Plan:
         peak_flops: peak FLOP/s per chip.
         compile_seconds: compile time on this machine.
         memory: memory per chip.
+        steps: steps of the whole run; None if it counts epochs, whose length depends on the data.
         operations: the operations of one step; empty if the program does not fit.
         parameters: name, shape, partition and shape per chip of each parameter; below an adapter, of the model's, too.
     """
@@ -82,6 +85,7 @@ class Plan:
     peak_flops: float
     compile_seconds: float
     memory: Memory
+    steps: int | None
     operations: list[Operation]
     parameters: list[tuple[str, tuple[int, ...], str, tuple[int, ...]]]
 
@@ -99,6 +103,16 @@ class Plan:
     def step_seconds(self) -> float:
         """Time per step, with collectives overlapped as scheduled."""
         return self.seconds()
+
+    @property
+    def run_seconds(self) -> float | None:
+        """Time of all steps; None if their number depends on the data."""
+        return None if self.steps is None else self.steps * self.step_seconds
+
+    @property
+    def chip_hours(self) -> float | None:
+        """Time of all steps, times the number of chips, in hours; None if the number of steps depends on the data."""
+        return None if self.run_seconds is None else self.run_seconds * math.prod(self.mesh.values()) / 3600
 
     @property
     def mfu(self) -> float:
@@ -134,6 +148,7 @@ class Plan:
                 "mfu_without_overlap": self.model_flops / (self.peak_flops * serial),
                 "tokens_per_second_per_chip_without_overlap": self.tokens / serial,
             },
+            "run": {"steps": self.steps, "seconds": self.run_seconds, "chip_hours": self.chip_hours},
             "flops_per_chip": {
                 "model": self.model_flops,
                 **{f"compiled_{kind}": total(kind, "flops") for kind in ("matmul", "pallas")},
@@ -188,17 +203,11 @@ def make_plan(config: RunConfig, tpu: Slice, slices: int = 1, dump_hlo: str | Pa
         if dump_hlo:
             Path(dump_hlo).write_text(text)
         module = Module(text)
-        step_operations = operations(module, links_of(mesh, tpu))
+        step_operations = operations(module, links_of(mesh, tpu), grid_loops(module, tpu))
         analysis = compiled.memory_analysis()
-        kept = activations(module, run)
-        memory = Memory(
-            parameters,
-            moments,
-            kept,
-            analysis.temp_size_in_bytes - kept,
-            analysis.peak_memory_in_bytes,
-            tpu.chip.hbm_bytes,
-        )
+        peak = analysis.peak_memory_in_bytes
+        kept = min(activations(module, run), peak - parameters - moments)
+        memory = Memory(parameters, moments, kept, peak - parameters - moments - kept, peak, tpu.chip.hbm_bytes)
     tokens_per_chip = run.training.batch_size * run.sequence_length // mesh.devices.size
     return Plan(
         topology=tpu.name,
@@ -212,6 +221,7 @@ def make_plan(config: RunConfig, tpu: Slice, slices: int = 1, dump_hlo: str | Pa
         peak_flops=tpu.chip.peak_flops,
         compile_seconds=seconds,
         memory=memory,
+        steps=config.training.steps if config.training.epochs is None else None,
         operations=step_operations,
         parameters=[
             (dotted(path), leaf.shape, str(leaf.sharding.spec), leaf.sharding.shard_shape(leaf.shape))

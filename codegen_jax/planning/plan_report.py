@@ -7,13 +7,12 @@ from typing import Any
 
 from codegen_jax.chips import GIB
 from codegen_jax.planning.plan import COMPUTE, Plan, remedies
-from codegen_jax.planning.schedule import PALLAS_EFFICIENCY
 
 NAMES = {"matmul": "matrix products", "other": "elementwise, copies", "pallas": "attention kernels"}
 
 
-def describe(plan: Plan) -> str:
-    """A plan as human-readable text."""
+def describe(plan: Plan, price: float | None = None) -> str:
+    """A plan as human-readable text, with the cost of the run at a price per chip-hour."""
     chips = math.prod(plan.mesh.values())
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     name = plan.topology if plan.slices == 1 else f"{plan.slices} x {plan.topology}"
@@ -28,7 +27,7 @@ def describe(plan: Plan) -> str:
     ]
     if not plan.memory.fits:
         return "\n".join([*lines, f"  to reduce memory, use any one of: {'; '.join(remedies(plan))}; --fit"])
-    return "\n".join([*lines, "", *_time(plan), "", *_longest(plan)])
+    return "\n".join([*lines, "", *_time(plan), *_whole_run(plan, price), "", *_longest(plan)])
 
 
 def _parameters(plan: Plan) -> list[str]:
@@ -52,8 +51,7 @@ def _memory(plan: Plan) -> list[str]:
     return [
         "HBM per chip",
         *(f"  {kind:12}{getattr(memory, kind) / GIB:7.2f} GiB" for kind in kinds),
-        f"  peak        {memory.peak / GIB:7.2f} GiB of {available}: {memory.peak / memory.available:.0%} "
-        "(the parts are not all in use at once)",
+        f"  peak        {memory.peak / GIB:7.2f} GiB of {available}: {memory.peak / memory.available:.0%}",
     ]
 
 
@@ -61,8 +59,7 @@ def _time(plan: Plan) -> list[str]:
     serial = plan.seconds(exposed=False)
     compiled = sum(o.count * o.flops for o in plan.operations if o.kind == "matmul")
     lines = [
-        "estimated time per step: compiler's cycle counts, attention kernels at "
-        f"{PALLAS_EFFICIENCY:.0%} of peak FLOP/s, collectives at link bandwidth",
+        "estimated time per step: the compiler's cycles, kernels by their machine code, collectives at link bandwidth",
         f"  model FLOPs         {plan.model_flops:.3e} per chip: {plan.model_flops / plan.peak_flops:.4f} s at peak; "
         f"compiled matrix products {compiled:.3e}",
         *(f"  {NAMES[kind]:20}{plan.seconds(kind):8.4f} s" for kind in COMPUTE),
@@ -80,6 +77,16 @@ def _time(plan: Plan) -> list[str]:
             f"MFU {plan.model_flops / (plan.peak_flops * seconds):.1%}"
         )
     return lines
+
+
+def _whole_run(plan: Plan, price: float | None) -> list[str]:
+    if plan.steps is None or plan.run_seconds is None or plan.chip_hours is None:
+        return []
+    cost = "" if price is None else f", {price * plan.chip_hours:,.0f} at {price:g} per chip-hour"
+    days, hours = plan.run_seconds / 86400, plan.chip_hours
+    return [
+        f"  {plan.steps:,} steps: {days:,.1f} days, {hours:,.0f} chip-hours{cost}, without validation and checkpoints"
+    ]
 
 
 def _longest(plan: Plan, number: int = 12) -> list[str]:
@@ -110,9 +117,8 @@ def plot(plan: Plan, path: str | Path) -> None:
     )
     figure, (top, bottom) = plt.subplots(2, figsize=(9, 4), layout="constrained")
     _bar(top, seconds, "seconds per step" if memory.fits else "no time estimates", title)
-    peak = f"peak {memory.peak / GIB:.1f} GiB (solid line; the parts are not all in use at once)"
+    peak = f"peak {memory.peak / GIB:.1f} GiB"
     _bar(bottom, gib, "HBM per chip (GiB)", f"{peak} of {memory.available / GIB:.2f} GiB (dashed)")
-    bottom.axvline(memory.peak / GIB, color="black", linewidth=1.5)
     bottom.axvline(memory.available / GIB, color="black", linestyle="--", linewidth=1)
     figure.savefig(path, dpi=120)
     plt.close(figure)

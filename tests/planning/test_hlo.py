@@ -41,6 +41,21 @@ def test_padded_positions_of_a_windowed_product_are_not_counted(module):
     assert module.matmul_flops(module.computations["main"]["heads"]) == 2 * 4 * 24 * 16 * 8
 
 
-def test_a_loop_without_a_constant_bound_is_an_error():
+def test_a_loop_that_counts_by_two_takes_half_as_many_turns():
+    by_two = TEXT.replace("constant(1)", "constant(2)").replace("s32[]", "u32[]")
+    assert {i.name: count for i, count in Module(by_two).executed()}["product"] == 2  # 0 and 2 are below 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("constant(3)", "parameter(1)"), ("add(%turn, %one)", "multiply(%turn, %one)"), ("index=0", "index=1")],
+)
+def test_a_loop_that_does_not_count_to_a_constant_is_an_error(old, new):
     with pytest.raises(ValueError, match="loop"):
-        list(Module(TEXT.replace("constant(3)", "parameter(1)")).executed())
+        list(Module(TEXT.replace(old, new)).executed())
+
+
+def test_the_metadata_of_a_kernel_is_read_from_the_lines_after_it():
+    text = TEXT.replace("copy(%p), backend", 'copy(%p), frontend_attributes={kernel_metadata={\n"x":"y"\n}}, backend')
+    copy = Module(text).computations["main"]["copy"]
+    assert copy.cycles == 9 and '"x":"y"' in copy.attributes

@@ -59,3 +59,10 @@ def test_a_group_uses_both_directions_of_each_ring_that_it_spans():
     assert Links(open_line, [(0, 0, 0, 0), (0, 0, 1, 0)]).seconds([0, 1], 45_000_000_000) == pytest.approx(1.0)
     # only data-center links connect slices
     assert Links(V4, [(0, 0, 0, 0), (0, 0, 0, 1)]).seconds([0, 1], 6_250_000_000) == pytest.approx(1.0)
+
+
+def test_few_bytes_take_a_microsecond_per_hop_to_the_farthest_member():
+    links, plane = Links(V4, COORDINATES), list(range(64))
+    assert links.seconds(plane, 8) == pytest.approx(8e-6)  # halfway around two rings of 8
+    line = replace(V4, name="v5e-4", kind="v5e", shape=(2, 2))
+    assert Links(line, [(0, 0, 0, 0), (0, 1, 0, 0)]).seconds([0, 1], 8) == pytest.approx(1e-6)

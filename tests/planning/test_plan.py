@@ -11,6 +11,7 @@ pytest.importorskip("libtpu", reason="the TPU compiler; pip install libtpu")
 
 from codegen_jax.cli import main
 from codegen_jax.config import AdapterConfig, MeshConfig
+from codegen_jax.errors import UserError
 from codegen_jax.planning.fit import fit
 from codegen_jax.planning.hlo import Module
 from codegen_jax.planning.plan import make_plan, memory_of_error
@@ -63,6 +64,8 @@ def test_state_is_sharded_over_fsdp(plan):
     assert plan.memory.parameters == pytest.approx(run().model.n_params * 4 / 4, rel=0.02)
     assert plan.memory.moments == pytest.approx(2 * plan.memory.parameters, abs=16)
     assert plan.memory.fits and plan.memory.peak < plan.memory.available
+    parts = ("parameters", "moments", "activations", "temporary")
+    assert sum(getattr(plan.memory, name) for name in parts) == plan.memory.peak
     assert dict((name, shard) for name, _, _, shard in plan.parameters)["blocks.fc_in"] == (4, 128, 2048)
 
 
@@ -155,29 +158,74 @@ def test_report_and_json_agree_and_a_plot_is_written(plan, tmp_path):
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_search_finds_the_fastest_plan_that_fits(plan, monkeypatch):
-    """With a fake compiler: less remat is faster but needs more memory; more micro-batches are slower but need less."""
-    tried = []
+@pytest.fixture
+def compiler(plan, monkeypatch):
+    """Replace the compiler: install(fits, seconds) gets functions of the training config and the mesh."""
 
-    def compiled(config, tpu, slices):
-        resolve(config, make_mesh(config.mesh, slice_devices(tpu, slices)))
-        training, mesh = config.training, config.mesh
-        tried.append((training.remat, training.gradient_accumulation_steps, mesh.fsdp))
-        order = ["dots", "qkv_attention", "attention", "full"].index(training.remat)
-        fits = order >= 3 - training.gradient_accumulation_steps
-        slow = 1 + order + training.gradient_accumulation_steps / 10 + abs(mesh.fsdp - 8) / 100
-        operations = [replace(plan.operations[0], count=1, seconds=slow, exposed=slow)]
-        axes = {"data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor}
-        memory = plan.memory if fits else replace(plan.memory, temporary=None)
-        return replace(plan, memory=memory, operations=operations, mesh=axes)
+    def install(fits, seconds):
+        tried = []
 
-    monkeypatch.setattr("codegen_jax.planning.fit.make_plan", compiled)
+        def compiled(config, tpu, slices):
+            resolve(config, make_mesh(config.mesh, slice_devices(tpu, slices)))
+            training, mesh = config.training, config.mesh
+            tried.append((training.remat, training.gradient_accumulation_steps, mesh.fsdp))
+            slow = seconds(training, mesh)
+            operations = [replace(plan.operations[0], count=1, seconds=slow, exposed=slow)]
+            memory = plan.memory if fits(training, mesh) else replace(plan.memory, temporary=None)
+            return replace(plan, memory=memory, operations=operations, mesh=vars(mesh))
+
+        monkeypatch.setattr("codegen_jax.planning.fit.make_plan", compiled)
+        return tried
+
+    return install
+
+
+def recomputation(training):
+    return ["dots", "qkv_attention", "attention", "full"].index(training.remat)
+
+
+def test_the_search_finds_the_fastest_plan_that_fits(compiler):
+    """Less remat is faster but needs more memory; more micro-batches are slower but need less."""
+    tried = compiler(
+        fits=lambda training, mesh: recomputation(training) >= 3 - training.gradient_accumulation_steps,
+        seconds=lambda training, mesh: (
+            1 + recomputation(training) + training.gradient_accumulation_steps / 10 + abs(mesh.fsdp - 8) / 100
+        ),
+    )
     lines = []
     config, found = fit(run(rows=64), V4_32, 1, lines.append)
     assert (config.training.remat, config.training.gradient_accumulation_steps) == ("dots", 4)
     assert config.mesh == MeshConfig(2, 8, 1) and found.memory.fits
     assert ("full", 1, 4) not in tried  # attention fits, and full is slower
     assert len(lines) == len(tried) and any("does not fit" in line for line in lines)
+
+
+@pytest.mark.parametrize("mesh", [(4, 4, 1), (4, 64, 1)])
+def test_the_search_goes_on_to_meshes_that_divide_the_slice_and_need_less_memory(compiler, mesh):
+    tried = compiler(
+        fits=lambda training, mesh: mesh.fsdp == 16, seconds=lambda training, mesh: 1 + recomputation(training)
+    )
+    lines = []
+    config, _ = fit(run(rows=64, mesh=mesh), V4_32, 1, lines.append)
+    assert config.mesh == MeshConfig(1, 16, 1) and config.training.remat == "dots"
+    assert ("full", 4, 16) in tried and len([fsdp for *_, fsdp in tried if fsdp != 16]) < 8
+    assert len([line for line in lines if line.startswith("mesh")]) == (mesh == (4, 64, 1))  # said once
+
+
+def test_if_no_mesh_divides_the_batch_or_nothing_fits_the_search_says_so_in_one_line(compiler):
+    compiler(fits=lambda training, mesh: False, seconds=lambda training, mesh: 1)
+    with pytest.raises(UserError, match="nothing fits on v4-32"):
+        fit(run(rows=64), V4_32, 1, [].append)
+    with pytest.raises(UserError, match="no mesh divides the model and the batch: training"):
+        fit(run(rows=3), V4_32, 1, [].append)
+
+
+def test_the_whole_run_is_given_in_days_chip_hours_and_money(plan):
+    hours = plan.steps * plan.step_seconds / 3600
+    assert plan.steps == run().training.steps and plan.chip_hours == pytest.approx(16 * hours)
+    assert f"{hours / 24:,.1f} days, {16 * hours:,.0f} chip-hours, without" in describe(plan)
+    assert f"{16 * hours * 3.5:,.0f} at 3.5 per chip-hour" in describe(plan, price=3.5)
+    assert plan.to_dict()["run"]["chip_hours"] == plan.chip_hours
 
 
 @pytest.mark.parametrize(
@@ -187,6 +235,7 @@ def test_the_search_finds_the_fastest_plan_that_fits(plan, monkeypatch):
         (["--topology", "v4-32", "--mesh.data", "3"], "mesh"),
         (["--topology", "v4-512", "--training.gradient_accumulation_steps", "2"], "batch_size"),
         (["--topology", "v4-32", "--slices", "0"], "--slices"),
+        (["--topology", "v4-32", "--price", "-1"], "--price"),
         (
             ["--topology", "v4-512", "--slices", "3", "--mesh.data", "-1", "--mesh.fsdp", "64"],
             "n_embd|slices|batch_size",
