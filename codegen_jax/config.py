@@ -29,7 +29,7 @@ class CodeGenConfig:
             exported weights, it is folded into the embedding.
         init: initialization: the authors' (jaxformer) or normal(0.02) (huggingface).
         dtype: dtype of activations and matrix products; parameters are float32.
-        attention: xla, splash (TPU) or cudnn (NVIDIA GPUs); auto picks the fastest for the available devices.
+        attention: xla, pallas or splash (TPU) or cudnn (NVIDIA GPUs); auto picks the fastest for the available devices.
     """
 
     n_layer: int
@@ -43,7 +43,7 @@ class CodeGenConfig:
     embedding_bias: bool = False
     init: Literal["jaxformer", "huggingface"] = "jaxformer"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
+    attention: Literal["auto", "xla", "pallas", "splash", "cudnn"] = "auto"
 
     def __post_init__(self) -> None:
         check_fields(self, "model.")

@@ -1,8 +1,9 @@
-"""Causal attention over whole sequences: one function with three backends.
+"""Causal attention over whole sequences: one function with four backends.
 
 Axes: B batch, T queries, S keys (S = T), H heads, K head_dim.
 """
 
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -19,10 +20,12 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel im
 
 from codegen_jax.chips import LANES
 from codegen_jax.model.attention_cpu import Segments, attention_in_blocks
+from codegen_jax.model.attention_tpu import attention_in_fast_memory, fits
 from codegen_jax.model.cpu import on_cpu
 from codegen_jax.model.precision import products_of
 from codegen_jax.sharding import device_kind, shard_map
 
+Backend = Literal["xla", "pallas", "splash", "cudnn"]
 SPLASH_BLOCK = 512  # rows and columns of a tile; at 2,048 tokens, the causal mask skips 6 of the 4 x 4 tiles
 
 
@@ -41,8 +44,8 @@ def causal_attention(
         k_BSHK: keys, rotated.
         v_BSHK: values.
         segment_ids: int32 ids of the queries [B, T] and keys [B, S]; a query attends only within its own segment.
-        backend: xla (on a CPU in blocks), splash (Pallas; interpreted unless on a TPU) or cudnn; auto chooses by device
-            and shape.
+        backend: xla (on a CPU in blocks), pallas or splash (both Pallas; interpreted unless on a TPU) or cudnn; auto
+            chooses by device and shape.
 
     Returns:
         [B, T, H, K] in the dtype of v. Scores and softmax are float32, as in the authors' code.
@@ -51,8 +54,8 @@ def causal_attention(
         _, T, _, K = q_BTHK.shape
         backend = choose_backend(device_kind(), T, K, q_BTHK.dtype.name)
     with products_of(q_BTHK.dtype):
-        if backend == "splash":
-            return _splash(q_BTHK, k_BSHK, v_BSHK, segment_ids)
+        if backend in ("pallas", "splash"):
+            return _in_kernels(q_BTHK, k_BSHK, v_BSHK, segment_ids, backend)
         q, k, v = (checkpoint_name(x, "qkv") for x in (q_BTHK, k_BSHK, v_BSHK))
         if backend == "xla" and on_cpu():
             return attention_in_blocks(q, k, v, segment_ids)
@@ -60,10 +63,10 @@ def causal_attention(
         return checkpoint_name(out_BTHK, "attention")
 
 
-def choose_backend(device_kind: str, length: int, head_dim: int, dtype: str) -> Literal["xla", "splash", "cudnn"]:
+def choose_backend(device_kind: str, length: int, head_dim: int, dtype: str) -> Backend:
     """The fastest backend for sequences of this length on devices of this kind ("TPU v4", "NVIDIA H200", "cpu")."""
-    if device_kind.startswith("TPU") and length % LANES == 0:  # splash supports no other lengths
-        return "splash"
+    if device_kind.startswith("TPU") and length % LANES == 0:  # the kernels support no other lengths
+        return "pallas" if fits(length, head_dim, dtype) else "splash"
     if device_kind.startswith("NVIDIA") and head_dim % 8 == 0 and dtype == "bfloat16":
         return "cudnn"
     return "xla"
@@ -90,14 +93,21 @@ def _cudnn(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids:
     return jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHK, mask=mask, is_causal=True, implementation="cudnn")
 
 
-def _splash(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Segments) -> jax.Array:
-    """Run the Pallas kernels on each device's rows and heads; their inputs and residuals are named for remat."""
+def _in_kernels(
+    q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Segments, backend: str
+) -> jax.Array:
+    """Run Pallas kernels on each device's rows and heads; their inputs and residuals are named for remat."""
+    on_device = partial(
+        attention_in_fast_memory if backend == "pallas" else _splash, interpret=not device_kind().startswith("TPU")
+    )
     axes = ("batch", None, "heads", None)
     ids_axes = None if segment_ids is None else (("batch", None), ("batch", None))
-    return shard_map(_splash_on_device, (axes, axes, axes, ids_axes), axes)(q_BTHK, k_BSHK, v_BSHK, segment_ids)
+    return shard_map(on_device, (axes, axes, axes, ids_axes), axes)(q_BTHK, k_BSHK, v_BSHK, segment_ids)
 
 
-def _splash_on_device(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Segments) -> jax.Array:
+def _splash(
+    q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Segments, interpret: bool
+) -> jax.Array:
     (_, T, H, K), S = q_BTHK.shape, k_BSHK.shape[1]
     rows, columns = (max(b for b in range(LANES, SPLASH_BLOCK + 1, LANES) if n % b == 0) for n in (T, S))
     # if head_dim does not fill the lanes, put channels on sublanes and time on lanes, which avoids padding
@@ -116,7 +126,7 @@ def _splash_on_device(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, s
             v_layout=layout,
         ),
         residual_checkpoint_name="attention",
-        interpret=not device_kind().startswith("TPU"),
+        interpret=interpret,
     )
     q_BHTK, k_BHSK, v_BHSK = (checkpoint_name(x.swapaxes(1, 2), "qkv") for x in (q_BTHK * K**-0.5, k_BSHK, v_BSHK))
     ids = None if segment_ids is None else SegmentIds(*segment_ids)

@@ -1,8 +1,9 @@
 """Cycles of Pallas kernels, counted in the machine code that the compiler writes, since it estimates none.
 
-A line of this code is a bundle: the instructions that a core issues in one cycle. A splash attention kernel is a loop
-over a grid of tiles. Each step of the loop issues some bundles in any case; a block behind a branch computes a tile, if
-the mask keeps any of it, and others run at the first and last tile of a row. Waiting for memory is not counted.
+A line of this code is a bundle: the instructions that a core issues in one cycle. An attention kernel is a loop over a
+grid. Each step of the loop issues some bundles in any case, and there are blocks behind branches. In ours, each step
+takes the branch of its block of queries. In splash attention, one branch computes a tile, if the mask keeps any of it,
+and others run at the first and last tile of a row. Waiting for memory is not counted.
 """
 
 import math
@@ -14,8 +15,9 @@ from codegen_jax.planning.hlo import Instruction, Module
 from codegen_jax.planning.kernel_code import Kernel, machine_code, operands
 from codegen_jax.planning.slices import Slice
 
-# matrix products in each splash kernel: scores and output; scores, dv, dp and dk; scores, dp and dq
-SPLASH_PRODUCTS = {"fwd": 2, "dkv": 4, "dq": 3}
+# matrix products in each kernel: scores and output; scores, and the gradients of weights, values, keys and queries;
+# in splash, which computes some of these twice: scores, dv, dp and dk; scores, dp and dq
+PRODUCTS = {"forward": 2, "backward": 5, "fwd": 2, "dkv": 4, "dq": 3}
 PIPELINE_STEPS = 2  # iterations beyond the grid, in which the loop only starts the first and awaits the last copies
 SHORT = 60  # bundles; shorter blocks await or start copies, and are counted in every step
 
@@ -27,14 +29,12 @@ class GridLoop:
     Attributes:
         steps: number of grid steps; half of the grid if its first axis is split between two cores.
         always: bundles that every step issues.
-        tile: bundles of the block that computes a tile.
-        edges: bundles of the blocks at the first and last tile of a row.
+        blocks: bundles of the blocks that some steps issue, the longest first.
     """
 
     steps: int
     always: int
-    tile: int
-    edges: int
+    blocks: tuple[int, ...]
 
 
 def grid_loops(module: Module, tpu: Slice) -> dict[str, GridLoop]:
@@ -75,52 +75,81 @@ def parse_loop(name: str, code: str) -> GridLoop:
         if regions.get(region, 0) - address > SHORT and address > starts[0]
     ]
     # the longest block holds all the others: the two steps that only copy jump over it
-    (begin, end), *blocks = sorted(jumps, key=lambda jump: jump[0] - jump[1]) or [(0, 0)]
+    _, *blocks = sorted(jumps, key=lambda jump: jump[0] - jump[1]) or [(0, 0)]
     lengths = [e - b for b, e in blocks if not any(other_b < b and e <= other_e for other_b, other_e in blocks)]
-    if not lengths or not begin < blocks[0][0] < blocks[0][1] <= end:
-        raise ValueError(f"{name}: no cost model for this Pallas kernel: its machine code has no blocks for tiles")
-    tile, *edges = lengths
     always = lines[-1][0] - starts[0] - sum(lengths)
-    return GridLoop(exits[0] - PIPELINE_STEPS, always, tile, sum(edges))
+    return GridLoop(exits[0] - PIPELINE_STEPS, always, tuple(lengths))
 
 
 def kernel_cycles(i: Instruction, loop: GridLoop) -> float:
-    """The cycles of a splash attention kernel with a causal mask."""
-    phase, rows, columns = _phase_and_grid(i)
-    inner = rows if phase == "dkv" else columns  # the grid's last axis
-    return loop.steps * (loop.always + loop.tile * _kept(rows, columns) + loop.edges / inner)
-
-
-def splash_flops(i: Instruction) -> int:
-    """FLOPs of a splash attention kernel: only tiles that the causal mask keeps, with heads padded to full lanes.
+    """The cycles of an attention kernel with a causal mask.
 
     Raises:
         ValueError: if this is another Pallas kernel.
     """
-    phase, rows, columns = _phase_and_grid(i)
-    inputs = [dims for dtype, dims in operands(i) if dtype in ("bf16", "f32")]
-    seq_minor = re.search(r'q_layout\\?": 2', i.attributes) is not None  # QKVLayout.SEQ_MINOR
-    (*batch_and_heads, length, head_dim), key = inputs[0], inputs[1]
-    keys = key[-2]
-    if seq_minor:
-        length, head_dim, keys = head_dim, length, key[-1]
-    # the fused backward kernel also gives partial sums of dq, with one more axis
-    fused = phase == "dkv" and any(len(dims) > len(inputs[0]) for _, dims in i.arrays)
-    products = SPLASH_PRODUCTS[phase] + fused
-    padded = -(-head_dim // LANES) * LANES
-    return int(2 * products * math.prod(batch_and_heads) * padded * length * keys * _kept(rows, columns))
+    kernel = _attention_of(i)
+    if not kernel.tiled:
+        return loop.steps * (loop.always + sum(loop.blocks) / kernel.rows)
+    if not loop.blocks:
+        raise ValueError(f"{i.name}: no cost model for this Pallas kernel: its machine code has no blocks for tiles")
+    tile, *edges = loop.blocks
+    return loop.steps * (loop.always + tile * kernel.kept + sum(edges) / kernel.columns)
 
 
-def _phase_and_grid(i: Instruction) -> tuple[str, int, int]:
-    """The kernel's name, and the numbers of tiles along queries and keys."""
-    phase = re.search(r"splash_m[hq]a_(fwd|dkv|dq)", i.name + i.op_name)
+def kernel_flops(i: Instruction) -> int:
+    """FLOPs of an attention kernel: only tiles that the causal mask keeps, with heads padded to full lanes.
+
+    Raises:
+        ValueError: if this is another Pallas kernel.
+    """
+    kernel = _attention_of(i)
+    padded = -(-kernel.head_dim // LANES) * LANES
+    return int(2 * kernel.products * kernel.heads * padded * kernel.queries * kernel.keys * kernel.kept)
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """What an attention kernel's name and arrays say.
+
+    Attributes:
+        products: matrix products per tile.
+        heads: heads of all rows.
+        queries, keys, head_dim: sizes of one head.
+        rows, columns: numbers of tiles along queries and keys.
+        tiled: whether a step of the grid computes one tile (splash) or all those of a row (model/attention_tpu.py).
+    """
+
+    products: int
+    heads: int
+    queries: int
+    keys: int
+    head_dim: int
+    rows: int
+    columns: int
+    tiled: bool
+
+    @property
+    def kept(self) -> float:
+        """The share of tiles on or below the diagonal."""
+        rows, columns = self.rows, self.columns
+        tiles = sum(column * rows <= (row + 1) * columns - 1 for row in range(rows) for column in range(columns))
+        return tiles / (rows * columns)
+
+
+def _attention_of(i: Instruction) -> _Attention:
+    if ours := re.search(r"attention_(forward|backward)_(\d+)", i.name + i.op_name):
+        (_, (heads, *one_head)), (_, second) = i.arrays[:2]  # the second is logsumexp [N, 1, T], or dk [N, S, K]
+        length = second[2] if ours[1] == "forward" else second[1]
+        blocks = length // int(ours[2])
+        sizes = (length, length, math.prod(one_head) // length)
+        return _Attention(PRODUCTS[ours[1]], heads, *sizes, blocks, blocks, tiled=False)
+    splash = re.search(r"splash_m[hq]a_(fwd|dkv|dq)", i.name + i.op_name)
     grids = [dims for dtype, dims in operands(i) if dtype == "s8" and len(dims) == 3]
-    if not (phase and grids):
+    if not (splash and grids):
         raise ValueError(f"{i.name}: no cost model for this Pallas kernel")
-    return phase[1], grids[0][1], grids[0][2]
-
-
-def _kept(rows: int, columns: int) -> float:
-    """The share of tiles on or below the diagonal."""
-    tiles = sum(column * rows <= (row + 1) * columns - 1 for row in range(rows) for column in range(columns))
-    return tiles / (rows * columns)
+    query, key = [dims for dtype, dims in operands(i) if dtype in ("bf16", "f32")][:2]
+    time, channels = (-1, -2) if re.search(r'q_layout\\?": 2', i.attributes) else (-2, -1)  # 2: QKVLayout.SEQ_MINOR
+    # the fused backward kernel also gives partial sums of dq, with one more axis
+    fused = splash[1] == "dkv" and any(len(dims) > len(query) for _, dims in i.arrays)
+    sizes = (query[time], key[time], query[channels])
+    return _Attention(PRODUCTS[splash[1]] + fused, math.prod(query[:-2]), *sizes, *grids[0][1:], tiled=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from codegen_jax.planning.hlo import Instruction, Module, nbytes
-from codegen_jax.planning.kernels import GridLoop, kernel_cycles, splash_flops
+from codegen_jax.planning.kernels import GridLoop, kernel_cycles, kernel_flops
 from codegen_jax.planning.links import Links, collective_of
 
 # opcodes that cost nothing, or that run in parallel with the computation: prefetches into the chip's fast memory
@@ -114,7 +114,7 @@ class _Walk:
         """An operation without communication."""
         flops, chip = self.module.matmul_flops(i), self.links.tpu.chip
         if i.is_pallas:
-            flops, seconds = splash_flops(i), kernel_cycles(i, self.kernels[i.name]) / chip.clock
+            flops, seconds = kernel_flops(i), kernel_cycles(i, self.kernels[i.name]) / chip.clock
             return Operation(i.name, "pallas", i.op_name, count, seconds, seconds, flops)
         if i.cycles is not None:
             seconds = i.cycles / chip.clock

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from codegen_jax.model import attention
+from codegen_jax.model import attention, attention_tpu
 from codegen_jax.model.attention import causal_attention, choose_backend
 from codegen_jax.model.precision import products_of
 
@@ -74,16 +74,30 @@ def test_attention_in_blocks_rounds_bfloat16_once():
         assert difference < 0.005  # bfloat16 has an 8-bit mantissa
 
 
+@pytest.mark.parametrize("head_dim", [80, 256])
+def test_our_kernels_round_bfloat16_about_as_much_as_full_attention(head_dim):
+    keys = jax.random.split(jax.random.key(0), 4)
+    inputs = [jax.random.normal(key, (1, 256, 2, head_dim), jnp.bfloat16) for key in keys]
+    expected = with_gradients("xla", None, *(x.astype(jnp.float32) for x in inputs))
+    for actual, reference in zip(with_gradients("pallas", None, *inputs), expected, strict=True):
+        assert actual.dtype == jnp.bfloat16
+        difference = jnp.linalg.norm(actual.astype(jnp.float32) - reference) / jnp.linalg.norm(reference)
+        assert difference < 0.01  # bfloat16 has an 8-bit mantissa
+
+
+@pytest.mark.parametrize("backend", ["pallas", "splash"])
 @pytest.mark.parametrize("segments", [False, True])
 @pytest.mark.parametrize("head_dim", [64, 80, 256])  # 350M; 2B; 6B and 16B
-def test_splash_matches_the_reference_forward_and_backward(head_dim, segments, monkeypatch):
+def test_kernels_match_the_reference_forward_and_backward(head_dim, segments, backend, monkeypatch):
     monkeypatch.setattr(attention, "SPLASH_BLOCK", 128)  # 2 x 2 tiles: one full, two on the diagonal, one skipped
+    for name in ("FORWARD_SCORES", "BACKWARD_SCORES"):  # 2 blocks
+        monkeypatch.setattr(attention_tpu, name, 0)
     keys = jax.random.split(jax.random.key(0), 4)
     q, k, v, weights = (jax.random.normal(key, (2, 256, 2, head_dim)) for key in keys)
     ids = jnp.cumsum(jnp.arange(256) % 100 == 99)[None].repeat(2, 0) if segments else None
     ids = None if ids is None else (ids, ids)
     expected = with_gradients("xla", ids, q, k, v, weights)
-    for actual, reference in zip(with_gradients("splash", ids, q, k, v, weights), expected, strict=True):
+    for actual, reference in zip(with_gradients(backend, ids, q, k, v, weights), expected, strict=True):
         np.testing.assert_allclose(actual, reference, rtol=1e-4, atol=1e-4)
 
 
@@ -104,7 +118,11 @@ def test_cudnn_matches_the_reference_forward_and_backward(head_dim, segments):
 @pytest.mark.parametrize(
     ("kind", "length", "head_dim", "dtype", "expected"),
     [
-        ("TPU v4", 2048, 80, "bfloat16", "splash"),
+        ("TPU v4", 2048, 80, "bfloat16", "pallas"),
+        ("TPU v4", 2048, 256, "bfloat16", "pallas"),
+        ("TPU v4", 2048, 256, "float32", "splash"),
+        ("TPU v4", 4096, 256, "bfloat16", "splash"),
+        ("TPU v4", 8192, 64, "bfloat16", "splash"),
         ("TPU v4", 100, 80, "bfloat16", "xla"),
         ("NVIDIA H200", 2048, 80, "bfloat16", "cudnn"),
         ("NVIDIA H200", 2048, 12, "bfloat16", "xla"),

@@ -2,10 +2,15 @@
 
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from codegen_jax.planning.hlo import Instruction
-from codegen_jax.planning.kernels import GridLoop, kernel_cycles, parse_loop, splash_flops
+from codegen_jax.model.attention import _splash
+from codegen_jax.model.attention_tpu import attention_in_fast_memory
+from codegen_jax.planning.hlo import Instruction, Module
+from codegen_jax.planning.kernels import GridLoop, grid_loops, kernel_cycles, kernel_flops, parse_loop
+from codegen_jax.planning.slices import parse_slice, slice_devices
 
 # 100 bundles in every step; 400 per tile, 200 at the first and 100 at the last tile of a row
 CODE = (Path(__file__).parent / "hand_made.bundles").read_text()
@@ -19,20 +24,25 @@ def kernel(phase, shape, *, results=None, grid="s8[1,4,4]{2,1,0}", key=None, lay
 
 
 def test_machine_code_is_split_into_what_every_step_and_what_some_steps_issue():
-    assert parse_loop("kernel", CODE) == GridLoop(steps=128, always=100, tile=400, edges=300)
+    assert parse_loop("kernel", CODE) == GridLoop(steps=128, always=100, blocks=(400, 200, 100))
 
 
 def test_a_kernels_cycles_count_the_tiles_that_the_mask_keeps_and_the_edges_of_rows():
-    loop = GridLoop(steps=128, always=100, tile=400, edges=300)
+    loop = GridLoop(steps=128, always=100, blocks=(400, 200, 100))
     assert kernel_cycles(kernel("fwd", "bf16[16,2048,64]{2,1,0}"), loop) == 128 * (100 + 400 * 10 / 16 + 300 / 4)
 
 
-@pytest.mark.parametrize(
-    ("old", "new"), [("LB:", "  :"), ("0x40 ", "0x40 LB:"), ("loop exit test", "other test"), ("sbr.rel", "other")]
-)
+@pytest.mark.parametrize(("old", "new"), [("LB:", "  :"), ("0x40 ", "0x40 LB:"), ("loop exit test", "other test")])
 def test_machine_code_of_another_form_is_an_error(old, new):
     with pytest.raises(ValueError, match="kernel: no cost model"):
         parse_loop("kernel", CODE.replace(old, new))
+
+
+def test_tiles_without_a_branch_are_an_error():
+    loop = parse_loop("kernel", CODE.replace("sbr.rel", "other"))
+    assert loop == GridLoop(steps=128, always=800, blocks=())
+    with pytest.raises(ValueError, match="no blocks for tiles"):
+        kernel_cycles(kernel("fwd", "bf16[16,2048,64]{2,1,0}"), loop)
 
 
 @pytest.mark.parametrize(
@@ -61,9 +71,56 @@ def test_machine_code_of_another_form_is_an_error(old, new):
     ],
 )
 def test_flops_count_unmasked_tiles_full_lanes_and_heads_of_queries(phase, shape, other, flops):
-    assert splash_flops(kernel(phase, shape, **other)) == flops
+    assert kernel_flops(kernel(phase, shape, **other)) == flops
+
+
+def test_our_kernels_take_a_block_of_queries_and_all_keys_up_to_it_per_step():
+    call = lambda name, results, operand: Instruction(
+        f"{name}.2",
+        "custom-call",
+        f"({results})",
+        (),
+        f', operand_layout_constraints={{{operand}, {operand}}}, kind="x"',
+    )
+    time_last, time_first = "bf16[16,80,2048]{2,1,0}", "bf16[48,2048,256]{2,1,0}"
+    forward = call("attention_forward_512", f"{time_last}, f32[16,1,2048]{{2,1,0}}", time_last)
+    backward = call("attention_backward_256", f"{time_first}, {time_first}, {time_first}", time_first)
+    # with 4 blocks, 10 of 16 tiles are on or below the diagonal; with 8, 36 of 64
+    assert kernel_flops(forward) == 2 * 2 * 16 * 128 * 2048**2 * 10 / 16
+    assert kernel_flops(backward) == 2 * 5 * 48 * 256 * 2048**2 * 36 / 64
+    loop = GridLoop(steps=32, always=100, blocks=(4000, 3000, 2000, 1000))
+    assert kernel_cycles(forward, loop) == 32 * 100 + 32 / 4 * 10_000
 
 
 def test_an_unknown_kernel_is_an_error_rather_than_costing_nothing():
     with pytest.raises(ValueError, match="cost model"):
-        splash_flops(Instruction("mystery", "custom-call", "bf16[8,8]", (), ', custom_call_target="tpu_custom_call"'))
+        kernel_flops(Instruction("mystery", "custom-call", "bf16[8,8]", (), ', custom_call_target="tpu_custom_call"'))
+
+
+def kernels_of(attention, head_dim, segments, tpu):
+    """The kernels of a forward and a backward pass over eight heads, compiled, and their cycles."""
+    mesh = jax.sharding.Mesh(slice_devices(tpu)[:1], ("x",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    x = jax.ShapeDtypeStruct((1, 2048, 8, head_dim), jnp.bfloat16, sharding=sharding)
+    ids = jax.ShapeDtypeStruct((1, 2048), jnp.int32, sharding=sharding)
+    value = lambda q, k, v, ids: attention(q, k, v, (ids, ids) if segments else None, interpret=False).sum()
+    with jax.set_mesh(mesh):
+        module = Module(jax.jit(jax.grad(value, (0, 1, 2))).lower(x, x, x, ids).compile().as_text())
+    return [
+        (i, lambda i=i: kernel_cycles(i, grid_loops(module, tpu)[i.name])) for i, _ in module.executed() if i.is_pallas
+    ]
+
+
+def test_our_kernels_fit_a_v4_core_with_the_largest_heads_and_segments():
+    pytest.importorskip("libtpu", reason="the TPU compiler; pip install libtpu")
+    assert len(kernels_of(attention_in_fast_memory, 256, True, parse_slice("v4-8"))) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head_dim", [64, 80, 256])  # 350M; 2B; 6B and 16B
+def test_our_kernels_issue_about_half_of_the_bundles_of_splash(head_dim):
+    pytest.importorskip("libtpu", reason="the TPU compiler; pip install libtpu")
+    total = lambda *args: sum(cycles() for _, cycles in kernels_of(*args, parse_slice("v4-8")))
+    ours, splash = total(attention_in_fast_memory, head_dim, False), total(_splash, head_dim, False)
+    assert 0 < ours < 0.55 * splash
+    assert ours < total(attention_in_fast_memory, head_dim, True) < 1.5 * ours

@@ -17,7 +17,7 @@ def test_auto_settings_are_resolved_for_the_devices():
     on_cpu = resolve(config, make_mesh(config.mesh))
     assert (on_cpu.training.remat, on_cpu.model.attention, on_cpu.rows_per_shard) == ("dots", "xla", 1)
     on_tpu = resolve(config, make_mesh(config.mesh, slice_devices(parse_slice("v4-16"))))
-    assert (on_tpu.training.remat, on_tpu.model.attention, on_tpu.rows_per_shard) == ("dots", "splash", 1)
+    assert (on_tpu.training.remat, on_tpu.model.attention, on_tpu.rows_per_shard) == ("dots", "pallas", 1)
     resolved = resolved_config(config)
     assert resolved.mesh == MeshConfig(2, 4, 1) and resolved.training.remat == "dots"
     assert resolve(resolved, make_mesh(resolved.mesh)) == on_cpu

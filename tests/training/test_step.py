@@ -99,7 +99,8 @@ def test_loss_and_gradients_do_not_depend_on_remat(remat, expected):
     assert_equal(loss_and_gradients(tiny_run(mesh=MeshConfig(2, 2, 2), training={"remat": remat})), expected)
 
 
-def test_splash_on_a_mesh_matches_the_reference_gradients():
+@pytest.mark.parametrize("kernels", ["pallas", "splash"])
+def test_kernels_on_a_mesh_match_the_reference_gradients(kernels):
     def run(backend):
         config = tiny_run(
             mesh=MeshConfig(2, 2, 2),
@@ -116,7 +117,7 @@ def test_splash_on_a_mesh_matches_the_reference_gradients():
             return jax.device_get(gradients)
 
     loss, expected = run("xla")
-    assert_equal(run("splash"), (loss.total, expected))
+    assert_equal(run(kernels), (loss.total, expected))
 
 
 def test_micro_batches_are_weighted_by_tokens():
