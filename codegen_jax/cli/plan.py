@@ -106,6 +106,6 @@ def make(arguments: argparse.Namespace) -> None:
         config, _ = fit(config, tpu, arguments.slices, lambda line: print(line, file=sys.stderr))
         print(settings(config), file=sys.stderr)
     plan = make_plan(config, tpu, arguments.slices, dump_hlo=arguments.dump_hlo)
-    print(dumps(plan.to_dict()) if arguments.json else describe(plan, price))
+    print(dumps(plan.to_dict(price)) if arguments.json else describe(plan, price))
     if arguments.plot:
         plot(plan, arguments.plot)

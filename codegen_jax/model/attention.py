@@ -19,6 +19,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import QKVLayout
 
 from codegen_jax.chips import LANES
+from codegen_jax.errors import require
 from codegen_jax.model.attention_cpu import Segments, attention_in_blocks
 from codegen_jax.model.attention_tpu import attention_in_fast_memory, fits
 from codegen_jax.model.cpu import on_cpu
@@ -96,7 +97,17 @@ def _cudnn(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids:
 def _in_kernels(
     q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Segments, backend: str
 ) -> jax.Array:
-    """Run Pallas kernels on each device's rows and heads; their inputs and residuals are named for remat."""
+    """Run Pallas kernels on each device's rows and heads; their inputs and residuals are named for remat.
+
+    Raises:
+        UserError: if they do not support the sequence length.
+    """
+    _, T, _, K = q_BTHK.shape
+    require(T % LANES == 0, f"model.attention: {backend} needs a sequence length that is a multiple of 128, got {T}")
+    require(
+        backend == "splash" or fits(T, K, q_BTHK.dtype.name),
+        f"model.attention: sequences of {T:,} tokens are too long for pallas; use splash",
+    )
     on_device = partial(
         attention_in_fast_memory if backend == "pallas" else _splash, interpret=not device_kind().startswith("TPU")
     )

@@ -6,10 +6,10 @@ each block, since the number of its keys must be known to the compiler, which th
 its exponentials. Heads are divided between the cores of a chip.
 
 The library's splash attention goes through tiles of keys instead, updating a running maximum and sum, and its backward
-kernels run on one core only. docs/performance.md compares the two.
+kernels run on one core of a chip unless there are several rows. docs/performance.md compares the two.
 
-Axes: N batch times heads, T queries, S keys (S = T), K head_dim. Scores have keys first, so that what belongs to a
-query is a row. Queries, keys, values and outputs are [N, K, T], or [N, T, K] if the channels fill the 128 lanes;
+Axes: B batch, H heads, T queries, S keys (S = T), K head_dim. Scores have keys first, so that what belongs to a query
+is a row. Queries, keys, values and outputs are [B, H, K, T], or [B, H, T, K] if the channels fill the 128 lanes;
 neither is padded. In the kernels, `channels` is the axis of K in one head's array, 0 or 1.
 """
 
@@ -26,13 +26,14 @@ from jax.experimental.pallas import tpu as pltpu
 
 from codegen_jax.chips import LANES
 from codegen_jax.model.attention_cpu import Segments
+from codegen_jax.model.precision import products_of
 
 # more tokens, or a larger array of keys, do not fit in the 16 MiB of fast memory of a v4 core
 LONGEST, LARGEST_BYTES = 4096, 2048 * 256 * 2
 # scores of a block in the forward and the backward pass; the latter holds them four times
 FORWARD_SCORES, BACKWARD_SCORES = 2048 * 512, 2048 * 256
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
-PARAMETERS = pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"))  # cores share heads
+PARAMETERS = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary"))  # cores share heads
 
 
 def fits(length: int, head_dim: int, dtype: str) -> bool:
@@ -44,14 +45,13 @@ def attention_in_fast_memory(
     q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, segment_ids: Segments, interpret: bool
 ) -> jax.Array:
     """See `causal_attention`; T must be a multiple of 128. Names for remat: "qkv" and "attention"."""
-    B, _, H, K = q_BTHK.shape
+    K = q_BTHK.shape[-1]
     channels = 1 if K % LANES == 0 else 0
     order = (0, 2, 1, 3) if channels == 1 else (0, 2, 3, 1)
-    named = [checkpoint_name(x.transpose(order), "qkv") for x in (q_BTHK * K**-0.5, k_BSHK, v_BSHK)]
-    q, k, v = (jnp.reshape(x, (B * H, *x.shape[2:])) for x in named)
+    q, k, v = (checkpoint_name(x.transpose(order), "qkv") for x in (q_BTHK * K**-0.5, k_BSHK, v_BSHK))
     ids = None if segment_ids is None else (segment_ids[0][:, None, :], segment_ids[1][:, :, None])
     out: Any = _attention(q, k, v, ids, channels, interpret)
-    return out.reshape(named[0].shape).transpose([order.index(axis) for axis in range(4)])
+    return jnp.transpose(out, [order.index(axis) for axis in range(4)])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -63,37 +63,38 @@ def _forward(
     q: jax.Array, k: jax.Array, v: jax.Array, ids: Any, channels: int, interpret: bool
 ) -> tuple[jax.Array, Any]:
     grid = _Grid.of(q, channels, FORWARD_SCORES)
-    out, logsumexp_N1T = pl.pallas_call(
+    out, logsumexp_BH1T = pl.pallas_call(
         partial(_forward_kernel, channels=channels),
-        grid=(len(q), grid.blocks),
-        in_specs=[grid.queries(), grid.every_key(), grid.every_key(), *grid.ids(ids, len(q))],
+        grid=(*q.shape[:2], grid.blocks),
+        in_specs=[grid.queries(), grid.every_key(), grid.every_key(), *grid.ids(ids)],
         out_specs=[grid.queries(), grid.row()],
         out_shape=[
             jax.ShapeDtypeStruct(q.shape, q.dtype),
-            jax.ShapeDtypeStruct((len(q), 1, grid.length), jnp.float32),
+            jax.ShapeDtypeStruct((*q.shape[:2], 1, grid.length), jnp.float32),
         ],
         compiler_params=PARAMETERS,
         name=f"attention_forward_{grid.block}",
         interpret=interpret,
     )(q, k, v, *(ids or ()))
-    out, logsumexp_N1T = (checkpoint_name(x, "attention") for x in (out, logsumexp_N1T))
-    return out, (q, k, v, ids, out, logsumexp_N1T)
+    out, logsumexp_BH1T = (checkpoint_name(x, "attention") for x in (out, logsumexp_BH1T))
+    return out, (q, k, v, ids, out, logsumexp_BH1T)
 
 
 def _backward(
     channels: int, interpret: bool, residuals: Sequence[Any], dout: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    q, k, v, ids, out, logsumexp_N1T = residuals
+    q, k, v, ids, out, logsumexp_BH1T = residuals
     # from the last block to the first: after each, the gradients of its own keys and values are complete
     grid = _Grid.of(q, channels, BACKWARD_SCORES, descending=True)
-    mean_N1T = (out.astype(jnp.float32) * dout.astype(jnp.float32)).sum(1 + channels).reshape(logsumexp_N1T.shape)
-    of_keys = jax.ShapeDtypeStruct((len(q), grid.length, grid.head_dim), q.dtype)
-    dq, dk_NSK, dv_NSK = pl.pallas_call(
+    # the mean of dweights by weights, which softmax's gradient subtracts
+    mean_BH1T = (out.astype(jnp.float32) * dout.astype(jnp.float32)).sum(2 + channels)[:, :, None]
+    of_keys = jax.ShapeDtypeStruct((*q.shape[:2], grid.length, grid.head_dim), q.dtype)
+    kernel = pl.pallas_call(
         partial(_backward_kernel, channels=channels),
-        grid=(len(q), grid.blocks),
+        grid=(*q.shape[:2], grid.blocks),
         in_specs=[
             *[grid.queries(), grid.every_key(), grid.every_key()],
-            *[grid.queries(), grid.row(), grid.row(), *grid.ids(ids, len(q))],
+            *[grid.queries(), grid.row(), grid.row(), *grid.ids(ids)],
         ],
         out_specs=[grid.queries(), grid.keys(), grid.keys()],
         out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), of_keys, of_keys],
@@ -101,8 +102,10 @@ def _backward(
         compiler_params=PARAMETERS,
         name=f"attention_backward_{grid.block}",
         interpret=interpret,
-    )(q, k, v, dout, logsumexp_N1T, mean_N1T, *(ids or ()))
-    dk, dv = (x if channels == 1 else x.swapaxes(1, 2) for x in (dk_NSK, dv_NSK))
+    )
+    with products_of(q.dtype):  # jax.checkpoint traces this outside the forward pass's context
+        dq, dk_BHSK, dv_BHSK = kernel(q, k, v, dout, logsumexp_BH1T, mean_BH1T, *(ids or ()))
+    dk, dv = (x if channels == 1 else x.swapaxes(2, 3) for x in (dk_BHSK, dv_BHSK))
     return dq, dk, dv, None
 
 
@@ -130,7 +133,7 @@ class _Grid:
     @classmethod
     def of(cls, q: jax.Array, channels: int, scores: int, descending: bool = False) -> "_Grid":
         """The grid with the largest blocks that divide the queries and have no more than this many scores."""
-        head_dim, length = q.shape[1 + channels], q.shape[2 - channels]
+        head_dim, length = q.shape[2 + channels], q.shape[3 - channels]
         sizes = [size for size in (LANES, 2 * LANES, 4 * LANES) if length % size == 0 and size * length <= scores]
         return cls(length, head_dim, channels, max(sizes, default=LANES), descending)
 
@@ -144,26 +147,25 @@ class _Grid:
     def queries(self) -> pl.BlockSpec:
         if self.channels == 1:
             return self.keys()
-        return pl.BlockSpec((None, self.head_dim, self.block), lambda n, i: (n, 0, self.at(i)))
+        return pl.BlockSpec((None, None, self.head_dim, self.block), lambda b, h, i: (b, h, 0, self.at(i)))
 
     def keys(self) -> pl.BlockSpec:
-        return pl.BlockSpec((None, self.block, self.head_dim), lambda n, i: (n, self.at(i), 0))
+        return pl.BlockSpec((None, None, self.block, self.head_dim), lambda b, h, i: (b, h, self.at(i), 0))
 
     def every_key(self) -> pl.BlockSpec:
         shape = (self.length, self.head_dim) if self.channels == 1 else (self.head_dim, self.length)
-        return pl.BlockSpec((None, *shape), lambda n, i: (n, 0, 0))
+        return pl.BlockSpec((None, None, *shape), lambda b, h, i: (b, h, 0, 0))
 
     def row(self) -> pl.BlockSpec:
-        return pl.BlockSpec((None, 1, self.block), lambda n, i: (n, 0, self.at(i)))
+        return pl.BlockSpec((None, None, 1, self.block), lambda b, h, i: (b, h, 0, self.at(i)))
 
-    def ids(self, ids: Any, heads_of_all_rows: int) -> list[pl.BlockSpec]:
+    def ids(self, ids: Any) -> list[pl.BlockSpec]:
         """Segment ids of a block of queries [1, T], and of all keys [S, 1]."""
         if ids is None:
             return []
-        heads = heads_of_all_rows // len(ids[0])
         return [
-            pl.BlockSpec((None, 1, self.block), lambda n, i: (n // heads, 0, self.at(i))),
-            pl.BlockSpec((None, self.length, 1), lambda n, i: (n // heads, 0, 0)),
+            pl.BlockSpec((None, 1, self.block), lambda b, h, i: (b, 0, self.at(i))),
+            pl.BlockSpec((None, self.length, 1), lambda b, h, i: (b, 0, 0)),
         ]
 
 
@@ -171,7 +173,7 @@ def _forward_kernel(q: Any, k: Any, v: Any, *refs: Any, channels: int) -> None:
     *ids, out, logsumexp_1T = refs
     for i, keys in _blocks(q, k, channels):
 
-        @pl.when(pl.program_id(1) == i)
+        @pl.when(pl.program_id(2) == i)
         def _(keys: int = keys) -> None:
             scores_ST = _scores(q, k, ids, keys, channels)
             largest_1T = scores_ST.max(0, keepdims=True)
@@ -188,14 +190,14 @@ def _backward_kernel(
     *ids, dq, dk_SK, dv_SK, dk_sum_SK, dv_sum_SK = refs
     blocks = _blocks(q, k, channels)
 
-    @pl.when(pl.program_id(1) == 0)
+    @pl.when(pl.program_id(2) == 0)
     def _() -> None:
         dk_sum_SK[...] = jnp.zeros_like(dk_sum_SK)
         dv_sum_SK[...] = jnp.zeros_like(dv_sum_SK)
 
     for i, keys in blocks:
 
-        @pl.when(pl.program_id(1) == len(blocks) - 1 - i)
+        @pl.when(pl.program_id(2) == len(blocks) - 1 - i)
         def _(keys: int = keys) -> None:
             weights_ST = jnp.exp(_scores(q, k, ids, keys, channels) - logsumexp_1T[...])
             dweights_ST = _dot(_first(v, keys, channels), dout[...], channels, channels)

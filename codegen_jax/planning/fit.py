@@ -1,8 +1,9 @@
 """Search for the fastest plan that fits, by compiling candidates."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from codegen_jax.config import MeshConfig, RunConfig
 from codegen_jax.errors import UserError, require
@@ -54,13 +55,15 @@ def fit(config: RunConfig, tpu: Slice, slices: int, progress: Callable[[str], No
             best = candidate, plan
         return True
 
-    for on_mesh in _on_meshes(config, tpu, slices, progress):
+    devices = slice_devices(tpu, slices)
+    for on_mesh in _on_meshes(config, devices, progress):
         divisors = [n for n in MICRO_BATCHES if config.training.batch_size % n == 0]
-        micro_batches = [n for n in divisors if _problem(_with(on_mesh, n, "full"), tpu, slices) is None]
+        micro_batches = [n for n in divisors if _problem(_with(on_mesh, n, "full"), devices) is None]
         if fits(_with(on_mesh, micro_batches[-1], "full")):
             for n in micro_batches:
-                policies = REMAT[:-1] if n == micro_batches[-1] else REMAT
-                next((remat for remat in policies if fits(_with(on_mesh, n, remat))), None)
+                for remat in REMAT[:-1] if n == micro_batches[-1] else REMAT:
+                    if fits(_with(on_mesh, n, remat)):
+                        break
             break
     require(best is not None, f"fit: nothing fits on {tpu.name}; use a larger topology or a smaller batch size")
     assert best is not None
@@ -69,22 +72,25 @@ def fit(config: RunConfig, tpu: Slice, slices: int, progress: Callable[[str], No
     for fsdp in (axes["fsdp"] // 4, axes["fsdp"] // 2, axes["fsdp"] * 2, axes["fsdp"] * 4):
         if fsdp and rows % fsdp == 0:
             candidate = replace(chosen, mesh=MeshConfig(rows // fsdp, fsdp, axes["tensor"]))
-            if _problem(candidate, tpu, slices) is None:
+            if _problem(candidate, devices) is None:
                 fits(candidate)
     return best
 
 
-def _on_meshes(config: RunConfig, tpu: Slice, slices: int, progress: Callable[[str], None]) -> list[RunConfig]:
+def _on_meshes(config: RunConfig, devices: Sequence[Any], progress: Callable[[str], None]) -> list[RunConfig]:
     """The config on each mesh that divides the model and the batch, from the nearest to its own, by shards of fsdp."""
-    chips = math.prod(tpu.shape) * slices
-    tensor = config.mesh.tensor if config.mesh.tensor > 0 and chips % config.mesh.tensor == 0 else 1
+    wanted, chips = config.mesh, len(devices)
+    if problem := _problem(_with(config, 1, "full"), devices):
+        tensor = wanted.tensor if wanted.tensor > 0 and chips % wanted.tensor == 0 else 1
+        fsdp = wanted.fsdp if wanted.fsdp > 0 else chips // tensor
+    else:
+        axes = make_mesh(wanted, devices).shape
+        tensor, fsdp = axes["tensor"], axes["fsdp"]
     rows = chips // tensor
-    wanted = config.mesh.fsdp if config.mesh.fsdp > 0 else rows
-    sizes = sorted((n for n in range(rows, 0, -1) if rows % n == 0), key=lambda n: abs(math.log(n / wanted)))
-    problem_of = lambda on_mesh: _problem(_with(on_mesh, 1, "full"), tpu, slices)
+    sizes = sorted((n for n in range(rows, 0, -1) if rows % n == 0), key=lambda n: abs(math.log(n / fsdp)))
     every = [replace(config, mesh=MeshConfig(rows // n, n, tensor)) for n in sizes]
-    result = [on_mesh for on_mesh in every if problem_of(on_mesh) is None]
-    if problem := problem_of(config):
+    result = [on_mesh for on_mesh in every if _problem(_with(on_mesh, 1, "full"), devices) is None]
+    if problem:
         require(bool(result), f"fit: no mesh divides the model and the batch: {problem}")
         progress(f"{problem}; searching other meshes")
     return result
@@ -94,10 +100,10 @@ def _with(config: RunConfig, micro_batches: int, remat: str) -> RunConfig:
     return replace(config, training=replace(config.training, gradient_accumulation_steps=micro_batches, remat=remat))
 
 
-def _problem(config: RunConfig, tpu: Slice, slices: int) -> UserError | None:
+def _problem(config: RunConfig, devices: Sequence[Any]) -> UserError | None:
     """Why the mesh does not divide the devices, the model or the batch, if so."""
     try:
-        resolve(config, make_mesh(config.mesh, slice_devices(tpu, slices)))
+        resolve(config, make_mesh(config.mesh, devices))
     except UserError as error:
         return error
     return None

@@ -92,7 +92,7 @@ class Module:
                 current[start[1]] = _parse(start[1], line[start.end() :])
 
     def trip_count(self, loop: Instruction) -> int:
-        """The number of iterations of a while loop that compares a counter, which starts at 0, with a constant.
+        """The number of iterations of a while loop that counts from 0 up to a constant, which it does not reach.
 
         Raises:
             ValueError: if the loop has another form.
@@ -100,7 +100,8 @@ class Module:
         condition = self.computations[loop.called("condition") or ""]
         of_opcode = lambda name: [i for i in condition.values() if i.opcode == name and i.arrays in COUNTERS]
         bounds, counters = of_opcode("constant"), of_opcode("get-tuple-element")
-        if len(bounds) != 1 or len(counters) != 1:
+        below = [i for i in condition.values() if "direction=LT" in i.attributes]
+        if len(bounds) != 1 or len(counters) != 1 or len(below) != 1:
             raise ValueError(f"{loop.name}: expected one counter and one constant in the loop's condition")
         body = self.computations[loop.called("body") or ""]
         index = re.search(r"index=(\d+)", counters[0].attributes)

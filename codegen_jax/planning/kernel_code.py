@@ -2,7 +2,7 @@
 
 libtpu writes machine code as text when its flags say so, but the flags hold for a whole process, and writing the code
 of all operations of a step makes its compilation half as long again. This file is therefore also a program, which
-compiles the kernels of a step in three seconds.
+compiles the kernels of a step in seconds.
 """
 
 import json

@@ -75,7 +75,9 @@ def parse_loop(name: str, code: str) -> GridLoop:
         if regions.get(region, 0) - address > SHORT and address > starts[0]
     ]
     # the longest block holds all the others: the two steps that only copy jump over it
-    _, *blocks = sorted(jumps, key=lambda jump: jump[0] - jump[1]) or [(0, 0)]
+    (begin, end), *blocks = sorted(jumps, key=lambda jump: jump[0] - jump[1]) or [(0, 0)]
+    if not all(begin < b and e <= end for b, e in blocks):
+        raise ValueError(f"{name}: no cost model for this Pallas kernel: no branch holds all others")
     lengths = [e - b for b, e in blocks if not any(other_b < b and e <= other_e for other_b, other_e in blocks)]
     always = lines[-1][0] - starts[0] - sum(lengths)
     return GridLoop(exits[0] - PIPELINE_STEPS, always, tuple(lengths))
@@ -89,6 +91,8 @@ def kernel_cycles(i: Instruction, loop: GridLoop) -> float:
     """
     kernel = _attention_of(i)
     if not kernel.tiled:
+        if kernel.rows > 1 and len(loop.blocks) < kernel.rows:
+            raise ValueError(f"{i.name}: {len(loop.blocks)} branches in its machine code for {kernel.rows} blocks")
         return loop.steps * (loop.always + sum(loop.blocks) / kernel.rows)
     if not loop.blocks:
         raise ValueError(f"{i.name}: no cost model for this Pallas kernel: its machine code has no blocks for tiles")
@@ -138,11 +142,13 @@ class _Attention:
 
 def _attention_of(i: Instruction) -> _Attention:
     if ours := re.search(r"attention_(forward|backward)_(\d+)", i.name + i.op_name):
-        (_, (heads, *one_head)), (_, second) = i.arrays[:2]  # the second is logsumexp [N, 1, T], or dk [N, S, K]
-        length = second[2] if ours[1] == "forward" else second[1]
+        (_, (*heads, first, last)), (_, second) = i.arrays[
+            :2
+        ]  # the second is logsumexp [B, H, 1, T], or dk [B, H, S, K]
+        length = second[-1] if ours[1] == "forward" else second[-2]
         blocks = length // int(ours[2])
-        sizes = (length, length, math.prod(one_head) // length)
-        return _Attention(PRODUCTS[ours[1]], heads, *sizes, blocks, blocks, tiled=False)
+        sizes = (length, length, first * last // length)
+        return _Attention(PRODUCTS[ours[1]], math.prod(heads), *sizes, blocks, blocks, tiled=False)
     splash = re.search(r"splash_m[hq]a_(fwd|dkv|dq)", i.name + i.op_name)
     grids = [dims for dtype, dims in operands(i) if dtype == "s8" and len(dims) == 3]
     if not (splash and grids):

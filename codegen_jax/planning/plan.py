@@ -119,8 +119,8 @@ class Plan:
         """Model FLOPs utilization: the model's FLOPs as a share of the chip's peak."""
         return self.model_flops / (self.peak_flops * self.step_seconds)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, without times if the program does not fit."""
+    def to_dict(self, price: float | None = None) -> dict[str, Any]:
+        """Plain values for JSON, without times if the program does not fit; `price` is per chip-hour."""
         result: dict[str, Any] = {
             "topology": self.topology,
             "slices": self.slices,
@@ -148,7 +148,12 @@ class Plan:
                 "mfu_without_overlap": self.model_flops / (self.peak_flops * serial),
                 "tokens_per_second_per_chip_without_overlap": self.tokens / serial,
             },
-            "run": {"steps": self.steps, "seconds": self.run_seconds, "chip_hours": self.chip_hours},
+            "run": {
+                "steps": self.steps,
+                "seconds": self.run_seconds,
+                "chip_hours": self.chip_hours,
+                "cost": None if price is None or self.chip_hours is None else price * self.chip_hours,
+            },
             "flops_per_chip": {
                 "model": self.model_flops,
                 **{f"compiled_{kind}": total(kind, "flops") for kind in ("matmul", "pallas")},
@@ -275,7 +280,7 @@ def memory_of_error(error: Exception) -> tuple[int, int]:
     XLA raises one exception type for every failure, so only the text distinguishes them.
     """
     message = str(error)
-    if "RESOURCE_EXHAUSTED" not in message:
+    if "RESOURCE_EXHAUSTED" not in message or "memory space vmem" in message:
         raise error
     sizes = [float(n) * GIB for n in re.findall(r"([\d.]+)G\b", message)]
     return (int(sizes[0]), int(sizes[1])) if len(sizes) > 1 else (0, 0)

@@ -81,7 +81,7 @@ def _time(plan: Plan) -> list[str]:
 
 def _whole_run(plan: Plan, price: float | None) -> list[str]:
     if plan.steps is None or plan.run_seconds is None or plan.chip_hours is None:
-        return []
+        return ["  the number of steps depends on the data (training.epochs)"]
     cost = "" if price is None else f", {price * plan.chip_hours:,.0f} at {price:g} per chip-hour"
     days, hours = plan.run_seconds / 86400, plan.chip_hours
     return [

@@ -14,7 +14,7 @@ from codegen_jax.planning.kernels import GridLoop, kernel_cycles, kernel_flops
 from codegen_jax.planning.links import Links, collective_of
 
 # opcodes that cost nothing, or that run in parallel with the computation: prefetches into the chip's fast memory
-FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "partition-id")
+FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id")
 FREE += ("send", "copy-start", "slice-start", "after-all", "optimization-barrier")
 
 
@@ -67,11 +67,12 @@ class _Walk:
         """The operations of a computation that runs `count` times per step."""
         result: list[Operation] = []
         running: dict[str, tuple[int, float]] = {}  # asynchronous collectives: index in result, end time
+        started: set[str] = set()
         now = links_free = 0.0
 
         def wait_for(key: str) -> None:
             nonlocal now
-            if key not in running:  # a collective that blocks the chip has waited for it
+            if key not in running:  # a copy, or a collective for which one that blocks the chip has waited
                 return
             index, end = running.pop(key)
             waited = max(0.0, end - now)
@@ -92,6 +93,9 @@ class _Walk:
                 running[i.name] = (len(result) - 1, now + seconds)
             elif collective := collective_of(self.module, i):
                 part, received = collective.part, collective.received
+                if part in ("step", "done") and collective.key not in started:
+                    raise ValueError(f"{i.name}: part of a collective that nothing has started")
+                started.add(collective.key)
                 if part == "whole":  # the links carry one collective at a time
                     for key in [key for key, (index, _) in running.items() if result[index].kind != "cross-slice"]:
                         wait_for(key)
@@ -112,10 +116,11 @@ class _Walk:
 
     def compute(self, i: Instruction, count: int) -> Operation:
         """An operation without communication."""
-        flops, chip = self.module.matmul_flops(i), self.links.tpu.chip
+        chip = self.links.tpu.chip
         if i.is_pallas:
-            flops, seconds = kernel_flops(i), kernel_cycles(i, self.kernels[i.name]) / chip.clock
-            return Operation(i.name, "pallas", i.op_name, count, seconds, seconds, flops)
+            seconds = kernel_cycles(i, self.kernels[i.name]) / chip.clock
+            return Operation(i.name, "pallas", i.op_name, count, seconds, seconds, kernel_flops(i))
+        flops = self.module.matmul_flops(i)
         if i.cycles is not None:
             seconds = i.cycles / chip.clock
         elif i.opcode in (

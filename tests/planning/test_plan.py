@@ -200,6 +200,13 @@ def test_the_search_finds_the_fastest_plan_that_fits(compiler):
     assert len(lines) == len(tried) and any("does not fit" in line for line in lines)
 
 
+@pytest.mark.parametrize(("mesh", "first"), [((4, -1, 1), (4, 4, 1)), ((2, 2, -1), (2, 2, 4))])
+def test_the_search_starts_with_the_configs_mesh(compiler, mesh, first):
+    compiler(fits=lambda training, mesh: True, seconds=lambda training, mesh: 1)
+    config, _ = fit(run(rows=64, mesh=mesh), V4_32, 1, [].append)
+    assert config.mesh == MeshConfig(*first)
+
+
 @pytest.mark.parametrize("mesh", [(4, 4, 1), (4, 64, 1)])
 def test_the_search_goes_on_to_meshes_that_divide_the_slice_and_need_less_memory(compiler, mesh):
     tried = compiler(
@@ -225,7 +232,8 @@ def test_the_whole_run_is_given_in_days_chip_hours_and_money(plan):
     assert plan.steps == run().training.steps and plan.chip_hours == pytest.approx(16 * hours)
     assert f"{hours / 24:,.1f} days, {16 * hours:,.0f} chip-hours, without" in describe(plan)
     assert f"{16 * hours * 3.5:,.0f} at 3.5 per chip-hour" in describe(plan, price=3.5)
-    assert plan.to_dict()["run"]["chip_hours"] == plan.chip_hours
+    assert plan.to_dict(price=2)["run"]["cost"] == 2 * plan.chip_hours and plan.to_dict()["run"]["cost"] is None
+    assert "training.epochs" in describe(replace(plan, steps=None))
 
 
 @pytest.mark.parametrize(

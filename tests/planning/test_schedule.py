@@ -60,6 +60,12 @@ def test_what_the_products_do_not_hide_of_such_a_collective_is_exposed_when_it_m
     assert gather.seconds == pytest.approx(768_000 / 45e9) and gather.exposed == pytest.approx(gather.seconds - 4e-6)
 
 
+def test_a_part_of_a_collective_that_nothing_started_is_an_error_rather_than_costing_nothing():
+    unstarted = ASYNCHRONOUS.replace("AsyncCollectiveStart", "Other")
+    with pytest.raises(ValueError, match="nothing has started"):
+        operations_by_name("\n".join(line for line in unstarted.splitlines() if "%gather-start =" not in line))
+
+
 def test_a_reduction_of_which_a_fusion_keeps_a_shard_costs_a_reduce_scatter():
     found = operations_by_name(ASYNCHRONOUS)["sum"]
     assert (found.kind, found.bytes) == ("reduce-scatter", 3 * 1024 // 4) and found.exposed == pytest.approx(3e-6)
