@@ -28,8 +28,8 @@ from codegen_jax.chips import LANES
 from codegen_jax.model.attention_cpu import Segments
 from codegen_jax.model.precision import products_of
 
-# more tokens, or a larger array of keys, do not fit in the 16 MiB of fast memory of a v4 core
-LONGEST, LARGEST_BYTES = 4096, 2048 * 256 * 2
+# in bfloat16: 4,096 tokens, and 2,048 x 256 keys; more do not fit in the 16 MiB of fast memory of a v4 core
+TOKEN_BYTES, KEY_BYTES = 4096 * 2, 2048 * 256 * 2
 # scores of a block in the forward and the backward pass; the latter holds them four times
 FORWARD_SCORES, BACKWARD_SCORES = 2048 * 512, 2048 * 256
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
@@ -38,7 +38,8 @@ PARAMETERS = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "
 
 def fits(length: int, head_dim: int, dtype: str) -> bool:
     """Whether sequences of this length fit in a core's fast memory."""
-    return length <= LONGEST and length * head_dim * jnp.dtype(dtype).itemsize <= LARGEST_BYTES
+    size = jnp.dtype(dtype).itemsize
+    return length * size <= TOKEN_BYTES and length * head_dim * size <= KEY_BYTES
 
 
 def attention_in_fast_memory(

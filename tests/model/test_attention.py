@@ -135,7 +135,10 @@ def test_cudnn_matches_the_reference_forward_and_backward(head_dim, segments):
     [
         ("TPU v4", 2048, 80, "bfloat16", "pallas"),
         ("TPU v4", 2048, 256, "bfloat16", "pallas"),
+        ("TPU v4", 4096, 128, "bfloat16", "pallas"),
+        ("TPU v4", 2048, 128, "float32", "pallas"),
         ("TPU v4", 2048, 256, "float32", "splash"),
+        ("TPU v4", 4096, 64, "float32", "splash"),
         ("TPU v4", 4096, 256, "bfloat16", "splash"),
         ("TPU v4", 8192, 64, "bfloat16", "splash"),
         ("TPU v4", 100, 80, "bfloat16", "xla"),
