@@ -123,11 +123,7 @@ class _Walk:
         flops = self.module.matmul_flops(i)
         if i.cycles is not None:
             seconds = i.cycles / chip.clock
-        elif i.opcode in (
-            "fusion",
-            "copy",
-            "dynamic-update-slice",
-        ):  # a few small ones have no cycles
+        elif i.opcode in ("fusion", "copy", "dynamic-update-slice"):  # a few small ones have no cycles
             seconds = 2 * sum(map(nbytes, i.arrays)) / chip.hbm_bandwidth
         else:
             seconds = 0.0
