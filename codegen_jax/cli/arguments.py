@@ -75,11 +75,12 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
 
 
-def add_config(parser: Parser) -> None:
+def add_config(parser: Parser, is_optional: bool = False) -> None:
     """Add the argument for a run's config, whose fields can be overridden."""
     parser.add_argument(
         "config",
         metavar="CONFIG",
+        nargs="?" if is_optional else None,
         help=f"{CONFIG}; override any field with --section.field VALUE (codegen-jax train --help lists them)",
     )
 

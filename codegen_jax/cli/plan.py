@@ -5,6 +5,7 @@ import math
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any
 
 from codegen_jax.cli.arguments import add_config, number, read_config, whole_number
@@ -14,9 +15,14 @@ from codegen_jax.strict_json import dumps
 
 def add_verbs(verbs: Any) -> None:
     verb = verbs.add_parser("plan", help="check whether a run fits a TPU slice, without one, and estimate its speed")
-    add_config(verb)
+    add_config(verb, is_optional=True)
+    verb.add_argument("--topology", metavar="SLICE", help="slice type, such as v4-512, v5litepod-16 or v5e-4x4")
     verb.add_argument(
-        "--topology", required=True, metavar="SLICE", help="slice type, such as v4-512, v5litepod-16 or v5e-4x4"
+        "--all",
+        nargs="*",
+        metavar="KIND",
+        help="plan CONFIG, or the paper's runs without one, on slices of these kinds (default: v4 v5p v5e v6e): the "
+        "smallest on which it fits, and larger ones; takes half a minute per slice",
     )
     verb.add_argument(
         "--slices", type=whole_number, default=1, metavar="N", help="number of slices (default: %(default)s)"
@@ -78,14 +84,19 @@ def plan(arguments: argparse.Namespace) -> None:
 
 
 def make(arguments: argparse.Namespace) -> None:
+    price = arguments.price
+    require(price is None or 0 < price < math.inf, f"price: must be positive, got {price}")
+    if arguments.all is not None:
+        make_all(arguments)
+        return
+    require(arguments.config is not None, "CONFIG: missing; give a config, or --all for the paper's runs")
+    require(arguments.topology is not None, "topology: missing; give a slice, such as v4-512, or --all")
     from codegen_jax.planning.fit import fit, settings
     from codegen_jax.planning.plan import make_plan
     from codegen_jax.planning.plan_report import describe, plot
     from codegen_jax.planning.slices import parse_slice
 
     config, tpu = read_config(arguments), parse_slice(arguments.topology)
-    price = arguments.price
-    require(price is None or 0 < price < math.inf, f"price: must be positive, got {price}")
     if arguments.mode == "decode":
         for name, default in (("slices", 1), ("fit", False), ("price", None), ("plot", None), ("dump_hlo", None)):
             require(getattr(arguments, name) == default, f"{name}: requires --mode train")
@@ -109,3 +120,21 @@ def make(arguments: argparse.Namespace) -> None:
     print(dumps(plan.to_dict(price)) if arguments.json else describe(plan, price))
     if arguments.plot:
         plot(plan, arguments.plot)
+
+
+def make_all(arguments: argparse.Namespace) -> None:
+    from codegen_jax.config_file import load_config, shipped_config
+    from codegen_jax.planning.slices import KINDS
+    from codegen_jax.planning.survey import RUNS, survey
+    from codegen_jax.planning.survey_report import plot, table, to_dicts
+
+    for name, default in (("topology", None), ("slices", 1), ("fit", False), ("mode", "train"), ("dump_hlo", None)):
+        require(getattr(arguments, name) == default, f"{name}: can't be used with --all")
+    if arguments.config is None:
+        configs = {name: load_config(shipped_config(name) or name, arguments.overrides) for name in RUNS}
+    else:
+        configs = {Path(arguments.config).stem: read_config(arguments)}
+    entries = survey(configs, arguments.all or list(KINDS), lambda line: print(line, file=sys.stderr))
+    print(dumps(to_dicts(entries, arguments.price)) if arguments.json else table(entries, arguments.price))
+    if arguments.plot:
+        plot(entries, arguments.plot)

@@ -58,11 +58,11 @@ def fit(config: RunConfig, tpu: Slice, slices: int, progress: Callable[[str], No
     devices = slice_devices(tpu, slices)
     for on_mesh in _on_meshes(config, devices, progress):
         divisors = [n for n in MICRO_BATCHES if config.training.batch_size % n == 0]
-        micro_batches = [n for n in divisors if _problem(_with(on_mesh, n, "full"), devices) is None]
-        if fits(_with(on_mesh, micro_batches[-1], "full")):
+        micro_batches = [n for n in divisors if _problem(with_training(on_mesh, n, "full"), devices) is None]
+        if fits(with_training(on_mesh, micro_batches[-1], "full")):
             for n in micro_batches:
                 for remat in REMAT[:-1] if n == micro_batches[-1] else REMAT:
-                    if fits(_with(on_mesh, n, remat)):
+                    if fits(with_training(on_mesh, n, remat)):
                         break
             break
     require(best is not None, f"fit: nothing fits on {tpu.name}; use a larger topology or a smaller batch size")
@@ -80,7 +80,7 @@ def fit(config: RunConfig, tpu: Slice, slices: int, progress: Callable[[str], No
 def _on_meshes(config: RunConfig, devices: Sequence[Any], progress: Callable[[str], None]) -> list[RunConfig]:
     """The config on each mesh that divides the model and the batch, from the nearest to its own, by shards of fsdp."""
     wanted, chips = config.mesh, len(devices)
-    if problem := _problem(_with(config, 1, "full"), devices):
+    if problem := _problem(with_training(config, 1, "full"), devices):
         tensor = wanted.tensor if wanted.tensor > 0 and chips % wanted.tensor == 0 else 1
         fsdp = wanted.fsdp if wanted.fsdp > 0 else chips // tensor
     else:
@@ -89,14 +89,14 @@ def _on_meshes(config: RunConfig, devices: Sequence[Any], progress: Callable[[st
     rows = chips // tensor
     sizes = sorted((n for n in range(rows, 0, -1) if rows % n == 0), key=lambda n: abs(math.log(n / fsdp)))
     every = [replace(config, mesh=MeshConfig(rows // n, n, tensor)) for n in sizes]
-    result = [on_mesh for on_mesh in every if _problem(_with(on_mesh, 1, "full"), devices) is None]
+    result = [on_mesh for on_mesh in every if _problem(with_training(on_mesh, 1, "full"), devices) is None]
     if problem:
         require(bool(result), f"fit: no mesh divides the model and the batch: {problem}")
         progress(f"{problem}; searching other meshes")
     return result
 
 
-def _with(config: RunConfig, micro_batches: int, remat: str) -> RunConfig:
+def with_training(config: RunConfig, micro_batches: int, remat: str) -> RunConfig:
     return replace(config, training=replace(config.training, gradient_accumulation_steps=micro_batches, remat=remat))
 
 

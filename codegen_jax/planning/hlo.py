@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from codegen_jax.errors import UserError
+
 Array = tuple[str, tuple[int, ...]]  # dtype and dimensions
 ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
 ARRAY = re.compile(r"([a-z]+\d*)\[([\d,]*)\]")
@@ -14,6 +16,18 @@ INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = ")
 CONTINUATION = re.compile(r'\n(?="|\}\})')  # the metadata of Pallas kernels is on lines of its own
 COUNTERS = [[("s32", ())], [("u32", ())]]
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+class UnknownForm(UserError):
+    """The compiler's output has a form that the planner can't read or price.
+
+    Args:
+        name: the instruction, or what else has this form.
+        reason: what was found.
+    """
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(f"{name}: {reason}; plan can't price what this version of libtpu compiles")
 
 
 @dataclass(frozen=True)
@@ -95,14 +109,14 @@ class Module:
         """The number of iterations of a while loop that counts from 0 up to a constant, which it does not reach.
 
         Raises:
-            ValueError: if the loop has another form.
+            UnknownForm: if the loop has another form.
         """
         condition = self.computations[loop.called("condition") or ""]
         of_opcode = lambda name: [i for i in condition.values() if i.opcode == name and i.arrays in COUNTERS]
         bounds, counters = of_opcode("constant"), of_opcode("get-tuple-element")
         below = [i for i in condition.values() if "direction=LT" in i.attributes]
         if len(bounds) != 1 or len(counters) != 1 or len(below) != 1:
-            raise ValueError(f"{loop.name}: expected one counter and one constant in the loop's condition")
+            raise UnknownForm(loop.name, "expected one counter and one constant in the loop's condition")
         body = self.computations[loop.called("body") or ""]
         index = re.search(r"index=(\d+)", counters[0].attributes)
         update = body[list(body.values())[-1].operands[int(index[1]) if index else 0]]
@@ -111,7 +125,7 @@ class Module:
         added = [body[name] for name in update.operands] if update.opcode == "add" else []
         steps = [int(i.operands[0]) for i in added if i.opcode == "constant"]
         if len(steps) != 1:
-            raise ValueError(f"{loop.name}: expected the loop to add a constant to its counter")
+            raise UnknownForm(loop.name, "expected the loop to add a constant to its counter")
         return -(-int(bounds[0].operands[0]) // steps[0])
 
     def executed(self, computation: str | None = None, times: int = 1) -> Iterator[tuple[Instruction, int]]:
@@ -183,7 +197,7 @@ def _closing(text: str, opening: int) -> int:
         depth += (text[position] == "(") - (text[position] == ")")
         if not depth:
             return position
-    raise ValueError(f"no closing parenthesis in {text[:80]}")
+    raise UnknownForm(text[:80], "no closing parenthesis")
 
 
 def _dims(text: str) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from codegen_jax.planning.hlo import Array, Instruction, arrays_in
+from codegen_jax.planning.hlo import Array, Instruction, UnknownForm, arrays_in
 
 DTYPES = {"s8": "int8", "s32": "int32", "u32": "uint32", "bf16": "bfloat16", "f32": "float32", "pred": "bool"}
 
@@ -48,12 +48,13 @@ def machine_code(kernels: tuple[Kernel, ...], kind: str) -> tuple[str, ...]:
     """The bundles of kernels on a kind of TPU, as text.
 
     Raises:
-        RuntimeError: if a kernel can't be compiled.
+        UnknownForm: if a kernel can't be compiled.
     """
     program = [sys.executable, "-m", "codegen_jax.planning.kernel_code", kind]
     result = subprocess.run(program, input=json.dumps([*map(astuple, kernels)]), capture_output=True, text=True)
     if result.returncode:
-        raise RuntimeError(f"the compilation of a Pallas kernel failed:\n{result.stderr}")
+        reason = next((line for line in reversed(result.stderr.splitlines()) if "Error" in line), "no message")
+        raise UnknownForm("Pallas kernels", f"can't be compiled alone: {reason[:300]}")
     return tuple(json.loads(result.stdout))
 
 

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 from codegen_jax.chips import LANES
-from codegen_jax.planning.hlo import Instruction, Module
+from codegen_jax.planning.hlo import Instruction, Module, UnknownForm
 from codegen_jax.planning.kernel_code import Kernel, machine_code, operands
 from codegen_jax.planning.slices import Slice
 
@@ -41,7 +41,7 @@ def grid_loops(module: Module, tpu: Slice) -> dict[str, GridLoop]:
     """The loop of each Pallas kernel in a program, by the instruction's name.
 
     Raises:
-        ValueError: if a kernel's machine code does not have the form described above.
+        UnknownForm: if a kernel's machine code does not have the form described above.
     """
     kernels = {i.name: Kernel.of(i) for i, _ in module.executed() if i.is_pallas}
     different = tuple(dict.fromkeys(kernels.values()))
@@ -53,7 +53,7 @@ def parse_loop(name: str, code: str) -> GridLoop:
     """Parse a kernel's bundles.
 
     Raises:
-        ValueError: if they are not one loop with a constant number of iterations.
+        UnknownForm: if they are not one loop with a constant number of iterations.
     """
     lines, address = [], 0
     for line in code.splitlines():  # a bundle's text may go on in the next line
@@ -63,7 +63,7 @@ def parse_loop(name: str, code: str) -> GridLoop:
     starts = [address for address, line in lines if re.match(r"\s*0x[0-9a-f]+ LB:", line)]
     exits = [int(bound) for _, line in lines for bound in re.findall(r"(\d+)\s*/\* loop exit test", line)]
     if len(starts) != 1 or len(exits) != 1:
-        raise ValueError(f"{name}: no cost model for this Pallas kernel: {len(starts)} loops in its machine code")
+        raise UnknownForm(name, f"no cost model for this Pallas kernel: {len(starts)} loops in its machine code")
     regions: dict[str, int] = {}
     for address, line in lines:
         for region in re.findall(r"Start(?:/End empty)? region (\d+)", line):
@@ -77,7 +77,7 @@ def parse_loop(name: str, code: str) -> GridLoop:
     # the longest block holds all the others: the two steps that only copy jump over it
     (begin, end), *blocks = sorted(jumps, key=lambda jump: jump[0] - jump[1]) or [(0, 0)]
     if not all(begin < b and e <= end for b, e in blocks):
-        raise ValueError(f"{name}: no cost model for this Pallas kernel: no branch holds all others")
+        raise UnknownForm(name, "no cost model for this Pallas kernel: no branch holds all others")
     lengths = [e - b for b, e in blocks if not any(other_b < b and e <= other_e for other_b, other_e in blocks)]
     always = lines[-1][0] - starts[0] - sum(lengths)
     return GridLoop(exits[0] - PIPELINE_STEPS, always, tuple(lengths))
@@ -87,15 +87,15 @@ def kernel_cycles(i: Instruction, loop: GridLoop) -> float:
     """The cycles of an attention kernel with a causal mask.
 
     Raises:
-        ValueError: if this is another Pallas kernel.
+        UnknownForm: if this is another Pallas kernel.
     """
     kernel = _attention_of(i)
     if not kernel.tiled:
         if kernel.rows > 1 and len(loop.blocks) < kernel.rows:
-            raise ValueError(f"{i.name}: {len(loop.blocks)} branches in its machine code for {kernel.rows} blocks")
+            raise UnknownForm(i.name, f"{len(loop.blocks)} branches in its machine code for {kernel.rows} blocks")
         return loop.steps * (loop.always + sum(loop.blocks) / kernel.rows)
     if not loop.blocks:
-        raise ValueError(f"{i.name}: no cost model for this Pallas kernel: its machine code has no blocks for tiles")
+        raise UnknownForm(i.name, "no cost model for this Pallas kernel: its machine code has no blocks for tiles")
     tile, *edges = loop.blocks
     return loop.steps * (loop.always + tile * kernel.kept + sum(edges) / kernel.columns)
 
@@ -104,7 +104,7 @@ def kernel_flops(i: Instruction) -> int:
     """FLOPs of an attention kernel: only tiles that the causal mask keeps, with heads padded to full lanes.
 
     Raises:
-        ValueError: if this is another Pallas kernel.
+        UnknownForm: if this is another Pallas kernel.
     """
     kernel = _attention_of(i)
     padded = -(-kernel.head_dim // LANES) * LANES
@@ -142,9 +142,8 @@ class _Attention:
 
 def _attention_of(i: Instruction) -> _Attention:
     if ours := re.search(r"attention_(forward|backward)_(\d+)", i.name + i.op_name):
-        (_, (*heads, first, last)), (_, second) = i.arrays[
-            :2
-        ]  # the second is logsumexp [B, H, 1, T], or dk [B, H, S, K]
+        # the second result is logsumexp [B, H, 1, T], or dk [B, H, S, K]
+        (_, (*heads, first, last)), (_, second), *_ = i.arrays
         length = second[-1] if ours[1] == "forward" else second[-2]
         blocks = length // int(ours[2])
         sizes = (length, length, first * last // length)
@@ -152,7 +151,7 @@ def _attention_of(i: Instruction) -> _Attention:
     splash = re.search(r"splash_m[hq]a_(fwd|dkv|dq)", i.name + i.op_name)
     grids = [dims for dtype, dims in operands(i) if dtype == "s8" and len(dims) == 3]
     if not (splash and grids):
-        raise ValueError(f"{i.name}: no cost model for this Pallas kernel")
+        raise UnknownForm(i.name, "no cost model for this Pallas kernel")
     query, key = [dims for dtype, dims in operands(i) if dtype in ("bf16", "f32")][:2]
     time, channels = (-1, -2) if re.search(r'q_layout\\?": 2', i.attributes) else (-2, -1)  # 2: QKVLayout.SEQ_MINOR
     # the fused backward kernel also gives partial sums of dq, with one more axis

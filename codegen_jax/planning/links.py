@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from codegen_jax.planning.hlo import COLLECTIVES, Instruction, Module, nbytes
+from codegen_jax.planning.hlo import COLLECTIVES, Instruction, Module, UnknownForm, nbytes
 from codegen_jax.planning.slices import Slice
 
 DCN_BANDWIDTH = 6.25e9  # bytes/s per chip between slices (scaling book: 25 GB/s per host of four chips)
@@ -134,7 +134,7 @@ def first_group(attributes: str) -> list[int]:
         sizes = [int(size) for size in axes.values()]
         ids = _device_ids(mesh[2] or str(math.prod(sizes)), mesh[3]).reshape(sizes)
         return ids[tuple(slice(None) if f"'{axis}'" in mesh[4] else 0 for axis in axes)].ravel().tolist()
-    raise ValueError(f"unknown notation for replica groups: {text[:80]}")
+    raise UnknownForm(text[:80], "unknown notation for replica groups")
 
 
 def _device_ids(shape: str, order: str | None) -> np.ndarray:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from codegen_jax.chips import GIB
 from codegen_jax.config import RunConfig
 from codegen_jax.errors import UserError
+from codegen_jax.planning import calibration
 from codegen_jax.planning.hlo import Module, nbytes
 from codegen_jax.planning.kernels import grid_loops
 from codegen_jax.planning.links import Links
@@ -105,6 +106,12 @@ class Plan:
         return self.seconds()
 
     @property
+    def step_range(self) -> tuple[float, float]:
+        """The least and the greatest time per step, if the estimate is as far off as those of measured steps."""
+        least, greatest = calibration.span()
+        return least * self.step_seconds, greatest * self.step_seconds
+
+    @property
     def run_seconds(self) -> float | None:
         """Time of all steps; None if their number depends on the data."""
         return None if self.steps is None else self.steps * self.step_seconds
@@ -142,6 +149,7 @@ class Plan:
         return result | {
             "estimates": {
                 "step_seconds": self.step_seconds,
+                "step_seconds_range": self.step_range,
                 "mfu": self.mfu,
                 "tokens_per_second_per_chip": self.tokens / self.step_seconds,
                 "step_seconds_without_overlap": serial,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from codegen_jax.chips import GIB
+from codegen_jax.planning import calibration
 from codegen_jax.planning.plan import COMPUTE, Plan, remedies
 
 NAMES = {"matmul": "matrix products", "other": "elementwise, copies", "pallas": "attention kernels"}
@@ -76,7 +77,19 @@ def _time(plan: Plan) -> list[str]:
             f"  step {name:15}{seconds:8.4f} s, {plan.tokens / seconds:,.0f} tokens/s/chip, "
             f"MFU {plan.model_flops / (plan.peak_flops * seconds):.1%}"
         )
-    return lines
+    return [*lines, *_calibrated(plan)]
+
+
+def _calibrated(plan: Plan) -> list[str]:
+    """The range of the step's time, by how far the estimates of measured steps were off."""
+    (least, greatest), (lower, upper) = calibration.span(), plan.step_range
+    mfu = lambda seconds: f"{plan.model_flops / (plan.peak_flops * seconds):.1%}"
+    kind = plan.topology.split("-")[0]
+    alike = [f"{step.model} on {step.topology} {step.ratio:.2f}" for step in calibration.steps_on(kind)]
+    return [
+        f"  step, calibrated    {lower:8.4f} to {upper:.4f} s, MFU {mfu(upper)} to {mfu(lower)}: measured steps took "
+        f"{least:.2f} to {greatest:.2f} of their estimates ({kind}: {', '.join(alike) or 'none was measured'})"
+    ]
 
 
 def _whole_run(plan: Plan, price: float | None) -> list[str]:

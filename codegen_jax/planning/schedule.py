@@ -9,7 +9,7 @@ collective overlaps with the operations scheduled between its start and its done
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from codegen_jax.planning.hlo import Instruction, Module, nbytes
+from codegen_jax.planning.hlo import Instruction, Module, UnknownForm, nbytes
 from codegen_jax.planning.kernels import GridLoop, kernel_cycles, kernel_flops
 from codegen_jax.planning.links import Links, collective_of
 
@@ -52,7 +52,7 @@ def operations(module: Module, links: Links, kernels: Mapping[str, GridLoop]) ->
         kernels: the loop of each Pallas kernel, by the instruction's name.
 
     Raises:
-        ValueError: if a loop or a Pallas kernel has a form that this can't count.
+        UnknownForm: if a loop, a collective or a Pallas kernel has a form that this can't count.
     """
     return _Walk(module, links, kernels).operations(module.entry, 1)
 
@@ -94,7 +94,7 @@ class _Walk:
             elif collective := collective_of(self.module, i):
                 part, received = collective.part, collective.received
                 if part in ("step", "done") and collective.key not in started:
-                    raise ValueError(f"{i.name}: part of a collective that nothing has started")
+                    raise UnknownForm(i.name, "part of a collective that nothing has started")
                 started.add(collective.key)
                 if part == "whole":  # the links carry one collective at a time
                     for key in [key for key, (index, _) in running.items() if result[index].kind != "cross-slice"]:

@@ -263,6 +263,7 @@ def test_home_and_variables_are_expanded_in_paths_but_not_in_text(monkeypatch):
         "NAME=FIELD,...",
         ".EXT",
         "SLICE",
+        "KIND",
         "SECONDS",
         "VERB",
         "BENCHMARK",
@@ -373,6 +374,10 @@ DECODE_PLAN = ["plan", "run.yaml", "--topology", "v4-8", "--mode", "decode"]
             ["plan", "run.yaml", "--topology", "v4-8", "--mode", "decode", "--tensor", "0"],
             "--tensor: must be positive, got 0",
         ),
+        (["plan", "run.yaml"], "--topology: missing; give a slice, such as v4-512, or --all"),
+        (["plan", "--topology", "v4-8"], "CONFIG: missing; give a config"),
+        (["plan", "--all", "v4", "v9"], "--all: kinds of TPU are v4, v5p, v5e, v6e, got v9"),
+        (["plan", "--all", "v4", "--fit"], "--fit: can't be used with --all"),
         (["train", "run.yaml", "--output", "--seed"], "--output: must be followed by a value"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 
 from codegen_jax.model.attention import _splash
 from codegen_jax.model.attention_tpu import attention_in_fast_memory
-from codegen_jax.planning.hlo import Instruction, Module
+from codegen_jax.planning.hlo import Instruction, Module, UnknownForm
 from codegen_jax.planning.kernels import GridLoop, grid_loops, kernel_cycles, kernel_flops, parse_loop
 from codegen_jax.planning.slices import parse_slice, slice_devices
 
@@ -34,14 +34,14 @@ def test_a_kernels_cycles_count_the_tiles_that_the_mask_keeps_and_the_edges_of_r
 
 @pytest.mark.parametrize(("old", "new"), [("LB:", "  :"), ("0x40 ", "0x40 LB:"), ("loop exit test", "other test")])
 def test_machine_code_of_another_form_is_an_error(old, new):
-    with pytest.raises(ValueError, match="kernel: no cost model"):
+    with pytest.raises(UnknownForm, match="kernel: no cost model"):
         parse_loop("kernel", CODE.replace(old, new))
 
 
 def test_tiles_without_a_branch_are_an_error():
     loop = parse_loop("kernel", CODE.replace("sbr.rel", "other"))
     assert loop == GridLoop(steps=128, always=800, blocks=())
-    with pytest.raises(ValueError, match="no blocks for tiles"):
+    with pytest.raises(UnknownForm, match="no blocks for tiles"):
         kernel_cycles(kernel("fwd", "bf16[16,2048,64]{2,1,0}"), loop)
 
 
@@ -93,7 +93,7 @@ def test_our_kernels_take_a_block_of_queries_and_all_keys_up_to_it_per_step():
 
 
 def test_an_unknown_kernel_is_an_error_rather_than_costing_nothing():
-    with pytest.raises(ValueError, match="cost model"):
+    with pytest.raises(UnknownForm, match="cost model"):
         kernel_flops(Instruction("mystery", "custom-call", "bf16[8,8]", (), ', custom_call_target="tpu_custom_call"'))
 
 

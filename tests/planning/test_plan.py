@@ -12,6 +12,7 @@ pytest.importorskip("libtpu", reason="the TPU compiler; pip install libtpu")
 from codegen_jax.cli import main
 from codegen_jax.config import AdapterConfig, MeshConfig
 from codegen_jax.errors import UserError
+from codegen_jax.planning import calibration
 from codegen_jax.planning.fit import fit
 from codegen_jax.planning.hlo import Module
 from codegen_jax.planning.plan import make_plan, memory_of_error
@@ -255,3 +256,13 @@ def test_bad_input_is_reported_in_one_line(words, message, capsys):
         main(["plan", "configs/350m_nl.yaml", *words])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and re.search(message, error) and "Traceback" not in error
+
+
+def test_the_range_is_as_wide_as_the_errors_of_measured_steps_and_names_those_on_the_same_kind(plan, monkeypatch):
+    steps = [calibration.Step("a", "v4-128", 2.0, 1.0, ""), calibration.Step("b", "v5p-512", 1.0, 1.5, "")]
+    monkeypatch.setattr(calibration, "STEPS", steps)
+    seconds = plan.step_seconds
+    assert plan.to_dict()["estimates"]["step_seconds_range"] == (0.5 * seconds, 1.5 * seconds)
+    line = next(line for line in describe(plan).splitlines() if "calibrated" in line)
+    assert f"{0.5 * seconds:8.4f} to {1.5 * seconds:.4f} s, MFU {plan.mfu / 1.5:.1%} to {2 * plan.mfu:.1%}" in line
+    assert "v4: a on v4-128 0.50" in line and "v5p" not in line
