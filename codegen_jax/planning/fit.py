@@ -56,7 +56,10 @@ def fit(config: RunConfig, tpu: Slice, slices: int, progress: Callable[[str], No
         return True
 
     devices = slice_devices(tpu, slices)
+    too_small = 0  # shards of fsdp with which nothing fits; fewer need more memory
     for on_mesh in _on_meshes(config, devices, progress):
+        if on_mesh.mesh.fsdp <= too_small:
+            continue
         divisors = [n for n in MICRO_BATCHES if config.training.batch_size % n == 0]
         micro_batches = [n for n in divisors if _problem(with_training(on_mesh, n, "full"), devices) is None]
         if fits(with_training(on_mesh, micro_batches[-1], "full")):
@@ -65,12 +68,13 @@ def fit(config: RunConfig, tpu: Slice, slices: int, progress: Callable[[str], No
                     if fits(with_training(on_mesh, n, remat)):
                         break
             break
+        too_small = on_mesh.mesh.fsdp
     require(best is not None, f"fit: nothing fits on {tpu.name}; use a larger topology or a smaller batch size")
     assert best is not None
     chosen, axes = best[0], best[1].mesh
     rows = axes["data"] * axes["fsdp"]
     for fsdp in (axes["fsdp"] // 4, axes["fsdp"] // 2, axes["fsdp"] * 2, axes["fsdp"] * 4):
-        if fsdp and rows % fsdp == 0:
+        if fsdp > too_small and rows % fsdp == 0:
             candidate = replace(chosen, mesh=MeshConfig(rows // fsdp, fsdp, axes["tensor"]))
             if _problem(candidate, devices) is None:
                 fits(candidate)

@@ -74,9 +74,10 @@ def parse_loop(name: str, code: str) -> GridLoop:
         for region in re.findall(r"sbr\.rel \(!?%p\w+\) target = \$region(\d+)", line)
         if regions.get(region, 0) - address > SHORT and address > starts[0]
     ]
-    # the longest block holds all the others: the two steps that only copy jump over it
-    (begin, end), *blocks = sorted(jumps, key=lambda jump: jump[0] - jump[1]) or [(0, 0)]
-    if not all(begin < b and e <= end for b, e in blocks):
+    # the longest block holds the others: the two steps that only copy jump over it. One before it starts copies
+    (begin, end), *others = sorted(jumps, key=lambda jump: jump[0] - jump[1]) or [(0, 0)]
+    blocks = [(b, e) for b, e in others if begin < b and e <= end]
+    if any(e > begin for b, e in set(others) - set(blocks)):
         raise UnknownForm(name, "no cost model for this Pallas kernel: no branch holds all others")
     lengths = [e - b for b, e in blocks if not any(other_b < b and e <= other_e for other_b, other_e in blocks)]
     always = lines[-1][0] - starts[0] - sum(lengths)

@@ -45,6 +45,7 @@ def _shortened(line: str) -> str:
     cycles = re.search(r'"estimated_cycles":"\d+"', line)
     line = re.sub(r", (metadata|frontend_attributes|backend_config|operand_layout_constraints)=.*", "", line)
     line = re.sub(r"(?<=\])\{[^}]*\}", "", line)
+    line = re.sub(r"(replica_groups=\{\{[\d,]*\}),.*?\}\}", r"\1}", line)  # the first group only
     return f"{line}, {cycles[0]}" if cycles else line
 
 
