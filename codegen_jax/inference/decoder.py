@@ -150,11 +150,15 @@ def cached_attention(
 ) -> jax.Array:
     """Attention of each query to the cached slots before base_B and the recent slots up to its own position.
 
-    Scores and softmax are float32.
+    Scores and softmax are float32. Queries are padded to as many as a product has at least (`min_rows`), up to the end:
+    a TPU would spend two operations per product on removing the padding in between.
     """
     (keys_BHKS, values_BHSK), (keys_BHKR, values_BHRK) = cached, recent
     S, R = keys_BHKS.shape[3], keys_BHKR.shape[3]
-    q_BHTK = q_BTHK.transpose(0, 2, 1, 3)
+    T = q_BTHK.shape[1]
+    padding = max(0, min_rows(q_BTHK.dtype) - T)
+    q_BHTK = jnp.pad(q_BTHK.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, padding), (0, 0)))
+    positions_BT = jnp.pad(positions_BT, ((0, 0), (0, padding)), mode="edge")
     scores = [_multiply(q_BHTK, keys) for keys in (keys_BHKS, keys_BHKR)]
     cached_BTS = jnp.broadcast_to(jnp.arange(S) < base_B[:, None, None], (*positions_BT.shape, S))
     recent_BTR = base_B[:, None, None] + jnp.arange(R) <= positions_BT[..., None]
@@ -162,16 +166,13 @@ def cached_attention(
     scores = jnp.where(visible, jnp.concatenate(scores, axis=-1) * q_BTHK.shape[-1] ** -0.5, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(values_BHSK.dtype)
     a_BHTK = _multiply(weights[..., :S], values_BHSK) + _multiply(weights[..., S:], values_BHRK)
-    return a_BHTK.transpose(0, 2, 1, 3).astype(q_BTHK.dtype)
+    return a_BHTK[:, :, :T].transpose(0, 2, 1, 3).astype(q_BTHK.dtype)
 
 
 def _multiply(a_BHTC: jax.Array, b_BHCN: jax.Array) -> jax.Array:
-    """Product in float32 [B, H, T, N], padded as in `linear`; the barrier keeps XLA from undoing the padding."""
-    T = a_BHTC.shape[2]
-    padded = jnp.pad(a_BHTC, ((0, 0), (0, 0), (0, max(0, min_rows(a_BHTC.dtype) - T)), (0, 0)))
+    """Product in float32 [B, H, T, N]."""
     with products_of(a_BHTC.dtype):
-        product = jnp.einsum("BHTC,BHCN->BHTN", padded, b_BHCN, preferred_element_type=jnp.float32)
-    return jax.lax.optimization_barrier(product)[:, :, :T]
+        return jnp.einsum("BHTC,BHCN->BHTN", a_BHTC, b_BHCN, preferred_element_type=jnp.float32)
 
 
 def _put(old: jax.Array, new: jax.Array, first_B: jax.Array, axis: int) -> jax.Array:

@@ -49,6 +49,13 @@ STEPS = (
         measured=20.88,
         source="MaxText, configs/v4/README.md: 154 TFLOP/s per chip, as 6 FLOPs per parameter and token (April 2023)",
     ),
+    Step(
+        "Llama2-70B",
+        "v5p-1024",
+        estimated=25.48,
+        measured=23.68,
+        source="MaxText, docs/reference/models/tiering.md: 692 tokens/s per chip with 4 rows of 4,096 tokens (2026)",
+    ),
 )
 
 

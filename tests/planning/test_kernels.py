@@ -38,6 +38,22 @@ def test_machine_code_of_another_form_is_an_error(old, new):
         parse_loop("kernel", CODE.replace(old, new))
 
 
+def bundles(*jumps):
+    """A loop of machine code with these jumps, from one address to another, in 128 grid steps."""
+    lines = {16: "LB: > { body }", 0x500: "  : > { test %s8, 130 /* loop exit test */ }"}
+    for number, (begin, end) in enumerate(jumps):
+        lines[begin] = f"  : > {{ sbr.rel (%p1) target = $region{number} }}"
+        lines[end] = f"PF: > {{ next }} /* Start/End empty region {number} */"
+    return "\n".join(f"  {address:#x} {line}" for address, line in sorted(lines.items()))
+
+
+def test_a_block_before_the_tiles_starts_copies_in_every_step_and_one_after_them_is_an_error():
+    before, tiles, tile = (0x20, 0x80), (0x90, 0x300), (0x100, 0x200)
+    assert parse_loop("kernel", bundles(before, tiles, tile)) == GridLoop(128, 0x500 - 16 - 0x100, (0x100,))
+    with pytest.raises(UnknownForm, match="no branch holds all others"):
+        parse_loop("kernel", bundles(before, tiles, tile, (0x310, 0x400)))
+
+
 def test_tiles_without_a_branch_are_an_error():
     loop = parse_loop("kernel", CODE.replace("sbr.rel", "other"))
     assert loop == GridLoop(steps=128, always=800, blocks=())
