@@ -85,10 +85,11 @@ def _calibrated(plan: Plan) -> list[str]:
     (least, greatest), (lower, upper) = calibration.span(), plan.step_range
     mfu = lambda seconds: f"{plan.model_flops / (plan.peak_flops * seconds):.1%}"
     kind = plan.topology.split("-")[0]
-    alike = [f"{step.model} on {step.topology} {step.ratio:.2f}" for step in calibration.steps_on(kind)]
+    alike = [f"{step.model}, {step.topology}: {step.ratio:.2f}" for step in calibration.steps_on(kind)]
     return [
-        f"  step, calibrated    {lower:8.4f} to {upper:.4f} s, MFU {mfu(upper)} to {mfu(lower)}: measured steps took "
-        f"{least:.2f} to {greatest:.2f} of their estimates ({kind}: {', '.join(alike) or 'none was measured'})"
+        f"  step, calibrated    {lower:8.4f} to {upper:.4f} s, MFU {mfu(upper)} to {mfu(lower)}, "
+        f"since measured steps took {least:.2f} to {greatest:.2f} of their estimates",
+        f"  measured on {kind:8}  {'; '.join(alike) or 'nothing'}",
     ]
 
 
