@@ -53,7 +53,8 @@ def plot(entries: Sequence[Entry], path: str | Path) -> None:
 
     runs = list(dict.fromkeys(entry.run for entry in entries))
     kinds = list(dict.fromkeys(entry.kind for entry in entries))
-    figure, panels = plt.subplots(1, len(runs), figsize=(3.2 * len(runs), 3.4), layout="constrained", squeeze=False)
+    figure = plt.figure(figsize=(3.2 * len(runs), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)
     for panel, run in zip(panels[0], runs):
         for number, kind in enumerate(kinds):
             chosen = [entry for entry in entries if (entry.run, entry.kind) == (run, kind)]
@@ -61,8 +62,10 @@ def plot(entries: Sequence[Entry], path: str | Path) -> None:
             panel.plot([entry.chips for entry in chosen], days, marker="o", label=kind, color=f"C{number}")
             least = [at for at, entry in enumerate(chosen) if "least chip-hours" in remarks(entry, entries)]
             panel.plot([chosen[at].chips for at in least], [days[at] for at in least], "*", ms=15, color=f"C{number}")
-        panel.set_xscale("log", base=2)
+        panel.set_xscale("log", base=4)
         panel.set_yscale("log")
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_major_formatter("{x:g}")
         panel.set_title(run, fontsize=10, loc="left")
         panel.set_xlabel("chips (star: least chip-hours)", fontsize=8)
     panels[0][0].set_ylabel("days (estimates)")
