@@ -290,7 +290,7 @@ def check_arguments(block: Block, folder: Path) -> None:
             continue
         arguments, overrides = make_parser().parse_known_args(words)
         refuse_unknown(overrides, arguments.parser, arguments.accepts_fields)
-        if arguments.accepts_fields:
+        if arguments.accepts_fields and arguments.config is not None:  # `plan --all` needs none
             load_config(folder / arguments.config, overrides)
 
 

@@ -22,7 +22,8 @@ def add_verbs(verbs: Any) -> None:
         nargs="*",
         metavar="KIND",
         help="plan CONFIG, or the paper's runs without one, on slices of these kinds (default: v4 v5p v5e v6e): the "
-        "smallest on which it fits, and larger ones; takes half a minute per slice",
+        "smallest on which it fits, and larger ones; mesh, micro-batches and remat are chosen for each slice, which "
+        "takes a minute or more",
     )
     verb.add_argument(
         "--slices", type=whole_number, default=1, metavar="N", help="number of slices (default: %(default)s)"
@@ -65,9 +66,13 @@ def add_verbs(verbs: Any) -> None:
     )
     verb.add_argument("--quantize", choices=("int8",), help="quantize the weights to int8 (decode mode)")
     verb.add_argument("--price", type=number, metavar="X", help="price of a chip-hour, for the cost of the run")
-    verb.add_argument("--plot", metavar="FILE.png", help="plot the breakdown of step time and memory")
+    verb.add_argument(
+        "--plot",
+        metavar="FILE.png",
+        help="plot the breakdown of step time and memory, or with --all the days over the number of chips",
+    )
     verb.add_argument("--dump-hlo", metavar="FILE", help="write the optimized HLO to a file")
-    verb.add_argument("--json", action="store_true", help="print the plan as one JSON object")
+    verb.add_argument("--json", action="store_true", help="print the plan as one JSON object, or with --all a list")
     verb.calls(plan, accepts_fields=True)
 
 
@@ -128,10 +133,18 @@ def make_all(arguments: argparse.Namespace) -> None:
     from codegen_jax.planning.survey import RUNS, survey
     from codegen_jax.planning.survey_report import plot, table, to_dicts
 
-    for name, default in (("topology", None), ("slices", 1), ("fit", False), ("mode", "train"), ("dump_hlo", None)):
-        require(getattr(arguments, name) == default, f"{name}: can't be used with --all")
+    for name in ("topology", "slices", "fit", "mode", "dump_hlo", "rows", "prompt_tokens", "max_new_tokens", "tensor"):
+        is_default = getattr(arguments, name) == arguments.parser.get_default(name)
+        require(is_default, f"{name}: can't be used with --all")
+    require(arguments.quantize is None, "quantize: can't be used with --all")
+    # without CONFIG, argparse takes a field's value for it
+    is_cut_off = arguments.overrides and arguments.overrides[-1].startswith("--") and "=" not in arguments.overrides[-1]
+    require(
+        not arguments.overrides or (arguments.config is not None and not is_cut_off),
+        "all: fields need CONFIG, as in: codegen-jax plan 16b_nl --all --training.batch_size 512",
+    )
     if arguments.config is None:
-        configs = {name: load_config(shipped_config(name) or name, arguments.overrides) for name in RUNS}
+        configs = {name: load_config(shipped_config(name) or name, []) for name in RUNS}
     else:
         configs = {Path(arguments.config).stem: read_config(arguments)}
     entries = survey(configs, arguments.all or list(KINDS), lambda line: print(line, file=sys.stderr))

@@ -1,7 +1,7 @@
 """Training steps that others have measured on TPUs, beside our estimates for them.
 
-`scripts/bench_plan` compiles these steps and prints the estimates; libtpu 0.0.52 compiled them. The programs that were
-measured came from older compilers, and those of 2023 from code that can't be installed any more.
+`scripts/bench_plan` compiles these steps, with libtpu 0.0.52, and prints the estimates. The programs that were measured
+came from older compilers, and those of 2023 from code that can't be installed any more.
 """
 
 from typing import NamedTuple

@@ -48,13 +48,15 @@ def machine_code(kernels: tuple[Kernel, ...], kind: str) -> tuple[str, ...]:
     """The bundles of kernels on a kind of TPU, as text.
 
     Raises:
-        UnknownForm: if a kernel can't be compiled.
+        UnknownForm: if the compiler refuses a kernel.
     """
     program = [sys.executable, "-m", "codegen_jax.planning.kernel_code", kind]
     result = subprocess.run(program, input=json.dumps([*map(astuple, kernels)]), capture_output=True, text=True)
     if result.returncode:
-        reason = next((line for line in reversed(result.stderr.splitlines()) if "Error" in line), "no message")
-        raise UnknownForm("Pallas kernels", f"can't be compiled alone: {reason[:300]}")
+        refused = [line for line in result.stderr.splitlines() if "JaxRuntimeError" in line]
+        if not refused:
+            raise RuntimeError(f"the compilation of Pallas kernels failed:\n{result.stderr}")
+        raise UnknownForm("Pallas kernels", f"can't be compiled alone: {refused[-1][:300]}")
     return tuple(json.loads(result.stdout))
 
 

@@ -87,7 +87,7 @@ def _calibrated(plan: Plan) -> list[str]:
     kind = plan.topology.split("-")[0]
     alike = [f"{step.model}, {step.topology}: {step.ratio:.2f}" for step in calibration.steps_on(kind)]
     return [
-        f"  step, calibrated    {lower:8.4f} to {upper:.4f} s, MFU {mfu(upper)} to {mfu(lower)}, "
+        f"  step, range         {lower:8.4f} to {upper:.4f} s, MFU {mfu(upper)} to {mfu(lower)}, "
         f"since measured steps took {least:.2f} to {greatest:.2f} of their estimates",
         f"  measured on {kind:8}  {'; '.join(alike) or 'nothing'}",
     ]

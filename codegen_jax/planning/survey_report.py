@@ -12,7 +12,7 @@ def table(entries: Sequence[Entry], price: float | None = None) -> str:
     header = ["run", "slice", "chips", "data x fsdp", "remat", "micro-batches", "step", "MFU", "days", "chip-hours"]
     rows = [header + ([] if price is None else ["cost"]) + [""]]
     for entry in entries:
-        plan, hours = entry.plan, entry.plan.chip_hours or 0.0
+        plan, hours = entry.plan, entry.chip_hours
         rows.append(
             [
                 entry.run,
@@ -23,7 +23,7 @@ def table(entries: Sequence[Entry], price: float | None = None) -> str:
                 str(plan.gradient_accumulation_steps),
                 f"{plan.step_seconds:.3f} s",
                 f"{plan.mfu:.1%}",
-                f"{hours / entry.chips / 24:,.1f}",
+                f"{entry.days:,.1f}",
                 f"{hours:,.0f}",
                 *([] if price is None else [f"{price * hours:,.0f}"]),
                 ", ".join(remarks(entry, entries)),
@@ -58,7 +58,7 @@ def plot(entries: Sequence[Entry], path: str | Path) -> None:
     for panel, run in zip(panels[0], runs):
         for number, kind in enumerate(kinds):
             chosen = [entry for entry in entries if (entry.run, entry.kind) == (run, kind)]
-            days = [(entry.plan.chip_hours or 0.0) / entry.chips / 24 for entry in chosen]
+            days = [entry.days for entry in chosen]
             panel.plot([entry.chips for entry in chosen], days, marker="o", label=kind, color=f"C{number}")
             least = [at for at, entry in enumerate(chosen) if "least chip-hours" in remarks(entry, entries)]
             panel.plot([chosen[at].chips for at in least], [days[at] for at in least], "*", ms=15, color=f"C{number}")

@@ -378,6 +378,12 @@ DECODE_PLAN = ["plan", "run.yaml", "--topology", "v4-8", "--mode", "decode"]
         (["plan", "--topology", "v4-8"], "CONFIG: missing; give a config"),
         (["plan", "--all", "v4", "v9"], "--all: kinds of TPU are v4, v5p, v5e, v6e, got v9"),
         (["plan", "--all", "v4", "--fit"], "--fit: can't be used with --all"),
+        (["plan", "--all", "v4", "--batch-size", "8"], "--batch-size: can't be used with --all"),
+        (
+            ["plan", "--all", "v4", "--training.batch_size", "512"],
+            "--all: fields need CONFIG, as in: codegen-jax plan 16b",
+        ),
+        (["plan", "--all", "v4", "--training.batch_size=512"], "--all: fields need CONFIG"),
         (["train", "run.yaml", "--output", "--seed"], "--output: must be followed by a value"),
     ],
 )
