@@ -27,7 +27,7 @@ class UnknownForm(UserError):
     """
 
     def __init__(self, name: str, reason: str):
-        super().__init__(f"{name}: {reason}; plan knows the programs of libtpu 0.0.42 to 0.0.52")
+        super().__init__(f"{name}: {reason}; plan was tried with libtpu 0.0.42 and 0.0.52")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from codegen_jax.planning.survey import Entry, remarks
 
 def table(entries: Sequence[Entry], price: float | None = None) -> str:
     """The entries as aligned text, with the cost of each run at a price per chip-hour."""
-    header = ["run", "slice", "chips", "data x fsdp", "remat", "micro-batches", "step", "MFU", "days", "chip-hours"]
+    header = ["run", "slice", "chips", "data x fsdp", "remat", "gradient_accumulation_steps"]
+    header += ["step", "MFU", "days", "chip-hours"]
     rows = [header + ([] if price is None else ["cost"]) + [""]]
     for entry in entries:
         plan, hours = entry.plan, entry.chip_hours
