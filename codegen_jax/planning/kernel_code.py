@@ -5,6 +5,7 @@ of all operations of a step makes its compilation half as long again. This file 
 compiles the kernels of a step in seconds.
 """
 
+import base64
 import json
 import os
 import re
@@ -15,6 +16,9 @@ from dataclasses import astuple, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from jax.experimental.mosaic.dialects import tpu
+from jax.extend.mlir import ir
 
 from codegen_jax.planning.hlo import Array, Instruction, UnknownForm, arrays_in
 
@@ -35,6 +39,14 @@ class Kernel:
         start = i.attributes.index('"custom_call_config":')
         config, _ = json.JSONDecoder().raw_decode(i.attributes, i.attributes.index("{", start))
         return cls(operands(i), tuple(i.arrays), json.dumps({"custom_call_config": config}))
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        with ir.Context() as context:
+            context.allow_unregistered_dialects = True  # the body is in a versioned form of Mosaic's dialect
+            tpu.register_dialect(context)
+            body = ir.Module.parse(base64.b64decode(json.loads(self.config)["custom_call_config"]["body"]))
+            return tuple(ir.DenseI64ArrayAttr(body.body.operations[0].attributes["iteration_bounds"]))
 
 
 def operands(i: Instruction) -> tuple[Array, ...]:

@@ -2,8 +2,9 @@
 
 A line of this code is a bundle: the instructions that a core issues in one cycle. An attention kernel is a loop over a
 grid. Each step of the loop issues some bundles in any case, and there are blocks behind branches. In ours, each step
-takes the branch of its block of queries. In splash attention, one branch computes a tile, if the mask keeps any of it,
-and others run at the first and last tile of a row. Waiting for memory is not counted.
+takes the branch of its block of queries. In splash attention and in the older flash attention of
+jax.experimental.pallas, one branch computes a tile, if the mask keeps any of it, and others run at the first and last
+tile of a row. Waiting for memory is not counted.
 """
 
 import math
@@ -16,7 +17,7 @@ from codegen_jax.planning.kernel_code import Kernel, machine_code, operands
 from codegen_jax.planning.slices import Slice
 
 # matrix products in each kernel: scores and output; scores, and the gradients of weights, values, keys and queries;
-# in splash, which computes some of these twice: scores, dv, dp and dk; scores, dp and dq
+# in splash and flash, which compute some of these twice: scores, dv, dp and dk; scores, dp and dq
 PRODUCTS = {"forward": 2, "backward": 5, "fwd": 2, "dkv": 4, "dq": 3}
 PIPELINE_STEPS = 2  # iterations beyond the grid, in which the loop only starts the first and awaits the last copies
 SHORT = 60  # bundles; shorter blocks await or start copies, and are counted in every step
@@ -95,9 +96,9 @@ def kernel_cycles(i: Instruction, loop: GridLoop) -> float:
         if kernel.rows > 1 and len(loop.blocks) < kernel.rows:
             raise UnknownForm(i.name, f"{len(loop.blocks)} branches in its machine code for {kernel.rows} blocks")
         return loop.steps * (loop.always + sum(loop.blocks) / kernel.rows)
-    if not loop.blocks:
+    if not loop.blocks and kernel.columns > 1:
         raise UnknownForm(i.name, "no cost model for this Pallas kernel: its machine code has no blocks for tiles")
-    tile, *edges = loop.blocks
+    tile, *edges = loop.blocks or (0,)
     return loop.steps * (loop.always + tile * kernel.kept + sum(edges) / kernel.columns)
 
 
@@ -121,7 +122,8 @@ class _Attention:
         heads: heads of all rows.
         queries, keys, head_dim: sizes of one head.
         rows, columns: numbers of tiles along queries and keys.
-        tiled: whether a step of the grid computes one tile (splash) or all those of a row (model/attention_tpu.py).
+        tiled: whether a step of the grid computes one tile (splash and flash) or all those of a row
+            (model/attention_tpu.py).
     """
 
     products: int
@@ -151,6 +153,12 @@ def _attention_of(i: Instruction) -> _Attention:
         return _Attention(PRODUCTS[ours[1]], math.prod(heads), *sizes, blocks, blocks, tiled=False)
     splash = re.search(r"splash_m[hq]a_(fwd|dkv|dq)", i.name + i.op_name)
     grids = [dims for dtype, dims in operands(i) if dtype == "s8" and len(dims) == 3]
+    if flash := re.search(r"flash_mha_bwd_(dq|dkv)|flash_attention", i.name + i.op_name):
+        query, key = [dims for _, dims in operands(i)][:2]
+        # the last two axes are blocks of queries and of keys; for dkv, of keys and of queries
+        rows, columns = Kernel.of(i).grid[-2:]
+        sizes = (query[-2], key[-2], query[-1])
+        return _Attention(PRODUCTS[flash[1] or "fwd"], math.prod(query[:-2]), *sizes, rows, columns, tiled=True)
     if not (splash and grids):
         raise UnknownForm(i.name, "no cost model for this Pallas kernel")
     query, key = [dims for dtype, dims in operands(i) if dtype in ("bf16", "f32")][:2]

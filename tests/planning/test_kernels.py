@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental.pallas.ops.tpu import flash_attention as flash
 
 from codegen_jax.model.attention import _splash
 from codegen_jax.model.attention_tpu import attention_in_fast_memory
@@ -12,6 +13,7 @@ from codegen_jax.planning.hlo import Instruction, Module, UnknownForm
 from codegen_jax.planning.kernels import GridLoop, grid_loops, kernel_cycles, kernel_flops, parse_loop
 from codegen_jax.planning.slices import parse_slice, slice_devices
 
+SLOW = pytest.mark.slow
 # 100 bundles in every step; 400 per tile, 200 at the first and 100 at the last tile of a row
 CODE = (Path(__file__).parent / "hand_made.bundles").read_text()
 
@@ -134,7 +136,28 @@ def test_our_kernels_fit_a_v4_core_with_the_largest_heads_and_segments():
         assert kernel_flops(kernel) > 2 * 131_072 * least and least < cycles < 2 * least
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("queries", "keys", "kept"),
+    [(512, 512, 10 / 16), pytest.param(1024, 512, 6 / 8, marks=SLOW), pytest.param(512, 2048, 1, marks=SLOW)],
+)
+def test_the_older_flash_attention_is_counted_by_the_grids_of_its_kernels(queries, keys, kept):
+    pytest.importorskip("libtpu", reason="the TPU compiler; pip install libtpu")
+    forward = {"block_q": queries, "block_k_major": keys, "block_k": keys, "block_b": 1}
+    dkv = {"block_q_major_dkv": queries, "block_q_dkv": 512, "block_k_major_dkv": keys, "block_k_dkv": 512}
+    dq = {"block_q_dq": queries, "block_k_major_dq": keys, "block_k_dq": 512}
+    sizes = flash.BlockSizes(**forward, **dkv, **dq)
+
+    def attention(q, k, v, segments, interpret):
+        q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+        return flash.flash_attention(q, k, v, causal=True, sm_scale=0.1, block_sizes=sizes)
+
+    kernels = kernels_of(attention, 128, False, parse_slice("v4-8"))
+    for (kernel, cycles), products in zip(kernels, (2, 3, 4), strict=True):  # forward, dq, dkv
+        assert kernel_flops(kernel) == 2 * products * 8 * 128 * 2048**2 * kept
+        assert 1 < cycles / (kernel_flops(kernel) / (2 * 131_072)) < 3  # two cores share the eight heads
+
+
+@SLOW
 @pytest.mark.parametrize("head_dim", [64, 80, 256])  # 350M; 2B; 6B and 16B
 def test_our_kernels_issue_about_half_of_the_bundles_of_splash(head_dim):
     pytest.importorskip("libtpu", reason="the TPU compiler; pip install libtpu")
