@@ -17,6 +17,7 @@ class Chip:
         hbm_bandwidth: bytes/s; set for TPUs only, like the fields below.
         link_bandwidth: bytes/s of one inter-chip link in one direction (the scaling book's table of TPUs).
         clock: cycles/s, the unit of the compiler's estimates.
+        sparse_cores: whether the chip has SparseCores on which the compiler can run collectives.
     """
 
     peak_flops: float
@@ -24,14 +25,15 @@ class Chip:
     hbm_bandwidth: float = 0.0
     link_bandwidth: float = 0.0
     clock: float = 0.0
+    sparse_cores: bool = False
 
 
 CHIPS = {
     "TPU v4": Chip(275e12, int(30.75 * GIB), 1228e9, 45e9, 1.05e9),
     "TPU v5 lite": Chip(197e12, int(15.75 * GIB), 819e9, 45e9, 1.5e9),
     "TPU v5e": Chip(197e12, int(15.75 * GIB), 819e9, 45e9, 1.5e9),
-    "TPU v5": Chip(459e12, int(95.73 * GIB), 2765e9, 90e9, 1.75e9),
-    "TPU v6": Chip(918e12, int(31.24 * GIB), 1640e9, 90e9, 1.75e9),
+    "TPU v5": Chip(459e12, int(95.73 * GIB), 2765e9, 90e9, 1.75e9, sparse_cores=True),
+    "TPU v6": Chip(918e12, int(31.24 * GIB), 1640e9, 90e9, 1.75e9, sparse_cores=True),
     "NVIDIA A100-SXM4-40GB": Chip(312e12, 30 * GIB),
     "NVIDIA A100": Chip(312e12, 60 * GIB),
     "NVIDIA H100": Chip(989e12, 60 * GIB),

@@ -4,6 +4,7 @@ Arrays have logical axes ("embed", "heads"). Only `RULES` maps them to mesh axes
 batch, `fsdp` also shards parameters, and `tensor` shards heads, MLP and vocabulary.
 """
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
@@ -12,14 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from codegen_jax.chips import LANES
 from codegen_jax.config import CodeGenConfig, MeshConfig, TrainingConfig
 from codegen_jax.errors import require
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # mesh axes that shard the rows of a batch
+
+LARGE_MATRIX = 2**29  # bytes: the tables of 16B are larger, those of 6B are not
 
 RULES: dict[str | None, str | tuple[str, ...] | None] = {
     "batch": ROWS,
@@ -144,27 +149,39 @@ def gather(w: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     sharded = [index for index, name in enumerate(axes) if "fsdp" in _mesh_axes(name)]
     if "fsdp" not in shared_axes() or not sharded:
         return w
-    gather_fsdp = lambda w: _all_gather(w, sharded[0], "vocab" in axes)
+    is_padded = "head_dim" in axes and w.shape[axes.index("head_dim")] % LANES != 0
+    gather_fsdp = lambda w: _all_gather(w, sharded[0], is_padded)
     return shard_map(gather_fsdp, (axes,), axes)(w)  # tensor must be manual too, or XLA gathers along it first
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _all_gather(w: jax.Array, axis: int, split: bool) -> jax.Array:
-    return jax.lax.all_gather(w, "fsdp", axis=axis, tiled=True)
+def _all_gather(w: jax.Array, axis: int, is_padded: bool) -> jax.Array:
+    """Gather a weight; if XLA on TPU would pad its heads in memory (of 64 or 80 channels), with its other axes flat."""
+    if not is_padded:
+        return jax.lax.all_gather(w, "fsdp", axis=axis, tiled=True)
+    before, after = w.shape[:axis], w.shape[axis + 1 :]
+    flat = w.reshape([math.prod(axes) for axes in (before, w.shape[axis : axis + 1], after) if axes])
+    whole = jax.lax.all_gather(flat, "fsdp", axis=min(axis, 1), tiled=True)
+    return whole.reshape(*before, -1, *after)
 
 
-def _reduce_scatter(axis: int, split: bool, _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    """The transpose of `_all_gather`, in a form that XLA on TPU does not turn into an all-reduce.
+def _reduce_scatter(axis: int, is_padded: bool, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    """The transpose of `_all_gather`.
 
-    To prevent that, the axis must come first; for tables of 51,200 columns, the columns must also be split.
+    XLA on TPU makes an all-reduce of it unless the axis is the slowest in memory. A third axis keeps it there; matrices
+    need a constraint. Beyond `LARGE_MATRIX`, XLA sends a matrix piecewise, which costs more, but not with a third axis.
     """
     first = jnp.moveaxis(gradient, axis, 0)
-    chunks = first.reshape(len(first), 8, -1) if split and first.shape[1] % 8 == 0 else first
-    shard = jax.lax.psum_scatter(chunks, "fsdp", tiled=True)
+    flat = first.reshape(len(first), -1) if is_padded else first
+    if flat.nbytes > LARGE_MATRIX and flat.shape[-1] % 8 == 0:
+        flat = flat.reshape(len(flat), 8, -1)
+    elif flat.ndim == 2:
+        flat = with_layout_constraint(flat, Layout((0, 1)))
+    shard = jax.lax.psum_scatter(flat, "fsdp", tiled=True)
     return (jnp.moveaxis(shard.reshape(-1, *first.shape[1:]), 0, axis),)
 
 
-_all_gather.defvjp(lambda w, axis, split: (_all_gather(w, axis, split), None), _reduce_scatter)
+_all_gather.defvjp(lambda w, *static: (_all_gather(w, *static), None), _reduce_scatter)
 
 
 def sum_over_rows(x: Any, axes: tuple[str, ...] = ()) -> Any:

@@ -70,8 +70,8 @@ class Instruction:
         return match[1] if match else ""
 
     def called(self, attribute: str) -> str | None:
-        """The computation named by an attribute such as `body` or `calls`."""
-        match = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
+        """The computation, or the first one, named by an attribute such as `body` or `calls`."""
+        match = re.search(rf"\b{attribute}=\{{?%?([\w.\-]+)", self.attributes)
         return match[1] if match else None
 
 

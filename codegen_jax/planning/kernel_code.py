@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.experimental.mosaic.dialects import tpu
 from jax.extend.mlir import ir
 
@@ -42,6 +43,7 @@ class Kernel:
 
     @property
     def grid(self) -> tuple[int, ...]:
+        """The sizes of the kernel's grid, which only its body gives."""
         with ir.Context() as context:
             context.allow_unregistered_dialects = True  # the body is in a versioned form of Mosaic's dialect
             tpu.register_dialect(context)
@@ -76,9 +78,8 @@ def _compile(kernels: list[Any], kind: str) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         flags = {"to": folder, "llo_text": "true", "llo_pass_label_regex": "^final_bundles"}
         written = " ".join(f"--xla_jf_dump_{name}={value}" for name, value in flags.items())
+        # libtpu reads the variable when it is loaded, which is not when JAX is imported
         os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {written}"
-        import jax  # not at the top: libtpu reads the variable when it is loaded
-
         from codegen_jax.planning.slices import parse_slice, slice_devices
 
         device = jax.sharding.SingleDeviceSharding(slice_devices(parse_slice(f"{kind}-2x2"))[0])

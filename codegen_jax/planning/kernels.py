@@ -153,17 +153,22 @@ def _attention_of(i: Instruction) -> _Attention:
         return _Attention(PRODUCTS[ours[1]], math.prod(heads), *sizes, blocks, blocks, tiled=False)
     splash = re.search(r"splash_m[hq]a_(fwd|dkv|dq)", i.name + i.op_name)
     grids = [dims for dtype, dims in operands(i) if dtype == "s8" and len(dims) == 3]
-    if flash := re.search(r"flash_mha_bwd_(dq|dkv)|flash_attention", i.name + i.op_name):
-        query, key = [dims for _, dims in operands(i)][:2]
-        # the last two axes are blocks of queries and of keys; for dkv, of keys and of queries
-        rows, columns = Kernel.of(i).grid[-2:]
-        sizes = (query[-2], key[-2], query[-1])
-        return _Attention(PRODUCTS[flash[1] or "fwd"], math.prod(query[:-2]), *sizes, rows, columns, tiled=True)
     if not (splash and grids):
-        raise UnknownForm(i.name, "no cost model for this Pallas kernel")
+        return _flash_of(i)
     query, key = [dims for dtype, dims in operands(i) if dtype in ("bf16", "f32")][:2]
     time, channels = (-1, -2) if re.search(r'q_layout\\?": 2', i.attributes) else (-2, -1)  # 2: QKVLayout.SEQ_MINOR
     # the fused backward kernel also gives partial sums of dq, with one more axis
     fused = splash[1] == "dkv" and any(len(dims) > len(query) for _, dims in i.arrays)
     sizes = (query[time], key[time], query[channels])
     return _Attention(PRODUCTS[splash[1]] + fused, math.prod(query[:-2]), *sizes, *grids[0][1:], tiled=True)
+
+
+def _flash_of(i: Instruction) -> _Attention:
+    backward = re.search(r"flash_mha_bwd_(dq|dkv)", i.name + i.op_name)
+    if not backward and "flash_attention" not in i.name + i.op_name:
+        raise UnknownForm(i.name, "no cost model for this Pallas kernel")
+    query, key = [dims for _, dims in operands(i)][:2]
+    # the last two axes are blocks of queries and of keys; for dkv of keys and of queries, of which as many are kept
+    rows, columns = Kernel.of(i).grid[-2:]
+    sizes = (query[-2], key[-2], query[-1])
+    return _Attention(PRODUCTS[backward[1] if backward else "fwd"], math.prod(query[:-2]), *sizes, rows, columns, True)

@@ -11,6 +11,8 @@ import numpy as np
 from codegen_jax.planning.hlo import COLLECTIVES, Instruction, Module, UnknownForm, nbytes
 from codegen_jax.planning.slices import Slice
 
+# what gives a program on the SparseCores its operands, with libtpu 0.0.42 and 0.0.52
+SPARSE_CORE_STARTS = ("call-start", "custom-call-update")
 DCN_BANDWIDTH = 6.25e9  # bytes/s per chip between slices (scaling book: 25 GB/s per host of four chips)
 HOP_SECONDS = 1e-6  # least time per link on the way, however few bytes it carries (scaling book, on sharding)
 
@@ -57,7 +59,8 @@ class Collective:
     """A collective, or one of the fusions through which it runs.
 
     On v5e, a collective may be spread over several fusions: one starts it, products carry parts of it, and another
-    waits for it. Each repeats the whole collective, with the same channel.
+    waits for it. Each repeats the whole collective, with the same channel. On v5p and v6e, a program on the chip's
+    SparseCores may run a collective, beside the TensorCores.
 
     Attributes:
         kind: the opcode, such as all-gather.
@@ -81,15 +84,22 @@ def collective_of(module: Module, i: Instruction) -> Collective | None:
         part = "start" if i.opcode.endswith("-start") else "whole"
         return Collective(i.opcode.removesuffix("-start"), part, i.name, received, group)
     called = i.called("calls") if i.opcode in ("fusion", "async-start") else None
+    if i.opcode == "call-start":
+        called = i.called("to_apply")
+    elif i.opcode == "custom-call-update":  # gives its operands to a program that its first operand starts
+        starts = [c[i.operands[0]] for c in module.computations.values() if i.operands[0] in c]
+        called = starts[0].called("called_computations") if starts else None
+    if i.opcode in SPARSE_CORE_STARTS and not called:
+        raise UnknownForm(i.name, "expected a program of the SparseCores")
     inside = module.computations[called].values() if called else ()
     inner = next((inner for inner in inside if inner.opcode in COLLECTIVES), None)
     if inner is None:
         return None
     kind, (received, group) = inner.opcode, traffic(inner)
-    if i.opcode == "async-start":
-        return Collective(kind, "start", i.name, received, group)
     if kind == "all-reduce" and "scatter" in f"{i.name} {called}":  # the fusion keeps only the chip's own shard
         kind, received = "reduce-scatter", received // 2
+    if i.opcode in ("async-start", *SPARSE_CORE_STARTS):
+        return Collective(kind, "start", i.name, received, group)
     channel = re.search(r"channel_id=\d+", inner.attributes)
     targets = " ".join(other.attributes for other in inside if other.opcode == "custom-call")
     if "AsyncCollectiveStart" in targets:

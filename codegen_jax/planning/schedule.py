@@ -4,18 +4,19 @@ Durations are estimates. For fusions and copies, the compiler gives them in cycl
 operation (600 cycles on v4 for the smallest one). The cycles of Pallas kernels are counted in their machine code.
 Collectives move their bytes at the bandwidth of the links along the torus axes that their group spans. An asynchronous
 collective overlaps with the operations scheduled between its start and its done; all other collectives block the chip.
+A program on the chip's SparseCores overlaps likewise, from when it gets its operands.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from codegen_jax.planning.hlo import Instruction, Module, UnknownForm, nbytes
+from codegen_jax.planning.hlo import COLLECTIVES, Instruction, Module, UnknownForm, nbytes
 from codegen_jax.planning.kernels import GridLoop, kernel_cycles, kernel_flops
-from codegen_jax.planning.links import Links, collective_of
+from codegen_jax.planning.links import SPARSE_CORE_STARTS, Links, collective_of
 
 # opcodes that cost nothing, or that run in parallel with the computation: prefetches into the chip's fast memory
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "partition-id")
-FREE += ("send", "copy-start", "slice-start", "after-all", "optimization-barrier")
+FREE += ("send", "copy-start", "slice-start", "after-all", "optimization-barrier", "custom-call-start")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Operation:
         op_name: the place in the JAX program that it comes from.
         count: executions per step.
         seconds: time per execution.
-        exposed: the part of `seconds` that is not overlapped; less than `seconds` only for asynchronous collectives.
+        exposed: the part of `seconds` that is not overlapped; less than `seconds` only for what runs asynchronously.
         flops: FLOPs of matrix products per execution.
         bytes: bytes that a chip receives per execution of a collective.
     """
@@ -66,7 +67,7 @@ class _Walk:
     def operations(self, computation: str, count: int) -> list[Operation]:
         """The operations of a computation that runs `count` times per step."""
         result: list[Operation] = []
-        running: dict[str, tuple[int, float]] = {}  # asynchronous collectives: index in result, end time
+        running: dict[str, tuple[int, float]] = {}  # asynchronous operations: index in result, end time
         started: set[str] = set()
         now = links_free = 0.0
 
@@ -97,7 +98,7 @@ class _Walk:
                     raise UnknownForm(i.name, "part of a collective that nothing has started")
                 started.add(collective.key)
                 if part == "whole":  # the links carry one collective at a time
-                    for key in [key for key, (index, _) in running.items() if result[index].kind != "cross-slice"]:
+                    for key in [key for key, (index, _) in running.items() if result[index].kind in COLLECTIVES]:
                         wait_for(key)
                 if part in ("start", "whole"):
                     seconds = self.links.seconds(collective.group, received)
@@ -109,6 +110,11 @@ class _Walk:
                 if part != "whole" and self.module.matmul_flops(i):  # the collective runs beside a product
                     result.append(self.compute(i, count))
                     now += result[-1].seconds
+            elif i.opcode in SPARSE_CORE_STARTS:  # copies of rows; the result comes after the operands
+                rows = i.arrays[len(i.operands) - (i.opcode == "custom-call-update")]
+                seconds = 2 * nbytes(rows) / self.links.tpu.chip.hbm_bandwidth
+                result.append(Operation(i.name, "other", i.op_name, count, seconds, 0.0))
+                running[i.name] = (len(result) - 1, now + seconds)
             elif i.opcode not in FREE:
                 result.append(self.compute(i, count))
                 now += result[-1].seconds

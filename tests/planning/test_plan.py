@@ -15,6 +15,7 @@ from codegen_jax.errors import UserError
 from codegen_jax.planning import calibration
 from codegen_jax.planning.fit import fit
 from codegen_jax.planning.hlo import Module
+from codegen_jax.planning.links import SPARSE_CORE_STARTS
 from codegen_jax.planning.plan import make_plan, memory_of_error
 from codegen_jax.planning.plan_report import describe, plot
 from codegen_jax.planning.slices import parse_slice, slice_devices
@@ -79,15 +80,42 @@ def test_compiled_products_match_the_model_and_attention_runs_in_kernels(plan):
     assert sum(o.count for o in plan.operations if o.kind == "pallas") == 2 * model.n_layer
 
 
-def test_weights_are_gathered_in_bfloat16_and_gradients_reduce_scattered(plan, hlo):
-    module = Module(hlo.read_text())
+def inside_loops(path):
+    """The instructions inside the loops over layers."""
+    module = Module(path.read_text())
     loops = [i.called("body") for i, _ in module.executed() if i.opcode == "while"]
-    inside = [i for body in loops for i in module.computations[body].values()]
+    return [i for body in loops for i in module.computations[body].values()]
+
+
+def test_weights_are_gathered_in_bfloat16_and_gradients_reduce_scattered(plan, hlo):
+    inside = inside_loops(hlo)
     gathers = [i for i in inside if i.opcode.startswith("all-gather") and not i.opcode.endswith("-done")]
     assert len(gathers) == 6 + 6 and all(i.opcode == "all-gather-start" for i in gathers)
     assert {dtype for i in gathers for dtype, dims in i.arrays if len(dims) > 1} == {"bf16"}
     assert sum(i.opcode == "reduce-scatter" for i in inside) == 6
     assert not [i for i in inside if i.opcode.startswith("all-reduce")]
+
+
+def test_heads_of_80_channels_are_gathered_without_padding_and_reduce_scattered(plan, hlo):
+    path = hlo.with_name("heads_of_80.hlo")
+    config = run(n_layer=2)
+    make_plan(replace(config, model=replace(config.model, head_dim=80)), V4_32, dump_hlo=path)
+    inside = inside_loops(path)
+    gathered = {dims for i in inside if i.opcode == "all-gather-start" for _, dims in i.arrays if len(dims) > 1}
+    assert {(512, 320), (320, 512)} <= gathered and not [dims for dims in gathered if 80 in dims]
+    assert sum(i.opcode == "reduce-scatter" for i in inside) == 6
+    assert not [i for i in inside if i.opcode.startswith("all-reduce")]
+
+
+def test_on_v5p_the_sparse_cores_gather_and_reduce_what_v4_does(plan, hlo):
+    path = hlo.with_name("sparse_cores.hlo")
+    on_v5p = make_plan(run(), parse_slice("v5p-32"), dump_hlo=path)
+    for kind in ("all-gather", "reduce-scatter"):  # of the layers
+        received = [sum(o.bytes for o in p.operations if (o.kind, o.count) == (kind, 4)) for p in (plan, on_v5p)]
+        assert received[0] == received[1] > 0
+    opcodes = [i.opcode for i in inside_loops(path)]
+    assert sum(opcode in SPARSE_CORE_STARTS for opcode in opcodes) == 6 + 6 + 6
+    assert not [opcode for opcode in opcodes if opcode.startswith(("all-", "reduce-scatter"))]
 
 
 def test_no_weight_is_ever_gathered_in_float32(hlo):

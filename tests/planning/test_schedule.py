@@ -1,5 +1,6 @@
 """A step's time from the compiler's schedule, with collectives that overlap computation."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,26 @@ def test_a_part_of_a_collective_that_nothing_started_is_an_error_rather_than_cos
 def test_a_reduction_of_which_a_fusion_keeps_a_shard_costs_a_reduce_scatter():
     found = operations_by_name(ASYNCHRONOUS)["sum"]
     assert (found.kind, found.bytes) == ("reduce-scatter", 3 * 1024 // 4) and found.exposed == pytest.approx(3e-6)
+
+
+SPARSE_CORES = (Path(__file__).parent / "sparse_cores.hlo").read_text()
+
+
+def with_calls(text):
+    """The form of libtpu 0.0.42: what gives a program its operands also names it."""
+    text = re.sub(r".*custom-call-start\(\).*\n", "", text)
+    calls = re.sub(r"update\(%(\w+).start, (.*)\)", r'start(\2), to_apply=%\1, thread="sparsecore"', text)
+    return re.sub(r", \(s32[^=]*\)\) custom-call-start", ") call-start", calls.replace("custom-call-done", "call-done"))
+
+
+@pytest.mark.parametrize("text", [SPARSE_CORES, with_calls(SPARSE_CORES)])
+def test_sparse_cores_work_beside_products_from_when_they_get_their_operands(text):
+    found = operations_by_name(text)
+    gather, rows = found["gather.update"], found["rows.update"]
+    assert (gather.kind, gather.bytes, gather.seconds) == ("all-gather", 768_000, pytest.approx(768_000 / 45e9))
+    assert gather.exposed == pytest.approx(gather.seconds - 2e-6)  # hidden behind the second product only
+    assert (rows.kind, rows.seconds) == ("other", pytest.approx(2 * 4096 * 2560 * 2 / 1228e9))
+    assert rows.exposed == pytest.approx(rows.seconds - gather.exposed)
 
 
 def test_a_loop_hides_a_collective_that_runs_around_it():

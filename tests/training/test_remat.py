@@ -23,6 +23,10 @@ def test_auto_chooses_a_policy_that_fits_the_chip(size, rows, fsdp, expected):
     assert choice(size, rows, fsdp) == expected
 
 
+def test_16b_recomputes_no_product_on_v5e_with_one_row_per_chip():
+    assert choice("16b", 1, 64, "TPU v5 lite") == "dots"  # 13.9 GiB; the compiler needs 13.4 of 15.75
+
+
 def test_chips_with_more_memory_recompute_less():
     chosen = [choice("6b", 8, 16, kind) for kind in ("TPU v5 lite", "TPU v4", "TPU v5p")]
     order = ["full", "attention", "qkv_attention", "dots"]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from codegen_jax import sharding
 from codegen_jax.config import MeshConfig
 from codegen_jax.data.rows import make_row
 from codegen_jax.model.codegen import REMAT_POLICIES, init_params, module
@@ -74,6 +75,12 @@ def test_loss_and_gradients_do_not_depend_on_mesh_or_micro_batches(mesh, micro_b
     training = {"batch_size": len(tokens()), "gradient_accumulation_steps": micro_batches}
     config = tiny_run(mesh=MeshConfig(*mesh), training=training)
     assert_equal(loss_and_gradients(config), expected)
+
+
+@pytest.mark.parametrize(("limit", "value", "mesh"), [("LARGE_MATRIX", 0, (1, 2, 4)), ("LANES", 8, (2, 4, 1))])
+def test_gradients_do_not_depend_on_the_shapes_in_which_weights_are_sent(limit, value, mesh, monkeypatch, expected):
+    monkeypatch.setattr(sharding, limit, value)  # otherwise, heads of 8 channels are sent flat, as are all matrices
+    assert_equal(loss_and_gradients(tiny_run(mesh=MeshConfig(*mesh))), expected)  # meshes that no other test compiles
 
 
 def test_meshes_differ_only_by_rounding_over_sixty_steps():
