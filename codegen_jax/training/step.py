@@ -28,6 +28,10 @@ ASYNCHRONOUS_GATHERS = {"xla_enable_async_all_gather": "true"}
 ON_SPARSE_CORES = {
     f"xla_tpu_enable_sparse_core_collective_offload_{collective}": "true"
     for collective in ("all_gather", "2d_all_gather", "3d_all_gather", "reduce_scatter", "all_reduce")
+} | {  # as in MaxText (benchmarks/xla_flags_library.py), which says that they are needed
+    "xla_tpu_use_tc_device_shape_on_sc": "true",
+    "xla_sc_enable_instruction_fusion": "false",
+    "xla_sc_disable_megacore_partitioning": "true",
 }
 
 
