@@ -92,6 +92,11 @@ def test_sparse_cores_work_beside_products_from_when_they_get_their_operands(tex
     assert rows.exposed == pytest.approx(rows.seconds - gather.exposed)
 
 
+def test_work_of_sparse_cores_whose_program_is_not_found_is_an_error_rather_than_a_copy():
+    with pytest.raises(UnknownForm, match=r"gather\.update: expected a program"):
+        operations_by_name(SPARSE_CORES.replace("called_computations={%gather}", "other={%gather}"))
+
+
 def test_a_loop_hides_a_collective_that_runs_around_it():
     start = "  %around-start = (bf16[4,32]{1,0}, bf16[16,32]{1,0}) all-gather-start(%x), replica_groups={{0,1,2,3}}\n"
     done = "  %around-done = bf16[16,32]{1,0} all-gather-done(%around-start)\n"
