@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 
 from codegen_jax.config import CodeGenConfig
+from codegen_jax.inference.cached_attention import cached_attention
 from codegen_jax.inference.decode_weights import DecodeWeights, Layer
-from codegen_jax.inference.matrix import linear, min_rows
+from codegen_jax.inference.matrix import linear
 from codegen_jax.model.attention import causal_attention
 from codegen_jax.model.block import layer_norm, parallel_block
-from codegen_jax.model.precision import products_of
 from codegen_jax.model.rotary import rotary_angles
 from codegen_jax.sharding import constrain, shard_map
 
@@ -108,8 +108,8 @@ def hidden(
             if past is None or first_B is None:
                 a_BTHK = causal_attention(q, k, v, backend=config.attention)
             else:
-                new = tuple(map(_put, past.recent[number], new, [first_B - past.base_B] * 2, (3, 2)))
-                a_BTHK = cached_attention(q, past.cache[number], new, past.base_B, positions_BT)
+                of_layer = past.cache[number], past.recent[number]
+                a_BTHK, new = cached_attention(q, new, *of_layer, past.base_B, first_B)
             return a_BTHK, tuple(constrain(x, "batch", "heads", None, None) for x in new)
 
         norm = partial(layer_norm, scale_D=layer.others["ln.scale"], bias_D=layer.others["ln.bias"], epsilon=epsilon)
@@ -143,58 +143,10 @@ class FusedProducts(NamedTuple):
 def logits(weights: DecodeWeights, x: jax.Array) -> jax.Array:
     """float32 logits [..., V] of the next token.
 
-    They are the same bits in all programs. Without the barrier, a GPU adds the bias once more inside each operation that
-    reads logits, and rounds it as the rest of that operation demands: log-probabilities differed by 2.4e-7 between
-    programs with and without penalties.
+    The barrier makes them the same bits in all programs. Without it, a GPU computes them inside operations that depend
+    on the program: on an H100, log-probabilities differed by 2.4e-7 with and without penalties for another row.
     """
     return jax.lax.optimization_barrier(linear(x, weights.head_VD) + weights.others["head_bias"])
-
-
-def cached_attention(
-    q_BTHK: jax.Array, cached: Any, recent: Any, base_B: jax.Array, positions_BT: jax.Array
-) -> jax.Array:
-    """Attention of each query to the cached slots before base_B and the recent slots up to its own position.
-
-    Scores and softmax are float32. Queries are padded to as many as a product has at least (`min_rows`), up to the end:
-    a TPU would spend two operations per product on removing the padding in between.
-    """
-    (keys_BHKS, values_BHSK), (keys_BHKR, values_BHRK) = cached, recent
-    S, R = keys_BHKS.shape[3], keys_BHKR.shape[3]
-    T = q_BTHK.shape[1]
-    padding = max(0, min_rows(q_BTHK.dtype) - T)
-    q_BHTK = jnp.pad(q_BTHK.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, padding), (0, 0)))
-    positions_BT = jnp.pad(positions_BT, ((0, 0), (0, padding)), mode="edge")
-    scores = [_multiply(q_BHTK, keys) for keys in (keys_BHKS, keys_BHKR)]
-    cached_BTS = jnp.broadcast_to(jnp.arange(S) < base_B[:, None, None], (*positions_BT.shape, S))
-    recent_BTR = base_B[:, None, None] + jnp.arange(R) <= positions_BT[..., None]
-    visible = jnp.concatenate([cached_BTS, recent_BTR], axis=-1)[:, None]
-    scores = jnp.where(visible, jnp.concatenate(scores, axis=-1) * q_BTHK.shape[-1] ** -0.5, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(values_BHSK.dtype)
-    a_BHTK = _multiply(weights[..., :S], values_BHSK) + _multiply(weights[..., S:], values_BHRK)
-    return a_BHTK[:, :, :T].transpose(0, 2, 1, 3).astype(q_BTHK.dtype)
-
-
-def _multiply(a_BHTC: jax.Array, b_BHCN: jax.Array) -> jax.Array:
-    """Product in float32 [B, H, T, N]."""
-    with products_of(a_BHTC.dtype):
-        return jnp.einsum("BHTC,BHCN->BHTN", a_BHTC, b_BHCN, preferred_element_type=jnp.float32)
-
-
-def _put(old: jax.Array, new: jax.Array, first_B: jax.Array, axis: int) -> jax.Array:
-    """Write `new` into `old` along `axis`, starting at first_B[b] in row b.
-
-    An update at a different slot in each row is a scatter, which takes 25 ms per token on a CPU for 16 bfloat16 rows.
-    Up to 16 tokens are therefore written with selects.
-    """
-    if len(first_B) == 1:
-        return jax.lax.dynamic_update_slice_in_dim(old, new, first_B[0], axis)
-    if new.shape[axis] > 16:
-        update = lambda old, new, first: jax.lax.dynamic_update_slice_in_dim(old, new, first, axis - 1)
-        return jax.vmap(update)(old, new, first_B)
-    slots = jnp.expand_dims(jnp.arange(old.shape[axis]), [n for n in range(4) if n != axis])
-    for number, token in enumerate(jnp.split(new, new.shape[axis], axis)):
-        old = jnp.where(slots == first_B[:, None, None, None] + number, token, old)
-    return old
 
 
 def _groups() -> int:

@@ -16,6 +16,7 @@ from codegen_jax.inference.decoder import Past, empty_cache
 from codegen_jax.inference.engine import prompts_per_prefill
 from codegen_jax.inference.matrix import Quantize
 from codegen_jax.inference.programs import (
+    CHUNK,
     Program,
     Rows,
     decode_round,
@@ -131,13 +132,20 @@ def plan_decode(
         "settings": Settings(*[floats_B] * len(Settings._fields))._replace(top_k=integers_B),
     }
 
-    def one_token(weights: Any, rows: Rows, cache: Any, recent: Any, base_B: jax.Array) -> Any:
-        none_B0, chunk = jnp.zeros((len(rows.length_B), 0), jnp.int32), empty_chunk(len(rows.length_B), program)
-        return decode_round(weights, none_B0, rows, Past(cache, recent, base_B), chunk, None, program)
+    def decode(weights: Any, rows: Rows, cache: Any, recent: Any, base_B: jax.Array) -> Any:
+        """A chunk of rounds as in `programs.decode`, but always as many, which the time per token depends on."""
+
+        def one_round(_: int, carry: Any) -> Any:
+            rows, recent, chunk = carry
+            none_B0 = jnp.zeros((len(rows.length_B), 0), jnp.int32)
+            return decode_round(weights, none_B0, rows, Past(cache, recent, base_B), chunk, None, program)
+
+        chunk = empty_chunk(len(rows.length_B), program)
+        return jax.lax.fori_loop(0, CHUNK, one_round, (rows, recent, chunk))
 
     together = prompts_per_prefill(prompt_tokens, rows, groups)
     tokens_PT = jax.ShapeDtypeStruct((together, prompt_tokens), jnp.int32)
-    step = jax.jit(one_token, donate_argnums=(1, 3))
+    step = jax.jit(decode, donate_argnums=(1, 3))
     with jax.set_mesh(mesh):
         programs = [
             prefill.lower(weights, tokens_PT, config=config),
@@ -173,7 +181,7 @@ def plan_decode(
         ),
         available_bytes=tpu.chip.hbm_bytes,
         prefill_seconds=seconds[0] * math.ceil(rows / together),
-        token_seconds=seconds[1],
+        token_seconds=seconds[1] / CHUNK,
         bound_seconds=(weights_bytes + cache_bytes) / tpu.chip.hbm_bandwidth,
     )
 

@@ -4,21 +4,22 @@ A line of this code is a bundle: the instructions that a core issues in one cycl
 grid. Each step of the loop issues some bundles in any case, and there are blocks behind branches. In ours, each step
 takes the branch of its block of queries. In splash attention and in the older flash attention of
 jax.experimental.pallas, one branch computes a tile, if the mask keeps any of it, and others run at the first and last
-tile of a row. Waiting for memory is not counted.
+tile of a row. The kernel that decodes (inference/cached_attention.py) has no branches. Waiting for memory is counted
+only where a kernel's arrays could not be read and written once in the time of its bundles.
 """
 
 import math
 import re
 from dataclasses import dataclass
 
-from codegen_jax.chips import LANES
-from codegen_jax.planning.hlo import Instruction, Module, UnknownForm
+from codegen_jax.chips import LANES, Chip
+from codegen_jax.planning.hlo import Instruction, Module, UnknownForm, nbytes
 from codegen_jax.planning.kernel_code import Kernel, machine_code, operands
 from codegen_jax.planning.slices import Slice
 
 # matrix products in each kernel: scores and output; scores, and the gradients of weights, values, keys and queries;
 # in splash and flash, which compute some of these twice: scores, dv, dp and dk; scores, dp and dq
-PRODUCTS = {"forward": 2, "backward": 5, "fwd": 2, "dkv": 4, "dq": 3}
+PRODUCTS = {"cached": 2, "forward": 2, "backward": 5, "fwd": 2, "dkv": 4, "dq": 3}
 PIPELINE_STEPS = 2  # iterations beyond the grid, in which the loop only starts the first and awaits the last copies
 SHORT = 60  # bundles; shorter blocks await or start copies, and are counted in every step
 
@@ -85,8 +86,19 @@ def parse_loop(name: str, code: str) -> GridLoop:
     return GridLoop(exits[0] - PIPELINE_STEPS, always, tuple(lengths))
 
 
+def kernel_seconds(i: Instruction, loop: GridLoop, chip: Chip) -> float:
+    """The time of an attention kernel: its cycles, or moving its arrays once, in tiles of 8 x 128, whichever is longer.
+
+    Raises:
+        UnknownForm: if this is another Pallas kernel.
+    """
+    tiled = lambda dims: (*dims[:-2], -(-dims[-2] // 8) * 8, -(-dims[-1] // LANES) * LANES) if len(dims) > 1 else dims
+    moved = sum(nbytes((dtype, tiled(dims))) for dtype, dims in (*operands(i), *i.arrays))
+    return max(kernel_cycles(i, loop) / chip.clock, moved / chip.hbm_bandwidth)
+
+
 def kernel_cycles(i: Instruction, loop: GridLoop) -> float:
-    """The cycles of an attention kernel with a causal mask.
+    """The cycles of an attention kernel with a causal mask, or of the one that decodes.
 
     Raises:
         UnknownForm: if this is another Pallas kernel.
@@ -103,7 +115,7 @@ def kernel_cycles(i: Instruction, loop: GridLoop) -> float:
 
 
 def kernel_flops(i: Instruction) -> int:
-    """FLOPs of an attention kernel: only tiles that the causal mask keeps, with heads padded to full lanes.
+    """FLOPs of an attention kernel: only tiles that a causal mask keeps, with heads padded to full lanes.
 
     Raises:
         UnknownForm: if this is another Pallas kernel.
@@ -151,6 +163,9 @@ def _attention_of(i: Instruction) -> _Attention:
         blocks = length // int(ours[2])
         sizes = (length, length, first * last // length)
         return _Attention(PRODUCTS[ours[1]], math.prod(heads), *sizes, blocks, blocks, tiled=False)
+    if "cached_attention" in i.name + i.op_name:  # of all queries to all slots: no tiles
+        _, _, (_, query), _, _, (_, keys), *_ = operands(i)  # positions, queries, new keys and values, the cache's keys
+        return _Attention(PRODUCTS["cached"], math.prod(query[:-2]), query[-2], keys[-1], query[-1], 1, 1, tiled=False)
     splash = re.search(r"splash_m[hq]a_(fwd|dkv|dq)", i.name + i.op_name)
     grids = [dims for dtype, dims in operands(i) if dtype == "s8" and len(dims) == 3]
     if not (splash and grids):

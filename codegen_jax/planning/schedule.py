@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from codegen_jax.planning.hlo import COLLECTIVES, Instruction, Module, UnknownForm, nbytes
-from codegen_jax.planning.kernels import GridLoop, kernel_cycles, kernel_flops
+from codegen_jax.planning.kernels import GridLoop, kernel_flops, kernel_seconds
 from codegen_jax.planning.links import SPARSE_CORE_STARTS, Links, collective_of
 
 # opcodes that cost nothing, or that run in parallel with the computation: prefetches into the chip's fast memory
@@ -124,7 +124,7 @@ class _Walk:
         """An operation without communication."""
         chip = self.links.tpu.chip
         if i.is_pallas:
-            seconds = kernel_cycles(i, self.kernels[i.name]) / chip.clock
+            seconds = kernel_seconds(i, self.kernels[i.name], chip)
             return Operation(i.name, "pallas", i.op_name, count, seconds, seconds, kernel_flops(i))
         flops = self.module.matmul_flops(i)
         if i.cycles is not None:

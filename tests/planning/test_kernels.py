@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.pallas.ops.tpu import flash_attention as flash
 
+from codegen_jax.inference import cached_attention
 from codegen_jax.model.attention import _splash
 from codegen_jax.model.attention_tpu import attention_in_fast_memory
 from codegen_jax.planning.hlo import Instruction, Module, UnknownForm
-from codegen_jax.planning.kernels import GridLoop, grid_loops, kernel_cycles, kernel_flops, parse_loop
+from codegen_jax.planning.kernels import GridLoop, grid_loops, kernel_cycles, kernel_flops, kernel_seconds, parse_loop
 from codegen_jax.planning.slices import parse_slice, slice_devices
 
 SLOW = pytest.mark.slow
@@ -110,6 +111,16 @@ def test_our_kernels_take_a_block_of_queries_and_all_keys_up_to_it_per_step():
     assert kernel_cycles(forward, loop) == 32 * 100 + 32 / 4 * 10_000
 
 
+def test_a_kernel_takes_as_long_as_moving_its_arrays_in_tiles_if_that_is_longer():
+    tpu = parse_slice("v4-8")
+    shape = "bf16[16,2044,64]{2,1,0}"  # moved as 16 x 2,048 x 128
+    attention = kernel("fwd", shape, grid="s8[1,1,1]{2,1,0}")
+    short, long = (GridLoop(steps=16, always=always, blocks=()) for always in (100, 1_000_000))
+    grids, moved = 2 * 8 * 128, 4 * 2 * 16 * 2048 * 128  # queries, keys, values and the result
+    assert kernel_seconds(attention, short, tpu.chip) == (grids + moved) / tpu.chip.hbm_bandwidth
+    assert kernel_seconds(attention, long, tpu.chip) == 16 * 1_000_000 / tpu.chip.clock
+
+
 def test_an_unknown_kernel_is_an_error_rather_than_costing_nothing():
     with pytest.raises(UnknownForm, match="cost model"):
         kernel_flops(Instruction("mystery", "custom-call", "bf16[8,8]", (), ', custom_call_target="tpu_custom_call"'))
@@ -155,6 +166,26 @@ def test_the_older_flash_attention_is_counted_by_the_grids_of_its_kernels(querie
     for (kernel, cycles), products in zip(kernels, (2, 3, 4), strict=True):  # forward, dq, dkv
         assert kernel_flops(kernel) == 2 * products * 8 * 128 * 2048**2 * kept
         assert 1 < cycles / (kernel_flops(kernel) / (2 * 131_072)) < 3  # two cores share the eight heads
+
+
+@pytest.mark.parametrize(
+    ("tpu", "tokens"),
+    [("v4-8", 1), *(pytest.param(kind, 8, marks=SLOW) for kind in ("v5e-4", "v5p-8", "v6e-4"))],
+)
+def test_the_kernel_that_decodes_waits_for_memory_only(tpu, tokens):
+    pytest.importorskip("libtpu", reason="the TPU compiler; pip install libtpu")
+    tpu = parse_slice(tpu)
+    device = jax.sharding.SingleDeviceSharding(slice_devices(tpu)[0])
+    of = lambda *shape, dtype=jnp.bfloat16: jax.ShapeDtypeStruct(shape, dtype, sharding=device)
+    pair = lambda slots: (of(2, 6, 256, slots), of(2, 6, slots, 256))
+    q, row = of(2, 6, 8, 256), of(2, dtype=jnp.int32)
+    lowered = jax.jit(cached_attention.kernel).lower(q, pair(tokens), pair(2048), pair(33), row, row)
+    module = Module(lowered.compile().as_text())
+    (i,) = (i for i, _ in module.executed() if i.is_pallas)
+    loop = grid_loops(module, tpu)[i.name]
+    assert kernel_flops(i) == 2 * 2 * 12 * 8 * 256 * 2048
+    cache = 2 * 2 * 12 * 2048 * 256 / tpu.chip.hbm_bandwidth
+    assert kernel_cycles(i, loop) / tpu.chip.clock < cache < kernel_seconds(i, loop, tpu.chip) < 1.3 * cache
 
 
 @SLOW
