@@ -56,6 +56,13 @@ STEPS = (
         measured=23.68,
         source="MaxText, docs/reference/models/tiering.md: 692 tokens/s per chip with 4 rows of 4,096 tokens (2026)",
     ),
+    Step(
+        "Llama3.1-8B",
+        "v6e-16",
+        estimated=3.855,
+        measured=3.393,
+        source="tpu-recipes, training/trillium/Llama3.1-8B-MaxText: 3.393 s per step",
+    ),
 )
 
 

@@ -93,7 +93,7 @@ def plan_decode(
     tensor: int | None = None,
     quantize: Quantize = None,
 ) -> DecodePlan:
-    """Compile prefill and one decoding step.
+    """Compile prefill and a chunk of decoding rounds.
 
     Args:
         config: the model config.
@@ -133,7 +133,7 @@ def plan_decode(
     }
 
     def decode(weights: Any, rows: Rows, cache: Any, recent: Any, base_B: jax.Array) -> Any:
-        """A chunk of rounds as in `programs.decode`, but always as many, which the time per token depends on."""
+        """Like `programs.decode`, with a number of rounds that the plan can count."""
 
         def one_round(_: int, carry: Any) -> Any:
             rows, recent, chunk = carry
