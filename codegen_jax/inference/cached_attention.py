@@ -1,8 +1,8 @@
 """Attention of new tokens to the KV cache, and to the recent tokens, to which it adds them.
 
-On TPUs it is a Pallas kernel, if the channels fill the 128 lanes: a step of its grid takes one head of one row with all
-slots, so the scores never leave the chip, and the next head's keys and values arrive meanwhile. Elsewhere XLA compiles
-it. Neither depends on other rows.
+On TPUs it is a Pallas kernel, if the channels fill the 128 lanes and a head fits in fast memory: a step of its grid
+takes one head of one row with all slots, so the scores never leave the chip, and the next head's keys and values arrive
+meanwhile. Elsewhere XLA compiles it. Neither depends on other rows.
 
 Axes: B rows, T new tokens, S cached slots, R recent slots, H heads, K head_dim.
 """
@@ -19,6 +19,8 @@ from codegen_jax.inference.matrix import min_rows
 from codegen_jax.model.precision import products_of
 from codegen_jax.sharding import device_kind, shard_map
 
+# of a head's keys and values; a second head arrives meanwhile, and a v4 core has 16 MiB of fast memory
+HEAD_BYTES = 4 << 20
 MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)
 BY_ROW, BY_HEAD = ("batch",), ("batch", "heads", None, None)  # logical axes
 Pair = tuple[jax.Array, ...]  # keys and values
@@ -43,12 +45,12 @@ def cached_attention(
     Returns:
         The attention [B, T, H, K] in the dtype of the queries, and `recent` with the new keys and values.
     """
-    _, T, _, K = q_BTHK.shape
+    T, K, S = q_BTHK.shape[1], q_BTHK.shape[3], cached[0].shape[3]
     rows = min_rows(q_BTHK.dtype)
     q_BHTK = jnp.pad(q_BTHK.transpose(0, 2, 1, 3), ((0, 0), (0, 0), (0, max(0, rows - T)), (0, 0)))
-    in_kernel = device_kind().startswith("TPU") and K % LANES == 0 and rows >= T
-    axes = (BY_HEAD, (BY_HEAD, BY_HEAD))
-    attend = shard_map(kernel, (BY_HEAD, *[axes[1]] * 3, BY_ROW, BY_ROW), axes) if in_kernel else products
+    fits = K % LANES == 0 and rows >= T and 2 * S * K * q_BTHK.dtype.itemsize <= HEAD_BYTES
+    is_tpu, axes = device_kind().startswith("TPU"), (BY_HEAD, (BY_HEAD, BY_HEAD))
+    attend = shard_map(kernel, (BY_HEAD, *[axes[1]] * 3, BY_ROW, BY_ROW), axes) if is_tpu and fits else products
     with products_of(q_BTHK.dtype):
         a_BHTK, recent = attend(q_BHTK, new, cached, recent, base_B, first_B)
     return a_BHTK[:, :, :T].transpose(0, 2, 1, 3).astype(q_BTHK.dtype), recent

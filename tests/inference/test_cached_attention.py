@@ -77,6 +77,23 @@ def test_a_row_in_the_kernel_has_the_same_bits_whatever_the_other_rows_hold():
         np.testing.assert_array_equal(actual[1], expected[1])
 
 
+@pytest.mark.parametrize(
+    ("T", "head_dim", "slots", "in_kernel"),
+    [(1, 256, 2048, True), (8, 128, 4096, True), (1, 80, 2048, False), (9, 256, 2048, False), (1, 256, 2176, False)],
+)
+def test_only_what_a_core_of_a_tpu_can_hold_is_attended_in_the_kernel(T, head_dim, slots, in_kernel, monkeypatch):
+    used = []
+    monkeypatch.setattr(attention, "device_kind", lambda: "TPU v4")
+    monkeypatch.setattr(attention, "min_rows", lambda dtype: 8)
+    monkeypatch.setattr(attention, "kernel", lambda q, new, cached, recent, *_: used.append(1) or (q, recent))
+    shape = lambda *dims: jax.ShapeDtypeStruct((1, 2, *dims), jnp.float32)
+    q, row = jax.ShapeDtypeStruct((1, T, 2, head_dim), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+    pairs = [(shape(head_dim, n), shape(n, head_dim)) for n in (T, slots, R)]
+    out, recent = jax.eval_shape(attention.cached_attention, q, *pairs, row, row)
+    assert (out.shape, recent[0].shape) == (q.shape, (1, 2, head_dim, R))
+    assert bool(used) == in_kernel
+
+
 @pytest.mark.parametrize("draft", [None, "lookup"])
 @pytest.mark.parametrize("axes", [(1, 1, 1), (2, 1, 2)])
 def test_completions_with_the_kernel_are_those_of_xla_on_one_device_and_on_a_mesh(tokenizer, axes, draft, monkeypatch):
