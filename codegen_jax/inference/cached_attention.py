@@ -1,7 +1,7 @@
 """Attention of new tokens to the KV cache, and to the recent tokens, to which it adds them.
 
 On TPUs it is a Pallas kernel, if the channels fill the 128 lanes and a head fits in fast memory: a step of its grid
-takes one head of one row with all slots, so the scores never leave the chip, and the next head's keys and values arrive
+takes one head of one row with all slots, so the scores stay in fast memory, and the next head's keys and values arrive
 meanwhile. Elsewhere XLA compiles it. Neither depends on other rows.
 
 Axes: B rows, T new tokens, S cached slots, R recent slots, H heads, K head_dim.
@@ -130,7 +130,7 @@ def _one_head(base_B: Any, first_B: Any, q_TK: Any, *refs: Any) -> None:
     new_keys_TK, new_values_TK, keys_KS, values_SK, old_keys_KR, old_values_RK, a_TK, keys_KR, values_RK = refs
     base, first = (x_B[pl.program_id(0)] for x_B in (base_B, first_B))
     first_slot, T = first - base, new_keys_TK.shape[0]
-    # products with ones and zeros place the new tokens, which turns the keys besides
+    # products with ones and zeros place the new tokens, and transpose the keys
     places_TR = jax.lax.broadcasted_iota(jnp.int32, (T, keys_KR.shape[1]), 1)
     ones_TR = (places_TR == first_slot + _iota(places_TR, 0)).astype(keys_KR.dtype)
     for old, new, axis in ((old_keys_KR, keys_KR, 1), (old_values_RK, values_RK, 0)):
